@@ -1,0 +1,51 @@
+"""Stages 1 and 2: the vision tower learns to say what every patch shows, first in windows, then in whole pictures."""
+
+import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from models.tiny import common, tower
+from models.tiny.pool import Pool
+
+# name, window side in patches, windows per step, steps, learning rate
+STAGES = [
+    ("tower-112px", 8, 48, 4200, 2e-3),
+    ("tower-168px", 12, 24, 1300, 1e-3),
+    ("tower-336px", 24, 6, 600, 5e-4),
+]
+
+
+def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.Heads) -> None:
+    vision = model.model.vision_tower
+    vision.set_attn_implementation("eager")  # on CPU, bf16 flash attention backward is several times slower
+    for number, (stage, side, batch, full_steps, lr) in enumerate(STAGES):
+        steps = run.steps(full_steps)
+        modules = {"tower": vision, "heads": heads}
+        optimizers = common.optimizers(list(modules.values()), lr)
+        checkpoint = common.Checkpoint(run, stage, modules, optimizers)
+        first, done = checkpoint.load()
+        if done:
+            continue
+        pool = Pool(8 if run.quick else 4000, first_seed=(run.seed * 10 + number) * 10_000_000 + first * 3)
+        pool.refresh(pool.size if run.quick else 1500)
+        for step in range(first, steps):
+            rng = np.random.default_rng([run.seed, number, step])
+            common.schedule(optimizers, step, steps)
+            loss, shown = _loss(run, vision, heads, pool.windows(rng, batch, side), side)
+            loss.backward()
+            common.step_all(optimizers, list(modules.values()))
+            pool.refresh(3)
+            if step % 50 == 0 or step + 1 == steps:
+                run.log(stage=stage, step=step, loss=float(loss.detach()), **shown, seconds=round(checkpoint.elapsed()))
+            if (step + 1) % checkpoint.every == 0:
+                checkpoint.save(step + 1)
+        checkpoint.save(steps, done=True)
+    vision.set_attn_implementation("sdpa")
+
+
+def _loss(run: common.Run, vision, heads: tower.Heads, windows: dict, side: int) -> tuple[torch.Tensor, dict[str, float]]:
+    on = {k: torch.from_numpy(v).to(run.device) for k, v in windows.items()}
+    positions = tower.positions_of(on["tops"], on["lefts"], side)
+    with torch.autocast(run.device, torch.bfloat16):
+        dense, cls = heads(tower.hidden_states(vision, tower.patches_of(on["pixels"]), positions))
+    return tower.loss_of(dense, cls, on["labels"].long(), on["present"], on["asked"], positions)
