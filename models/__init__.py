@@ -1,0 +1,55 @@
+"""Adapters, one file per model family, and the small models that ship with the package (`tiny/`)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vtc.models.base import Adapter
+from vtc.models.internvl import InternVLAdapter
+from vtc.models.llava import LlavaAdapter
+from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
+from vtc.models.qwen_vl import Qwen25VLAdapter, QwenVLAdapter
+
+_ADAPTERS: dict[str, Adapter] = {}
+
+
+def register_adapter(cls: type[Adapter]) -> type[Adapter]:
+    """Make a family known; usable as a class decorator in a user's own file."""
+    for model_type in cls.model_types:
+        _ADAPTERS[model_type] = cls()
+    return cls
+
+
+for _family in (
+    LlavaAdapter,
+    LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    QwenVLAdapter,
+    Qwen25VLAdapter,
+    InternVLAdapter,
+):
+    register_adapter(_family)
+
+
+def supported() -> list[str]:
+    """Model types (`config.model_type`) that have an adapter."""
+    return sorted(_ADAPTERS)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model; ValueError with the supported families if there is none."""
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _ADAPTERS:
+        known = f"Supported: {', '.join(supported())}."
+        if model_type is not None and not hasattr(config, "vision_config"):
+            raise ValueError(f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens to compress. {known}")
+        raise ValueError(
+            f"{type(model).__name__} (model type {model_type!r}) has no adapter. {known} "
+            'To add a family, see "How to add a model family" in the README.'
+        )
+    adapter = _ADAPTERS[model_type]
+    if not type(model).__name__.endswith("ForConditionalGeneration"):
+        raise ValueError(f"wrap the whole model, not a part of it: got {type(model).__name__}, expected a ...ForConditionalGeneration.")
+    adapter.check(model)
+    return adapter

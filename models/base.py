@@ -1,0 +1,126 @@
+"""Adapter: where things are in one family of vision-language models. A family is a page of facts, no algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vtc.layout import Tile
+
+#: Vision towers (config.model_type) whose first token is a trained CLS token.
+CLS_TOWERS = ("clip_vision_model", "internvl_vision")
+
+
+@dataclass
+class TowerCall:
+    """One run of the vision tower: what the engine's hooks saw of it, carried along with its output.
+
+    Attributes:
+        grid_thw: LongTensor [images, 3] of patches, for towers that take it (Qwen-VL).
+        crops: how many pictures (crops, tiles) the tower saw.
+        signals: (signal name, layer) -> [tokens, ...], tokens of all crops one after another, as the projector
+            leaves them (after pixel shuffle or patch merging), without CLS.
+    """
+
+    grid_thw: Tensor | None = None
+    crops: int = 0
+    signals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageLayout:
+    """How the visual tokens of one image are arranged.
+
+    Attributes:
+        grid: (t, h, w) of the finest tile.
+        tiles: blocks of tokens.
+        patch: LongTensor [N], index into the tower's tokens of this image's crops, one crop after another; -1 for
+            separators. Where the family interpolates (LLaVA-OneVision), the nearest tower token.
+        crop: LongTensor [N], crop of each token, -1 for separators.
+        crops: number of crops of this image.
+        tower_tokens: number of tower tokens of all its crops, which `patch` points into.
+    """
+
+    grid: tuple[int, int, int]
+    tiles: tuple[Tile, ...]
+    patch: Tensor
+    crop: Tensor
+    tower_tokens: int
+    crops: int = 1
+
+
+class Adapter:
+    """Facts about a family; subclasses fill in what differs. All paths are those of transformers >= 5.13."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    #: whether the language model's rotary embedding takes (t, h, w) position rows
+    mrope: ClassVar[bool] = False
+    #: whether neighbouring pieces of features (InternVL's tiles) make up one image
+    joins_pieces: ClassVar[bool] = False
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError with one sentence if this checkpoint's configuration is outside what the adapter knows."""
+
+    def base(self, model: nn.Module) -> Any:
+        """The model without its head: what turns ids and pixels into hidden states."""
+        return model.model
+
+    def tower(self, model: nn.Module) -> Any:
+        return self.base(model).vision_tower
+
+    def language_model(self, model: nn.Module) -> Any:
+        return self.base(model).language_model
+
+    def attentions(self, model: nn.Module) -> list[Any]:
+        """Attention modules of the vision tower, first layer first."""
+        return [layer.self_attn for layer in self.tower(model).encoder.layers]
+
+    def has_cls(self, model: nn.Module) -> bool:
+        return self.tower(model).config.model_type in CLS_TOWERS
+
+    def feature_layer(self, model: nn.Module) -> int:
+        """The layer (0-based) whose output the projector reads."""
+        depth = len(self.attentions(model))
+        chosen = getattr(model.config, "vision_feature_layer", -1)
+        last = max(c % (depth + 1) for c in chosen) if isinstance(chosen, list | tuple) else chosen % (depth + 1)
+        return max(last - 1, 0)  # hidden_states[i] is the output of layer i - 1
+
+    def image_token_id(self, model: nn.Module) -> int:
+        return model.config.image_token_id
+
+    def video_token_id(self, model: nn.Module) -> int | None:
+        return getattr(model.config, "video_token_id", None)
+
+    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """Modules of an attention layer whose outputs are its queries and keys."""
+        return attention.q_proj, attention.k_proj
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys [B, H, T, d] of each segment that attends within itself, from the projections' outputs."""
+        heads = attention.num_heads
+        return [tuple(x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k))]  # type: ignore[list-item]
+
+    def tokens_from_patches(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+        """Values per patch [B, T, ...] (CLS left out) -> per token the projector emits, [tokens, ...], crop by crop.
+
+        Where several patches make one token their values are averaged (`mean`) or added up.
+        """
+        return values.flatten(0, 1)
+
+    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
+        """Arrangement of the visual tokens `features` [N, D] of the `image`-th image of a call."""
+        raise TypeError(f"{type(self).__name__} does not define layout(); every family needs it.")
+
+
+def square_layout(tokens: int, role: str = "image") -> ImageLayout:
+    """One crop whose tokens form a square."""
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f"{tokens} visual tokens do not form a square grid.")
+    index = torch.arange(tokens)
+    return ImageLayout((1, side, side), (Tile(0, 1, side, side, role=role),), index, torch.zeros_like(index), tokens)

@@ -1,0 +1,48 @@
+"""InternVL: square tiles plus a thumbnail (last), a tower with CLS, 2 x 2 patches folded into a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.layout import Tile
+from vtc.models.base import Adapter, ImageLayout
+
+
+class InternVLAdapter(Adapter):
+    """How the tiles are arranged in the picture is not part of the model's input: only the thumbnail has a box."""
+
+    model_types = ("internvl",)
+    joins_pieces = True
+
+    def attentions(self, model: nn.Module) -> list[Any]:
+        return [layer.attention for layer in self.tower(model).encoder.layer]
+
+    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        return attention.q_norm, attention.k_norm  # identities where the checkpoint has no norm
+
+    def tokens_from_patches(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+        fold = round(1 / model.config.downsample_ratio)
+        side = round(values.shape[1] ** 0.5)
+        cells = values.unflatten(1, (side // fold, fold, side // fold, fold))  # [B, h, f, w, f, ...]
+        folded = cells.mean(dim=(2, 4)) if mean else cells.sum(dim=(2, 4))
+        return folded.flatten(0, 2)
+
+    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
+        config: Any = model.config.vision_config
+        size, patch = (x[0] if isinstance(x, list | tuple) else x for x in (config.image_size, config.patch_size))
+        side = round(size // patch * model.config.downsample_ratio)
+        per_tile = side * side
+        n = features.shape[0]
+        tiles, left = divmod(n, per_tile)
+        if left:
+            raise ValueError(f"{n} visual tokens are no multiple of the {per_tile} of one tile.")
+        index = torch.arange(n)
+        if tiles == 1:
+            blocks = (Tile(0, 1, side, side),)
+        else:
+            crops = tuple(Tile(i * per_tile, 1, side, side, role="crop", box=None) for i in range(tiles - 1))
+            blocks = (*crops, Tile((tiles - 1) * per_tile, 1, side, side, role="thumbnail"))
+        return ImageLayout((1, side, side), blocks, index, index // per_tile, n, tiles)

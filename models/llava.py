@@ -1,0 +1,32 @@
+"""LLaVA-1.5: one square crop per image, CLIP (or SigLIP) tower, MLP projector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.models.base import Adapter, ImageLayout, square_layout
+
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class LlavaAdapter(Adapter):
+    model_types = ("llava",)
+
+    def check(self, model: nn.Module) -> None:
+        tower = self.tower(model).config.model_type
+        if tower not in TOWERS:
+            raise ValueError(f"{model.config.model_type} with a {tower!r} vision tower is not supported; with {', '.join(TOWERS)} it is.")
+        if self.has_cls(model) and model.config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                'vision_feature_select_strategy="full" passes the CLS token on as if it were a patch, which is not '
+                'supported; set model.config.vision_feature_select_strategy = "default".'
+            )
+
+    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
+        config: Any = model.config.vision_config
+        tokens = (config.image_size // config.patch_size) ** 2
+        if features.shape[0] != tokens:
+            raise ValueError(f"an image has {tokens} visual tokens, but {features.shape[0]} were found together.")
+        return square_layout(tokens)

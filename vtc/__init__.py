@@ -1,0 +1,41 @@
+"""vtc: visual-token compression. Make a vision-language model cheaper to run with one call."""
+
+from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+from vtc.methods.base import Method, Paper, top_k
+from vtc.methods.divprune import DivPrune
+from vtc.methods.pool import Pool
+from vtc.methods.random import Random
+from vtc.methods.registry import MethodInfo, methods
+from vtc.methods.todre import ToDRE
+from vtc.methods.visionzip import VisionZip
+from vtc.methods.vtc_cls import VTCCLS
+from vtc.models import register_adapter, supported
+from vtc.report import Report
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+__all__ = [
+    "VTCCLS",
+    "DivPrune",
+    "Method",
+    "MethodInfo",
+    "Paper",
+    "Pool",
+    "Random",
+    "Report",
+    "Selection",
+    "ToDRE",
+    "VisionZip",
+    "VisualTokens",
+    "encode",
+    "load",
+    "methods",
+    "register_adapter",
+    "report",
+    "select",
+    "supported",
+    "top_k",
+    "unwrap",
+    "wrap",
+    "wrapped",
+]

@@ -1,0 +1,178 @@
+"""The calls a user makes: wrap, unwrap, wrapped, report, select, encode, load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vtc.encode import Encoded, encode_with
+from vtc.engine import Engine
+from vtc.layout import single_span
+from vtc.methods.base import Method
+from vtc.methods.registry import resolve
+from vtc.report import Report
+from vtc.selection import Selection
+from vtc.signals import VisualTokens, given_signals
+
+Model = TypeVar("Model", bound=nn.Module)
+MethodLike = str | Method | Sequence[str | Method]
+ATTRIBUTE = "_vtc_engine"
+
+
+def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **options: Any) -> Model:
+    """Compress the visual tokens of `model` from now on, in place; nothing else about using it changes.
+
+    Args:
+        model: a ...ForConditionalGeneration of transformers of a supported family.
+        method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another.
+        keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
+        options: the method's options, for example `positions="original"`.
+
+    Returns:
+        the same model. Wrapping again replaces the method.
+
+    Raises:
+        ValueError, TypeError: with one sentence, before anything is changed.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
+    engine = Engine(model, _resolve_all(method, keep, options))
+    old = _engine(model)
+    if old is not None:
+        old.detach()
+    try:
+        engine.attach()
+    except BaseException:
+        engine.detach()
+        if old is not None:
+            old.attach()
+        raise
+    setattr(model, ATTRIBUTE, engine)
+    return model
+
+
+def unwrap(model: Model) -> Model:
+    """Undo `wrap`: the model is exactly what it was. A model that is not wrapped is left alone."""
+    engine = _engine(model)
+    if engine is not None:
+        engine.detach()
+        delattr(model, ATTRIBUTE)
+    return model
+
+
+@contextmanager
+def wrapped(model: Model, method: MethodLike, keep: int | float | None = None, **options: Any) -> Iterator[Model]:
+    """`wrap` for the length of a with block; afterwards the model is as before, wrapped or not."""
+    old = _engine(model)
+    wrap(model, method, keep, **options)
+    try:
+        yield model
+    finally:
+        unwrap(model)
+        if old is not None:
+            old.attach()
+            setattr(model, ATTRIBUTE, old)
+
+
+def report(model: nn.Module) -> Report:
+    """What the last forward or generate of a wrapped model did; ValueError if the model is not wrapped."""
+    engine = _engine(model)
+    if engine is None:
+        raise ValueError("this model is not wrapped; call vtc.wrap(model, ...) first.")
+    return engine.report()
+
+
+def select(
+    method: str | Method,
+    features: Tensor,
+    grid: tuple[int, int, int] | None = None,
+    keep: int | float | None = None,
+    **signals: Tensor,
+) -> Selection:
+    """Run a method on bare tensors, without a model.
+
+    Args:
+        features: [N, D] visual tokens of one image or video.
+        grid: (t, h, w) with t*h*w == N; needed by methods that work on the grid.
+        keep: overrides the method's own.
+        signals: what the method needs, by name: `cls_attention=` [N] or [L, N], `received_attention=` likewise,
+            `keys=` [N, d], `text=` [T, D]; see `vtc.methods()`.
+    """
+    chosen = resolve(method, keep)
+    if not isinstance(features, Tensor) or features.dim() != 2 or not features.shape[0]:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must be a tensor [N, D] with N >= 1; got {shape}.")
+    n = features.shape[0]
+    if grid is not None and (len(grid) != 3 or grid[0] * grid[1] * grid[2] != n):
+        raise ValueError(f"grid={grid} does not hold {n} tokens: expected (t, h, w) with t*h*w == {n}.")
+    if grid is None and "grid" in chosen.requires():
+        raise ValueError(f"{chosen.name} works on the grid: pass grid=(t, h, w).")
+    span = single_span(n, grid)
+    index = torch.arange(n, device=features.device)
+    read = given_signals(signals, n, features.device)
+    return chosen.select(VisualTokens(features, span, index, read)).check()
+
+
+def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encoded:
+    """Run the vision tower once, to ask many questions and compare many methods afterwards.
+
+    Args:
+        model: a supported model, wrapped or not.
+        methods: every method that will be wrapped when the result is used; their signals are computed along.
+        vision_inputs: `pixel_values=` and what else the processor returned for the images (`image_sizes=`,
+            `image_grid_thw=`).
+
+    Returns:
+        Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
+        about the first image and one about the second.
+    """
+    return encode_with(Engine(model, _resolve_all(methods, None, {})), vision_inputs)
+
+
+def load(name_or_path: str | Path = "tiny-llava", device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a model and its processor: a shipped name, a local folder, or a Hugging Face Hub id.
+
+    Args:
+        device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
+        dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from vtc.models.tiny import names, path
+
+    shipped = str(name_or_path) in names()
+    source = str(path(str(name_or_path)) if shipped else name_or_path)
+    local = Path(source).expanduser()
+    if not shipped and (local.is_absolute() or source.startswith((".", "~"))) and not local.is_dir():
+        raise FileNotFoundError(f"there is no model folder {source!r}; shipped models: {', '.join(names())}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is not a torch dtype; use float32, bfloat16 or float16.")
+    chosen: Any = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=chosen, **placement)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(f"cannot load {source!r}: {reason} Shipped models: {', '.join(names())}.") from error
+    return (model if device == "auto" else model.to(device)).eval(), processor
+
+
+def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str, Any]) -> tuple[Method, ...]:
+    if isinstance(method, list | tuple):
+        if not method:
+            raise ValueError("the list of methods is empty; name at least one.")
+        if len(method) > 1 and (keep is not None or options):
+            raise TypeError("with several methods, give keep and options to each: [vtc.VTCCLS(keep=192), ...].")
+        return tuple(resolve(m, keep, **options) for m in method)
+    return (resolve(method, keep, **options),)  # type: ignore[arg-type]
+
+
+def _engine(model: nn.Module) -> Engine | None:
+    return model.__dict__.get(ATTRIBUTE)

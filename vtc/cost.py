@@ -1,0 +1,50 @@
+"""Cost model: FLOPs and KV-cache bytes of a decoder-only language model, from its config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DecoderCost:
+    """The sizes that decide a decoder's cost."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    bytes_per_value: int = 2
+
+    @classmethod
+    def of(cls, config: Any, bytes_per_value: int = 2) -> DecoderCost:
+        """Read a text config of transformers (Llama, Qwen, Mistral and their like)."""
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            mlp=config.intermediate_size,
+            vocab=config.vocab_size,
+            bytes_per_value=bytes_per_value,
+        )
+
+    def layer_flops(self, tokens: int) -> int:
+        """Multiply-adds count twice; attention counts its causal half."""
+        inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        projections = 2 * tokens * self.hidden * (2 * inner + 2 * kv)
+        attention = 2 * tokens * tokens * inner  # q @ k and p @ v, half of each
+        mlp = 2 * tokens * 3 * self.hidden * self.mlp  # gate, up, down
+        return projections + attention + mlp
+
+    def prefill_flops(self, tokens: int) -> int:
+        """FLOPs to read a prompt of `tokens` and emit one logit row."""
+        return self.layers * self.layer_flops(tokens) + 2 * self.hidden * self.vocab
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values that `tokens` leave in the cache, all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * tokens * self.bytes_per_value

@@ -1,0 +1,128 @@
+"""Where visual tokens lie: in the row of a batch, and in the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangular block of consecutive visual tokens that look at one part of a picture.
+
+    Attributes:
+        start: index of its first token in the span.
+        t, h, w: frames, rows, columns.
+        newline: whether every row of tokens is followed by one separator token.
+        role: "image", "thumbnail" (the whole picture, small), "mosaic" (crops, stitched), "crop" or "frames".
+        box: the part of the picture it covers, (x0, y0, x1, y1) in [0, 1]; None where the model does not say.
+    """
+
+    start: int
+    t: int
+    h: int
+    w: int
+    newline: bool = False
+    role: str = "image"
+    box: tuple[float, float, float, float] | None = (0.0, 0.0, 1.0, 1.0)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the tile, separators included."""
+        return self.t * self.h * (self.w + self.newline)
+
+    def indices(self) -> Tensor:
+        """Span indices of its tokens without the separators, [t, h, w]."""
+        rows = torch.arange(self.length).view(self.t, self.h, self.w + self.newline)
+        return self.start + rows[..., : self.w]
+
+
+@dataclass(frozen=True, eq=False)
+class VisualSpan:
+    """The visual tokens of one image or video in one row of a batch.
+
+    Attributes:
+        row: batch row.
+        index: LongTensor [N], their positions in that row's sequence.
+        grid: (t, h, w) of the finest tile.
+        tiles: the blocks the N tokens fall into; tokens outside every tile's grid are separators.
+        modality: "image" or "video".
+        image: which image of the vision tower's call it is (rows made by beam search share one).
+        crop: LongTensor [N], the crop (vision-tower picture) each token comes from, -1 for separators.
+        patch: LongTensor [N], the token of the vision tower's run that it comes from, -1 for separators.
+    """
+
+    row: int
+    index: Tensor
+    grid: tuple[int, int, int]
+    tiles: tuple[Tile, ...]
+    modality: str = "image"
+    image: int = 0
+    crop: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    patch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @property
+    def tokens(self) -> int:
+        return self.index.numel()
+
+    @property
+    def separators(self) -> Tensor:
+        """BoolTensor [N]: True where the token is no patch of the picture (LLaVA-NeXT's `image_newline`)."""
+        mask = torch.ones(self.tokens, dtype=torch.bool)
+        for tile in self.tiles:
+            mask[tile.indices().flatten()] = False
+        return mask
+
+    def boxes(self) -> Tensor:
+        """FloatTensor [N, 4]: the part (x0, y0, x1, y1) of the picture under each token, in [0, 1]; NaN if unknown."""
+        boxes = torch.full((self.tokens, 4), float("nan"))
+        for tile in self.tiles:
+            if tile.box is None:
+                continue
+            x0, y0, x1, y1 = tile.box
+            xs = torch.linspace(x0, x1, tile.w + 1)
+            ys = torch.linspace(y0, y1, tile.h + 1)
+            grid = torch.stack(
+                [
+                    xs[:-1].expand(tile.t, tile.h, -1),
+                    ys[:-1, None].expand(tile.t, -1, tile.w),
+                    xs[1:].expand(tile.t, tile.h, -1),
+                    ys[1:, None].expand(tile.t, -1, tile.w),
+                ],
+                dim=-1,
+            )
+            boxes[tile.indices().flatten()] = grid.reshape(-1, 4)
+        return boxes
+
+
+@dataclass(frozen=True, eq=False)
+class VisualLayout:
+    """All visual spans of one batch, in reading order, and the shape [rows, length] they lie in.
+
+    `expansion` rows in a row share one prompt (beams, several return sequences).
+    """
+
+    rows: int
+    length: int
+    spans: tuple[VisualSpan, ...]
+    expansion: int = 1
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Split a tensor of all visual tokens in reading order, [sum N, ...], into one [N, ...] per span."""
+        return list(flat.split([span.tokens for span in self.spans]))
+
+
+def single_span(tokens: int, grid: tuple[int, int, int] | None, modality: str = "image") -> VisualSpan:
+    """A span of `tokens` bare tokens, as `vtc.select` uses it; without a grid they form one line."""
+    shape = grid or (1, 1, tokens)
+    return VisualSpan(
+        row=0,
+        index=torch.arange(tokens),
+        grid=shape,
+        tiles=(Tile(0, *shape),),
+        modality=modality,
+        crop=torch.zeros(tokens, dtype=torch.long),
+    )

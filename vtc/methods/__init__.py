@@ -1,0 +1,1 @@
+"""One file per method. Pure tensor code: nothing here knows about models."""

@@ -1,0 +1,96 @@
+"""Method: what every compression method is. The base owns the budget and the order; a method only chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtc.budget import check_keep, token_count
+from vtc.selection import Selection
+from vtc.signals import VisualTokens, check_signals
+
+STAGES = ("encoder", "input", "layer", "cache")
+POSITIONS = ("original", "compact")
+
+
+class Paper(NamedTuple):
+    title: str
+    arxiv: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base class of all methods: a frozen dataclass that turns `VisualTokens` into a `Selection`.
+
+    A new method overrides `score(tokens) -> [N]` (the base keeps the highest) or `select(tokens) -> Selection`.
+    Giving the class a `name` registers it. Class attributes declare what it is; the engine and the tables read them.
+
+    Args:
+        keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
+        positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None = `positions_default`.
+    """
+
+    keep: int | float = 0.25
+    positions: str | None = None
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[str] = "input"
+    needs: ClassVar[tuple[str, ...]] = ()
+    query_aware: ClassVar[bool] = False
+    exact_count: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
+    modality: ClassVar[tuple[str, ...]] = ("image", "video")
+    positions_default: ClassVar[str] = "original"
+    paper: ClassVar[Paper | None] = None
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        check_signals(cls.needs, cls.__name__)
+        if cls.stage not in STAGES:
+            raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
+        if cls.__dict__.get("name"):
+            from vtc.methods.registry import register
+
+            register(cls)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep(self.keep))
+        if self.positions is None:
+            object.__setattr__(self, "positions", self.positions_default)
+        if self.positions not in POSITIONS:
+            raise ValueError(f'positions={self.positions!r} is not one of "original", "compact".')
+
+    def requires(self) -> tuple[str, ...]:
+        """Signals this instance asks for; `needs` unless an option changes it."""
+        return self.needs
+
+    def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
+        """Layers (0-based, of `depth`) of the vision tower whose attention this method reads.
+
+        `feature_layer` is the layer whose output the projector reads: 22 of CLIP-L's 24 in LLaVA-1.5.
+        """
+        return (feature_layer,)
+
+    def count(self, tokens: VisualTokens) -> int:
+        """How many outputs `keep` asks for; fractions refer to the uncompressed span."""
+        return min(token_count(self.keep, tokens.total), tokens.features.shape[0])
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Importance of each token, [N]; the highest are kept."""
+        raise TypeError(f"{type(self).__name__} defines neither score(tokens) nor select(tokens); a method needs one.")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
+        return Selection.prune(top_k(self.score(tokens), self.count(tokens)), tokens.features.shape[0])
+
+
+def top_k(score: Tensor, k: int) -> Tensor:
+    """Ascending indices of the k highest of `score` [N]; ties go to the lowest index, NaN counts as lowest."""
+    if score.dim() != 1:
+        raise ValueError(f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [N].")
+    clean = torch.nan_to_num(score.float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return clean.argsort(descending=True, stable=True)[:k].sort().values

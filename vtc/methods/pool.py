@@ -1,0 +1,69 @@
+"""Average pooling on the grid: the training-free end of Matryoshka Multimodal Models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.methods.base import Method, Paper
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Method):
+    """Average pooling of the token grid into `keep` near-square cells.
+
+    Source: arXiv 2405.17430 (Matryoshka Multimodal Models), section 3: nested token sets by 2-D average pooling
+    (576, 144, 36, 9, 1), here without its training and for any count: the grid is cut into bands of rows and each band
+    into cells, so that the count is exact. Pictures of several tiles share the budget by tile size; separators go.
+    """
+
+    name = "pool"
+    keep: int | float = 144
+    needs = ("grid",)
+    merges = True
+    positions_default = "compact"
+    paper = Paper("Matryoshka Multimodal Models", "2405.17430")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n = tokens.features.shape[0]
+        if n != tokens.span.tokens:
+            raise ValueError("pool needs the whole grid: put it first among the stages.")
+        blocks = [frame for tile in tokens.span.tiles for frame in tile.indices()]  # each [h, w]
+        shares = split_budget(min(self.count(tokens), sum(b.numel() for b in blocks)), [b.numel() for b in blocks])
+        source = torch.full((n,), -1, dtype=torch.long)
+        anchors: list[Tensor] = []
+        for block, cells in zip(blocks, shares, strict=True):
+            if cells == 0:
+                continue
+            cell = cell_map(*block.shape, cells)  # [h, w]
+            source[block] = cell + len(anchors)
+            anchors += [block[cell == c] for c in range(cells)]
+        # A cell stands at its middle member, which keeps the order of the cells for text-like positions.
+        anchor = torch.stack([members[members.numel() // 2] for members in anchors])
+        device = tokens.features.device
+        return Selection.merge(anchor.to(device), source.to(device))
+
+
+def split_budget(total: int, sizes: list[int]) -> list[int]:
+    """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds."""
+    exact = [total * size / sum(sizes) for size in sizes]
+    shares = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def cell_map(h: int, w: int, cells: int) -> Tensor:
+    """Partition an h x w grid into `cells` near-square cells: LongTensor [h, w] of cell numbers in reading order."""
+    bands = min(h, max(round(math.sqrt(cells * h / w)), math.ceil(cells / w), 1), cells)
+    band = torch.arange(h) * bands // h  # [h]
+    per_band = [cells * (b + 1) // bands - cells * b // bands for b in range(bands)]
+    start = torch.tensor([0, *per_band]).cumsum(0)
+    columns = torch.tensor(per_band)[band]  # [h]
+    return start[band].unsqueeze(1) + torch.arange(w) * columns.unsqueeze(1) // w

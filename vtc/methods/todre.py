@@ -1,0 +1,78 @@
+"""ToDRE, stage 1: a diverse subset grown from a pivot token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc import ops
+from vtc.methods.base import Method, Paper
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+PIVOTS = ("cls", "random", "center", "farthest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToDRE(Method):
+    """Token diversity from a pivot: greedy max-sum diversification or k-center.
+
+    Source: arXiv 2505.18757. Version 2's algorithm 1 minimises the summed similarity to the chosen set (`maxsum`);
+    version 1 calls it k-center, which is farthest-first (`kcenter`): both are offered. The pivot is the token with the
+    highest CLS attention in the tower's last layer, taken from the thumbnail only where there is one (section 3.2).
+
+    Args:
+        mode: "maxsum" or "kcenter".
+        pivot: "cls", or the ablation's alternatives: "random" (seeded), "center" (the token most similar to the mean),
+            "farthest" (the one least similar to the mean).
+        seed: seed of pivot="random".
+    """
+
+    name = "todre"
+    keep: int | float = 0.10
+    mode: str = "maxsum"
+    pivot: str = "cls"
+    seed: int = 0
+    needs = ("cls_attention",)
+    paper = Paper("ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance", "2505.18757")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("maxsum", "kcenter"):
+            raise ValueError(f'mode={self.mode!r} is not one of "maxsum", "kcenter".')
+        if self.pivot not in PIVOTS:
+            raise ValueError(f"pivot={self.pivot!r} is not one of {', '.join(PIVOTS)}.")
+
+    def requires(self) -> tuple[str, ...]:
+        return self.needs if self.pivot == "cls" else ()
+
+    def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
+        return (depth - 1,)
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n = tokens.features.shape[0]
+        mode = "maxmin" if self.mode == "kcenter" else "maxsum"
+        first = self._pivot(tokens).view(1)
+        chosen = ops.greedy_diversity(tokens.features.unsqueeze(0), self.count(tokens), mode, first)[0]
+        return Selection.prune(chosen.sort().values, n)
+
+    def _pivot(self, tokens: VisualTokens) -> Tensor:
+        """Index of the first token, a LongTensor scalar."""
+        features = tokens.features
+        if self.pivot == "cls":
+            score = tokens.signal("cls_attention").sum(dim=0)  # [N]
+            thumbnail = [tile for tile in tokens.span.tiles if tile.role == "thumbnail"]
+            if thumbnail and tokens.kept is None:
+                inside = torch.zeros_like(score, dtype=torch.bool)
+                inside[thumbnail[0].indices().flatten().to(score.device)] = True
+                score = score.masked_fill(~inside, -torch.inf)
+            return score.argmax()
+        if self.pivot == "random":
+            pick = torch.randint(features.shape[0], (), generator=torch.Generator().manual_seed(self.seed))
+            return pick.to(features.device)
+        unit = F.normalize(features.float(), dim=-1)
+        similarity = unit @ unit.mean(dim=0)
+        return similarity.argmax() if self.pivot == "center" else similarity.argmin()

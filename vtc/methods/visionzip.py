@@ -1,0 +1,65 @@
+"""VisionZip: dominant tokens by CLS attention, the rest merged into a few contextual ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from vtc.methods.base import Method, Paper, top_k
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Method):
+    """Dominant tokens stay; contextual tokens are evenly spaced among the rest and absorb what resembles them.
+
+    Source: arXiv 2412.04467, section 3.2. Each remaining token goes to the contextual target whose key (vision tower,
+    mean over heads) is most similar; a contextual token is its target plus the mean of what it absorbed, as the
+    released code has it. Two differences to that code, which works before the projector: merging happens after it, and
+    the tower's own CLS token, which the code counts among the dominant ones and passes on, is not available there.
+
+    Args:
+        contextual: share of the kept tokens that are contextual; the paper's budgets (54+10, 108+20, 162+30) all
+            have 10/64.
+    """
+
+    name = "visionzip"
+    keep: int | float = 64
+    contextual: float = 10 / 64
+    needs = ("cls_attention", "keys")
+    merges = True
+    positions_default = "compact"
+    paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.contextual < 1:
+            raise ValueError(f"contextual={self.contextual} is outside [0, 1): it is a share of the kept tokens.")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, k = tokens.features.shape[0], self.count(tokens)
+        few = min(round(self.contextual * k), k - 1)  # contextual tokens; at least one dominant
+        dominant = top_k(tokens.signal("cls_attention").sum(dim=0), k - few)
+        if few == 0 or k == n:
+            return Selection.prune(top_k(tokens.signal("cls_attention").sum(dim=0), k), n)
+        device = dominant.device
+        rest = torch.ones(n, dtype=torch.bool, device=device)
+        rest[dominant] = False
+        rest = rest.nonzero().squeeze(1)  # [R], raster order
+        step = rest.numel() // few
+        targets = rest[torch.arange(few, device=device) * max(step, 1)]  # uniform stride
+        keys = F.normalize(tokens.signal("keys").float(), dim=-1)
+        nearest = (keys[rest] @ keys[targets].T).argmax(dim=1)  # [R]
+        source = torch.full((n,), -1, dtype=torch.long, device=device)
+        source[rest] = nearest + dominant.numel()
+        source[targets] = torch.arange(few, device=device) + dominant.numel()
+        source[dominant] = torch.arange(dominant.numel(), device=device)
+        # target + mean(absorbed): weight 1 for kept tokens, 1/count for the absorbed ones of each target
+        absorbed = torch.bincount(source, minlength=k) - 1
+        weight = 1.0 / absorbed.clamp(min=1)[source]
+        anchor = torch.cat([dominant, targets])
+        weight[anchor] = 1.0
+        return Selection(anchor, source, weight)

@@ -1,0 +1,40 @@
+"""VTC-CLS: keep what the vision tower's CLS token looks at, summed over its late layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vtc.methods.base import Method, Paper
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTCCLS(Method):
+    """Top-k by CLS attention, summed over an ensemble of vision-tower layers.
+
+    Source: arXiv 2412.05819, section 3 (K layers counted back from the one the features are taken from; equal
+    weights). The released code starts at layer 16 of CLIP-L's 24, which is the default here, as a fraction of depth.
+
+    Args:
+        start_layer: first layer of the ensemble: an int (0-based) or a fraction of the tower's depth. The last one is
+            the layer whose output feeds the projector.
+    """
+
+    name = "vtc-cls"
+    keep: int | float = 128
+    start_layer: int | float = 2 / 3
+    needs = ("cls_attention",)
+    positions_default = "compact"
+    paper = Paper("[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", "2412.05819")
+
+    def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
+        start = self.start_layer
+        first = start if isinstance(start, int) else round(start * depth)
+        if not 0 <= first < depth:
+            raise ValueError(f"start_layer={start} is outside the vision tower's {depth} layers.")
+        return tuple(range(min(first, feature_layer), feature_layer + 1))
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.signal("cls_attention").sum(dim=0)  # [L, N] -> [N]

@@ -1,0 +1,75 @@
+"""The one dispatcher: every op by name; the Triton kernel where it can run, else the reference.
+
+`VTC_KERNELS=auto` (default) takes Triton for CUDA tensors where the op has a kernel. `reference` and `triton` force
+one of them; a forced choice that cannot run raises with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["attention_rows", "greedy_diversity", "provider", "received_attention", "segment_sum"]
+
+
+@cache
+def _load(op: str, kind: str) -> ModuleType | None:
+    name = f"vtc.kernels.{op}.{kind}"
+    return import_module(name) if find_spec(name) else None
+
+
+def provider(op: str, tensor: Tensor) -> str:
+    """Which implementation of `op` runs for `tensor`: "triton" or "reference"."""
+    choice = os.environ.get("VTC_KERNELS", "auto")
+    if choice not in ("auto", "reference", "triton"):
+        raise ValueError(f"VTC_KERNELS={choice!r} is not one of auto, reference, triton.")
+    if choice == "reference":
+        return "reference"
+    reason = None
+    if not tensor.is_cuda:
+        reason = f"its input is on {tensor.device.type}, not on a CUDA device"
+    elif find_spec("triton") is None:
+        reason = "the package triton is not installed"
+    elif find_spec(f"vtc.kernels.{op}.triton") is None:
+        reason = "the op has no Triton kernel"
+    if choice == "triton" and reason:
+        raise RuntimeError(f"VTC_KERNELS=triton, but {op} cannot run in Triton: {reason}.")
+    return "reference" if reason else "triton"
+
+
+def _run(op: str, tensor: Tensor, *args: Any) -> Tensor:
+    module = _load(op, provider(op, tensor))
+    assert module is not None
+    return getattr(module, op)(tensor, *args)
+
+
+def attention_rows(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Softmax rows of a few queries over all keys, averaged over heads: q [B, H, R, d], k [B, H, N, d] -> [B, R, N]."""
+    return _run("attention_rows", q, k, scale)
+
+
+def received_attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """How much attention each key receives, averaged over heads and queries: q, k [B, H, N, d] -> [B, N] (sums to 1)."""
+    return _run("received_attention", q, k, scale)
+
+
+def greedy_diversity(features: Tensor, k: int, mode: str = "maxmin", first: Tensor | None = None) -> Tensor:
+    """Greedy choice of k mutually different tokens: features [B, N, D] -> LongTensor [B, k] in order of selection.
+
+    Args:
+        mode: "maxmin" takes the token farthest (in cosine distance) from its nearest chosen one (k-center, DivPrune);
+            "maxsum" the one least similar to all chosen ones together (max-sum diversification, ToDRE).
+        first: LongTensor [B], the first token; None takes the token whose nearest neighbour is farthest.
+    """
+    return _run("greedy_diversity", features, k, mode, first)
+
+
+def segment_sum(x: Tensor, source: Tensor, weight: Tensor, segments: int) -> Tensor:
+    """Weighted sum per segment: x [N, D], source [N] (-1 = nowhere), weight [N] -> [segments, D]."""
+    return _run("segment_sum", x, source, weight, segments)

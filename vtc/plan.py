@@ -1,0 +1,142 @@
+"""Plan: how one batch is shortened — pure index arithmetic from the Selections of its spans.
+
+A row keeps all its text (and padding) and one slot per output of each span. Rows are aligned on the right, so the
+last token stays last; a row that keeps fewer tokens than another begins with unused slots, which are masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.layout import VisualLayout, VisualSpan
+from vtc.selection import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where everything goes.
+
+    Attributes:
+        keep: BoolTensor [B, L], slots that stay.
+        index: LongTensor [B, S], original position whose row each of the S new slots takes.
+        slot: LongTensor [B, S], original position at which each new slot stands (differs from `index` only where a
+            method wants its tokens in another order).
+        valid: BoolTensor [B, S], False for the unused slots at the start of shorter rows.
+        ragged: whether any slot is unused.
+        place: LongTensor [B, L], new slot of each original position, or of the last kept one before it.
+    """
+
+    layout: VisualLayout
+    selections: tuple[Selection, ...]
+    keep: Tensor
+    index: Tensor
+    slot: Tensor
+    valid: Tensor
+    ragged: bool
+    place: Tensor
+
+    @classmethod
+    def of(cls, layout: VisualLayout, selections: list[Selection], device: torch.device) -> Plan:
+        b, length = layout.rows, layout.length
+        keep = torch.ones(b, length, dtype=torch.bool, device=device)
+        source = torch.arange(length, device=device).repeat(b, 1)  # [B, L]
+        lost = [0] * b
+        for span, selection in zip(layout.spans, selections, strict=True):
+            where = span.index.to(device)
+            anchor = where[selection.anchor.to(device)]  # [M] positions in the row
+            slots = anchor.sort().values
+            keep[span.row, where] = False
+            keep[span.row, slots] = True
+            source[span.row, slots] = anchor
+            lost[span.row] += selection.tokens_in - selection.tokens_out
+        width = length - min(lost)
+        # Stable sort puts what goes before what stays, both in order; the last `width` columns are the new rows.
+        slot = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, length - width :]
+        counts = keep.sum(dim=1, keepdim=True)  # [B, 1]
+        return cls(
+            layout=layout,
+            selections=tuple(selections),
+            keep=keep,
+            index=source.gather(1, slot),
+            slot=slot,
+            valid=keep.gather(1, slot),
+            ragged=min(lost) != max(lost),
+            place=(keep.cumsum(dim=1) - 1 + width - counts).clamp(min=0),
+        )
+
+    @property
+    def width(self) -> int:
+        return self.slot.shape[1]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows [B, L, D] -> [B, S, D]."""
+        return x.gather(1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Rows [B, S, D] -> [B, L, D]: a position that is gone shows the last kept one before it.
+
+        So row i still predicts the token after position i, whatever was dropped in between.
+        """
+        return x.gather(1, self.place.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def merged(self, features: Tensor) -> Tensor:
+        """Compress rows aligned with all visual tokens in reading order, [sum N, D] -> [sum M, D]."""
+        parts = self.layout.split(features)
+        return torch.cat([s.apply(part) for s, part in zip(self.selections, parts, strict=True)])
+
+    def visual(self) -> Tensor:
+        """BoolTensor [B, S]: the new slots that hold visual tokens."""
+        mask = torch.zeros_like(self.keep)
+        for span in self.layout.spans:
+            mask[span.row, span.index.to(mask.device)] = True
+        return mask.gather(1, self.slot) & self.valid
+
+    def slots_of(self, span: VisualSpan, selection: Selection) -> Tensor:
+        """LongTensor [M]: new slots of a span's outputs."""
+        where = span.index.to(self.place.device)[selection.anchor.to(self.place.device)]
+        return self.place[span.row, where.sort().values]
+
+    def positions(self, position_ids: Tensor, compact: bool) -> tuple[Tensor, Tensor]:
+        """New position ids and the shift of everything that follows.
+
+        Args:
+            position_ids: [B, L], or [3, B, L] with (t, h, w) rows.
+            compact: renumber instead of keeping each slot's own position.
+
+        Returns:
+            positions of the new slots, [B, S] or [3, B, S]; LongTensor [B], how far later tokens move down.
+        """
+        if position_ids.dim() == 2:
+            kept = position_ids.gather(1, self.slot)
+            gone = (~self.keep).cumsum(dim=1)  # [B, L]
+            shift = gone[:, -1] if compact else torch.zeros_like(gone[:, -1])
+            return (kept - gone.gather(1, self.slot) if compact else kept), shift
+        new = position_ids.clone() if compact else position_ids
+        shift = torch.zeros(position_ids.shape[1], dtype=torch.long, device=position_ids.device)
+        if compact:
+            for span, selection in zip(self.layout.spans, self.selections, strict=True):
+                shift[span.row] += _renumber_grid(new, span, selection)
+        return new.gather(2, self.slot.expand(3, -1, -1)), shift
+
+
+def _renumber_grid(positions: Tensor, span: VisualSpan, selection: Selection) -> int:
+    """Close the gaps of one span in `positions` [3, B, L], in place, and pull up what follows it in its row.
+
+    Along each of (t, h, w) the kept tokens' coordinates become their ranks; text after an image starts one past its
+    largest coordinate. With one position per token in reading order this is plain renumbering.
+    """
+    where = span.index.to(positions.device)
+    own = positions[:, span.row, where]  # [3, N], already shifted by earlier spans
+    start, end = own.min(), own.max() + 1
+    anchors = selection.anchor.to(positions.device)
+    extent = 0
+    for axis in range(3):
+        values, rank = own[axis, anchors].unique(return_inverse=True)
+        positions[axis, span.row, where[anchors]] = start + rank
+        extent = max(extent, values.numel())
+    closed = int(end - start) - extent
+    positions[:, span.row, int(where[-1]) + 1 :] -= closed
+    return closed

@@ -1,0 +1,169 @@
+"""Report: what a wrapped model did in its last forward or generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vtc.layout import Tile
+
+
+@dataclass(frozen=True, eq=False)
+class ReportSpan:
+    """One image or video.
+
+    Attributes:
+        row: batch row. modality: "image" or "video". grid: (t, h, w) of its finest tile.
+        kept: LongTensor [M], anchors: indices into this span's own tokens, in the order the language model reads them.
+        source: LongTensor [N], the output (index into `kept`) that absorbs each token, -1 = dropped.
+        tiles: blocks of tokens. boxes: FloatTensor [N, 4], the part of the picture under each token.
+    """
+
+    row: int
+    modality: str
+    grid: tuple[int, int, int]
+    kept: Tensor
+    source: Tensor
+    tiles: tuple[Tile, ...]
+    boxes: Tensor
+
+    @property
+    def tokens_in(self) -> int:
+        return self.source.numel()
+
+    @property
+    def tokens_out(self) -> int:
+        return self.kept.numel()
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One method at work: where (`layer` is None before the language model), what came in and out, how long it took."""
+
+    name: str
+    layer: int | None
+    tokens_in: int
+    tokens_out: int
+    ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What happened: spans in reading order, stages in order of execution, and the cost model's account.
+
+    Attributes:
+        flops: (uncompressed, compressed) FLOPs of the language model's prefill, over all rows.
+        kv_bytes: (uncompressed, compressed) bytes of the prompt's KV cache, over all rows, padding left out.
+        notes: sentences about anything a reader should know, such as a signal that stood in for another.
+    """
+
+    spans: list[ReportSpan] = field(default_factory=list)
+    stages: list[StageReport] = field(default_factory=list)
+    flops: tuple[int, int] = (0, 0)
+    kv_bytes: tuple[int, int] = (0, 0)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tokens_in(self) -> int:
+        return sum(span.tokens_in for span in self.spans)
+
+    @property
+    def tokens_out(self) -> int:
+        return sum(span.tokens_out for span in self.spans)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the pictures' geometry, as JSON types."""
+        return {
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "flops": {"full": self.flops[0], "compressed": self.flops[1]},
+            "kv_bytes": {"full": self.kv_bytes[0], "compressed": self.kv_bytes[1]},
+            "stages": [vars(stage) | {"ms": round(stage.ms, 4)} for stage in self.stages],
+            "spans": [
+                {
+                    "row": span.row,
+                    "modality": span.modality,
+                    "grid": list(span.grid),
+                    "tokens_in": span.tokens_in,
+                    "tokens_out": span.tokens_out,
+                    "kept": span.kept.tolist(),
+                    "source": span.source.tolist(),
+                }
+                for span in self.spans
+            ],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=100)
+        if not self.spans:
+            return "vtc: the last forward saw no visual tokens." + "".join(f"\nnote: {note}" for note in self.notes)
+        stages = Table(title=f"visual tokens {self.tokens_in} → {self.tokens_out}", title_justify="left")
+        for column in ("stage", "before layer", "tokens in", "tokens out", "ms"):
+            stages.add_column(column, justify="left" if column == "stage" else "right")
+        for s in self.stages:
+            where = "input" if s.layer is None else str(s.layer)
+            stages.add_row(s.name, where, str(s.tokens_in), str(s.tokens_out), f"{s.ms:.2f}")
+        console.print(stages)
+        spans = Table()
+        for column in ("row", "modality", "grid t×h×w", "tokens in", "tokens out", "kept"):
+            spans.add_column(column, justify="left" if column == "modality" else "right")
+        for span in self.spans[:20]:
+            share = f"{100 * span.tokens_out / span.tokens_in:.1f} %"
+            grid = "×".join(map(str, span.grid))
+            spans.add_row(str(span.row), span.modality, grid, str(span.tokens_in), str(span.tokens_out), share)
+        console.print(spans)
+        if len(self.spans) > 20:
+            console.print(f"… and {len(self.spans) - 20} more")
+        console.print(f"prefill FLOPs  {_si(self.flops[0])}  →  {_si(self.flops[1])}   ({_times(self.flops)})")
+        console.print(f"KV cache       {_si(self.kv_bytes[0])}B →  {_si(self.kv_bytes[1])}B  ({_times(self.kv_bytes)})")
+        for note in self.notes:
+            console.print(f"note: {note}")
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue().rstrip()
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} P"
+
+
+def _times(pair: tuple[int, int]) -> str:
+    return f"{pair[0] / pair[1]:.2f}× less" if pair[1] else "none"
+
+
+class Stopwatch:
+    """Elapsed time on the device the work runs on: CUDA events where there are any, without waiting for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        import time
+
+        self._clock = time.perf_counter
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record()
+        self._start = self._clock()
+        self._end = self._start
+
+    def stop(self) -> Stopwatch:
+        if self._cuda:
+            self._events[1].record()
+        self._end = self._clock()
+        return self
+
+    @property
+    def ms(self) -> float:
+        if self._cuda:
+            self._events[1].synchronize()
+            return self._events[0].elapsed_time(self._events[1])
+        return 1000 * (self._end - self._start)
