@@ -1,0 +1,43 @@
+# make demo | test | table: each sets up .venv first, once; later runs start at once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PICTURES := eval/data/tiny/pictures
+ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
+
+.PHONY: env demo test table clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or give PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The same three questions with all 576 visual tokens and with a tenth of them.
+demo: $(STAMP)
+	@set -e; ask() { \
+	    printf '\n%s: %s\n' "$$1" "$$2"; \
+	    $(ASK) --image $(PICTURES)/$$1 --question "$$2" --save overlays/$${1%.webp}.png; \
+	}; \
+	ask 0001.webp "Is the house above or below the yellow star?"; \
+	ask 0001.webp "Is the house above or below the yellow star?"; \
+	ask 0001.webp "Is the house above or below the yellow star?"
+	@printf '\nWhat was kept of each picture is drawn in overlays/\n'
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+# The accuracy table of the README; its answers and intervals go to runs/table.json.
+table: $(STAMP)
+	$(BIN)/vtc eval --blind --json runs/table.json --markdown runs/table.md
+	@printf '\nThe same as Markdown: runs/table.md\n'
+
+clean:
+	rm -rf $(VENV) runs overlays build dist *.egg-info

@@ -1,0 +1,211 @@
+"""The command `vtc`: ask a model about a picture, list the methods, measure what they cost in accuracy."""
+
+import argparse
+import difflib
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import vtc
+from vtc.ask import ask, save_overlays, show
+from vtc.eval import datasets, runner, table
+from vtc.pictures import load_picture
+
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Expected mistakes end as one sentence on stderr and status 2."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except _MISTAKES as error:
+        if options.traceback:
+            raise
+        print(f"vtc: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vtc: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> None:
+    """Answer one question with all visual tokens and, if a method is given, with fewer."""
+    if options.method:
+        _check_methods([options.method])
+    elif options.keep is not None or options.save:
+        given = "--save" if options.save else "--keep"
+        raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
+    if options.save and Path(options.save).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
+    pictures = [load_picture(path) for path in options.image]
+    model, processor = _load(options)
+    answers = ask(model, processor, pictures, options.question, options.method, options.keep, options.max_new_tokens)
+    show(answers)
+    if options.save:
+        for path in save_overlays(pictures, processor, answers[-1], Path(options.save)):
+            print(f"overlay: {path}")
+
+
+def _methods(options: argparse.Namespace) -> None:
+    """List the registered methods."""
+    listing = Table(pad_edge=False)
+    for title in ("name", "stage", "needs", "query aware", "merges", "paper"):
+        listing.add_column(title, overflow="fold")
+    for info in vtc.methods():
+        paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
+        needs = ", ".join(info.needs) or "nothing"
+        listing.add_row(info.name, info.stage, needs, _yes(info.query_aware), _yes(info.merges), paper)
+    Console().print(listing)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _eval(options: argparse.Namespace) -> None:
+    """Print the table of accuracy by task, method and budget."""
+    if options.plugin:
+        _import_plugin(Path(options.plugin))
+    names = options.methods or [info.name for info in vtc.methods()]
+    _check_methods(names)
+    for file in filter(None, (options.json, options.markdown)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    data = datasets.load(options.data).first(options.limit)
+    model, processor = _load(options)
+    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("answers", total=None)
+        result = runner.evaluate(
+            model,
+            processor,
+            data,
+            names,
+            options.keep,
+            blind=options.blind,
+            batch_size=options.batch_size,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    result.model = options.model
+    if options.json:
+        Path(options.json).write_text(table.as_json(result))
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(result))
+    Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(result))
+    print(f"{result.seconds:.0f} s")
+
+
+def _import_plugin(path: Path) -> None:
+    """Run a user's file; methods defined in it register themselves."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no plugin file at {path}: check the path")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: a plugin is a .py file that defines a method")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their own module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ImportError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_methods(names: Sequence[str]) -> None:
+    """Refuse an unknown name before a model is loaded."""
+    known = [info.name for info in vtc.methods()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise ValueError(f"there is no method {name!r}; {hint}")
+
+
+def _load(options: argparse.Namespace):
+    if options.device and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: no CUDA device is available here; leave it out to run on the CPU")
+    return vtc.load(options.model, device=options.device, dtype=options.dtype)
+
+
+def _keep(text: str) -> int | float:
+    """'64' is a count, '0.1' a fraction."""
+    try:
+        value = int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a count of 1 or more nor a fraction in (0, 1]")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        return str(torch.device(text))
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: try cpu, cuda or cuda:0") from None
+
+
+def _listed(kind):
+    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    running = _Parser(add_help=False)
+    running.add_argument(
+        "--model", default="tiny-llava", metavar="NAME_OR_PATH", help="default: %(default)s, which ships"
+    )
+    running.add_argument("--device", type=_device, help="default: a GPU if there is one")
+    running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
+    parser = _Parser(prog="vtc", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "ask", parents=[running], help="ask a model about a picture", description=_ask.__doc__
+    )
+    command.add_argument("--image", action="append", required=True, metavar="FILE", help="a picture; may repeat")
+    command.add_argument("--question", required=True)
+    command.add_argument("--method", help="compress with this method, too")
+    command.add_argument("--keep", type=_keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth")
+    command.add_argument("--save", metavar="FILE", help="draw the kept patches into this picture file")
+    command.add_argument("--max-new-tokens", type=_count, default=48, metavar="N", help="default: %(default)s")
+    command.set_defaults(run=_ask)
+
+    command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
+    command.set_defaults(run=_methods)
+
+    about = "accuracy by task, method and budget"
+    command = commands.add_parser("eval", parents=[running], help=about, description=_eval.__doc__)
+    command.add_argument("--data", default="tiny", metavar="NAME_OR_PATH", help="tiny, easy-vqa, or a .jsonl file")
+    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all")
+    command.add_argument("--keep", type=_listed(_keep), default=list(runner.KEEPS), metavar="N,N", help="budgets")
+    command.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
+    command.add_argument("--blind", action="store_true", help="add a baseline that sees a grey picture instead")
+    command.add_argument("--batch-size", type=_count, default=64, metavar="N", help="default: %(default)s")
+    command.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
+    command.add_argument("--json", metavar="FILE", help="write rows and answers here")
+    command.add_argument("--markdown", metavar="FILE", help="write the table here")
+    command.set_defaults(run=_eval)
+    return parser

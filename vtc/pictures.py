@@ -1,0 +1,74 @@
+"""Reading picture files: whatever a file holds comes back as an upright 8-bit RGB picture, or one clear sentence."""
+
+import logging
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_log = logging.getLogger("vtc")
+
+# Beyond this, image processors that resize the short side either refuse or ask for gigabytes of memory.
+MAX_ASPECT_RATIO = 200
+
+
+def load_picture(source: str | PathLike[str] | Image.Image) -> Image.Image:
+    """Read a picture as a model wants it: RGB, 8 bits, upright, transparency on white, first frame.
+
+    Args:
+        source: a file, or a PIL picture, which is converted the same way (the original is left alone).
+    Returns:
+        A new PIL picture in mode RGB. For an animated file the first frame; a warning is logged.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, truncated, not a picture, of a pixel format without a defined range, or
+            more than 200 times longer than wide.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "the picture")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no picture at {path}: check the path")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give the path of one picture")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes): fetch or export the picture again")
+    try:
+        with Image.open(path) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            picture.load()
+            rgb = _upright_rgb(picture, str(path))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that Pillow can read: use PNG, JPEG or WebP") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has more pixels than Pillow's safety limit: make it smaller") from None
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on cut or damaged files
+        raise ValueError(f"{path} is truncated or damaged ({error}): fetch or export the picture again") from None
+    if frames > 1:
+        _log.warning("%s has %d frames: only the first is used", path, frames)
+    return rgb
+
+
+def _upright_rgb(picture: Image.Image, name: str) -> Image.Image:
+    width, height = picture.size
+    if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{name} is {width} x {height} pixels, beyond {MAX_ASPECT_RATIO} : 1: crop it first")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        return _from_sixteen_bits(picture, name)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError(f"{name} holds floating-point pixels, whose range is not defined: convert it to 8 or 16 bits")
+    return picture.convert("RGB")
+
+
+def _from_sixteen_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Grey levels 0..65535 become 0..255; Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(picture.convert("I"))  # [H, W]
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{name} holds 32-bit pixels, whose range is not defined: convert it to 8 or 16 bits")
+    grey = np.round(values / 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,51 @@
+"""Turning a question and its pictures into what a processor wants, the same way for every family."""
+
+from PIL import Image
+
+
+def prompt(processor, question: str, pictures: int = 1) -> str:
+    """One user turn with `pictures` pictures before the question, in the model's own chat format.
+
+    Raises:
+        ValueError: the question is empty or holds an image placeholder of its own, or the processor's chat template
+            does not make room for every picture.
+    """
+    token = processor.image_token
+    if not question.strip():
+        raise ValueError("the question is empty: ask something")
+    for placeholder in {token, "<image>", getattr(processor, "video_token", None)} - {None}:
+        if placeholder in question:
+            raise ValueError(
+                f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"
+            )
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    else:
+        text = "USER: " + f"{token}\n" * pictures + f"{question} ASSISTANT:"
+    if text.count(token) != pictures:
+        raise ValueError(f"the prompt has room for {text.count(token)} pictures and {pictures} were given")
+    return text
+
+
+def seen(picture: Image.Image, processor) -> Image.Image:
+    """The part of a picture that reaches the model: LLaVA-1.5 processors pad it to a square or crop its middle.
+
+    Any-resolution processors take the whole picture, whatever crop settings they carry.
+    """
+    images = processor.image_processor
+    width, height = picture.size
+    if hasattr(images, "image_grid_pinpoints") or hasattr(images, "min_pixels"):
+        return picture
+    if getattr(images, "do_pad", False) and type(images).__name__.startswith("LlavaImage"):
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), tuple(round(255 * mean) for mean in images.image_mean))
+        square.paste(picture, ((side - width) // 2, (side - height) // 2))
+        return square
+    if not getattr(images, "do_center_crop", False) or not images.size.get("shortest_edge"):
+        return picture
+    scale = images.size["shortest_edge"] / min(width, height)
+    crop_width, crop_height = (images.crop_size[side] / scale for side in ("width", "height"))
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    box = (round(left), round(top), round(left + crop_width), round(top + crop_height))
+    return picture.crop(box)
