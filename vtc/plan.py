@@ -119,7 +119,7 @@ class Plan:
         if compact:
             for span, selection in zip(self.layout.spans, self.selections, strict=True):
                 shift[span.row] += _renumber_grid(new, span, selection)
-        return new.gather(2, self.slot.expand(3, -1, -1)), shift
+        return new.gather(2, self.index.expand(3, -1, -1)), shift  # a token brings its own place in the picture
 
 
 def _renumber_grid(positions: Tensor, span: VisualSpan, selection: Selection) -> int:

@@ -1,0 +1,205 @@
+"""Tiny random-weight models of every supported family, and batches for them, without processors or a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+PAD, BOS, IMAGE, START, END, VOCAB = 0, 1, 2, 3, 4, 99
+TEXT = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=VOCAB,
+    max_position_embeddings=512,
+    pad_token_id=PAD,
+    bos_token_id=BOS,
+    eos_token_id=None,
+)
+VISION = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=3, image_size=24, patch_size=4)
+QWEN_VISION = dict(depth=3, num_heads=2, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+MROPE = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a family's tiny model and the pixels of its images.
+
+    `images(seeds)` gives the vision inputs of a batch's images in reading order and, per image, its prompt ids.
+    """
+
+    config: Callable[[], Any]
+    images: Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
+
+
+def _noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _llava(tower: str) -> Any:
+    full = {"vision_feature_select_strategy": "full"} if tower == "siglip_vision_model" else {}
+    vision = {"model_type": tower, **VISION, "projection_dim": 16}
+    return AutoConfig.for_model(
+        "llava", vision_config=vision, text_config={"model_type": "llama", **TEXT}, image_token_index=IMAGE, **full
+    )
+
+
+def _square(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    if not seeds:
+        return {}, []
+    return {"pixel_values": torch.stack([_noise(s, 3, 24, 24) for s in seeds])}, [[IMAGE] * 36 for _ in seeds]
+
+
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
+SIZES = [(40, 30), (24, 60), (50, 50), (64, 18)]  # heights and widths, one per seed in turn
+
+
+def _next(family: str, tower: str) -> Any:
+    extra: dict[str, Any] = {}
+    if family == "llava_onevision":
+        extra = {"video_token_index": 5, "vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+        extra["vision_aspect_ratio"] = "anyres_max_2"
+    vision = {"model_type": tower, **VISION, "projection_dim": 16}
+    lm = "qwen2" if family == "llava_onevision" else "llama"
+    return AutoConfig.for_model(
+        family,
+        vision_config=vision,
+        text_config={"model_type": lm, **TEXT},
+        image_token_index=IMAGE,
+        image_grid_pinpoints=PINPOINTS,
+        **extra,
+    )
+
+
+def _anyres(family: str) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]:
+    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        from transformers.image_processing_utils import select_best_resolution
+
+        if not seeds:
+            return {}, []
+        sizes = [SIZES[s % len(SIZES)] for s in seeds]
+        crops = []
+        for size in sizes:
+            h, w = select_best_resolution(size, PINPOINTS)
+            crops.append(1 + (h // 24) * (w // 24))
+        pixels = torch.zeros(len(seeds), max(crops), 3, 24, 24)
+        for i, (seed, n) in enumerate(zip(seeds, crops, strict=True)):
+            pixels[i, :n] = _noise(seed, n, 3, 24, 24)
+        inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
+        features = model_of(family).model.get_image_features(**inputs, return_dict=True).pooler_output
+        return inputs, [[IMAGE] * len(f) for f in features]
+
+    return images
+
+
+def _qwen(family: str) -> Any:
+    text = {**TEXT, "rope_parameters": MROPE, "rope_scaling": MROPE}
+    vision = dict(QWEN_VISION)
+    if family == "qwen2_vl":
+        vision |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
+    if family == "qwen2_5_vl":
+        vision |= {"window_size": 16, "fullatt_block_indexes": [2]}
+    if family == "qwen3_vl":
+        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+        text |= {"head_dim": 8}
+    return AutoConfig.for_model(
+        family,
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        video_token_id=5,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+
+
+GRIDS = [(1, 12, 8), (1, 10, 14), (1, 8, 8), (1, 6, 12)]  # patches; 2 x 2 of them make a token
+
+
+def _packed(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    if not seeds:
+        return {}, []
+    grids = [GRIDS[s % len(GRIDS)] for s in seeds]
+    pixels = torch.cat([_noise(s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)])
+    prompts = [[START, *[IMAGE] * (t * h * w // 4), END] for t, h, w in grids]
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}, prompts
+
+
+def _internvl() -> Any:
+    vision = {"model_type": "internvl_vision", **VISION, "image_size": [24, 24], "patch_size": [4, 4]}
+    return AutoConfig.for_model(
+        "internvl",
+        vision_config={**vision, "use_absolute_position_embeddings": True},
+        text_config={"model_type": "qwen2", **TEXT},
+        image_token_id=IMAGE,
+        downsample_ratio=0.5,
+    )
+
+
+def _tiles(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    if not seeds:
+        return {}, []
+    counts = [1 if s % 2 == 0 else 3 for s in seeds]  # tiles, the last one a thumbnail
+    pixels = torch.cat([_noise(s, n, 3, 24, 24) for s, n in zip(seeds, counts, strict=True)])
+    return {"pixel_values": pixels}, [[START, *[IMAGE] * (9 * n), END] for n in counts]
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family(lambda: _llava("clip_vision_model"), _square),
+    "llava_siglip": Family(lambda: _llava("siglip_vision_model"), _square),
+    "llava_next": Family(lambda: _next("llava_next", "clip_vision_model"), _anyres("llava_next")),
+    "llava_onevision": Family(lambda: _next("llava_onevision", "siglip_vision_model"), _anyres("llava_onevision")),
+    "qwen2_vl": Family(lambda: _qwen("qwen2_vl"), _packed),
+    "qwen2_5_vl": Family(lambda: _qwen("qwen2_5_vl"), _packed),
+    "qwen3_vl": Family(lambda: _qwen("qwen3_vl"), _packed),
+    "internvl": Family(_internvl, _tiles),
+}
+
+
+@cache
+def model_of(family: str, attention: str = "sdpa") -> Any:
+    """The family's tiny model, always with the same weights."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(FAMILIES[family].config(), attn_implementation=attention)
+    for parameter in model.parameters():  # the default 0.02 makes all tokens look alike
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("image_newline", "class_embedding", "cls_token")):
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
+
+
+def batch(family: str, rows: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
+    """Inputs of a batch: one list of image seeds per row (empty = text only), padded on `side`."""
+    vision, prompts = FAMILIES[family].images([seed for row in rows for seed in row])
+    queue = iter(prompts)
+    texts: list[list[int]] = []
+    for r, row in enumerate(rows):
+        ids = [BOS, 10 + r, 11]
+        for i, _ in enumerate(row):
+            ids += next(queue) + [20 + i] * (1 + r)
+        texts.append(ids + [30 + r, 31, 32 + len(row)])
+    length = max(map(len, texts))
+    ids = torch.full((len(rows), length), PAD)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for r, text in enumerate(texts):
+        where = slice(length - len(text), None) if side == "left" else slice(0, len(text))
+        ids[r, where] = torch.tensor(text)
+        mask[r, where] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask, **vision}
+    if family.startswith("qwen"):
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    return inputs
