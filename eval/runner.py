@@ -91,7 +91,7 @@ def evaluate(
     for chunk in _chunks(data):
         batches = list(_batches(processor, data, chunk, limits, batch_size))
         sights = _encode(model, processor, chunk, methods, blind=False)
-        greys = _encode(model, processor, chunk, [], blind=True) if blind else None
+        greys = _encode(model, processor, chunk, ["random"], blind=True) if blind else None
         for run in runs:
             start = time.perf_counter()
             with _wrapped(model, run):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vtc.eval.metrics import Score, bootstrap, wilson
@@ -89,7 +90,7 @@ def caption(result: Result) -> str:
 
 def terminal(result: Result) -> Table:
     """A rich table, one section per budget; task columns are rounded so that it fits a wide terminal."""
-    table = Table(caption=caption(result), caption_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, caption=caption(result), caption_justify="left", pad_edge=False)
     for title in _header(result):
         table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
     keep = None

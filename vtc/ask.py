@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -72,7 +73,7 @@ def _first_token(model, inputs) -> float:
 def show(answers: list[Answer]) -> None:
     """Print one column per answer; the last one's report has the numbers of both."""
     full, last = answers[0], answers[-1]
-    table = Table(pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for answer in answers:
         table.add_column(answer.method or "all visual tokens", overflow="fold")
@@ -82,7 +83,8 @@ def show(answers: list[Answer]) -> None:
         table.add_row("visual tokens", f"{tokens_in}", f"{tokens_out} ({100 * tokens_out / max(1, tokens_in):.0f} %)")
     times = [f"{1000 * answer.seconds:.0f} ms" for answer in answers]
     if last is not full:
-        times[-1] += f" ({full.seconds / last.seconds:.1f}x faster)"
+        gain = full.seconds / last.seconds
+        times[-1] += f" ({gain:.1f}x faster)" if gain >= 1 else f" ({1 / gain:.1f}x slower)"
     table.add_row("time to first token", *times)
     if last.report:
         table.add_row("prefill FLOPs", *(_si(value) for value in last.report.flops))

@@ -11,9 +11,11 @@ from typing import NoReturn
 
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 import vtc
 from vtc.ask import ask, save_overlays, show
@@ -59,12 +61,13 @@ def _ask(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     """List the registered methods."""
-    listing = Table(pad_edge=False)
-    for title in ("name", "stage", "needs", "query aware", "merges", "paper"):
-        listing.add_column(title, overflow="fold")
+    listing = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("name", "stage", "needs", "query aware", "merges"):
+        listing.add_column(title)
+    listing.add_column("paper", ratio=1)
     for info in vtc.methods():
         paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
-        needs = ", ".join(info.needs) or "nothing"
+        needs = "\n".join(info.needs) or "nothing"
         listing.add_row(info.name, info.stage, needs, _yes(info.query_aware), _yes(info.merges), paper)
     Console().print(listing)
 
@@ -133,6 +136,8 @@ def _check_methods(names: Sequence[str]) -> None:
 def _load(options: argparse.Namespace):
     if options.device and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: no CUDA device is available here; leave it out to run on the CPU")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     return vtc.load(options.model, device=options.device, dtype=options.dtype)
 
 

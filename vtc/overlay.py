@@ -90,6 +90,7 @@ def _panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile]) -> Image.I
     kept, source = _kept(span), np.asarray(span.source.cpu())
     sizes = np.bincount(source[source >= 0], minlength=span.tokens_out)
     group = np.where((source >= 0) & (sizes[source.clip(0)] > 1), source, -1)  # [N], -1: stands alone or dropped
+    rank = np.append(np.cumsum(sizes > 1) - 1, -1)  # groups by number, for colours far apart; the last is "none"
     for tile in tiles:
         index = _indices(tile)
         xs, ys = _edges(tile, *size)
@@ -102,7 +103,7 @@ def _panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile]) -> Image.I
         index, edges = _indices(tile), _edges(tile, *size)
         alone = np.where(kept[index] & (group[index] < 0), 0, -1)
         _outline(draw, alone, edges, lambda _: _FRAME, width=1)
-        _outline(draw, group[index], edges, _color, width=2)
+        _outline(draw, rank[group[index]], edges, _color, width=2)
     return panel
 
 
@@ -133,9 +134,9 @@ def _outline(draw: ImageDraw.ImageDraw, label: np.ndarray, edges, color, width: 
                 draw.rectangle((int(x0), int(y0), int(x1), int(y1)), fill=color(int(own)))
 
 
-def _color(group: int) -> tuple[int, int, int]:
+def _color(rank: int) -> tuple[int, int, int]:
     """A vivid colour; neighbours in the numbering are far apart on the wheel (golden angle)."""
-    red, green, blue = colorsys.hsv_to_rgb(group * 0.6180339887 % 1.0, 0.75, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(rank * 0.6180339887 % 1.0, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
