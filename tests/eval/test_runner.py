@@ -23,7 +23,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def result(tiny, data):
-    return runner.evaluate(*tiny, data, ["divprune", "visionzip"], [64], blind=True, batch_size=5)
+    return runner.evaluate(tiny[0], tiny[1], data, ["divprune", "visionzip"], [64], blind=True, batch_size=5)
 
 
 def alone(model, processor, question, limit):
@@ -74,7 +74,13 @@ def test_small_chunks_change_nothing(result, tiny, data, monkeypatch):
     monkeypatch.setattr(runner, "_PICTURES_AT_ONCE", 2)
     seen = []
     again = runner.evaluate(
-        *tiny, data, ["divprune"], [64], batch_size=64, progress=lambda done, total: seen.append((done, total))
+        tiny[0],
+        tiny[1],
+        data,
+        ["divprune"],
+        [64],
+        batch_size=64,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert again.full.answers == result.full.answers
     assert again.runs[-1].answers == result.runs[3].answers
@@ -86,6 +92,6 @@ def test_refusals_come_before_any_answer(tiny, data):
         raise AssertionError("a question was answered")
 
     with pytest.raises(ValueError, match="nope"):
-        runner.evaluate(*tiny, data, ["nope"], [64], progress=no_answers)
+        runner.evaluate(tiny[0], tiny[1], data, ["nope"], [64], progress=no_answers)
     with pytest.raises(ValueError, match="keep"):
-        runner.evaluate(*tiny, data, ["pool"], [0], progress=no_answers)
+        runner.evaluate(tiny[0], tiny[1], data, ["pool"], [0], progress=no_answers)

@@ -1,0 +1,1 @@
+"""Accuracy by task, method and budget: data sets, metrics, the loop, and the table."""
