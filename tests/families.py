@@ -179,6 +179,7 @@ def model_of(family: str, attention: str = "sdpa") -> Any:
             torch.nn.init.normal_(parameter, std=0.5)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
+    model.generation_config.suppress_tokens = [IMAGE, 5]  # without a cache, transformers would look for their pictures
     return model.eval()
 
 
