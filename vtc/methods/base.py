@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,7 +31,8 @@ class Method:
 
     Args:
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
-        positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None = `positions_default`.
+        positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None stands for
+            `positions_default`.
     """
 
     keep: int | float = 0.25
@@ -81,11 +83,17 @@ class Method:
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Importance of each token, [N]; the highest are kept."""
-        raise TypeError(f"{type(self).__name__} defines neither score(tokens) nor select(tokens); a method needs one.")
+        raise TypeError(f"{type(self).__name__} has no score(tokens): it defines select(tokens) instead.")
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
         return Selection.prune(top_k(self.score(tokens), self.count(tokens)), tokens.features.shape[0])
+
+
+def check_seed(seed: object) -> None:
+    """Raise TypeError with one sentence if `seed` is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed={seed!r} is not an integer.")
 
 
 def top_k(score: Tensor, k: int) -> Tensor:

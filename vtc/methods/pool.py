@@ -40,7 +40,7 @@ class Pool(Method):
         for block, cells in zip(blocks, shares, strict=True):
             if cells == 0:
                 continue
-            cell = cell_map(*block.shape, cells)  # [h, w]
+            cell = cell_map(block.shape[0], block.shape[1], cells)  # [h, w]
             source[block] = cell + len(anchors)
             anchors += [block[cell == c] for c in range(cells)]
         # A cell stands at its middle member, which keeps the order of the cells for text-like positions.
@@ -63,7 +63,8 @@ def cell_map(h: int, w: int, cells: int) -> Tensor:
     """Partition an h x w grid into `cells` near-square cells: LongTensor [h, w] of cell numbers in reading order."""
     bands = min(h, max(round(math.sqrt(cells * h / w)), math.ceil(cells / w), 1), cells)
     band = torch.arange(h) * bands // h  # [h]
-    per_band = [cells * (b + 1) // bands - cells * b // bands for b in range(bands)]
-    start = torch.tensor([0, *per_band]).cumsum(0)
-    columns = torch.tensor(per_band)[band]  # [h]
-    return start[band].unsqueeze(1) + torch.arange(w) * columns.unsqueeze(1) // w
+    per_band = torch.full((bands,), cells // bands)
+    tallest = band.bincount().argsort(descending=True, stable=True)
+    per_band[tallest[: cells % bands]] += 1
+    start = per_band.cumsum(0) - per_band
+    return start[band].unsqueeze(1) + torch.arange(w) * per_band[band].unsqueeze(1) // w

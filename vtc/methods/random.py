@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtc.methods.base import Method
+from vtc.methods.base import Method, check_seed
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -24,6 +24,10 @@ class Random(Method):
 
     name = "random"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
 
     def select(self, tokens: VisualTokens) -> Selection:
         n = tokens.features.shape[0]

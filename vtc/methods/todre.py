@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Method, Paper
+from vtc.methods.base import Method, Paper, check_seed
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -41,6 +41,7 @@ class ToDRE(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.seed)
         if self.mode not in ("maxsum", "kcenter"):
             raise ValueError(f'mode={self.mode!r} is not one of "maxsum", "kcenter".')
         if self.pivot not in PIVOTS:

@@ -36,21 +36,23 @@ class VisionZip(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual} is outside [0, 1): it is a share of the kept tokens.")
+        if not isinstance(self.contextual, int | float) or not 0 <= self.contextual < 1:
+            raise ValueError(f"contextual={self.contextual!r} is outside [0, 1): it is a share of the kept tokens.")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)
-        few = min(round(self.contextual * k), k - 1)  # contextual tokens; at least one dominant
+        few = 0 if k == n else min(round(self.contextual * k), k - 1)  # contextual tokens; at least one dominant
         dominant = top_k(tokens.signal("cls_attention").sum(dim=0), k - few)
-        if few == 0 or k == n:
-            return Selection.prune(top_k(tokens.signal("cls_attention").sum(dim=0), k), n)
+        if few == 0:
+            return Selection.prune(dominant, n)
         device = dominant.device
         rest = torch.ones(n, dtype=torch.bool, device=device)
         rest[dominant] = False
+        patches = rest & ~tokens.separators
+        if int(patches.sum()) >= few:  # newline embeddings are no part of the picture: they are dropped, not merged
+            rest = patches
         rest = rest.nonzero().squeeze(1)  # [R], raster order
-        step = rest.numel() // few
-        targets = rest[torch.arange(few, device=device) * max(step, 1)]  # uniform stride
+        targets = rest[torch.arange(few, device=device) * (rest.numel() // few)]  # uniform stride
         keys = F.normalize(tokens.signal("keys").float(), dim=-1)
         nearest = (keys[rest] @ keys[targets].T).argmax(dim=1)  # [R]
         source = torch.full((n,), -1, dtype=torch.long, device=device)
@@ -58,8 +60,9 @@ class VisionZip(Method):
         source[targets] = torch.arange(few, device=device) + dominant.numel()
         source[dominant] = torch.arange(dominant.numel(), device=device)
         # target + mean(absorbed): weight 1 for kept tokens, 1/count for the absorbed ones of each target
-        absorbed = torch.bincount(source, minlength=k) - 1
-        weight = 1.0 / absorbed.clamp(min=1)[source]
+        used = source >= 0
+        absorbed = torch.bincount(source[used], minlength=k) - 1
+        weight = torch.where(used, 1.0 / absorbed.clamp(min=1)[source.clamp(min=0)], 0.0)
         anchor = torch.cat([dominant, targets])
         weight[anchor] = 1.0
         return Selection(anchor, source, weight)

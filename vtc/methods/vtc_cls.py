@@ -18,8 +18,8 @@ class VTCCLS(Method):
     weights). The released code starts at layer 16 of CLIP-L's 24, which is the default here, as a fraction of depth.
 
     Args:
-        start_layer: first layer of the ensemble: an int (0-based) or a fraction of the tower's depth. The last one is
-            the layer whose output feeds the projector.
+        start_layer: first layer of the ensemble: an int (0-based) or a fraction in [0, 1) of the tower's depth. The
+            last one is the layer whose output feeds the projector.
     """
 
     name = "vtc-cls"
@@ -28,6 +28,15 @@ class VTCCLS(Method):
     needs = ("cls_attention",)
     positions_default = "compact"
     paper = Paper("[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", "2412.05819")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start = self.start_layer
+        layer = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+        if not layer and not (isinstance(start, float) and 0 <= start < 1):
+            raise ValueError(
+                f"start_layer={start!r} is neither a layer number (int >= 0) nor a fraction in [0, 1) of the depth."
+            )
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         start = self.start_layer

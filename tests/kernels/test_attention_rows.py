@@ -1,0 +1,53 @@
+"""`attention_rows`: softmax rows of a few queries, averaged over heads, against float64 loops."""
+
+import math
+
+import pytest
+import torch
+
+from vtc import ops
+
+
+def define(q, k, scale):
+    b, h, r, _ = q.shape
+    n = k.shape[2]
+    out = torch.zeros(b, r, n, dtype=torch.float64)
+    for i in range(b):
+        for j in range(r):
+            for head in range(h):
+                logits = [float(q[i, head, j].double() @ k[i, head, m].double()) * scale for m in range(n)]
+                top = max(logits)
+                weights = [math.exp(x - top) for x in logits]
+                out[i, j] += torch.tensor(weights, dtype=torch.float64) / sum(weights) / h
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+def test_against_the_definition(n):
+    g = torch.Generator().manual_seed(n)
+    q, k = torch.randn(2, 3, 2, 5, generator=g), torch.randn(2, 3, n, 5, generator=g)
+    out = ops.attention_rows(q, k, 0.7)
+    assert out.shape == (2, 2, n)
+    torch.testing.assert_close(out.double(), define(q, k, 0.7), atol=1e-6, rtol=1e-5)
+
+
+def test_zero_and_equal_rows_give_uniform_attention():
+    q, k = torch.zeros(1, 2, 1, 4), torch.randn(1, 2, 7, 4)
+    torch.testing.assert_close(ops.attention_rows(q, k, 1.0), torch.full((1, 1, 7), 1 / 7))
+    q, k = torch.randn(1, 2, 1, 4), torch.ones(1, 2, 7, 4)
+    torch.testing.assert_close(ops.attention_rows(q, k, 1.0), torch.full((1, 1, 7), 1 / 7))
+
+
+def test_large_logits_do_not_overflow():
+    q = torch.full((1, 1, 1, 4), 300.0)
+    k = torch.stack([torch.full((4,), 300.0), torch.full((4,), -300.0)]).view(1, 1, 2, 4)
+    assert ops.attention_rows(q, k, 1.0).flatten().tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_input_is_computed_in_fp32(dtype):
+    q, k = torch.randn(1, 2, 1, 8).to(dtype), torch.randn(1, 2, 33, 8).to(dtype)
+    out = ops.attention_rows(q, k, 0.5)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, ops.attention_rows(q.float(), k.float(), 0.5))
+    torch.testing.assert_close(out.sum(-1), torch.ones(1, 1))

@@ -1,0 +1,84 @@
+"""`greedy_diversity`: farthest-first and max-sum choice, against loops in float64."""
+
+import pytest
+import torch
+
+from vtc import ops
+
+
+def define(x, k, mode, first):
+    """Plain greedy choice among rows x [N, D]; ties to the lowest index."""
+    x = x.double()
+    n = len(x)
+    norms = [float(row.norm()) for row in x]
+    cosine = [
+        [float(x[i] @ x[j]) / (norms[i] * norms[j]) if norms[i] and norms[j] else 0.0 for j in range(n)]
+        for i in range(n)
+    ]
+    if first is None:
+        nearest = [max((cosine[i][j] for j in range(n) if j != i), default=-2.0) for i in range(n)]
+        first = min(range(n), key=lambda i: (nearest[i], i))
+    chosen = [first]
+    while len(chosen) < k:
+        reduce = max if mode == "maxmin" else sum
+        left = [i for i in range(n) if i not in chosen]
+        chosen.append(min(left, key=lambda i: (reduce(cosine[i][j] for j in chosen), i)))
+    return chosen
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127])
+def test_against_the_definition(mode, n):
+    x = torch.randn(2, n, 12, generator=torch.Generator().manual_seed(n))
+    k = max(1, n // 3)
+    for first in (None, torch.tensor([n - 1, 0])):
+        out = ops.greedy_diversity(x, k, mode, first)
+        assert out.shape == (2, k)
+        for i in range(2):
+            assert out[i].tolist() == define(x[i], k, mode, None if first is None else int(first[i]))
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+def test_577_tokens(mode):
+    """Checked step by step against the float64 objective, since rounding may order near-ties differently."""
+    x = torch.randn(577, 16, generator=torch.Generator().manual_seed(0))
+    chosen = ops.greedy_diversity(x[None], 64, mode, torch.tensor([5]))[0].tolist()
+    unit = x.double() / x.double().norm(dim=-1, keepdim=True)
+    cosine = unit @ unit.T
+    for step in range(1, 64):
+        own = cosine[:, chosen[:step]]
+        score = own.amax(1) if mode == "maxmin" else own.sum(1)
+        left = [i for i in range(577) if i not in chosen[:step]]
+        assert score[chosen[step]] <= score[left].min() + 1e-5
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+def test_everything_is_a_permutation(mode, n):
+    x = torch.randn(1, n, 4, generator=torch.Generator().manual_seed(n))
+    assert sorted(ops.greedy_diversity(x, n, mode, None)[0].tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+@pytest.mark.parametrize("row", [[0.0] * 7, [1.0] * 7, [0.3, -1.7, 2.9, 0.1, 5.3, -0.2, 0.7]])
+def test_equal_rows_are_chosen_from_the_lowest_index(mode, n, row):
+    x = torch.tensor(row).expand(1, n, 7)
+    k = min(n, 40)
+    assert ops.greedy_diversity(x, k, mode, None)[0].tolist() == list(range(k))
+
+
+def test_a_zero_row_is_similar_to_nothing():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0]])[None]
+    assert ops.greedy_diversity(x, 2, "maxmin", None)[0].tolist() == [2, 0]
+
+
+def test_duplicates_are_never_chosen_twice():
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5, 1)[None]
+    assert ops.greedy_diversity(x, 10, "maxmin", None)[0].unique().numel() == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_fp32(dtype):
+    x = torch.randn(1, 63, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(ops.greedy_diversity(x, 20), ops.greedy_diversity(x.float(), 20))

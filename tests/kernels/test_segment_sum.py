@@ -1,0 +1,39 @@
+"""`segment_sum`: weighted sums of rows per segment, against loops in float64."""
+
+import pytest
+import torch
+
+from vtc import ops
+
+
+def define(x, source, weight, segments):
+    out = torch.zeros(segments, x.shape[1], dtype=torch.float64)
+    for row, segment, w in zip(x.double(), source.tolist(), weight.double(), strict=True):
+        if segment >= 0:
+            out[segment] += w * row
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+def test_against_the_definition(n):
+    g = torch.Generator().manual_seed(n)
+    x, weight = torch.randn(n, 5, generator=g), torch.rand(n, generator=g)
+    segments = n // 2 + 2  # some stay empty
+    source = torch.randint(-1, segments - 1, (n,), generator=g)
+    out = ops.segment_sum(x, source, weight, segments)
+    torch.testing.assert_close(out.double(), define(x, source, weight, segments), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_used_gives_zeros_even_beside_nan():
+    x = torch.full((3, 2), float("nan"))
+    out = ops.segment_sum(x, torch.tensor([-1, -1, -1]), torch.ones(3), 2)
+    assert out.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_fp32(dtype):
+    """4096 halves of 1: a running sum in half precision would stall long before 4096."""
+    x = torch.ones(4096, 1, dtype=dtype)
+    out = ops.segment_sum(x, torch.zeros(4096, dtype=torch.long), torch.ones(4096), 1)
+    assert out.dtype == dtype
+    assert out.item() == 4096.0

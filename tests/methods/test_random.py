@@ -1,0 +1,52 @@
+"""random: a seeded uniform draw that belongs to the picture."""
+
+import subprocess
+import sys
+
+import torch
+
+import vtc
+
+
+def kept(x, **options):
+    return vtc.select(vtc.Random(**options), x).anchor.tolist()
+
+
+def test_another_seed_draws_another_subset():
+    x = torch.randn(100, 4)
+    assert len({tuple(kept(x, keep=10, seed=s)) for s in range(20)}) == 20
+
+
+def test_another_picture_gets_another_subset():
+    pictures = [torch.randn(100, 4, generator=torch.Generator().manual_seed(s)) for s in range(20)]
+    assert len({tuple(kept(x, keep=10)) for x in pictures}) == 20
+
+
+def test_every_token_has_the_same_chance():
+    """1000 draws of 5 of 20: each token is expected 250 times, with standard deviation 13.7."""
+    x = torch.randn(20, 4)
+    drawn = torch.zeros(20)
+    for seed in range(1000):
+        drawn[kept(x, keep=5, seed=seed)] += 1
+    assert drawn.sum() == 5000
+    assert (drawn - 250).abs().max() < 5 * 13.7
+
+
+def test_a_larger_budget_contains_the_smaller_one():
+    x = torch.randn(50, 4)
+    assert set(kept(x, keep=5)) < set(kept(x, keep=20))
+
+
+def test_scaling_or_the_global_generator_change_nothing():
+    x = torch.randn(50, 4)
+    first = kept(x, keep=5)
+    torch.manual_seed(123)
+    assert kept(2 * x, keep=5) == first
+
+
+def test_the_draw_is_the_same_in_every_process():
+    code = "import torch, vtc; print(vtc.select(vtc.Random(keep=4, seed=3), torch.eye(30)).anchor.tolist())"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
+    assert out.stdout.strip() == str(kept(torch.eye(30), keep=4, seed=3))
