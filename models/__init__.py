@@ -43,13 +43,17 @@ def adapter_for(model: nn.Module) -> Adapter:
     if model_type not in _ADAPTERS:
         known = f"Supported: {', '.join(supported())}."
         if model_type is not None and not hasattr(config, "vision_config"):
-            raise ValueError(f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens to compress. {known}")
+            raise ValueError(
+                f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens to compress. {known}"
+            )
         raise ValueError(
             f"{type(model).__name__} (model type {model_type!r}) has no adapter. {known} "
             'To add a family, see "How to add a model family" in the README.'
         )
     adapter = _ADAPTERS[model_type]
     if not type(model).__name__.endswith("ForConditionalGeneration"):
-        raise ValueError(f"wrap the whole model, not a part of it: got {type(model).__name__}, expected a ...ForConditionalGeneration.")
+        raise ValueError(
+            f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
+        )
     adapter.check(model)
     return adapter

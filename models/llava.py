@@ -17,7 +17,9 @@ class LlavaAdapter(Adapter):
     def check(self, model: nn.Module) -> None:
         tower = self.tower(model).config.model_type
         if tower not in TOWERS:
-            raise ValueError(f"{model.config.model_type} with a {tower!r} vision tower is not supported; with {', '.join(TOWERS)} it is.")
+            raise ValueError(
+                f"{model.config.model_type} with vision tower {tower!r} is not supported; with {', '.join(TOWERS)} it is."
+            )
         if self.has_cls(model) and model.config.vision_feature_select_strategy != "default":
             raise ValueError(
                 'vision_feature_select_strategy="full" passes the CLS token on as if it were a patch, which is not '

@@ -53,7 +53,9 @@ class QwenVLAdapter(Adapter):
         t, h, w = grid_thw[image].tolist()
         h, w = h // merge, w // merge
         if t * h * w != features.shape[0]:
-            raise ValueError(f"an image of grid {(t, h, w)} has {t * h * w} tokens, but {features.shape[0]} were found.")
+            raise ValueError(
+                f"an image of grid {(t, h, w)} has {t * h * w} tokens, but {features.shape[0]} were found."
+            )
         index = torch.arange(t * h * w)
         return ImageLayout((t, h, w), (Tile(0, t, h, w),), index, torch.zeros_like(index), index.numel())
 

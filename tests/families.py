@@ -24,7 +24,9 @@ TEXT = dict(
     bos_token_id=BOS,
     eos_token_id=None,
 )
-VISION = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=3, image_size=24, patch_size=4)
+VISION = dict(
+    hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=3, image_size=24, patch_size=4
+)
 QWEN_VISION = dict(depth=3, num_heads=2, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
 MROPE = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 
@@ -192,7 +194,7 @@ def batch(family: str, rows: Sequence[Sequence[int]], side: str = "left") -> dic
         ids = [BOS, 10 + r, 11]
         for i, _ in enumerate(row):
             ids += next(queue) + [20 + i] * (1 + r)
-        texts.append(ids + [30 + r, 31, 32 + len(row)])
+        texts.append([*ids, 30 + r, 31, 32 + len(row)])
     length = max(map(len, texts))
     ids = torch.full((len(rows), length), PAD)
     mask = torch.zeros(len(rows), length, dtype=torch.long)

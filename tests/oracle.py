@@ -76,7 +76,9 @@ def oracle(model: Any, made: list[Choice], rows: int, compact: bool) -> Iterator
         queries = order[:, seen:]
         allowed = visible[:, None, :] & (order[:, None, :] <= queries[:, :, None])  # [B, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
-        kwargs["attention_mask"] = torch.zeros(b, 1, t, seen + t).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)
+        kwargs["attention_mask"] = torch.zeros(b, 1, t, seen + t).masked_fill(
+            ~allowed[:, None], torch.finfo(torch.float32).min
+        )
         if compact:
             kwargs["position_ids"] = _compact(kwargs.get("position_ids"), plans, seen, t, state)
         return args, kwargs

@@ -59,7 +59,8 @@ def assert_rows_equal(logits: Tensor, expected: Tensor, real: Tensor, made: list
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matrix(family: str, method: str, positions: str, rows: Any, attention: str) -> None:
-    report = equal_to_oracle(family, attention, *rows, method, keep=0.3, positions=positions)
+    images, side = rows
+    report = equal_to_oracle(family, attention, images, side, method, keep=0.3, positions=positions)
     assert 0 < report.tokens_out < report.tokens_in
 
 
@@ -128,7 +129,9 @@ def test_second_turn(family: str, positions: str) -> None:
     def talk() -> Tensor:
         first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         ids = torch.cat([first.sequences, more], dim=1)
-        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - inputs["input_ids"].shape[1]), value=1)
+        mask = torch.nn.functional.pad(
+            inputs["attention_mask"], (0, ids.shape[1] - inputs["input_ids"].shape[1]), value=1
+        )
         types = {"mm_token_type_ids": (ids == 2).int()} if "mm_token_type_ids" in inputs else {}
         return model.generate(
             input_ids=ids,
@@ -203,7 +206,9 @@ def test_embeddings_handed_in(family: str) -> None:
 def test_encoded_once_asked_often(family: str) -> None:
     """vtc.encode + take = the same forward from pixels, for every method it was made for."""
     model, inputs = model_of(family), batch(family, [[0], [1, 2], [1]])
-    vision = {k: v for k, v in batch(family, [[0, 1, 2]]).items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+    vision = {
+        k: v for k, v in batch(family, [[0, 1, 2]]).items() if k in ("pixel_values", "image_sizes", "image_grid_thw")
+    }
     text = {k: v for k, v in inputs.items() if k not in vision}
     encoded = vtc.encode(model, METHODS, **vision)
     assert len(encoded) == 3
@@ -215,4 +220,6 @@ def test_encoded_once_asked_often(family: str) -> None:
             assert [choice.anchor for choice in choices(model)] == made
             assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
             beams = dict(max_new_tokens=4, num_beams=2, do_sample=False)
-            assert model.generate(**text, **encoded.take([0, 1, 2, 1]), **beams).equal(model.generate(**inputs, **beams))
+            assert model.generate(**text, **encoded.take([0, 1, 2, 1]), **beams).equal(
+                model.generate(**inputs, **beams)
+            )

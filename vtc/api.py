@@ -134,7 +134,9 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
     return encode_with(Engine(model, _resolve_all(methods, None, {})), vision_inputs)
 
 
-def load(name_or_path: str | Path = "tiny-llava", device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+def load(
+    name_or_path: str | Path = "tiny-llava", device: str | None = None, dtype: str | None = None
+) -> tuple[Any, Any]:
     """Load a model and its processor: a shipped name, a local folder, or a Hugging Face Hub id.
 
     Args:

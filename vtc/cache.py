@@ -57,7 +57,7 @@ class CompressedLayer(DynamicLayer):
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
         self._each_row(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
@@ -100,7 +100,9 @@ def compressed(cache: Any) -> CompressedLayer | None:
     return None
 
 
-def later_mask(layer: CompressedLayer, mask: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor | None:
+def later_mask(
+    layer: CompressedLayer, mask: Tensor | None, rows: int, length: int, device: torch.device
+) -> Tensor | None:
     """The 2-D mask [rows, logical length] that matches a compressed layer; `length` = logical length of this forward.
 
     Args:
@@ -109,7 +111,9 @@ def later_mask(layer: CompressedLayer, mask: Tensor | None, rows: int, length: i
     if mask is None and layer.mask is None:
         return None
     start = layer.prompt + layer.dropped  # logical length of the prompt
-    later = torch.ones(rows, length - start, dtype=torch.bool, device=device) if mask is None else mask[:, start:].bool()
+    later = (
+        torch.ones(rows, length - start, dtype=torch.bool, device=device) if mask is None else mask[:, start:].bool()
+    )
     held = layer.mask
     if held is None:
         held = torch.ones(rows, layer.prompt, dtype=torch.bool, device=device)

@@ -19,7 +19,8 @@ class Encoded:
     """Features of some images, ready for `generate` or `forward` (transformers >= 5.18)."""
 
     def __init__(self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor]) -> None:
-        model, adapter = engine.model, engine.adapter
+        model: Any = engine.model
+        adapter = engine.adapter
         self._output, self._call, self._grids = output, call, grids
         self._pieces: list[list[Tensor]] = [[piece] for piece in output.pooler_output]
         if adapter.joins_pieces:
@@ -40,9 +41,9 @@ class Encoded:
         for image in images:
             if not 0 <= image < len(self):
                 raise IndexError(f"image {image} is outside the {len(self)} encoded ones.")
-        output = BaseModelOutputWithPooling(pooler_output=[self._pieces[i][0] for i in images])  # type: ignore[arg-type]
+        output: Any = BaseModelOutputWithPooling(pooler_output=[self._pieces[i][0] for i in images])  # type: ignore[arg-type]
         if self._deepstack is not None:
-            setattr(output, "deepstack_features", [[layer[i] for i in images] for layer in self._deepstack])
+            output.deepstack_features = [[layer[i] for i in images] for layer in self._deepstack]
         grid = self._call.grid_thw
         call = TowerCall(
             grid_thw=None if grid is None else grid[list(images)],

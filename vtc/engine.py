@@ -106,7 +106,9 @@ class Engine:
         base, lm = adapter.base(model), adapter.language_model(model)
         owner = hooked_by(lm)
         if owner is not None and owner is not self:
-            raise ValueError("this model's parts are already wrapped through another model object; vtc.unwrap that one first.")
+            raise ValueError(
+                "this model's parts are already wrapped through another model object; vtc.unwrap that one first."
+            )
         self.handles += [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             base.register_forward_pre_hook(self._before_base, with_kwargs=True),
@@ -129,7 +131,9 @@ class Engine:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _bind(module, args, kwargs)
         if given.get("labels") is not None:
-            raise ValueError("labels are not supported on a wrapped model: train it unwrapped (vtc.unwrap), wrap it for inference.")
+            raise ValueError(
+                "labels are not supported on a wrapped model: train it unwrapped (vtc.unwrap), wrap it for inference."
+            )
         check_cache(given.get("past_key_values"))
         mask = given.get("attention_mask")
         if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
@@ -155,8 +159,13 @@ class Engine:
         """BoolTensor [B, L] of visual tokens, None for plain text; refuses what cannot be told."""
         ids, embeds, types = given.get("input_ids"), given.get("inputs_embeds"), given.get("mm_token_type_ids")
         image_id = self.adapter.image_token_id(self.model)
-        if given.get("pixel_values_videos") is not None or (given.get("mm_encoder_outputs") or {}).get("video") is not None:
-            raise ValueError("this prompt holds a video; vtc compresses images so far: vtc.unwrap the model for videos.")
+        if (
+            given.get("pixel_values_videos") is not None
+            or (given.get("mm_encoder_outputs") or {}).get("video") is not None
+        ):
+            raise ValueError(
+                "this prompt holds a video; vtc compresses images so far: vtc.unwrap the model for videos."
+            )
         if ids is not None:
             return ids == image_id if has_images else None
         assert embeds is not None
@@ -164,7 +173,8 @@ class Engine:
             types = types[:, -embeds.shape[1] :]
             return types == 1
         if has_images:  # transformers itself looks for the placeholder's embedding
-            placeholder = self.model.get_input_embeddings()(torch.tensor(image_id, device=embeds.device))
+            table: Any = self.model.get_input_embeddings
+            placeholder = table()(torch.tensor(image_id, device=embeds.device))
             return (embeds == placeholder).all(dim=-1)
         raise ValueError(
             "inputs_embeds came without input_ids, so vtc cannot tell which tokens are visual: pass input_ids, "
@@ -311,7 +321,9 @@ class Engine:
         seen = kwargs["past_key_values"].get_seq_length()
         mask = kwargs.get("attention_mask")
         if past.keys is not None and past.keys.shape[0] != rows:
-            raise ValueError(f"the compressed cache holds {past.keys.shape[0]} rows, the input {rows}; they must agree.")
+            raise ValueError(
+                f"the compressed cache holds {past.keys.shape[0]} rows, the input {rows}; they must agree."
+            )
         if mask is None or mask.dim() == 2:
             kwargs["attention_mask"] = later_mask(past, mask, rows, seen + length, embeds.device)
         if past.shift is not None:

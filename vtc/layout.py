@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Tile:
     """A rectangular block of consecutive visual tokens that look at one part of a picture.

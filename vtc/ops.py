@@ -55,7 +55,7 @@ def attention_rows(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def received_attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """How much attention each key receives, averaged over heads and queries: q, k [B, H, N, d] -> [B, N] (sums to 1)."""
+    """Attention each key receives, averaged over heads and queries: q, k [B, H, N, d] -> [B, N], rows sum to 1."""
     return _run("received_attention", q, k, scale)
 
 

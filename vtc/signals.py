@@ -86,7 +86,9 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
         if name in ("cls_attention", "received_attention"):
             tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
             if tensor.dim() != 2 or tensor.shape[1] != tokens:
-                raise ValueError(f"{name} has shape {tuple(torch.as_tensor(value).shape)}; expected [{tokens}] or [L, {tokens}].")
+                raise ValueError(
+                    f"{name} has shape {tuple(torch.as_tensor(value).shape)}; expected [{tokens}] or [L, {tokens}]."
+                )
         elif name == "keys" and (tensor.dim() != 2 or tensor.shape[0] != tokens):
             raise ValueError(f"keys has shape {tuple(tensor.shape)}; expected [{tokens}, d].")
         elif name == "text" and tensor.dim() != 2:

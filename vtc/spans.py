@@ -39,7 +39,9 @@ def find_layout(
     for piece in pieces:
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
-            raise ValueError("the number of image tokens in the prompt does not match the images: an image crosses two rows.")
+            raise ValueError(
+                "the number of image tokens in the prompt does not match the images: an image crosses two rows."
+            )
         placed.append((row, piece[:, 1]))
 
     known = len(grid_thw) if grid_thw is not None and adapter.mrope else None
@@ -51,7 +53,9 @@ def find_layout(
     if known is None and call is not None:
         crops = sum(layout.crops for layout in layouts)
         if call.crops == 0 or crops % call.crops:
-            raise ValueError(f"the prompt shows {crops} crops, but the vision tower saw {call.crops}; pass one run's features.")
+            raise ValueError(
+                f"the prompt shows {crops} crops, but the vision tower saw {call.crops}; pass one run's features."
+            )
         images, expansion = _images([row for row, _ in placed], len(placed) * call.crops // crops)
 
     offsets: dict[int, int] = {}

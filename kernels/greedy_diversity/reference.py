@@ -10,7 +10,7 @@ def greedy_diversity(features: Tensor, k: int, mode: str, first: Tensor | None) 
 
     Ties go to the lowest index. A zero row is similar to nothing (cosine 0 with every token).
     """
-    b, n, _ = features.shape
+    b = features.shape[0]
     x = F.normalize(features.float(), dim=-1)
     cosine = x @ x.transpose(-1, -2)  # [B, N, N]
     if first is None:
