@@ -151,9 +151,7 @@ def _encode(model, processor, chunk: _Chunk, methods: Sequence[str], *, blind: b
     inputs = processor(
         text=[prompt(processor, "?")] * len(pictures), images=[[p] for p in pictures], padding=True, return_tensors="pt"
     )
-    text = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
-    vision = {name: value.to(model.device) for name, value in inputs.items() if name not in text}
-    return vtc.encode(model, methods, **vision)
+    return vtc.encode(model, methods, **inputs.to(model.device))
 
 
 def _batches(processor, data: Dataset, chunk: _Chunk, limits: dict[str, int], size: int) -> Iterator[_Batch]:

@@ -202,15 +202,12 @@ def test_embeddings_handed_in(family: str) -> None:
         assert model(**embeds).logits.equal(expected)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "internvl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_encoded_once_asked_often(family: str) -> None:
     """vtc.encode + take = the same forward from pixels, for every method it was made for."""
     model, inputs = model_of(family), batch(family, [[0], [1, 2], [1]])
-    vision = {
-        k: v for k, v in batch(family, [[0, 1, 2]]).items() if k in ("pixel_values", "image_sizes", "image_grid_thw")
-    }
-    text = {k: v for k, v in inputs.items() if k not in vision}
-    encoded = vtc.encode(model, METHODS, **vision)
+    encoded = vtc.encode(model, METHODS, **batch(family, [[0, 1, 2]]))
+    text = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "mm_token_type_ids")}
     assert len(encoded) == 3
     for method in METHODS:
         with vtc.wrapped(model, method, keep=0.3):

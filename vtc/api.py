@@ -125,7 +125,7 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         model: a supported model, wrapped or not.
         methods: every method that will be wrapped when the result is used; their signals are computed along.
         vision_inputs: `pixel_values=` and what else the processor returned for the images (`image_sizes=`,
-            `image_grid_thw=`).
+            `image_grid_thw=`); for InternVL also `input_ids=`, which tell how many tiles each image has.
 
     Returns:
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions

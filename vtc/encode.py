@@ -18,30 +18,31 @@ from vtc.tap import ATTRIBUTE
 class Encoded:
     """Features of some images, ready for `generate` or `forward` (transformers >= 5.18)."""
 
-    def __init__(self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor]) -> None:
-        model: Any = engine.model
-        adapter = engine.adapter
-        self._output, self._call, self._grids = output, call, grids
-        self._pieces: list[list[Tensor]] = [[piece] for piece in output.pooler_output]
-        if adapter.joins_pieces:
-            raise ValueError(f"vtc.encode does not know which tiles of {model.config.model_type} belong to one image.")
+    def __init__(self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor], pieces: list[int]) -> None:
+        self._stacked = isinstance(output.pooler_output, Tensor)
+        self._call, self._grids = call, grids
+        self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
+        self._features: list[list[Tensor]] = []  # per image: one [N, D], or one per tile
         self._tokens: list[int] = []
         self._crops: list[int] = []
-        for image, (features,) in enumerate(self._pieces):
-            layout = adapter.layout(model, features, image, call.grid_thw)
+        rest = list(output.pooler_output)
+        for image, count in enumerate(pieces):
+            own, rest = rest[:count], rest[count:]
+            layout = engine.adapter.layout(engine.model, torch.cat(own), image, call.grid_thw)
+            self._features.append(own)
             self._tokens.append(layout.tower_tokens)
             self._crops.append(layout.crops)
-        self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._features)
 
     def take(self, images: Sequence[int]) -> dict[str, Any]:
         """Keyword arguments for `generate`/`forward`: the images of a batch in reading order, repeats allowed."""
         for image in images:
             if not 0 <= image < len(self):
                 raise IndexError(f"image {image} is outside the {len(self)} encoded ones.")
-        output: Any = BaseModelOutputWithPooling(pooler_output=[self._pieces[i][0] for i in images])  # type: ignore[arg-type]
+        features: Any = [piece for i in images for piece in self._features[i]]
+        output: Any = BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)
         if self._deepstack is not None:
             output.deepstack_features = [[layer[i] for i in images] for layer in self._deepstack]
         grid = self._call.grid_thw
@@ -74,4 +75,17 @@ def encode_with(engine: Engine, vision_inputs: dict[str, Any]) -> Encoded:
     finally:
         engine.tap.detach()
     grids = {k: v for k, v in vision_inputs.items() if k == "image_grid_thw"}
-    return Encoded(engine, output, getattr(engine.tap.latest, ATTRIBUTE), grids)
+    pieces = _pieces(engine, output.pooler_output, vision_inputs.get("input_ids"))
+    return Encoded(engine, output, getattr(engine.tap.latest, ATTRIBUTE), grids, pieces)
+
+
+def _pieces(engine: Engine, features: Any, input_ids: Tensor | None) -> list[int]:
+    """How many of the features' entries make up each image: one, but for families that hand out tiles."""
+    if not engine.adapter.joins_pieces:
+        return [1] * len(features)
+    if input_ids is None:
+        raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
+    visual = (input_ids == engine.adapter.image_token_id(engine.model)).int()
+    edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
+    lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
+    return (lengths // len(features[0])).tolist()

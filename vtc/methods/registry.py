@@ -92,10 +92,14 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
         cls = known[method]
     else:
         raise TypeError(f"method is {method!r}; expected a name such as 'divprune', a vtc.Method, or a list of them.")
+    if cls.score is Method.score and cls.select is Method.select:
+        raise TypeError(f"{cls.__name__} defines neither score(tokens) nor select(tokens); a method needs one of them.")
     valid = {f.name for f in fields(cls)}
     for option in options:
         if option not in valid:
             near = get_close_matches(option, valid, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{cls.name or cls.__name__} has no option {option!r}; it has {', '.join(sorted(valid))}.{hint}")
+            raise TypeError(
+                f"{cls.name or cls.__name__} has no option {option!r}; it has {', '.join(sorted(valid))}.{hint}"
+            )
     return replace(method, **options) if isinstance(method, Method) else cls(**options)
