@@ -18,7 +18,9 @@ from vtc.tap import ATTRIBUTE
 class Encoded:
     """Features of some images, ready for `generate` or `forward` (transformers >= 5.18)."""
 
-    def __init__(self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor], pieces: list[int]) -> None:
+    def __init__(
+        self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor], pieces: list[int]
+    ) -> None:
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
         self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)

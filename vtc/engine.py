@@ -15,7 +15,8 @@ Hook by hook, in the order in which a forward meets them:
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,15 +24,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc.cache import CompressedLayer, check_cache, compressed, later_mask
-from vtc.cost import DecoderCost
-from vtc.layout import VisualLayout, VisualSpan
+from vtc.choose import choose
+from vtc.layout import VisualSpan
 from vtc.methods.base import Method
 from vtc.models import adapter_for
 from vtc.models.base import TowerCall
 from vtc.plan import Plan
-from vtc.report import Report, ReportSpan, StageReport, Stopwatch
-from vtc.selection import Selection
-from vtc.signals import TOWER_SIGNALS, VisualTokens
+from vtc.record import Record
+from vtc.report import Report
+from vtc.sources import Sources
 from vtc.spans import find_layout
 from vtc.tap import ATTRIBUTE, TowerTap
 
@@ -49,18 +50,6 @@ class Forward:
     positions: Tensor | None = None  # what the rotary embedding shall see
 
 
-@dataclass
-class Record:
-    """What the report is made from: kept as tensors, so that a forward never waits for a device."""
-
-    spans: tuple[VisualSpan, ...] = ()
-    selections: tuple[Selection, ...] = ()
-    stages: list[tuple[str, int, int, Stopwatch]] = field(default_factory=list)
-    rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
-    rows_kept: Tensor | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 class Engine:
     """Compression of one model by one or more methods; `attach` and `detach` are exact opposites."""
 
@@ -71,33 +60,11 @@ class Engine:
             if method.stage != "input":
                 raise ValueError(f"{method.name} works at stage {method.stage!r}; this version has the stage 'input'.")
         self.compact = any(method.positions == "compact" for method in methods)
-        self.depth = len(self.adapter.attentions(model))
-        self.feature_layer = self.adapter.feature_layer(model)
-        self.notes: list[str] = []
-        self.tap = TowerTap(model, self.adapter, self._wanted())
+        self.sources = Sources(model, self.adapter, methods)
+        self.tap = TowerTap(model, self.adapter, self.sources.wanted)
         self.handles: list[RemovableHandle] = []
         self.forward: Forward | None = None
         self.record = Record()
-
-    # -- signals -----------------------------------------------------------------------------------------------
-
-    def _wanted(self) -> list[tuple[str, int]]:
-        return [pair for method in self.methods for name in method.requires() for pair in self._sources(method, name)]
-
-    def _sources(self, method: Method, name: str) -> list[tuple[str, int]]:
-        """The (tower signal, layer) pairs that make up `name` for `method`; none if it is not the tower's."""
-        if name not in TOWER_SIGNALS:
-            return []
-        if name == "keys":
-            return [(name, self.feature_layer)]
-        layers = method.tower_layers(self.depth, self.feature_layer)
-        if name == "cls_attention" and not self.adapter.has_cls(self.model):
-            tower = self.adapter.tower(self.model).config.model_type
-            note = f"{method.name}: {tower} has no CLS token; received attention stands in for CLS attention."
-            if note not in self.notes:
-                self.notes.append(note)
-            name = "received_attention"
-        return [(name, layer) for layer in layers]
 
     # -- attach, detach ----------------------------------------------------------------------------------------
 
@@ -195,55 +162,23 @@ class Engine:
             return None
         if state is None or state.visual is None:
             return (args, self._continue(kwargs, past)) if past is not None else None
-        layout = self._layout(state, embeds)
-        if not layout.spans:
-            return (args, self._continue(kwargs, past)) if past is not None else None
-        self.record = Record(notes=list(self.notes))
-        selections = self._select(layout, state, embeds, kwargs.get("attention_mask"))
-        return args, self._shorten(kwargs, Plan.of(layout, selections, embeds.device), past)
-
-    def _layout(self, state: Forward, embeds: Tensor) -> VisualLayout:
-        assert state.visual is not None
         output = state.encoded if state.encoded is not None else self.tap.latest
         call: TowerCall | None = getattr(output, ATTRIBUTE, None)
         grid = call.grid_thw if call is not None and call.grid_thw is not None else state.grid_thw
         pooled = getattr(output, "pooler_output", None)
-        return find_layout(self.adapter, self.model, state.visual, embeds, pooled, grid, call)
+        layout = find_layout(self.adapter, self.model, state.visual, embeds, pooled, grid, call)
+        if not layout.spans:
+            return (args, self._continue(kwargs, past)) if past is not None else None
 
-    def _select(self, layout: VisualLayout, state: Forward, embeds: Tensor, mask: Tensor | None) -> list[Selection]:
-        assert state.visual is not None
-        output = state.encoded if state.encoded is not None else self.tap.latest
-        text = ~state.visual if mask is None else ~state.visual & mask[:, -layout.length :].bool()
-        read = SpanSignals(self, getattr(output, ATTRIBUTE, None), embeds, text)
-        views = [
-            VisualTokens(
-                embeds[span.row, span.index.to(embeds.device)],
-                span,
-                torch.arange(span.tokens, device=embeds.device),
-                read.of(span, self.methods[0]),
-            )
-            for span in layout.spans
-        ]
-        chosen: list[Selection | None] = [None] * len(views)
-        for method in self.methods:
-            watch = Stopwatch(embeds.device)
-            before = sum(view.features.shape[0] for view in views)
-            done: dict[tuple[int, int], Selection] = {}
-            for i, span in enumerate(layout.spans):
-                view = VisualTokens(views[i].features, span, views[i].index, read.of(span, method), views[i].kept)
-                key = (span.image, span.row // layout.expansion)
-                selection = done.get(key)
-                if selection is None:
-                    selection = method.select(view).check()
-                    if self.compact is False:
-                        selection = selection.sorted()
-                    done[key] = selection
-                views[i] = view.after(selection.anchor, selection.apply(view.features))
-                old = chosen[i]
-                chosen[i] = selection if old is None else old.then(selection)
-            after = sum(view.features.shape[0] for view in views)
-            self.record.stages.append((method.name or type(method).__name__, before, after, watch.stop()))
-        return [selection for selection in chosen if selection is not None]
+        mask = kwargs.get("attention_mask")
+        words = ~state.visual if mask is None else ~state.visual & mask[:, -layout.length :].bool()
+
+        def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
+            return self.sources.reader(method, span, call, lambda row: embeds[row, words[row].to(embeds.device)])
+
+        self.record = Record(notes=list(self.sources.notes))
+        selections = choose(self.methods, layout, embeds, reader, self.compact, self.record)
+        return args, self._shorten(kwargs, Plan.of(layout, selections, embeds.device), past)
 
     def _shorten(self, kwargs: dict[str, Any], plan: Plan, past: CompressedLayer | None) -> dict[str, Any]:
         """The language model's arguments for the shortened batch."""
@@ -265,7 +200,7 @@ class Engine:
         mask = kwargs.get("attention_mask")
         full = torch.ones(rows, length, dtype=torch.bool, device=embeds.device)
         full = full if mask is None else mask[:, -length:].bool().to(embeds.device)
-        self._remember(plan, full)
+        self.record.note_plan(plan, full)
         no_gaps = mask is None and not plan.ragged and (past is None or past.mask is None)
         if no_gaps:
             state.mask = None
@@ -363,67 +298,8 @@ class Engine:
                 cache.layers[i] = CompressedLayer.of(layer, before + lost, state.mask, moved)
         return output
 
-    # -- report ------------------------------------------------------------------------------------------------
-
-    def _remember(self, plan: Plan, full: Tensor) -> None:
-        record = self.record
-        record.spans, record.selections = plan.layout.spans, plan.selections
-        record.rows_full = full.sum(dim=1)
-        record.rows_kept = (full.gather(1, plan.slot) & plan.valid).sum(dim=1)
-
     def report(self) -> Report:
-        record = self.record
-        if record.rows_full is None or record.rows_kept is None:
-            return Report(notes=list(record.notes))
-        lm = self.adapter.language_model(self.model)
-        cost = DecoderCost.of(lm.config, next(lm.parameters()).element_size())
-        full, kept = record.rows_full.tolist(), record.rows_kept.tolist()
-        spans = [
-            ReportSpan(s.row, s.modality, s.grid, c.anchor.cpu(), c.source.cpu(), s.tiles, s.boxes())
-            for s, c in zip(record.spans, record.selections, strict=True)
-        ]
-        return Report(
-            spans=spans,
-            stages=[StageReport(name, None, before, after, watch.ms) for name, before, after, watch in record.stages],
-            flops=(sum(map(cost.prefill_flops, full)), sum(map(cost.prefill_flops, kept))),
-            kv_bytes=(sum(map(cost.kv_bytes, full)), sum(map(cost.kv_bytes, kept))),
-            notes=list(record.notes),
-        )
-
-
-class SpanSignals:
-    """Reads a method's signals for one span from what the tower's run left behind."""
-
-    def __init__(self, engine: Engine, call: TowerCall | None, embeds: Tensor, text: Tensor) -> None:
-        self.engine, self.call, self.embeds, self.text = engine, call, embeds, text
-
-    def of(self, span: VisualSpan, method: Method) -> Any:
-        def read(name: str) -> Tensor:
-            if name == "text":
-                return self.embeds[span.row, self.text[span.row].to(self.embeds.device)]
-            if name == "grid":
-                return torch.tensor(span.grid)
-            sources = self.engine._sources(method, name)
-            if name not in method.requires() or not sources:
-                raise ValueError(f"{method.name} reads the signal {name!r} without listing it in `needs`.")
-            found = [self._flat(source) for source in sources]
-            patch = span.patch.to(found[0].device)
-            rows = [torch.where(_like(patch >= 0, x), x[patch.clamp(min=0)], 0.0) for x in found]
-            return rows[0] if name == "keys" else torch.stack(rows)
-
-        return read
-
-    def _flat(self, source: tuple[str, int]) -> Tensor:
-        if self.call is None or source not in self.call.signals:
-            raise ValueError(
-                f"the signal {source[0]!r} of vision layer {source[1]} is missing: the image features handed in were "
-                "encoded without it; encode them on the wrapped model, or with vtc.encode(model, methods, ...)."
-            )
-        return self.call.signals[source]
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (x.dim() - 1))
+        return self.record.report(self.adapter.language_model(self.model))
 
 
 def hooked_by(module: nn.Module) -> Engine | None:

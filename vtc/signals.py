@@ -6,7 +6,7 @@ The engine computes a signal only when a wrapped method lists it in `needs`; `vt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -53,7 +53,6 @@ class VisualTokens:
     span: VisualSpan
     index: Tensor
     read: Callable[[str], Tensor]
-    kept: Tensor | None = None
 
     @property
     def total(self) -> int:
@@ -62,9 +61,9 @@ class VisualTokens:
     def signal(self, name: str) -> Tensor:
         """The signal `name` for the current N tokens; see `vtc.signals.SIGNALS` for shapes."""
         value = self.read(name)
-        if name == "text" or self.kept is None:
+        if name == "text":
             return value
-        return value[self.kept] if name == "keys" else value[..., self.kept]
+        return value[self.index] if name == "keys" else value[..., self.index]
 
     @property
     def separators(self) -> Tensor:
@@ -73,8 +72,7 @@ class VisualTokens:
 
     def after(self, anchor: Tensor, features: Tensor) -> VisualTokens:
         """The tokens a next stage sees once a selection with anchors `anchor` [M] has produced `features` [M, D]."""
-        kept = anchor if self.kept is None else self.kept[anchor]
-        return VisualTokens(features, self.span, self.index[anchor], self.read, kept)
+        return replace(self, features=features, index=self.index[anchor])
 
 
 def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device) -> Callable[[str], Tensor]:

@@ -65,10 +65,12 @@ class ToDRE(Method):
         features = tokens.features
         if self.pivot == "cls":
             score = tokens.signal("cls_attention").sum(dim=0)  # [N]
-            thumbnail = [tile for tile in tokens.span.tiles if tile.role == "thumbnail"]
-            if thumbnail and tokens.kept is None:
-                inside = torch.zeros_like(score, dtype=torch.bool)
-                inside[thumbnail[0].indices().flatten().to(score.device)] = True
+            thumbnail = torch.zeros(tokens.total, dtype=torch.bool)
+            for tile in tokens.span.tiles:
+                if tile.role == "thumbnail":
+                    thumbnail[tile.indices().flatten()] = True
+            inside = thumbnail.to(score.device)[tokens.index]
+            if inside.any():
                 score = score.masked_fill(~inside, -torch.inf)
             return score.argmax()
         if self.pivot == "random":
