@@ -80,6 +80,8 @@ def test_section(section, tmp_path, monkeypatch):
         if block.section != section or block.not_run is not None:
             continue
         if block.language == "python":
+            if name := re.match(r"# (\w+\.py)\n", block.code):  # "save this as ..."
+                (tmp_path / name.group(1)).write_text(block.code)
             padded = "\n" * block.line + block.code  # so that a traceback shows the README's line numbers
             exec(compile(padded, "README.md", "exec"), namespace)
         else:

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Expected mistakes end as one sentence on stderr and status 2."""
     options = _parser().parse_args(argv)
     try:
+        _import_plugin(getattr(options, "plugin", None))
         options.run(options)
     except _MISTAKES as error:
         if options.traceback:
@@ -78,8 +79,6 @@ def _yes(value: bool) -> str:
 
 def _eval(options: argparse.Namespace) -> None:
     """Print the table of accuracy by task, method and budget."""
-    if options.plugin:
-        _import_plugin(Path(options.plugin))
     names = options.methods or [info.name for info in vtc.methods()]
     _check_methods(names)
     for file in filter(None, (options.json, options.markdown)):
@@ -108,8 +107,11 @@ def _eval(options: argparse.Namespace) -> None:
     print(f"{result.seconds:.0f} s")
 
 
-def _import_plugin(path: Path) -> None:
-    """Run a user's file; methods defined in it register themselves."""
+def _import_plugin(name: str | None) -> None:
+    """Run a user's file, if one is named; methods defined in it register themselves."""
+    if name is None:
+        return
+    path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"there is no plugin file at {path}: check the path")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -183,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument("--device", type=_device, help="default: a GPU if there is one")
     running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
+    running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
     parser = _Parser(prog="vtc", description=__doc__)
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -209,7 +212,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
     command.add_argument("--blind", action="store_true", help="add a baseline that sees a grey picture instead")
     command.add_argument("--batch-size", type=_count, default=64, metavar="N", help="default: %(default)s")
-    command.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
     command.add_argument("--json", metavar="FILE", help="write rows and answers here")
     command.add_argument("--markdown", metavar="FILE", help="write the table here")
     command.set_defaults(run=_eval)
