@@ -46,7 +46,7 @@ class LlavaNextAdapter(LlavaAdapter):
         newline = self.base(model).image_newline.to(features)
         breaks = (features == newline).all(dim=-1).nonzero().flatten().tolist()
         thumbnail = square_layout(per_crop, "thumbnail")
-        if breaks == list(range(per_crop, n)):
+        if n >= per_crop and breaks == list(range(per_crop, n)):
             # A single crop and one newline, or a picture so thin that no whole patch of the mosaic shows it.
             crops = crops or 1
             one = square_layout(per_crop, "image" if crops == 1 else "thumbnail")

@@ -43,8 +43,15 @@ class QwenVLAdapter(Adapter):
         return [(a.unsqueeze(0), b.unsqueeze(0)) for a, b in zip(*packed, strict=True)]
 
     def tokens_from_patches(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
-        groups = values[0].unflatten(0, (-1, self.tower(model).spatial_merge_size ** 2))  # [tokens, 4, ...]
-        return groups.mean(dim=1) if mean else groups.sum(dim=1)
+        assert grid_thw is not None
+        merged = self.tower(model).spatial_merge_size ** 2
+        groups = values[0].unflatten(0, (-1, merged))  # [tokens, 4, ...]
+        if mean:
+            return groups.mean(dim=1)
+        # All images of a call are one packed sequence; an image's attention must not depend on its neighbours.
+        patches = grid_thw.prod(dim=1)  # [images]
+        share = (patches / patches.sum()).to(groups)
+        return groups.sum(dim=1) / share.repeat_interleave(patches // merged)
 
     def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
         if grid_thw is None:
