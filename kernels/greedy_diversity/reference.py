@@ -8,10 +8,10 @@ from torch import Tensor
 def greedy_diversity(features: Tensor, k: int, mode: str, first: Tensor | None) -> Tensor:
     """features [B, N, D], first [B] or None -> LongTensor [B, k], distinct, in order of selection.
 
-    Ties go to the lowest index. A zero row is similar to nothing (cosine 0 with every token).
+    Ties go to the lowest index. A zero row, or one that holds NaN or infinity, is similar to nothing (cosine 0).
     """
     b = features.shape[0]
-    x = F.normalize(features.float(), dim=-1)
+    x = F.normalize(features.float(), dim=-1).nan_to_num(0.0)
     cosine = x @ x.transpose(-1, -2)  # [B, N, N]
     if first is None:
         nearest = cosine.clone()

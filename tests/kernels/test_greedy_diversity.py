@@ -73,6 +73,16 @@ def test_a_zero_row_is_similar_to_nothing():
     assert ops.greedy_diversity(x, 2, "maxmin", None)[0].tolist() == [2, 0]
 
 
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_no_numbers_count_as_zero_rows(mode, value):
+    x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0))
+    broken, zeroed = x.clone(), x.clone()
+    broken[0, [3, 8], 1] = value
+    zeroed[0, [3, 8]] = 0
+    assert torch.equal(ops.greedy_diversity(broken, 20, mode), ops.greedy_diversity(zeroed, 20, mode))
+
+
 def test_duplicates_are_never_chosen_twice():
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5, 1)[None]
     assert ops.greedy_diversity(x, 10, "maxmin", None)[0].unique().numel() == 10

@@ -1,8 +1,5 @@
 """random: a seeded uniform draw that belongs to the picture."""
 
-import subprocess
-import sys
-
 import torch
 
 import vtc
@@ -45,8 +42,5 @@ def test_scaling_or_the_global_generator_change_nothing():
 
 
 def test_the_draw_is_the_same_in_every_process():
-    code = "import torch, vtc; print(vtc.select(vtc.Random(keep=4, seed=3), torch.eye(30)).anchor.tolist())"
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
-    )
-    assert out.stdout.strip() == str(kept(torch.eye(30), keep=4, seed=3))
+    """The numbers were drawn once: a seed that depended on the process or the platform would give others."""
+    assert kept(torch.eye(30), keep=4, seed=3) == [10, 16, 23, 25]
