@@ -1,6 +1,7 @@
 """The untrained model and its processor: a small CLIP tower, a small Llama, a word-level tokenizer."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.tiny import questions, words
-from models.tiny.scenes import PATCH, SIZE
+from vtc.models.tiny import questions, words
+from vtc.models.tiny.scenes import PATCH, SIZE
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 CHAT_TEMPLATE = (
@@ -36,6 +37,7 @@ _EXTRA = """
 the a an is are there this that it and or not of in on at to do does can you see any show tell me please image photo
 drawing sign text letter letters digits say says read object objects shape shapes animal thing things which who why how
 yes no brown gray grey teal rectangle colour pink where what contain present left right above below
+arrow arrows clock clocks
 """
 
 
@@ -45,7 +47,7 @@ def prompt(question: str) -> str:
 
 def vocabulary() -> list[str]:
     """Whole words of the closed world, then characters and continuations to spell everything else."""
-    text = " ".join([*sum(questions.TEMPLATES.values(), []), *sum(words.CELLS, []), _EXTRA, "user assistant"])
+    text = " ".join([*chain(*questions.TEMPLATES.values(), *words.CELLS), _EXTRA, "user assistant"])
     names = words.SHAPES + words.DRAWINGS + words.COLORS + words.COUNTS + ["word", "number"]
     text += " ".join(["", *names, *map(words.plural, names)])
     whole = sorted({w for w in re.findall(r"[a-z]+", re.sub(r"\{.\}", " ", text.lower())) if len(w) > 1})

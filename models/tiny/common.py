@@ -20,7 +20,10 @@ class Run:
     device: str = "cpu"
 
     def steps(self, full: int) -> int:
-        return 3 if self.quick else full
+        return 2 if self.quick else full
+
+    def batch(self, full: int) -> int:
+        return 2 if self.quick else full
 
     def log(self, **numbers: object) -> None:
         line = {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}
@@ -39,7 +42,9 @@ def optimizers(modules: list[nn.Module], lr: float, weight_decay: float = 0.01) 
             seen.add(id(p))
             inside = p.ndim == 2 and "layers." in name and "embed" not in name
             (matrices if inside else others).append(p)
-    built: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)]
+    built: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    ]
     if matrices:
         built.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     for optimizer in built:
@@ -48,7 +53,9 @@ def optimizers(modules: list[nn.Module], lr: float, weight_decay: float = 0.01) 
     return built
 
 
-def schedule(optimizers: list[torch.optim.Optimizer], step: int, steps: int, warmup: int = 100, floor: float = 0.03) -> None:
+def schedule(
+    optimizers: list[torch.optim.Optimizer], step: int, steps: int, warmup: int = 100, floor: float = 0.03
+) -> None:
     """Linear warm-up, then a cosine down to `floor` of the base rate."""
     rise = min(1.0, (step + 1) / max(1, min(warmup, steps // 5)))
     fall = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))

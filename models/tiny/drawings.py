@@ -21,33 +21,25 @@ TEST_SHARE = 0.25
 CATALOGUE: dict[str, tuple[list[str], str]] = {
     "smiley": (["people/smilies/smiley*.png", "people/smilies/base.png"], r"$^"),
     "person": (["people/stickmen/*.png"], r"runner"),
-    "house": (
-        ["buildings/homes/*.png"],
-        r"abitazione|big_house|campagna|plurifam|chalet|home10|home11|home13|home15|home8|lighthouse|houses_jon|pinkhome3",
-    ),
-    "car": (
-        [f"transportation/vehicles/{n}*.png" for n in ("1989", "4wd", "_chev", "blazer", "bus", "car.", "old_car")]
-        + [f"transportation/vehicles/{n}*.png" for n in ("hummer", "hummers/", "skoda")]
-        + [f"transportation/{n}*.png" for n in ("formula", "sportcar", "car_jamin", "bus1", "bus2")],
-        r"bus_01|bus_lane|bus_opp|buses|symbol|redcar|truck",
-    ),
-    "flower": (
-        ["plants/flowers/*.png", "plants/simple_five*.png"],
-        r"cactus|tree|fiore|mazzo|mirjam|sun_flower|bouquet|magnolia-|dream|full_bloom|pink-rose|simple_five|daisy_jon",
-    ),
     "tree": (
-        ["plants/trees/*.png", "plants/trees/evergreen/*.png", "plants/albero*.png", "signs_and_symbols/map_symbols/tree*"],
+        [
+            "plants/trees/*.png",
+            "plants/trees/evergreen/*.png",
+            "plants/albero*.png",
+            "signs_and_symbols/map_symbols/tree*",
+        ],
         r"saw|pruner|balls|leaf|scene|fern|/tree_01|tree_01\.png$|palmtree|elements_1[12]",
     ),
-    "bug": (
-        ["animals/bugs/*.png"],
-        r"quattro|blue_dragon|lumaca|virus|caterpillar|cretina|moschito|punaisa|butterfly_from|insetto|mosquito",
+    "cone": (["food/desserts/cone*.png"], r"$^"),  # ice-cream cones
+    "note": (
+        ["recreation/music/*note*.png", "recreation/music/*croche*.png", "recreation/music/quaver*.png"],
+        r"treble",
     ),
-    "bird": (
-        ["animals/birds/*.png", "recreation/toys/rubber_duck[12]*.png"],
-        r"franc_0[134]|acquila|aquila|flamand_bw|cigni|notte|bat\.png|baby-tux|mirjam|seagull|stormo|platter|wing|yellow_ii|duck_yellow|owl_on|frontale",
+    "puzzle": (["shapes/jigsaw/jigsaw*.png"], r"$^"),
+    "flag": (
+        [f"signs_and_symbols/flags/{p}/*.png" for p in ("europe", "asia", "africa", "america")],
+        r"green_map|canada_|route|66",
     ),
-    "flag": ([f"signs_and_symbols/flags/{p}/*.png" for p in ("europe", "asia", "africa", "america")], r"green_map|canada_|route|66"),
     "card": ([f"recreation/games/cards/{p}/*.png" for p in ("white", "simple", "ornamental", "bordered")], r"_jk_"),
 }
 
@@ -101,7 +93,9 @@ def load() -> dict[str, dict[str, list[tuple[str, np.ndarray]]]]:
         files = sorted({f for g in globs for f in ROOT.glob(g) if not re.search(left_out, f.name)})
         loaded = [(f, rgba) for f in files if (rgba := _load(f)) is not None]
         if category == "flag":  # the flag folders also hold maps and coats of arms: keep full rectangles
-            loaded = [(f, rgba) for f, rgba in loaded if (rgba[..., 3] > 200).mean() > 0.97 and rgba.shape[1] > rgba.shape[0]]
+            loaded = [
+                (f, rgba) for f, rgba in loaded if (rgba[..., 3] > 200).mean() > 0.97 and rgba.shape[1] > rgba.shape[0]
+            ]
         for split, members in zip(("test", "train"), _split(category, loaded), strict=True):
             splits[split][category] = [(str(f.relative_to(ROOT)), rgba) for f, rgba in members]
     return splits
@@ -117,7 +111,13 @@ def groups_of(category: str, loaded: list[tuple[Path, np.ndarray]]) -> list[list
         return i
 
     prints = [_fingerprint(rgba) for _, rgba in loaded]
-    numbered = category in ("person", "tree", "house", "smiley")  # there a number names a drawing, not a variant
+    numbered = category in (
+        "person",
+        "tree",
+        "smiley",
+        "clock",
+        "puzzle",
+    )  # there a number names a drawing, not a variant
     for i in range(len(loaded)):
         for j in range(i):
             same_name = not numbered and _stem(loaded[i][0]) == _stem(loaded[j][0])

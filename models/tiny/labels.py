@@ -1,10 +1,10 @@
-"""Dense labels: what every patch of a picture shows. The tower learns to say it, the language model learns to use it."""
+"""Dense labels: what every patch of a picture shows. The tower learns to say it, the language model to use it."""
 
 import numpy as np
 
-from models.tiny import words
-from models.tiny.render import kind_of
-from models.tiny.scenes import GRID, PATCH, Scene
+from vtc.models.tiny import words
+from vtc.models.tiny.render import kinds_of
+from vtc.models.tiny.scenes import GRID, PATCH, Scene
 
 KIND, COLOR, SLOT, CENTER = range(4)
 SIZES = (len(words.KINDS), len(words.COLORS) + 1, words.SLOTS + 1, 2)  # classes of each label
@@ -18,11 +18,14 @@ def dense(scene: Scene, owner: np.ndarray) -> np.ndarray:
     """[24, 24, 4] int16: kind, colour, slot of the letter, is-anchor. IGNORE where the owner is undecided."""
     out = np.zeros((GRID, GRID, 4), dtype=np.int16)
     for i, item in enumerate(scene.items):
-        rows, columns = np.nonzero(owner == i + 1)
-        for row, column in zip(rows, columns, strict=True):
-            kind, slot = kind_of(item, int(column))
-            color = words.COLORS.index(item.color) + 1 if item.color else 0
-            out[row, column] = (kind, color, slot, 0)
+        mine = owner == i + 1
+        color = words.COLORS.index(item.color) + 1 if item.color else 0
+        if item.text:  # which letter a patch shows depends on its column
+            columns = np.nonzero(mine.any(0))[0]
+            for column, (kind, slot) in zip(columns, kinds_of(item, columns), strict=True):
+                out[mine[:, column], column] = (kind, 0, slot, 0)
+        else:
+            out[mine] = (words.KINDS.index(item.name), color, 0, 0)
         out[item.anchor][CENTER] = 1
     out[owner == -1] = IGNORE
     return out
@@ -57,6 +60,14 @@ def window(scene: Scene, owner: np.ndarray, labels: np.ndarray, top: int, left: 
             present[names] = 1
     asked[present > 0] = 1
     return part, present, asked
+
+
+def named(scene: Scene) -> np.ndarray:
+    """[len(PRESENT)] what the CLS token of the whole picture should name."""
+    out = np.zeros(len(PRESENT), dtype=np.float32)
+    for item in scene.items:
+        out[names_of(item)] = 1
+    return out
 
 
 def names_of(item) -> list[int]:

@@ -4,8 +4,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from models.tiny import words
-from models.tiny.scenes import SIZE, Item, Scene
+from vtc.models.tiny import words
+from vtc.models.tiny.scenes import SIZE, Item, Scene
 
 TASKS = ["color", "object", "existence", "count", "position", "reading", "caption"]
 TEMPLATES = {

@@ -8,12 +8,19 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from models.tiny import drawings, words
-from models.tiny.scenes import GRID, PATCH, SIZE, Item, Scene, letter_centers
+from vtc.models.tiny import drawings, words
+from vtc.models.tiny.scenes import GRID, PATCH, SIZE, Item, Scene, letter_centers
 
 FONT_FOLDER = "/usr/share/fonts/truetype/dejavu/"
 FONTS = {
-    "train": ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSerif-Bold"],
+    "train": [
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSerif",
+        "DejaVuSerif-Bold",
+    ],
     "test": ["DejaVuSansCondensed-Bold", "DejaVuSerifCondensed"],
 }
 # hue (degrees), saturation, value; hue < 0 for the greys
@@ -53,7 +60,20 @@ def _outline(name: str) -> list[tuple[float, float]]:
         return points
     if name == "cross":
         w = 0.34
-        return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+        return [
+            (-w, -1),
+            (w, -1),
+            (w, -w),
+            (1, -w),
+            (1, w),
+            (w, w),
+            (w, 1),
+            (-w, 1),
+            (-w, w),
+            (-1, w),
+            (-1, -w),
+            (-w, -w),
+        ]
     if name == "heart":
         ts = [2 * math.pi * i / 40 for i in range(40)]
         return [
@@ -85,7 +105,7 @@ def _drawing(item: Item, rng: random.Random, split: str) -> Image.Image:
         rgba = rgba.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if split == "train":  # test drawings are shown as drawn, up to mirror and size
         if rng.random() < 0.5:
-            rgba = rgba.rotate(rng.uniform(-14, 14), Image.Resampling.BILINEAR, expand=True)
+            rgba = rgba.rotate(rng.uniform(-18, 18), Image.Resampling.BILINEAR, expand=True)
         if rng.random() < 0.5:
             rgba = rgba.resize((max(8, int(rgba.width * rng.uniform(0.75, 1.3))), rgba.height))
         if rng.random() < 0.5:
@@ -93,7 +113,9 @@ def _drawing(item: Item, rng: random.Random, split: str) -> Image.Image:
     rgba.thumbnail((side, side), Image.Resampling.BILINEAR)
     if max(rgba.size) < side:
         ratio = side / max(rgba.size)
-        rgba = rgba.resize((max(1, int(rgba.width * ratio)), max(1, int(rgba.height * ratio))), Image.Resampling.BILINEAR)
+        rgba = rgba.resize(
+            (max(1, int(rgba.width * ratio)), max(1, int(rgba.height * ratio))), Image.Resampling.BILINEAR
+        )
     return rgba
 
 
@@ -101,11 +123,13 @@ def _recolored(rgba: Image.Image, rng: random.Random) -> Image.Image:
     """Another tint: colour channels mixed at random and brightness bent, so that outline and inside must be used."""
     pixels = np.asarray(rgba, dtype=np.float32)
     mix = np.eye(3, dtype=np.float32)
-    if rng.random() < 0.6:
+    if rng.random() < 0.2:
+        mix[:] = 1 / 3  # grey
+    elif rng.random() < 0.6:
         order = rng.sample(range(3), 3)
         mix = 0.5 * mix + 0.5 * mix[order] if rng.random() < 0.5 else mix[order]
     color = pixels[..., :3] @ mix
-    color = 255 * (color / 255) ** rng.uniform(0.6, 1.6)
+    color = 255 * (color / 255) ** rng.uniform(0.5, 1.8)
     out = np.concatenate([color.clip(0, 255), pixels[..., 3:]], -1)
     return Image.fromarray(out.astype(np.uint8))
 
@@ -115,7 +139,9 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(f"{FONT_FOLDER}{name}.ttf", size)
     except OSError as error:
-        raise SystemExit("The fonts are missing: install the Debian packages openclipart-png and fonts-dejavu.") from error
+        raise SystemExit(
+            "The fonts are missing: install the Debian packages openclipart-png and fonts-dejavu."
+        ) from error
 
 
 def _sign(item: Item, rng: random.Random, split: str) -> Image.Image:
@@ -126,14 +152,14 @@ def _sign(item: Item, rng: random.Random, split: str) -> Image.Image:
     r, g, b = (max(0, plate + t) for t in tint)
     sign = Image.new("RGBA", (x1 - x0, y1 - y0), (r, g, b, 255))
     draw = ImageDraw.Draw(sign)
-    font = _font(rng.choice(FONTS[split]), rng.randint(24, 28))
+    font = _font(rng.choice(FONTS[split]), rng.randint(27, 32))
     for letter, x in zip(item.text.upper(), letter_centers(item), strict=True):
         draw.text((x - x0, (y1 - y0) / 2), letter, font=font, fill=(ink, ink, ink, 255), anchor="mm")
     return sign
 
 
 def _background(rng: random.Random) -> np.ndarray:
-    """A muted gradient with blotches, then thin lines and dots: busy, but never one of the eight colours at full strength."""
+    """A muted gradient with blotches, then thin lines and dots: busy, but never one of the eight colours in full."""
     noise = np.random.default_rng(rng.randrange(1 << 30))
     base = noise.uniform(70, 205, 3).astype(np.float32)
     base = base.mean() + 0.55 * (base - base.mean())
@@ -156,7 +182,9 @@ def _background(rng: random.Random) -> np.ndarray:
         if mark < 0.5:
             draw.line((x, y, x + dx, y + dy), fill=fill, width=rng.randint(1, 3))
         elif mark < 0.75:
-            draw.arc((x, y, x + abs(dx) + 2, y + abs(dy) + 2), rng.randint(0, 360), rng.randint(0, 360), fill=fill, width=2)
+            draw.arc(
+                (x, y, x + abs(dx) + 2, y + abs(dy) + 2), rng.randint(0, 360), rng.randint(0, 360), fill=fill, width=2
+            )
         else:
             radius = rng.randint(1, 5)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
@@ -193,10 +221,8 @@ def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return pixels, owner
 
 
-def kind_of(item: Item, column: int) -> tuple[int, int]:
-    """(index into words.KINDS, slot 1.. of the letter or 0) of an object's patch in this column."""
-    if not item.text:
-        return words.KINDS.index(item.name), 0
-    middle = (column + 0.5) * PATCH
-    slot = min(range(len(item.text)), key=lambda i: abs(letter_centers(item)[i] - middle))
-    return words.KINDS.index(item.text[slot]), slot + 1
+def kinds_of(sign: Item, columns: np.ndarray) -> list[tuple[int, int]]:
+    """(index into words.KINDS, slot from 1) of the letter that each of these patch columns of a sign shows."""
+    middles = (columns + 0.5) * PATCH  # [n]
+    nearest = np.abs(middles[:, None] - np.array(letter_centers(sign))).argmin(1)
+    return [(words.KINDS.index(sign.text[i]), int(i) + 1) for i in nearest]

@@ -8,7 +8,7 @@ import math
 import random
 from dataclasses import dataclass, field
 
-from models.tiny import words
+from vtc.models.tiny import words
 
 SIZE = 336
 PATCH = 14
@@ -32,11 +32,15 @@ class Item:
         return (x0 + x1) / 2, (y0 + y1) / 2
 
     @property
+    def middle(self) -> tuple[float, float]:
+        """Point that decides the anchor: the centre, or that of the first letter."""
+        x, y = self.center
+        return (letter_centers(self)[0] if self.text else x), y
+
+    @property
     def anchor(self) -> tuple[int, int]:
         """(row, column) of the patch that stands for the object: its middle, or the first letter of a sign."""
-        x, y = self.center
-        if self.text:
-            x = letter_centers(self)[0]
+        x, y = self.middle
         return min(GRID - 1, int(y // PATCH)), min(GRID - 1, int(x // PATCH))
 
     @property
@@ -59,13 +63,16 @@ def letter_centers(item: Item) -> list[float]:
     return [x0 + 6 + pitch * (i + 0.5) for i in range(len(item.text))]
 
 
-def _wanted(rng: random.Random, split: str) -> list[tuple[str, str, str, str]]:
+def _wanted(rng: random.Random, split: str, more_signs: bool) -> list[tuple[str, str, str, str]]:
     """(kind, name, colour, text) of what the picture should hold, signs first because they are widest."""
     wanted = []
     if rng.random() < 0.6:
         wanted.append(("word", "word", "", words.sample_word(rng, split)))
     if rng.random() < 0.5:
         wanted.append(("number", "number", "", words.sample_number(rng, split)))
+    if more_signs:
+        for kind, sampled in (("word", words.sample_word(rng, split)), ("number", words.sample_number(rng, split))):
+            wanted.append((kind, kind, "", sampled))
     total = rng.randint(max(3, len(wanted) + 2), 8)
     drawings = rng.choices(words.DRAWINGS, k=rng.randint(1, 3))
     if rng.random() < 0.3:  # several of a kind, so that counting has something to count
@@ -81,7 +88,7 @@ def _wanted(rng: random.Random, split: str) -> list[tuple[str, str, str, str]]:
 
 def _extent(rng: random.Random, kind: str, text: str) -> tuple[int, int]:
     if text:
-        return 12 + math.ceil(len(text) * rng.uniform(17, 22)), rng.randint(34, 44)
+        return 12 + math.ceil(len(text) * rng.uniform(20, 24)), rng.randint(38, 48)
     if kind == "drawing":
         side = rng.randint(62, 100)
         return side, side
@@ -89,22 +96,26 @@ def _extent(rng: random.Random, kind: str, text: str) -> tuple[int, int]:
     return side, side
 
 
-def sample(seed: int, split: str = "train") -> Scene:
-    """The scene of this seed. `split` decides which drawings, words, numbers and fonts it may show."""
+def sample(seed: int, split: str = "train", more_signs: bool = False) -> Scene:
+    """The scene of this seed. `split` decides which drawings, words, numbers and fonts it may show. `more_signs` adds
+    two: letters are what a vision tower learns last, so its own lessons show them more often than questions need."""
     rng = random.Random(f"{split} {seed}")
     items: list[Item] = []
-    for kind, name, color, text in _wanted(rng, split):
-        for _ in range(40):
+    for kind, name, color, text in _wanted(rng, split, more_signs):
+        for _ in range(100):
             width, height = _extent(rng, kind, text)
             x, y = rng.randint(2, SIZE - 2 - width), rng.randint(2, SIZE - 2 - height)
-            box = (x, y, x + width, y + height)
-            if all(_apart(box, other.box) for other in items):
-                items.append(Item(kind, name, box, color, text, rng.randrange(1 << 30)))
+            item = Item(kind, name, (x, y, x + width, y + height), color, text, rng.randrange(1 << 30))
+            if _undisputed(item) and all(_apart(item.box, other.box) for other in items):
+                items.append(item)
                 break
     return Scene(seed, split, tuple(sorted(items, key=lambda item: item.anchor)))
 
 
+def _undisputed(item: Item, margin: int = 3) -> bool:
+    """Whether one patch clearly holds the object's middle: it lies `margin` px from the borders of its patch."""
+    return all(margin <= c % PATCH <= PATCH - margin for c in item.middle)
+
+
 def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], margin: int = 4) -> bool:
-    return (
-        a[2] + margin <= b[0] or b[2] + margin <= a[0] or a[3] + margin <= b[1] or b[3] + margin <= a[1]
-    )
+    return a[2] + margin <= b[0] or b[2] + margin <= a[0] or a[3] + margin <= b[1] or b[3] + margin <= a[1]

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from models.tiny import common, tower
-from models.tiny.pool import Pool
+from vtc.models.tiny import common, tower
+from vtc.models.tiny.pool import Pool
 
 # name, window side in patches, windows per step, steps, learning rate
 STAGES = [
-    ("tower-112px", 8, 48, 4200, 2e-3),
-    ("tower-168px", 12, 24, 1300, 1e-3),
-    ("tower-336px", 24, 6, 600, 5e-4),
+    ("tower-112px", 8, 48, 3300, 2e-3),
+    ("tower-168px", 12, 24, 2400, 1.5e-3),
+    ("tower-336px", 24, 6, 900, 6e-4),
 ]
 
 
@@ -26,12 +26,14 @@ def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.He
         first, done = checkpoint.load()
         if done:
             continue
-        pool = Pool(8 if run.quick else 4000, first_seed=(run.seed * 10 + number) * 10_000_000 + first * 3)
+        pool = Pool(
+            8 if run.quick else 4000, first_seed=(run.seed * 10 + number) * 10_000_000 + first * 3, more_signs=True
+        )
         pool.refresh(pool.size if run.quick else 1500)
         for step in range(first, steps):
             rng = np.random.default_rng([run.seed, number, step])
             common.schedule(optimizers, step, steps)
-            loss, shown = _loss(run, vision, heads, pool.windows(rng, batch, side), side)
+            loss, shown = _loss(run, vision, heads, pool.windows(rng, run.batch(batch), side), side)
             loss.backward()
             common.step_all(optimizers, list(modules.values()))
             pool.refresh(3)
@@ -43,7 +45,9 @@ def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.He
     vision.set_attn_implementation("sdpa")
 
 
-def _loss(run: common.Run, vision, heads: tower.Heads, windows: dict, side: int) -> tuple[torch.Tensor, dict[str, float]]:
+def _loss(
+    run: common.Run, vision, heads: tower.Heads, windows: dict, side: int
+) -> tuple[torch.Tensor, dict[str, float]]:
     on = {k: torch.from_numpy(v).to(run.device) for k, v in windows.items()}
     positions = tower.positions_of(on["tops"], on["lefts"], side)
     with torch.autocast(run.device, torch.bfloat16):

@@ -5,15 +5,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
-from models.tiny import labels
-from models.tiny.scenes import GRID, PATCH
+from vtc.models.tiny import labels, words
+from vtc.models.tiny.scenes import GRID, PATCH
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIPImageProcessor's defaults
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def patches_of(pixels: Tensor) -> Tensor:
-    """uint8 [B, h, w, 3] -> normalised [B, (h/14)(w/14), 3*14*14], channel first within a patch as a convolution has it."""
+    """uint8 [B, h, w, 3] -> normalised [B, (h/14)(w/14), 3*14*14], channel first in a patch as a convolution has it."""
     mean, std = (torch.tensor(v, device=pixels.device) * 255 for v in (MEAN, STD))
     x = (pixels.float() - mean) / std
     b, h, w, _ = x.shape
@@ -48,8 +48,18 @@ def hidden_states(tower: CLIPVisionModel, patches: Tensor, positions: Tensor) ->
     return states
 
 
+# Three quarters of all patches show nothing: without weights the rarest things, letters, are learned last.
+_SIGNS = len(words.LETTERS) + len(words.DIGITS)
+_WEIGHTS = {
+    "kind": [0.1] + [1.0] * (labels.SIZES[labels.KIND] - 1 - _SIGNS) + [2.0] * _SIGNS,
+    "color": [0.2] + [1.0] * len(words.COLORS),
+    "slot": [0.1] + [1.0] * words.SLOTS,
+    "center": [1.0, 2.0],
+}
+
+
 class Heads(nn.Module):
-    """Per-patch answers from the features LLaVA uses (output of the last layer but one); CLS answers from three layers."""
+    """Per-patch answers from the features LLaVA uses (output of the last layer but one), CLS answers of three."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -72,7 +82,7 @@ def loss_of(
     shown: dict[str, float] = {}
     for i, name in enumerate(("kind", "color", "slot", "center")):
         logits, wanted = dense[i].float().flatten(0, 1), target[..., i].flatten()
-        weight = torch.tensor([1.0, 4.0], device=logits.device) if name == "center" else None
+        weight = torch.tensor(_WEIGHTS[name], device=logits.device)
         loss = F.cross_entropy(logits, wanted, weight, ignore_index=labels.IGNORE)
         total = total + loss
         seen = wanted > 0  # patches that show something

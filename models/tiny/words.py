@@ -3,7 +3,7 @@
 import random
 
 SHAPES = ["circle", "square", "triangle", "star", "heart", "cross"]
-DRAWINGS = ["smiley", "person", "house", "car", "flower", "tree", "bug", "bird", "flag", "card"]
+DRAWINGS = ["smiley", "person", "cone", "tree", "note", "puzzle", "flag", "card"]
 COLORS = ["red", "green", "blue", "yellow", "orange", "purple", "black", "white"]
 LETTERS = [chr(ord("a") + i) for i in range(26)]
 DIGITS = [str(i) for i in range(10)]
@@ -19,7 +19,7 @@ CELLS = [
     ["bottom left", "bottom", "bottom right"],
 ]
 
-_TRAIN = """
+_TRAIN_TEXT = """
 able acid aged also area army away baby back ball band bank base bath bear beat been beer bell belt best bill bird
 blow blue boat body bomb bond bone book boom born boss both bowl bulk burn bush busy call calm came camp card care case
 cash cast cell chat chip city club coal coat code cold come cook cool cope copy core cost crew crop dark data date dawn
@@ -31,14 +31,14 @@ hall hand hang hard harm hate have head hear heat held hell help here hero high 
 hour huge hung hunt hurt idea inch into iron item jack jane jean john join jump jury just keen keep kent kept kick kill
 apple bread chair dance eagle fruit glass horse image juice knife lemon mango night ocean paint queen river sugar table
 uncle voice water youth zebra cat dog sun map pen cup hat box key jar van zip fox owl pig ant bee cow elk gum ice jam
-""".split()
-_TEST = """
+"""
+_TEST_TEXT = """
 stop open park shop west exit taxi milk cafe wind snow rain moon lake road yard king play quiz jazz menu sale news
 north south light music plant smile train world brown cloud dream earth frost grape honey ink joy kit log mud nut oak
 pie rug sea tea toy vet wax yak zoo bus gym hut ivy jet kid lip mix
-""".split()
-TEST_WORDS = sorted(set(_TEST))
-TRAIN_WORDS = sorted(set(_TRAIN) - set(_TEST))
+"""
+TEST_WORDS = sorted(set(_TEST_TEXT.split()))
+TRAIN_WORDS = sorted(set(_TRAIN_TEXT.split()) - set(TEST_WORDS))
 
 
 def is_test_number(number: str) -> bool:
@@ -54,7 +54,7 @@ def sample_word(rng: random.Random, split: str) -> str:
         return rng.choice(TRAIN_WORDS)
     while True:
         word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, SLOTS)))
-        if word not in _TEST:
+        if word not in TEST_WORDS:
             return word
 
 
