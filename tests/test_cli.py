@@ -10,6 +10,7 @@ from PIL import Image
 
 import vtc
 from vtc.cli import main
+from vtc.methods import registry
 
 TINY = Path(__file__).resolve().parents[1] / "eval" / "data" / "tiny"
 PICTURE = str(TINY / "pictures" / "0001.webp")
@@ -26,17 +27,6 @@ class Checkerboard(vtc.Method):
     def score(self, tokens):
         return (tokens.index % 2).float()
 '''
-
-
-@pytest.fixture
-def clean_registry():
-    """A method that a test registers is gone after it."""
-    from vtc.methods.registry import _METHODS
-
-    before = dict(_METHODS)
-    yield
-    _METHODS.clear()
-    _METHODS.update(before)
 
 
 def ask(*extra):
@@ -100,7 +90,8 @@ def test_eval_writes_table_and_json(capsys, tmp_path):
     assert "answers" in captured.err  # progress
 
 
-def test_eval_with_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, clean_registry):
+def test_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry.discover()))  # what is registered here goes with the test
     plugin, data = tmp_path / "mine.py", tmp_path / "data.jsonl"
     plugin.write_text(PLUGIN)
     Image.new("RGB", (50, 50), "red").save(tmp_path / "a.png")
@@ -110,6 +101,10 @@ def test_eval_with_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, clean_r
     out = capsys.readouterr().out
     assert "checkerboard" in out
     assert "data: 1 questions on 1 pictures" in out
+    overlay = tmp_path / "o.png"
+    assert ask("--plugin", str(plugin), "--method", "checkerboard", "--keep", "288", "--save", str(overlay)) == 0
+    assert "288 (50 %)" in capsys.readouterr().out
+    assert overlay.exists()
 
 
 BAD = [

@@ -22,7 +22,7 @@ def overlay(picture: Image.Image, span: ReportSpan) -> Image.Image:
     """Picture of which visual tokens survived.
 
     Args:
-        picture: what the model saw (after any centre crop; see `vtc.prompt.seen`), mode RGB, any size.
+        picture: what the model saw (after any centre crop; see `vtc.prompts.seen`), mode RGB, any size.
         span: one image's entry of `vtc.report(model).spans`.
     Returns:
         A new picture with one panel for the image, and one more for its thumbnail if the model makes one.
