@@ -17,15 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-# The same three questions with all 576 visual tokens and with a tenth of them.
+# Three questions, each answered with all 576 visual tokens and with a tenth of them.
 demo: $(STAMP)
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
 	    $(ASK) --image $(PICTURES)/$$1 --question "$$2" --save overlays/$${1%.webp}.png; \
 	}; \
-	ask 0001.webp "Is the house above or below the yellow star?"; \
-	ask 0001.webp "Is the house above or below the yellow star?"; \
-	ask 0001.webp "Is the house above or below the yellow star?"
+	ask 0006.webp "What color is the heart?"; \
+	ask 0002.webp "Which word is written in the picture?"; \
+	ask 0004.webp "Where is the yellow triangle?"
 	@printf '\nWhat was kept of each picture is drawn in overlays/\n'
 
 test: $(STAMP)
