@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from vtc.models.base import Adapter
@@ -44,7 +46,7 @@ def adapter_for(model: nn.Module) -> Adapter:
         known = f"Supported: {', '.join(supported())}."
         if model_type is not None and not hasattr(config, "vision_config"):
             raise ValueError(
-                f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens to compress. {known}"
+                f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens. {known}"
             )
         raise ValueError(
             f"{type(model).__name__} (model type {model_type!r}) has no adapter. {known} "
@@ -56,4 +58,16 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
+    if "sliding_attention" in _layer_types(adapter.language_model(model).config):
+        raise ValueError(
+            f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
+            "KV cache drops tokens by itself."
+        )
     return adapter
+
+
+def _layer_types(config: Any) -> list[str]:
+    """Kinds of attention of a language model's layers, as transformers builds its cache from them."""
+    if getattr(config, "layer_types", None):
+        return list(config.layer_types)
+    return ["sliding_attention"] if getattr(config, "sliding_window", None) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,23 @@ class TowerCall:
     Attributes:
         grid_thw: LongTensor [images, 3] of patches, for towers that take it (Qwen-VL).
         crops: how many pictures (crops, tiles) the tower saw.
+        first: [crops, D], the projector's first token of each crop, for families whose prompts do not tell how many
+            crops an image has.
         signals: (signal name, layer) -> [tokens, ...], tokens of all crops one after another, as the projector
             leaves them (after pixel shuffle or patch merging), without CLS.
     """
 
     grid_thw: Tensor | None = None
     crops: int = 0
+    first: Tensor | None = None
     signals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+class Known(NamedTuple):
+    """What is known of one image besides its tokens: its (t, h, w) grid of patches, its number of crops."""
+
+    thw: tuple[int, int, int] | None = None
+    crops: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +122,19 @@ class Adapter:
         """
         return values.flatten(0, 1)
 
-    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
-        """Arrangement of the visual tokens `features` [N, D] of the `image`-th image of a call."""
+    def crop_projector(self, model: nn.Module) -> nn.Module | None:
+        """The projector, [crops, P, D] out, of families that need `crop_counts`."""
+        return None
+
+    def crop_counts(self, model: nn.Module, features: Tensor) -> list[int]:
+        """Numbers of crops that an image with tokens `features` [N, D] may have, the likeliest first.
+
+        Only families that cannot tell from the tokens alone (any-resolution pictures) list any.
+        """
+        return []
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        """Arrangement of the visual tokens `features` [N, D] of one image."""
         raise TypeError(f"{type(self).__name__} does not define layout(); every family needs it.")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import Adapter, ImageLayout
+from vtc.models.base import Adapter, ImageLayout, Known
 
 
 class InternVLAdapter(Adapter):
@@ -30,7 +30,7 @@ class InternVLAdapter(Adapter):
         folded = cells.mean(dim=(2, 4)) if mean else cells.sum(dim=(2, 4))
         return folded.flatten(0, 2)
 
-    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         config: Any = model.config.vision_config
         size, patch = (x[0] if isinstance(x, list | tuple) else x for x in (config.image_size, config.patch_size))
         side = round(size // patch * model.config.downsample_ratio)

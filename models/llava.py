@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.base import Adapter, ImageLayout, square_layout
+from vtc.models.base import Adapter, ImageLayout, Known, square_layout
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -26,7 +26,7 @@ class LlavaAdapter(Adapter):
                 'supported; set model.config.vision_feature_select_strategy = "default".'
             )
 
-    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         config: Any = model.config.vision_config
         tokens = (config.image_size // config.patch_size) ** 2
         if features.shape[0] != tokens:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import Adapter, ImageLayout
+from vtc.models.base import Adapter, ImageLayout, Known
 
 
 class QwenVLAdapter(Adapter):
@@ -53,11 +53,11 @@ class QwenVLAdapter(Adapter):
         share = (patches / patches.sum()).to(groups)
         return groups.sum(dim=1) / share.repeat_interleave(patches // merged)
 
-    def layout(self, model: nn.Module, features: Tensor, image: int, grid_thw: Tensor | None) -> ImageLayout:
-        if grid_thw is None:
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        if known.thw is None:
             raise ValueError("image_grid_thw is missing: pass it as the processor returned it.")
         merge = self.tower(model).spatial_merge_size
-        t, h, w = grid_thw[image].tolist()
+        t, h, w = known.thw
         h, w = h // merge, w // merge
         if t * h * w != features.shape[0]:
             raise ValueError(

@@ -60,8 +60,8 @@ def _square(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     return {"pixel_values": torch.stack([_noise(s, 3, 24, 24) for s in seeds])}, [[IMAGE] * 36 for _ in seeds]
 
 
-PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
-SIZES = [(40, 30), (24, 60), (50, 50), (64, 18)]  # heights and widths, one per seed in turn
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72], [72, 72]]
+SIZES = [(40, 30), (24, 60), (70, 70), (64, 18)]  # heights and widths, one per seed in turn
 
 
 def _next(family: str, tower: str) -> Any:

@@ -9,7 +9,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    StaticCache,
+)
 
 import vtc
 from tests.families import TEXT, batch, model_of
@@ -256,3 +262,28 @@ def test_methods_lists_the_registry() -> None:
     for info in vtc.methods():
         assert info.summary
         assert info.stage == "input"
+
+
+def test_grids_that_are_none() -> None:
+    x = torch.randn(9, 4)
+    for grid in (9, (1, 3.0, 3), (1, -3, -3), (3, 3)):
+        with pytest.raises(ValueError, match="expected"):
+            vtc.select("divprune", x, grid=cast(Any, grid))
+
+
+def test_sliding_windows_are_refused() -> None:
+    config = copy.deepcopy(model_of("llava").config)
+    config.text_config = MistralConfig(**cast(Any, TEXT), sliding_window=8)
+    with pytest.raises(ValueError, match="sliding window"):
+        vtc.wrap(LlavaForConditionalGeneration(config), "divprune")
+
+
+def test_what_needs_the_grid_comes_first(model: Any) -> None:
+    with pytest.raises(ValueError, match="whole grid"):
+        vtc.wrap(model, ["random", "pool"])
+
+
+def test_chunked_prefill_is_refused(model: Any) -> None:
+    vtc.wrap(model, "divprune", keep=4)
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**batch("llava", [[0]]), max_new_tokens=2, prefill_chunk_size=16)

@@ -109,3 +109,10 @@ def test_check_refuses_what_does_not_fit(anchor, source, weight, says):
     whole = [torch.tensor(v, dtype=torch.long) for v in (anchor, source)]
     with pytest.raises(ValueError, match=says):
         Selection(whole[0], whole[1], torch.tensor(weight, dtype=torch.float)).check()
+
+
+def test_a_trained_modules_features_pass_through_later_stages():
+    trained = Selection(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), torch.ones(3), torch.full((2, 3), 7.0))
+    both = trained.then(Selection.prune(torch.tensor([1]), 2))
+    assert both.apply(torch.randn(3, 3)).tolist() == [[7.0, 7.0, 7.0]]
+    assert both.combine(torch.ones(3, 5)).shape == (1, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **op
 
     Args:
         model: a ...ForConditionalGeneration of transformers of a supported family.
-        method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another.
+        method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another
+            (positions are renumbered if any of them asks for it).
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
         options: the method's options, for example `positions="original"`.
 
@@ -108,7 +110,8 @@ def select(
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"features must be a tensor [N, D] with N >= 1; got {shape}.")
     n = features.shape[0]
-    if grid is not None and (len(grid) != 3 or grid[0] * grid[1] * grid[2] != n):
+    sides = grid if isinstance(grid, tuple | list) and all(isinstance(s, int) and s > 0 for s in grid) else ()
+    if grid is not None and (len(sides) != 3 or math.prod(sides) != n):
         raise ValueError(f"grid={grid} does not hold {n} tokens: expected (t, h, w) with t*h*w == {n}.")
     if grid is None and "grid" in chosen.requires():
         raise ValueError(f"{chosen.name} works on the grid: pass grid=(t, h, w).")

@@ -51,5 +51,5 @@ def choose(
             chosen[i] = selection if earlier is None else earlier.then(selection)
             views[i] = views[i].after(selection.anchor, selection.apply(views[i].features))
         after = sum(len(view.features) for view in views)
-        record.stages.append((method.name or type(method).__name__, before, after, watch.stop()))
+        record.stages.append((method.title, before, after, watch.stop()))
     return [selection for selection in chosen if selection is not None]

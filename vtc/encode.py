@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.engine import Engine
 from vtc.models.base import TowerCall
+from vtc.spans import layouts_of
 from vtc.tap import ATTRIBUTE
 
 
@@ -24,16 +25,17 @@ class Encoded:
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
         self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
-        self._features: list[list[Tensor]] = []  # per image: one [N, D], or one per tile
-        self._tokens: list[int] = []
-        self._crops: list[int] = []
         rest = list(output.pooler_output)
-        for image, count in enumerate(pieces):
-            own, rest = rest[:count], rest[count:]
-            layout = engine.adapter.layout(engine.model, torch.cat(own), image, call.grid_thw)
-            self._features.append(own)
-            self._tokens.append(layout.tower_tokens)
-            self._crops.append(layout.crops)
+        self._features: list[list[Tensor]] = []  # per image: one [N, D], or one per tile
+        for count in pieces:
+            self._features.append(rest[:count])
+            rest = rest[count:]
+        whole = [torch.cat(own) for own in self._features]
+        layouts = layouts_of(engine.adapter, engine.model, whole, call.grid_thw, call)
+        if layouts is None:
+            raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
+        self._tokens = [layout.tower_tokens for layout in layouts]
+        self._crops = [layout.crops for layout in layouts]
 
     def __len__(self) -> int:
         return len(self._features)
@@ -51,14 +53,19 @@ class Encoded:
         call = TowerCall(
             grid_thw=None if grid is None else grid[list(images)],
             crops=sum(self._crops[i] for i in images),
-            signals={
-                key: torch.cat([part[i] for i in images])
-                for key, value in self._call.signals.items()
-                for part in [value.split(self._tokens)]
-            },
+            first=self._pick(self._call.first, self._crops, images),
+            signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
         )
         setattr(output, ATTRIBUTE, call)
         return {"mm_encoder_outputs": {"image": output}, **{k: v[list(images)] for k, v in self._grids.items()}}
+
+    @staticmethod
+    def _pick(values: Any, sizes: list[int], images: Sequence[int]) -> Any:
+        """Rows of `values` that belong to the given images, image i having `sizes[i]` of them."""
+        if values is None:
+            return None
+        parts = values.split(sizes)
+        return torch.cat([parts[i] for i in images])
 
 
 def encode_with(engine: Engine, vision_inputs: dict[str, Any]) -> Encoded:

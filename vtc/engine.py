@@ -58,7 +58,10 @@ class Engine:
         self.adapter = adapter_for(model)
         for method in methods:
             if method.stage != "input":
-                raise ValueError(f"{method.name} works at stage {method.stage!r}; this version has the stage 'input'.")
+                raise ValueError(f"{method.title} works at stage {method.stage!r}; this version has the stage 'input'.")
+        for method in methods[1:]:
+            if "grid" in method.requires():
+                raise ValueError(f"{method.title} needs the whole grid: put it first among the methods.")
         self.compact = any(method.positions == "compact" for method in methods)
         self.sources = Sources(model, self.adapter, methods)
         self.tap = TowerTap(model, self.adapter, self.sources.wanted)
@@ -174,7 +177,10 @@ class Engine:
         words = ~state.visual if mask is None else ~state.visual & mask[:, -layout.length :].bool()
 
         def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
-            return self.sources.reader(method, span, call, lambda row: embeds[row, words[row].to(embeds.device)])
+            def text(row: int) -> Tensor:
+                return embeds[row, words[row].to(embeds.device)]
+
+            return self.sources.reader(method, span, call, text, embeds.device)
 
         self.record = Record(notes=list(self.sources.notes))
         selections = choose(self.methods, layout, embeds, reader, self.compact, self.record)

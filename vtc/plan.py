@@ -85,7 +85,7 @@ class Plan:
     def merged(self, features: Tensor) -> Tensor:
         """Compress rows aligned with all visual tokens in reading order, [sum N, D] -> [sum M, D]."""
         parts = self.layout.split(features)
-        return torch.cat([s.apply(part) for s, part in zip(self.selections, parts, strict=True)])
+        return torch.cat([s.combine(part) for s, part in zip(self.selections, parts, strict=True)])
 
     def visual(self) -> Tensor:
         """BoolTensor [B, S]: the new slots that hold visual tokens."""

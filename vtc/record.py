@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,11 +35,14 @@ class Record:
         """The report, with the cost model's account for this language model."""
         if self.rows_full is None or self.rows_kept is None:
             return Report(notes=list(self.notes))
-        cost = DecoderCost.of(language_model.config, next(language_model.parameters()).element_size())
+        table: Any = language_model.get_input_embeddings
+        cost = DecoderCost.of(language_model.config, table().weight.element_size())
         full, kept = self.rows_full.tolist(), self.rows_kept.tolist()
         return Report(
             spans=[
-                ReportSpan(s.row, s.modality, s.grid, c.anchor.cpu(), c.source.cpu(), s.tiles, s.boxes())
+                ReportSpan(
+                    s.row, s.modality, s.grid, c.anchor.cpu().clone(), c.source.cpu().clone(), s.tiles, s.boxes()
+                )
                 for s, c in zip(self.spans, self.selections, strict=True)
             ],
             stages=[StageReport(name, None, before, after, watch.ms) for name, before, after, watch in self.stages],

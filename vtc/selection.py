@@ -83,15 +83,22 @@ class Selection:
 
     def apply(self, x: Tensor) -> Tensor:
         """Compress rows `x` [N, D] to [M, D]: a gather when nothing merges, else a weighted sum per output."""
-        if self.features is not None and self.features.shape[-1] == x.shape[-1]:
-            return self.features.to(x.dtype)
+        if self.features is not None:
+            return self.features.to(x)
+        return self.combine(x)
+
+    def combine(self, x: Tensor) -> Tensor:
+        """`apply` for rows that travel beside the features (DeepStack's): `features` does not stand in for them."""
         if not self.merges:
-            return x[self.anchor]
-        return ops.segment_sum(x, self.source, self.weight.to(x.device), self.tokens_out)
+            return x[self.anchor.to(x.device)]
+        return ops.segment_sum(x, self.source.to(x.device), self.weight.to(x.device), self.tokens_out)
 
     def then(self, second: Selection) -> Selection:
         """This selection followed by `second`, which chose among this one's outputs."""
         source = torch.where(self.source >= 0, second.source[self.source.clamp(min=0)], -1)
         passed = second.weight[self.source.clamp(min=0)] * self.weight
         weight = torch.where(source >= 0, passed, 0.0)
-        return Selection(self.anchor[second.anchor], source, weight, second.features)
+        features = second.features
+        if features is None and self.features is not None:
+            features = second.combine(self.features)
+        return Selection(self.anchor[second.anchor], source, weight, features)

@@ -31,26 +31,31 @@ class Sources:
         if name == "keys":
             return [(name, self.feature_layer)]
         if name == "cls_attention" and not self.has_cls:
-            note = f"{method.name}: {self.tower} has no CLS token; received attention stands in for CLS attention."
+            note = f"{method.title}: {self.tower} has no CLS token; received attention stands in for CLS attention."
             if note not in self.notes:
                 self.notes.append(note)
             name = "received_attention"
         return [(name, layer) for layer in method.tower_layers(self.depth, self.feature_layer)]
 
     def reader(
-        self, method: Method, span: VisualSpan, call: TowerCall | None, text: Callable[[int], Tensor]
+        self,
+        method: Method,
+        span: VisualSpan,
+        call: TowerCall | None,
+        text: Callable[[int], Tensor],
+        device: torch.device,
     ) -> Callable[[str], Tensor]:
-        """A function name -> signal for one span; `text(row)` gives the text embeddings of a batch row."""
+        """A function name -> signal for one span, on `device`; `text(row)` gives the text embeddings of a row."""
 
         def read(name: str) -> Tensor:
             if name not in method.requires():
-                raise ValueError(f"{method.name} reads the signal {name!r} without listing it in `needs`.")
+                raise ValueError(f"{method.title} reads the signal {name!r} without listing it in `needs`.")
             if name == "text":
                 return text(span.row)
             if name == "grid":
-                return torch.tensor(span.grid)
+                raise ValueError("the grid is not read as a signal: it is tokens.span.grid, with tokens.span.tiles.")
             rows = [_per_token(_measured(call, pair), span.patch) for pair in self.pairs(method, name)]
-            return rows[0] if name == "keys" else torch.stack(rows)
+            return (rows[0] if name == "keys" else torch.stack(rows)).to(device)
 
         return read
 

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import VisualLayout, VisualSpan
-from vtc.models.base import Adapter, ImageLayout, TowerCall
+from vtc.models.base import Adapter, ImageLayout, Known, TowerCall
+
+_CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
+_MISMATCH = (
+    "the image tokens of the prompt are not those of the images that were encoded: pass whole prompts with the "
+    f"features of their own images, in order ({_CHUNKS})."
+)
 
 
 def find_layout(
@@ -39,31 +45,15 @@ def find_layout(
     for piece in pieces:
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
-            raise ValueError(
-                "the number of image tokens in the prompt does not match the images: an image crosses two rows."
-            )
+            raise ValueError(_MISMATCH)
         placed.append((row, piece[:, 1]))
 
-    known = len(grid_thw) if grid_thw is not None and adapter.mrope else None
-    images, expansion = _images([row for row, _ in placed], known)
-    layouts: list[ImageLayout] = []
-    for (row, index), image in zip(placed, images, strict=True):
-        features = embeds[row, index.to(embeds.device)]
-        layouts.append(adapter.layout(model, features, image, grid_thw))
-    if known is None and call is not None:
-        crops = sum(layout.crops for layout in layouts)
-        if call.crops == 0 or crops % call.crops:
-            raise ValueError(
-                f"the prompt shows {crops} crops, but the vision tower saw {call.crops}; pass one run's features."
-            )
-        images, expansion = _images([row for row, _ in placed], len(placed) * call.crops // crops)
-
-    offsets: dict[int, int] = {}
-    start = 0
-    for layout, image in zip(layouts, images, strict=True):
-        if image not in offsets:
-            offsets[image] = start
-            start += layout.tower_tokens
+    rows_of = [row for row, _ in placed]
+    features = [embeds[row, index.to(embeds.device)] for row, index in placed]
+    images, layouts, expansion = _arrange(adapter, model, rows_of, features, grid_thw, call)
+    starts = [0]
+    for layout in layouts:
+        starts.append(starts[-1] + layout.tower_tokens)
     spans = [
         VisualSpan(
             row=row,
@@ -72,11 +62,79 @@ def find_layout(
             tiles=layout.tiles,
             image=image,
             crop=layout.crop,
-            patch=torch.where(layout.patch >= 0, layout.patch + offsets[image], -1),
+            patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
         )
-        for (row, index), layout, image in zip(placed, layouts, images, strict=True)
+        for (row, index), image in zip(placed, images, strict=True)
+        for layout in [layouts[image]]
     ]
     return VisualLayout(rows, length, tuple(spans), expansion)
+
+
+def layouts_of(
+    adapter: Adapter, model: nn.Module, features: list[Tensor], grid_thw: Tensor | None, call: TowerCall | None
+) -> list[ImageLayout] | None:
+    """Layouts of the images of one run of the tower, from their tokens; None if they do not fit that run."""
+    grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
+    if len(grids) != len(features):
+        return None
+    crops: list[int] | list[None] | None = [None] * len(features)
+    if call is not None and call.first is not None:
+        crops = _crop_counts([adapter.crop_counts(model, x) for x in features], [x[0] for x in features], call.first)
+        if crops is None:
+            return None
+    known = [Known(thw, count) for thw, count in zip(grids, crops, strict=True)]
+    layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
+    fits = call is None or sum(layout.crops for layout in layouts) == call.crops
+    return layouts if fits else None
+
+
+def _arrange(
+    adapter: Adapter,
+    model: nn.Module,
+    rows: list[int],
+    features: list[Tensor],
+    grid_thw: Tensor | None,
+    call: TowerCall | None,
+) -> tuple[list[int], list[ImageLayout], int]:
+    """(image of each span, layout of each image, how many rows in a row share one prompt).
+
+    Beam search and several return sequences repeat every row; the tower saw the images once.
+    """
+    for expansion in range(1, max(rows) + 2):
+        images = _images(rows, expansion)
+        if images is None:
+            continue
+        first = [images.index(image) for image in range(max(images) + 1)]
+        try:
+            layouts = layouts_of(adapter, model, [features[i] for i in first], grid_thw, call)
+        except ValueError as error:
+            if call is not None:
+                raise
+            raise ValueError(f"{error} ({_CHUNKS})") from error  # features of unknown origin: a chunk, maybe
+        if layouts is not None:
+            return images, layouts, expansion
+    raise ValueError(_MISMATCH)
+
+
+def _crop_counts(options: list[list[int]], starts: list[Tensor], first: Tensor) -> list[int] | None:
+    """Crops of each image: one of its `options`, so that each image begins with the crop that it begins with.
+
+    Args:
+        starts: first token [D] of each image. first: [crops, D] first token of each crop of all images.
+    """
+
+    def solve(image: int, crop: int) -> list[int] | None:
+        if image == len(options):
+            return [] if crop == len(first) else None
+        if crop >= len(first) or not torch.equal(first[crop].to(starts[image]), starts[image]):
+            return None
+        for count in options[image]:
+            rest = solve(image + 1, crop + count)
+            if rest is not None:
+                return [count, *rest]
+        return None
+
+    return solve(0, 0)
 
 
 def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
@@ -87,31 +145,23 @@ def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
         return runs
     lengths = [len(features) for features in pooled]
     if sum(lengths) != len(where):
-        raise ValueError(f"the prompt has {len(where)} image tokens, but the images make {sum(lengths)}.")
+        raise ValueError(_MISMATCH)
     return list(where.split(lengths))
 
 
-def _images(rows: list[int], distinct: int | None) -> tuple[list[int], int]:
-    """Number the images, and tell how many rows share a prompt.
-
-    Beam search and several return sequences repeat every row `expansion` times in a row; their images are the same.
-
-    Args:
-        rows: batch row of each span, ascending. distinct: how many different images there are, if known.
-    """
-    expansion = 1 if not distinct else max(len(rows) // distinct, 1)
-    if distinct and len(rows) != distinct * expansion:
-        raise ValueError(f"the prompt shows {len(rows)} images, but {distinct} were encoded.")
+def _images(rows: list[int], expansion: int) -> list[int] | None:
+    """Number the images of spans in `rows` (ascending) if each `expansion` rows repeat one prompt; None if not so."""
     numbers: list[int] = []
     by_row: dict[int, list[int]] = {}
     fresh = 0
     for row in rows:
-        own = by_row.setdefault(row, [])
-        first = row - row % expansion
-        if row == first:
+        own, original = by_row.setdefault(row, []), by_row.get(row - row % expansion, [])
+        if row % expansion == 0:
             own.append(fresh)
             fresh += 1
+        elif len(own) < len(original):
+            own.append(original[len(own)])
         else:
-            own.append(by_row[first][len(own)])
+            return None
         numbers.append(own[-1])
-    return numbers, expansion
+    return numbers

@@ -42,6 +42,9 @@ class TowerTap:
         tower = self.adapter.tower(self.model)
         self.handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         self.handles.append(tower.register_forward_hook(self._after_tower))
+        projector = self.adapter.crop_projector(self.model)
+        if projector is not None:
+            self.handles.append(projector.register_forward_hook(self._after_projector))
         attentions = self.adapter.attentions(self.model)
         for layer in self.wanted:
             q, k = self.adapter.projections(attentions[layer])
@@ -91,6 +94,9 @@ class TowerTap:
             parts.append(value[:, first:])
         values = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self.adapter.tokens_from_patches(self.model, values, self.call.grid_thw, mean=name == "keys")
+
+    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.call.first = output[:, 0].detach()  # [crops, D]
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if hasattr(output, "last_hidden_state"):  # a ModelOutput, not a bare tuple

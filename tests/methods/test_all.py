@@ -315,3 +315,22 @@ def test_methods_are_values():
     assert replace(vtc.DivPrune(keep=64), keep=3).keep == 3
     with pytest.raises(AttributeError):
         vtc.DivPrune().keep = 3  # type: ignore[misc]
+
+
+def test_options_of_a_users_method_are_never_lost():
+    @dataclass(frozen=True, kw_only=True)
+    class Decorated(vtc.Method):
+        keep = 3
+
+        def score(self, tokens):
+            return tokens.features[:, 0]
+
+    class Bare(vtc.Method):
+        keep = 3
+
+        def score(self, tokens):
+            return tokens.features[:, 0]
+
+    assert vtc.select(Decorated(), torch.randn(9, 4)).tokens_out == 3
+    with pytest.raises(TypeError, match="decorate Bare"):
+        vtc.select(Bare(), torch.randn(9, 4))

@@ -11,6 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.vision_utils import get_vision_window_index
 
+from vtc.models.base import Known
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
@@ -98,7 +99,7 @@ def test_mosaic_recovery_equals_transformers(family):
     for size in sizes(350, 400):
         rows, cols = mosaic_of(family, size)
         want = packed_places(family, size)
-        layout = adapter.layout(model, want, 0, None, 1 + rows * cols)
+        layout = adapter.layout(model, want, Known(crops=1 + rows * cols))
         assert layout.crops == 1 + rows * cols, size
         assert layout.tower_tokens == layout.crops * side * side
         got = layout_places(layout, side, cols)
@@ -117,7 +118,7 @@ def test_pictures_smaller_than_a_crop(family):
     for size in [(300, 300), (100, 100), (1, 1), (200, 330), (330, 200), (60, 320), (320, 60)]:
         _, cols = mosaic_of(family, size)
         want = packed_places(family, size)
-        assert torch.equal(layout_places(adapter.layout(model, want, 0, None), side, cols), want), size
+        assert torch.equal(layout_places(adapter.layout(model, want, Known()), side, cols), want), size
 
 
 @pytest.mark.parametrize("family", CHECKPOINTS)
@@ -127,7 +128,7 @@ def test_grid_and_tiles_hold_every_token_once(family):
     for size in [(600, 900), (900, 600), (1000, 1000), (400, 1900)]:
         rows, cols = mosaic_of(family, size)
         want = packed_places(family, size)
-        layout = adapter.layout(model, want, 0, None, 1 + rows * cols)
+        layout = adapter.layout(model, want, Known(crops=1 + rows * cols))
         thumbnail, mosaic = layout.tiles
         assert (thumbnail.role, mosaic.role, mosaic.newline) == ("thumbnail", "mosaic", True)
         assert layout.grid == (1, mosaic.h, mosaic.w)
@@ -145,7 +146,7 @@ def test_pictures_too_thin_for_a_patch(family, size):
     side = CHECKPOINTS[family][2]
     rows, cols = mosaic_of(family, size)
     want = packed_places(family, size)
-    layout = adapter.layout(model, want, 0, None, 1 + rows * cols)
+    layout = adapter.layout(model, want, Known(crops=1 + rows * cols))
     assert torch.equal(layout_places(layout, side, cols)[: side**2], want[: side**2])
     if (want[side**2 :] == NEWLINE).all():
         assert (layout.patch[side**2 :] == -1).all()
@@ -159,7 +160,7 @@ def test_one_crop_of_several_images(family):
     side = CHECKPOINTS[family][2]
     crop = torch.arange(3.0 * side * side).view(1, side * side, 3)
     (tokens,), _ = pack([crop], [(500, 500)])
-    layout = adapter.layout(model, tokens, 0, None)
+    layout = adapter.layout(model, tokens, Known())
     assert layout.patch.tolist() == [*range(side * side), -1]
     assert (layout.grid, layout.crops, layout.tower_tokens) == ((1, side, side), 1, side * side)
     assert layout.tiles[0].role == "image"
@@ -171,42 +172,41 @@ def test_tokens_that_are_no_picture_are_refused(family):
     want = packed_places(family, (700, 1000))
     for broken in (want[:-1], want[:100], torch.cat([want, want[-1:]])):
         with pytest.raises(ValueError, match="visual tokens"):
-            adapter.layout(model, broken, 0, None)
+            adapter.layout(model, broken, Known())
 
 
 def test_llava_is_one_square():
     model: Any = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(image_size=336, patch_size=14)))
-    layout = LlavaAdapter().layout(model, torch.zeros(576, 2), 0, None)
+    layout = LlavaAdapter().layout(model, torch.zeros(576, 2), Known())
     assert layout.grid == (1, 24, 24)
     assert layout.patch.tolist() == list(range(576))
     with pytest.raises(ValueError, match="an image has 576 visual tokens, but 575 were found together"):
-        LlavaAdapter().layout(model, torch.zeros(575, 2), 0, None)
+        LlavaAdapter().layout(model, torch.zeros(575, 2), Known())
 
 
 def test_internvl_puts_the_thumbnail_last():
     vision = SimpleNamespace(image_size=[448, 448], patch_size=[14, 14])
     model: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision, downsample_ratio=0.5))
-    one = InternVLAdapter().layout(model, torch.zeros(256, 2), 0, None)
+    one = InternVLAdapter().layout(model, torch.zeros(256, 2), Known())
     assert (one.grid, one.crops, [t.role for t in one.tiles]) == ((1, 16, 16), 1, ["image"])
-    three = InternVLAdapter().layout(model, torch.zeros(768, 2), 0, None)
+    three = InternVLAdapter().layout(model, torch.zeros(768, 2), Known())
     assert [t.role for t in three.tiles] == ["crop", "crop", "thumbnail"]
     assert [t.start for t in three.tiles] == [0, 256, 512]
     assert [t.box is None for t in three.tiles] == [True, True, False]
     assert three.crop.tolist() == [0] * 256 + [1] * 256 + [2] * 256
     with pytest.raises(ValueError, match="no multiple of the 256"):
-        InternVLAdapter().layout(model, torch.zeros(300, 2), 0, None)
+        InternVLAdapter().layout(model, torch.zeros(300, 2), Known())
 
 
 def test_qwen_reads_the_grid():
     model: Any = SimpleNamespace(model=SimpleNamespace(visual=SimpleNamespace(spatial_merge_size=2)))
-    grids = torch.tensor([[1, 4, 4], [1, 6, 10]])
-    layout = QwenVLAdapter().layout(model, torch.zeros(15, 2), 1, grids)
+    layout = QwenVLAdapter().layout(model, torch.zeros(15, 2), Known(thw=(1, 6, 10)))
     assert layout.grid == (1, 3, 5)
     assert layout.patch.tolist() == list(range(15))
     with pytest.raises(ValueError, match="has 4 tokens, but 15 were found"):
-        QwenVLAdapter().layout(model, torch.zeros(15, 2), 0, grids)
+        QwenVLAdapter().layout(model, torch.zeros(15, 2), Known(thw=(1, 4, 4)))
     with pytest.raises(ValueError, match="image_grid_thw is missing"):
-        QwenVLAdapter().layout(model, torch.zeros(15, 2), 0, None)
+        QwenVLAdapter().layout(model, torch.zeros(15, 2), Known())
 
 
 def test_window_order_equals_transformers():

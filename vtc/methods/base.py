@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import get_annotations
 from numbers import Integral
 from typing import ClassVar, NamedTuple
 
@@ -52,6 +53,10 @@ class Method:
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         check_signals(cls.needs, cls.__name__)
+        own = get_annotations(cls)
+        for field in fields(Method):  # `keep = 64` means the field, too: dataclasses would ignore it
+            if field.name in cls.__dict__ and field.name not in own:
+                cls.__annotations__ = own = {**own, field.name: field.type}
         if cls.stage not in STAGES:
             raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
         if cls.__dict__.get("name"):
@@ -65,6 +70,11 @@ class Method:
             object.__setattr__(self, "positions", self.positions_default)
         if self.positions not in POSITIONS:
             raise ValueError(f'positions={self.positions!r} is not one of "original", "compact".')
+
+    @property
+    def title(self) -> str:
+        """The name to show: the registered one, or the class's."""
+        return self.name or type(self).__name__
 
     def requires(self) -> tuple[str, ...]:
         """Signals this instance asks for; `needs` unless an option changes it."""

@@ -31,8 +31,6 @@ class Pool(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         n = tokens.features.shape[0]
-        if n != tokens.span.tokens:
-            raise ValueError("pool needs the whole grid: put it first among the stages.")
         blocks = [frame for tile in tokens.span.tiles for frame in tile.indices()]  # each [h, w]
         shares = split_budget(min(self.count(tokens), sum(b.numel() for b in blocks)), [b.numel() for b in blocks])
         source = torch.full((n,), -1, dtype=torch.long)
