@@ -18,7 +18,7 @@ class LlavaAdapter(Adapter):
         tower = self.tower(model).config.model_type
         if tower not in TOWERS:
             raise ValueError(
-                f"{model.config.model_type} with vision tower {tower!r} is not supported; with {', '.join(TOWERS)} it is."
+                f"{model.config.model_type} with tower {tower!r} is not supported; with {', '.join(TOWERS)} it is."
             )
         if self.has_cls(model) and model.config.vision_feature_select_strategy != "default":
             raise ValueError(

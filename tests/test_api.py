@@ -232,6 +232,7 @@ def test_select_checks_its_input() -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             call()
         assert one_sentence(caught.value)
+    assert vtc.select("todre", x, keep=2, pivot="center").tokens_out == 2
     assert vtc.select("vtc-cls", x, keep=3, cls_attention=torch.arange(12.0)).anchor.tolist() == [9, 10, 11]
     assert vtc.select("vtc-cls", x, keep=2, received_attention=torch.arange(12.0)).anchor.tolist() == [10, 11]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,8 @@ def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **op
         options: the method's options, for example `positions="original"`.
 
     Returns:
-        the same model. Wrapping again replaces the method.
+        the same model. Wrapping again replaces the method. Logits and hidden states keep the prompt's length;
+        `output_attentions=True` gives the attention of the shortened sequence.
 
     Raises:
         ValueError, TypeError: with one sentence, before anything is changed.
@@ -94,7 +96,7 @@ def select(
     features: Tensor,
     grid: tuple[int, int, int] | None = None,
     keep: int | float | None = None,
-    **signals: Tensor,
+    **signals: Any,
 ) -> Selection:
     """Run a method on bare tensors, without a model.
 
@@ -103,9 +105,11 @@ def select(
         grid: (t, h, w) with t*h*w == N; needed by methods that work on the grid.
         keep: overrides the method's own.
         signals: what the method needs, by name: `cls_attention=` [N] or [L, N], `received_attention=` likewise,
-            `keys=` [N, d], `text=` [T, D]; see `vtc.methods()`.
+            `keys=` [N, d], `text=` [T, D]; see `vtc.methods()`. The method's options may stand among them.
     """
     chosen = resolve(method, keep)
+    options = {field.name: signals.pop(field.name) for field in fields(chosen) if field.name in signals}
+    chosen = resolve(chosen, **options)
     if not isinstance(features, Tensor) or features.dim() != 2 or not features.shape[0]:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"features must be a tensor [N, D] with N >= 1; got {shape}.")

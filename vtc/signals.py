@@ -46,7 +46,7 @@ class VisualTokens:
         span: where they come from: grid, tiles, separators, crops. Its `tokens` is N, or more than N when an earlier
             stage has already compressed the span; `index` then says which of the span's tokens the N rows are.
         index: LongTensor [N], indices into the span's own tokens.
-        total: N of the uncompressed span, which fractions refer to.
+        read: name -> signal of the whole, uncompressed span; methods use `signal`.
     """
 
     features: Tensor
@@ -56,6 +56,7 @@ class VisualTokens:
 
     @property
     def total(self) -> int:
+        """N of the uncompressed span, which fractions refer to."""
         return self.span.tokens
 
     def signal(self, name: str) -> Tensor:
