@@ -11,8 +11,6 @@ from PIL import Image
 import vtc
 from vtc.eval.datasets import Dataset, Question
 from vtc.eval.metrics import normalise, score
-from vtc.pictures import load_picture
-from vtc.prompts import prompt
 
 KEEPS = (288, 192, 128, 64, 32, 16)
 _PICTURES_AT_ONCE = 64  # bounds the memory that encoded pictures take
@@ -82,7 +80,7 @@ def evaluate(
         with _wrapped(model, run):  # refuses here, and not after minutes of work, what the model cannot do
             pass
     for image in {question.image for question in data.questions}:
-        load_picture(image)
+        vtc.load_picture(image)
     runs = [full, *([grey] if blind else []), *compressed]
     for run in runs:
         run.answers = [""] * len(data.questions)
@@ -134,7 +132,7 @@ def _chunks(data: Dataset) -> Iterator[_Chunk]:
     for start in range(0, len(images), _PICTURES_AT_ONCE):
         part = images[start : start + _PICTURES_AT_ONCE]
         questions = [(number, index) for index, image in enumerate(part) for number in by_image[image]]
-        yield _Chunk([load_picture(image) for image in part], questions)
+        yield _Chunk([vtc.load_picture(image) for image in part], questions)
 
 
 def _answer_limits(processor, data: Dataset) -> dict[str, int]:
@@ -149,7 +147,7 @@ def _answer_limits(processor, data: Dataset) -> dict[str, int]:
 def _encode(model, processor, chunk: _Chunk, methods: Sequence[str], *, blind: bool):
     pictures = [Image.new("RGB", picture.size, _GREY) for picture in chunk.pictures] if blind else chunk.pictures
     inputs = processor(
-        text=[prompt(processor, "?")] * len(pictures), images=[[p] for p in pictures], padding=True, return_tensors="pt"
+        text=[vtc.prompt(processor, "?")] * len(pictures), images=[[p] for p in pictures], padding=True, return_tensors="pt"
     )
     return vtc.encode(model, methods, **inputs.to(model.device))
 
@@ -172,7 +170,7 @@ def _batches(processor, data: Dataset, chunk: _Chunk, limits: dict[str, int], si
 
 def _tokenise(processor, questions: list[Question], pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
     """Row-aligned inputs of `generate`, [B, S] each, padded on the left. The pictures only set how many tokens."""
-    texts = [prompt(processor, question.question) for question in questions]
+    texts = [vtc.prompt(processor, question.question) for question in questions]
     inputs = processor(
         text=texts, images=[[p] for p in pictures], padding=True, padding_side="left", return_tensors="pt"
     )

@@ -23,6 +23,7 @@ class TowerCall:
         crops: how many pictures (crops, tiles) the tower saw.
         first: [crops, D], the projector's first token of each crop, for families whose prompts do not tell how many
             crops an image has.
+        pictures: which image each image of the run is, where some are the same (`vtc.encode(...).take([0, 0, 1])`).
         signals: (signal name, layer) -> [tokens, ...], tokens of all crops one after another, as the projector
             leaves them (after pixel shuffle or patch merging), without CLS.
     """
@@ -30,6 +31,7 @@ class TowerCall:
     grid_thw: Tensor | None = None
     crops: int = 0
     first: Tensor | None = None
+    pictures: tuple[int, ...] | None = None
     signals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 

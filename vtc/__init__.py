@@ -10,6 +10,9 @@ from vtc.methods.todre import ToDRE
 from vtc.methods.visionzip import VisionZip
 from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
+from vtc.overlay import overlay
+from vtc.pictures import load_picture
+from vtc.prompts import prompt
 from vtc.report import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -29,7 +32,10 @@ __all__ = [
     "VisualTokens",
     "encode",
     "load",
+    "load_picture",
     "methods",
+    "overlay",
+    "prompt",
     "register_adapter",
     "report",
     "select",

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vtc
-from vtc.overlay import overlay
-from vtc.prompts import prompt, seen
+from vtc.prompts import seen
 
 if TYPE_CHECKING:
     from vtc.report import Report
@@ -49,7 +48,7 @@ def ask(
     Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
     a warm-up.
     """
-    text = prompt(processor, question, len(pictures))
+    text = vtc.prompt(processor, question, len(pictures))
     inputs = processor(text=[text], images=[pictures], return_tensors="pt").to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
@@ -110,6 +109,6 @@ def save_overlays(pictures: list[Image.Image], processor, answer: Answer, path: 
     paths = []
     for number, (picture, span) in enumerate(zip(pictures, answer.report.spans, strict=True), 1):
         file = path if len(pictures) == 1 else path.with_stem(f"{path.stem}-{number}")
-        overlay(seen(picture, processor), span).save(file)
+        vtc.overlay(seen(picture, processor), span).save(file)
         paths.append(file)
     return paths

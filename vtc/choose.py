@@ -41,9 +41,9 @@ def choose(
     chosen: list[Selection | None] = [None] * len(views)
     for method in methods:
         watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
-        done: dict[tuple[int, int], Selection] = {}  # rows of one prompt (beams) share their images' selections
+        done: dict[tuple[int, int], Selection] = {}  # one picture is chosen from once, for all who ask about it
         for i, span in enumerate(layout.spans):
-            key = (span.image, span.row // layout.expansion)
+            key = (span.picture, span.row // layout.expansion if method.query_aware else 0)
             if key not in done:
                 selection = method.select(replace(views[i], read=reader(method, span))).check()
                 done[key] = selection if reorder else selection.sorted()

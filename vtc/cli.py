@@ -20,7 +20,6 @@ from transformers.utils.logging import disable_progress_bar
 import vtc
 from vtc.ask import ask, save_overlays, show
 from vtc.eval import datasets, runner, table
-from vtc.pictures import load_picture
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -51,7 +50,7 @@ def _ask(options: argparse.Namespace) -> None:
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
     if options.save and Path(options.save).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
-    pictures = [load_picture(path) for path in options.image]
+    pictures = [vtc.load_picture(path) for path in options.image]
     model, processor = _load(options)
     answers = ask(model, processor, pictures, options.question, options.method, options.keep, options.max_new_tokens)
     show(answers)

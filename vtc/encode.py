@@ -53,6 +53,7 @@ class Encoded:
         call = TowerCall(
             grid_thw=None if grid is None else grid[list(images)],
             crops=sum(self._crops[i] for i in images),
+            pictures=tuple(images),
             first=self._pick(self._call.first, self._crops, images),
             signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
         )

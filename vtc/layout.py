@@ -49,7 +49,7 @@ class VisualSpan:
         grid: (t, h, w) of the finest tile.
         tiles: the blocks the N tokens fall into; tokens outside every tile's grid are separators.
         modality: "image" or "video".
-        image: which image of the vision tower's call it is (rows made by beam search share one).
+        picture: spans of equal number show the same image with the same features (rows of a beam search, say).
         crop: LongTensor [N], the crop (vision-tower picture) each token comes from, -1 for separators.
         patch: LongTensor [N], the token of the vision tower's run that it comes from, -1 for separators.
     """
@@ -59,7 +59,7 @@ class VisualSpan:
     grid: tuple[int, int, int]
     tiles: tuple[Tile, ...]
     modality: str = "image"
-    image: int = 0
+    picture: int = 0
     crop: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     patch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 

@@ -60,7 +60,7 @@ def find_layout(
             index=index,
             grid=layout.grid,
             tiles=layout.tiles,
-            image=image,
+            picture=image if call is None or call.pictures is None else call.pictures[image],
             crop=layout.crop,
             patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
         )
