@@ -147,7 +147,10 @@ def _answer_limits(processor, data: Dataset) -> dict[str, int]:
 def _encode(model, processor, chunk: _Chunk, methods: Sequence[str], *, blind: bool):
     pictures = [Image.new("RGB", picture.size, _GREY) for picture in chunk.pictures] if blind else chunk.pictures
     inputs = processor(
-        text=[vtc.prompt(processor, "?")] * len(pictures), images=[[p] for p in pictures], padding=True, return_tensors="pt"
+        text=[vtc.prompt(processor, "?")] * len(pictures),
+        images=[[p] for p in pictures],
+        padding=True,
+        return_tensors="pt",
     )
     return vtc.encode(model, methods, **inputs.to(model.device))
 

@@ -59,9 +59,6 @@ class Engine:
         for method in methods:
             if method.stage != "input":
                 raise ValueError(f"{method.title} works at stage {method.stage!r}; this version has the stage 'input'.")
-        for method in methods[1:]:
-            if "grid" in method.requires():
-                raise ValueError(f"{method.title} needs the whole grid: put it first among the methods.")
         self.compact = any(method.positions == "compact" for method in methods)
         self.sources = Sources(model, self.adapter, methods)
         self.tap = TowerTap(model, self.adapter, self.sources.wanted)
