@@ -95,7 +95,8 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
         raise TypeError(f"method is {method!r}; expected a name such as 'divprune', a vtc.Method, or a list of them.")
     if cls.score is Method.score and cls.select is Method.select:
         raise TypeError(f"{cls.__name__} defines neither score(tokens) nor select(tokens); a method needs one of them.")
-    if get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
+    options_of_its_own = [name for name, kind in get_annotations(cls).items() if "ClassVar" not in str(kind)]
+    if options_of_its_own and "__dataclass_fields__" not in cls.__dict__:
         raise TypeError(f"decorate {cls.__name__} with @dataclass(frozen=True, kw_only=True), or its options are lost.")
     valid = {f.name for f in fields(cls)}
     for option in options:
