@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,11 @@ def test_names_and_path():
 def test_checkpoint_is_a_small_genuine_llava(loaded):
     model, processor = loaded
     assert type(model) is LlavaForConditionalGeneration
-    assert model.config.vision_config.image_size == 336
-    assert (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2 == 576
-    assert model.config.vision_feature_layer == -2
-    assert model.config.vision_feature_select_strategy == "default"
+    config: Any = model.config
+    assert config.vision_config.image_size == 336
+    assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 576
+    assert config.vision_feature_layer == -2
+    assert config.vision_feature_select_strategy == "default"
     assert processor.tokenizer.padding_side == "left"
     assert (tiny.path() / "model.safetensors").stat().st_size <= 16_000_000
     assert not list(tiny.path().glob("*.py"))
