@@ -24,7 +24,7 @@ demo: $(STAMP)
 	    $(ASK) --image $(PICTURES)/$$1 --question "$$2" --save overlays/$${1%.webp}.png; \
 	}; \
 	ask 0006.webp "What color is the heart?"; \
-	ask 0002.webp "Which word is written in the picture?"; \
+	ask 0008.webp "What word is printed?"; \
 	ask 0004.webp "Where is the yellow triangle?"
 	@printf '\nWhat was kept of each picture is drawn in overlays/\n'
 

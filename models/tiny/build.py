@@ -37,7 +37,7 @@ _EXTRA = """
 the a an is are there this that it and or not of in on at to do does can you see any show tell me please image photo
 drawing sign text letter letters digits say says read object objects shape shapes animal thing things which who why how
 yes no brown gray grey teal rectangle colour pink where what contain present left right above below
-arrow arrows clock clocks
+arrow arrows clock clocks have
 """
 
 

@@ -70,7 +70,7 @@ class Checkpoint:
     def __init__(self, run: Run, stage: str, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]):
         self.file = run.out / f"{stage}.pt"
         self.modules, self.optimizers = modules, optimizers
-        self.every = 1 if run.quick else 300
+        self.every = 1 if run.quick else 100
         self.started = time.monotonic()
         self.seconds = 0.0  # spent in earlier runs of this stage
 

@@ -9,8 +9,11 @@ from vtc.models.tiny.scenes import GRID, PATCH, SIZE
 class Pool:
     """`size` pictures with scenes and dense labels; `refresh` replaces the oldest by new seeds."""
 
-    def __init__(self, size: int, first_seed: int, split: str = "train", more_signs: bool = False):
+    def __init__(
+        self, size: int, first_seed: int, split: str = "train", more_signs: bool = False, diverse: bool = False
+    ):
         self.size, self.next_seed, self.split, self.more_signs = size, first_seed, split, more_signs
+        self.diverse = diverse  # one scene in four
         self.pictures = np.zeros((size, SIZE, SIZE, 3), dtype=np.uint8)
         self.owners = np.zeros((size, GRID, GRID), dtype=np.int8)
         self.labels = np.zeros((size, GRID, GRID, 4), dtype=np.int16)
@@ -20,7 +23,7 @@ class Pool:
 
     def refresh(self, count: int) -> None:
         for _ in range(count):
-            scene = scenes.sample(self.next_seed, self.split, self.more_signs)
+            scene = scenes.sample(self.next_seed, self.split, self.more_signs, self.diverse and self.next_seed % 4 == 0)
             self.pictures[self._at], self.owners[self._at] = render.draw(scene)
             self.labels[self._at] = labels.dense(scene, self.owners[self._at])
             self.scenes[self._at] = scene

@@ -9,7 +9,7 @@ from vtc.models.tiny.scenes import SIZE, Item, Scene
 
 TASKS = ["color", "object", "existence", "count", "position", "reading", "caption"]
 TEMPLATES = {
-    "color": ["What color is the {a}?", "Which color does the {a} have?"],
+    "color": ["What color is the {a}?", "Which color is the {a}?"],
     "object_color": ["Which shape is {a}?", "What shape is {a}?"],
     "object_cell": ["What is at the {a}?", "Which object is at the {a}?"],
     "existence": ["Is there {a}?", "Is there {a} in the picture?"],

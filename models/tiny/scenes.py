@@ -63,12 +63,16 @@ def letter_centers(item: Item) -> list[float]:
     return [x0 + 6 + pitch * (i + 0.5) for i in range(len(item.text))]
 
 
-def _wanted(rng: random.Random, split: str, more_signs: bool) -> list[tuple[str, str, str, str]]:
+def _wanted(rng: random.Random, split: str, more_signs: bool, diverse: bool) -> list[tuple[str, str, str, str]]:
     """(kind, name, colour, text) of what the picture should hold, signs first because they are widest."""
+    if diverse:
+        colors, shapes = rng.sample(words.COLORS, 6), rng.sample(words.SHAPES, 6)
+        shown = [("shape", name, color, "") for name, color in zip(shapes, colors, strict=True)]
+        return [("drawing", name, "", "") for name in rng.sample(words.DRAWINGS, 2)] + shown
     wanted = []
-    if rng.random() < 0.6:
-        wanted.append(("word", "word", "", words.sample_word(rng, split)))
     if rng.random() < 0.5:
+        wanted.append(("word", "word", "", words.sample_word(rng, split)))
+    if rng.random() < 0.6:
         wanted.append(("number", "number", "", words.sample_number(rng, split)))
     if more_signs:
         for kind, sampled in (("word", words.sample_word(rng, split)), ("number", words.sample_number(rng, split))):
@@ -96,12 +100,14 @@ def _extent(rng: random.Random, kind: str, text: str) -> tuple[int, int]:
     return side, side
 
 
-def sample(seed: int, split: str = "train", more_signs: bool = False) -> Scene:
+def sample(seed: int, split: str = "train", more_signs: bool = False, diverse: bool = False) -> Scene:
     """The scene of this seed. `split` decides which drawings, words, numbers and fonts it may show. `more_signs` adds
-    two: letters are what a vision tower learns last, so its own lessons show them more often than questions need."""
+    two: letters are what a vision tower learns last, so its own lessons show them more often than questions need.
+    `diverse` gives eight different objects in different colours: an answer about the wrong one is then always wrong,
+    which teaches a language model to listen to the noun."""
     rng = random.Random(f"{split} {seed}")
     items: list[Item] = []
-    for kind, name, color, text in _wanted(rng, split, more_signs):
+    for kind, name, color, text in _wanted(rng, split, more_signs, diverse):
         for _ in range(100):
             width, height = _extent(rng, kind, text)
             x, y = rng.randint(2, SIZE - 2 - width), rng.randint(2, SIZE - 2 - height)

@@ -11,16 +11,16 @@ from vtc.models.tiny.symbols import Symbols, sketch, spoil, subset
 
 # name, visual tokens, pictures per step, questions per picture, steps, learning rate
 STAGES = [
-    ("language", 64, 16, 14, 2400, 2e-3),
+    ("language", 64, 16, 14, 3200, 2e-3),
 ]
 TASK_WEIGHTS = {
-    "color": 1.5,
+    "color": 2.5,
     "object": 1.2,
     "existence": 2.0,
     "count": 1.5,
-    "position": 2.5,
-    "reading": 0.7,
-    "caption": 0.5,
+    "position": 3.0,
+    "reading": 0.6,
+    "caption": 0.4,
 }
 _SEED_OFFSET = 1_000_000_000  # scenes of this stage; the tower's pools start at multiples of 10 million below it
 
@@ -35,14 +35,19 @@ def start_looking(model: LlavaForConditionalGeneration) -> None:
 
 
 def batch_of(
-    rng: np.random.Generator, packer: packing.Packer, pictures: int, visual: int, per_picture: int
+    rng: np.random.Generator,
+    packer: packing.Packer,
+    pictures: int,
+    visual: int,
+    per_picture: int,
+    weights: dict[str, float] = TASK_WEIGHTS,
 ) -> tuple[torch.Tensor, torch.Tensor, packing.Packed]:
     """(dense labels [B, N, 4], patch indices [B, N], questions) of fresh scenes."""
     ask = random.Random(int(rng.integers(1 << 40)))
     dense, places, asked = [], [], []
     while len(dense) < pictures:
-        scene = scenes.sample(_SEED_OFFSET + ask.randrange(1 << 40), "train")
-        found = questions.ask_many(scene, ask, per_picture, TASK_WEIGHTS)
+        scene = scenes.sample(_SEED_OFFSET + ask.randrange(1 << 40), "train", diverse=ask.random() < 0.5)
+        found = questions.ask_many(scene, ask, per_picture, weights)
         if not found:
             continue
         grid = labels.dense(scene, sketch(scene, rng))

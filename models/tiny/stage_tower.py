@@ -7,18 +7,19 @@ from transformers import LlavaForConditionalGeneration
 from vtc.models.tiny import common, tower
 from vtc.models.tiny.pool import Pool
 
-# name, window side in patches, windows per step, steps, learning rate
+# name, (window side in patches, windows per step) taken in turn, steps, learning rate
 STAGES = [
-    ("tower-112px", 8, 48, 3300, 2e-3),
-    ("tower-168px", 12, 24, 2400, 1.5e-3),
-    ("tower-336px", 24, 6, 900, 6e-4),
+    ("tower-112px", [(8, 48)], 3300, 2e-3),
+    ("tower-168px", [(12, 24)], 2400, 1.5e-3),
+    ("tower-336px", [(24, 6)], 900, 6e-4),
+    ("tower-mixed", [(12, 24), (12, 24), (12, 24), (24, 4)], 1700, 1e-3),
 ]
 
 
 def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.Heads) -> None:
     vision = model.model.vision_tower
     vision.set_attn_implementation("eager")  # on CPU, bf16 flash attention backward is several times slower
-    for number, (stage, side, batch, full_steps, lr) in enumerate(STAGES):
+    for number, (stage, sizes, full_steps, lr) in enumerate(STAGES):
         steps = run.steps(full_steps)
         modules = {"tower": vision, "heads": heads}
         optimizers = common.optimizers(list(modules.values()), lr)
@@ -33,7 +34,8 @@ def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.He
         for step in range(first, steps):
             rng = np.random.default_rng([run.seed, number, step])
             common.schedule(optimizers, step, steps)
-            loss, shown = _loss(run, vision, heads, pool.windows(rng, run.batch(batch), side), side)
+            side, batch = sizes[step % len(sizes)]
+            loss, shown = dense_loss(run, vision, heads, pool.windows(rng, run.batch(batch), side), side)
             loss.backward()
             common.step_all(optimizers, list(modules.values()))
             pool.refresh(3)
@@ -45,9 +47,10 @@ def train(run: common.Run, model: LlavaForConditionalGeneration, heads: tower.He
     vision.set_attn_implementation("sdpa")
 
 
-def _loss(
+def dense_loss(
     run: common.Run, vision, heads: tower.Heads, windows: dict, side: int
 ) -> tuple[torch.Tensor, dict[str, float]]:
+    """Teaching loss of a batch of windows, and numbers to print."""
     on = {k: torch.from_numpy(v).to(run.device) for k, v in windows.items()}
     positions = tower.positions_of(on["tops"], on["lefts"], side)
     with torch.autocast(run.device, torch.bfloat16):

@@ -83,7 +83,12 @@ def loss_of(
     for i, name in enumerate(("kind", "color", "slot", "center")):
         logits, wanted = dense[i].float().flatten(0, 1), target[..., i].flatten()
         weight = torch.tensor(_WEIGHTS[name], device=logits.device)
-        loss = F.cross_entropy(logits, wanted, weight, ignore_index=labels.IGNORE)
+        if name == "center":  # which of an object's patches is its middle: a question for its patches only
+            each = F.cross_entropy(logits, wanted, weight, ignore_index=labels.IGNORE, reduction="none")
+            share = torch.where(target[..., labels.KIND].flatten() > 0, 1.0, 0.03)
+            loss = (each * share).sum() / share.sum()
+        else:
+            loss = F.cross_entropy(logits, wanted, weight, ignore_index=labels.IGNORE)
         total = total + loss
         seen = wanted > 0  # patches that show something
         shown[name] = float((logits[seen].argmax(-1) == wanted[seen]).float().mean()) if seen.any() else 1.0

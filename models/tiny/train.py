@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vtc.models.tiny import build, common, stage_joint, stage_language, stage_tower
+from vtc.models.tiny import build, common, drawings, stage_joint, stage_language, stage_tower
 from vtc.models.tiny.symbols import Symbols
 from vtc.models.tiny.tower import Heads
 
@@ -19,6 +19,8 @@ from vtc.models.tiny.tower import Heads
 def train(run: common.Run) -> Path:
     """All stages; returns the folder of the finished checkpoint."""
     run.out.mkdir(parents=True, exist_ok=True)
+    if run.quick:
+        drawings.most_files = 12
     torch.manual_seed(run.seed)
     model = build.model(run.seed).to(run.device).train()
     vocab = build.processor().tokenizer.get_vocab()
@@ -27,7 +29,7 @@ def train(run: common.Run) -> Path:
     stage_tower.train(run, model, heads)
     stage_language.train(run, model, symbols)
     stage_joint.align(run, model, symbols)
-    stage_joint.train(run, model, heads, symbols)
+    stage_joint.train(run, model, symbols)
     folder = run.out / "tiny-llava"
     build.save(model.cpu().eval(), folder)
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, log and the finished model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three steps of every stage: shows that all of it runs")
+    parser.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train(common.Run(arguments.out, arguments.seed, arguments.quick, device))

@@ -9,7 +9,7 @@ LETTERS = [chr(ord("a") + i) for i in range(26)]
 DIGITS = [str(i) for i in range(10)]
 # Class 0 of every label table means "nothing there".
 KINDS = ["", *SHAPES, *DRAWINGS, *LETTERS, *DIGITS]
-SLOTS = 5  # longest printed word or number
+SLOTS = 5  # letters that a patch can count; printed words have three or four, numbers two or three
 
 PLURALS = {"cross": "crosses", "person": "people"}
 COUNTS = ["zero", "one", "two", "three", "four"]
@@ -37,8 +37,8 @@ stop open park shop west exit taxi milk cafe wind snow rain moon lake road yard 
 north south light music plant smile train world brown cloud dream earth frost grape honey ink joy kit log mud nut oak
 pie rug sea tea toy vet wax yak zoo bus gym hut ivy jet kid lip mix
 """
-TEST_WORDS = sorted(set(_TEST_TEXT.split()))
-TRAIN_WORDS = sorted(set(_TRAIN_TEXT.split()) - set(TEST_WORDS))
+TEST_WORDS = sorted(w for w in set(_TEST_TEXT.split()) if len(w) < SLOTS)
+TRAIN_WORDS = sorted(w for w in set(_TRAIN_TEXT.split()) - set(TEST_WORDS) if len(w) < SLOTS)
 
 
 def is_test_number(number: str) -> bool:
@@ -53,15 +53,15 @@ def sample_word(rng: random.Random, split: str) -> str:
     if rng.random() < 0.3:
         return rng.choice(TRAIN_WORDS)
     while True:
-        word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, SLOTS)))
+        word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, SLOTS - 1)))
         if word not in TEST_WORDS:
             return word
 
 
 def sample_number(rng: random.Random, split: str) -> str:
-    """Two to four digits, never starting with zero."""
+    """Two or three digits, never starting with zero."""
     while True:
-        digits = rng.randint(2, 4)
+        digits = rng.randint(2, 3)
         number = str(rng.randint(10 ** (digits - 1), 10**digits - 1))
         if is_test_number(number) == (split == "test"):
             return number

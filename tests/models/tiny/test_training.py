@@ -51,5 +51,5 @@ def test_quick_training_resumes_after_a_kill(tmp_path):
     assert after[: len(before)] == before
     repeated = [x["stage"] for x in after[len(before) :]]
     assert "tower-112px" not in repeated  # finished before the kill, so not run again
-    assert "joint-all" in repeated
+    assert "joint-336px" in repeated
     assert (tmp_path / "tiny-llava" / "model.safetensors").is_file()
