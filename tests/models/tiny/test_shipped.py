@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from vtc.models import tiny
-from vtc.models.tiny import build, evaluate, questions
+from vtc.models.tiny import build, evaluate, questions, words
 
 DATA = Path(__file__).resolve().parents[3] / "eval" / "data" / "tiny"
 
@@ -100,3 +100,12 @@ def test_held_out_files_agree_with_the_questions(lines):
     answers = Counter(x["answer"] for x in lines if x["task"] == "existence")
     assert abs(answers["yes"] - answers["no"]) <= 1
     assert all(x["objects"] for x in lines if x["task"] == "caption")
+
+
+def test_existence_is_balanced_for_shapes_and_for_drawings(lines):
+    answers = Counter(
+        (any(color in x["question"] for color in words.COLORS), x["answer"]) for x in lines if x["task"] == "existence"
+    )
+    for colored in (True, False):
+        yes, no = answers[colored, "yes"], answers[colored, "no"]
+        assert abs(yes - no) / (yes + no) < 0.1
