@@ -86,6 +86,10 @@ class Adapter:
     def language_model(self, model: nn.Module) -> Any:
         return self.base(model).language_model
 
+    def decoder_layers(self, model: nn.Module) -> Any:
+        """Decoder layers of the language model: each with self_attn, mlp and input_layernorm."""
+        return self.language_model(model).layers
+
     def attentions(self, model: nn.Module) -> list[Any]:
         """Attention modules of the vision tower, first layer first."""
         return [layer.self_attn for layer in self.tower(model).encoder.layers]

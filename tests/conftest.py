@@ -19,7 +19,7 @@ def _no_grad() -> Any:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    if report.when == "call" and report.passed and "test_oracle.py" in report.nodeid:
+    if report.when == "call" and report.passed and "test_oracle" in report.nodeid:
         ORACLE_CELLS.add(report.nodeid)
 
 

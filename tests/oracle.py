@@ -1,15 +1,16 @@
 """The oracle: the full-length model in which dropped tokens cannot be seen. A wrapped model must equal it.
 
-It shares no code with the engine. The sequence keeps its full length; keys of dropped tokens are masked out in prefill
-and in every decode step; rows of anchors are replaced by explicit weighted sums. The oracle needs only the Selections,
-read from the wrapped model's record.
+It shares no code with the engine. The sequence keeps its full length in every layer and in the cache; from the layer on
+at which a token was dropped its key is masked out, in prefill and in every decode step; rows of anchors are replaced by
+explicit weighted sums; rows that the cache lost are masked in that layer from that moment on. The oracle needs only
+the decisions, read from the wrapped model's record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass
 class Choice:
-    """What the wrapped model decided for one span."""
+    """What was decided for one span at one step: among the tokens at `index`, places in the row."""
 
     row: int
     index: list[int]
@@ -26,145 +27,183 @@ class Choice:
     source: list[int]
     weight: Tensor
 
+    @property
+    def slots(self) -> list[int]:
+        """Where the outputs are read: the m-th output at the m-th of the anchors' places."""
+        return sorted(self.index[a] for a in self.anchor)
 
-def choices(model: Any) -> list[Choice]:
-    """The decisions of the last forward of a wrapped model."""
+
+@dataclass
+class Decisions:
+    """Everything a wrapped model decided in one forward, and what its cache lost since."""
+
+    steps: list[tuple[int, list[Choice]]] = field(default_factory=list)  # (from layer, one Choice per span)
+    evicted: list[tuple[int, int, list[list[int]]]] = field(default_factory=list)  # (length, layer, places per row)
+
+    def visual(self) -> list[tuple[int, list[int], list[int]]]:
+        """Per span: its row, all its places, and those left at the end."""
+        if not self.steps:
+            return []
+        pairs = zip(self.steps[0][1], self.steps[-1][1], strict=True)
+        return [(first.row, first.index, last.slots) for first, last in pairs]
+
+
+def decisions(model: Any) -> Decisions:
+    """The decisions of the last forward or generate of a wrapped model."""
     record = model._vtc_engine.record
-    return [
-        Choice(s.row, s.index.tolist(), c.anchor.tolist(), c.source.tolist(), c.weight.cpu())
-        for s, c in zip(record.spans, record.selections, strict=True)
-    ]
+    now = [s.index.tolist() for s in record.spans]  # places of each span's tokens, in reading order
+    made = Decisions()
+    for layer, selections in record.steps:
+        choices = []
+        for i, (span, c) in enumerate(zip(record.spans, selections, strict=True)):
+            choices.append(Choice(span.row, now[i], c.anchor.tolist(), c.source.tolist(), c.weight.cpu()))
+            now[i] = choices[-1].slots
+        made.steps.append((layer, choices))
+    for eviction in record.evictions:
+        made.evicted.append((eviction.length, eviction.layer, [x.tolist() for x in eviction.slots]))
+    return made
 
 
 @contextmanager
-def oracle(model: Any, made: list[Choice], rows: int, compact: bool) -> Iterator[Any]:
+def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decisions | None = None) -> Iterator[Any]:
     """The unwrapped `model`, answering as the wrapped one should, for a prompt batch of `rows` rows.
 
-    Rows repeated by beam search follow each other, so row r of a longer batch is row r // (batch // rows).
+    Rows repeated by beam search follow each other, so row r of a longer batch is row r // (batch // rows). `earlier`
+    are the decisions of a first turn that is in the cache; only with positions as they were.
     """
+    play = _Play(model, made, rows, compact, earlier)
     lm = model.model.language_model
-    state: dict[str, Any] = {}
-
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kwargs = dict(kwargs)
-        embeds: Tensor = kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        seen = cache.get_seq_length() if cache is not None else 0
-        b, t, _ = embeds.shape
-        expansion = b // rows
-        if seen == 0:
-            state["plan"] = [_row_plan(made, r // expansion, t) for r in range(b)]
-            embeds = embeds.clone()
-            for r in range(b):
-                for choice in made:
-                    if choice.row == r // expansion:
-                        _replace(embeds[r], choice)
-            kwargs["inputs_embeds"] = embeds
-            if kwargs.get("visual_pos_masks") is not None:
-                kwargs["deepstack_visual_embeds"] = [
-                    _replace_packed(x, kwargs["visual_pos_masks"], made, expansion)
-                    for x in kwargs["deepstack_visual_embeds"]
-                ]
-        plans = state["plan"]
-        user = kwargs.get("attention_mask")
-        visible = torch.ones(b, seen + t, dtype=torch.bool) if user is None else user.bool()
-        order = torch.arange(seen + t).repeat(b, 1)
-        for r, (dropped, standing, _) in enumerate(plans):
-            visible[r, dropped] = False
-            for place, slot in standing.items():
-                order[r, place] = slot
-        queries = order[:, seen:]
-        allowed = visible[:, None, :] & (order[:, None, :] <= queries[:, :, None])  # [B, T, K]
-        allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
-        kwargs["attention_mask"] = torch.zeros(b, 1, t, seen + t).masked_fill(
-            ~allowed[:, None], torch.finfo(torch.float32).min
-        )
-        if compact:
-            kwargs["position_ids"] = _compact(kwargs.get("position_ids"), plans, seen, t, state)
-        return args, kwargs
-
-    handle = lm.register_forward_pre_hook(before, with_kwargs=True)
+    handles = [lm.register_forward_pre_hook(play.before_lm, with_kwargs=True)]
+    for layer in lm.layers:
+        handles.append(layer.register_forward_pre_hook(play.before_layer, with_kwargs=True))
+        handles.append(layer.register_forward_hook(play.after_layer))
     try:
         yield model
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _row_plan(made: list[Choice], row: int, length: int) -> tuple[list[int], dict[int, int], list[Choice]]:
-    """Dropped positions; slot at which each kept visual position stands; the row's choices."""
-    dropped: list[int] = []
-    standing: dict[int, int] = {}
-    own = [c for c in made if c.row == row]
-    for choice in own:
-        anchors = [choice.index[a] for a in choice.anchor]
-        dropped += [p for p in choice.index if p not in anchors]
-        standing |= dict(zip(anchors, sorted(anchors), strict=True))
-    return sorted(dropped), standing, own
+class _Play:
+    """The hooks of one oracle; `stages[n]` is what holds from layer `stages[n].first` on."""
+
+    def __init__(self, model: Any, made: Decisions, rows: int, compact: bool, earlier: Decisions | None) -> None:
+        self.lm, self.made, self.rows, self.compact = model.model.language_model, made, rows, compact
+        self.earlier, self.stages, self.start = earlier, [], None
+
+    def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = dict(kwargs)
+        embeds: Tensor = kwargs["inputs_embeds"]
+        cache = kwargs.get("past_key_values")
+        self.seen = cache.get_seq_length() if cache is not None else 0
+        self.batch, self.length, _ = embeds.shape
+        user = kwargs.get("attention_mask")
+        ones = torch.ones(self.batch, self.seen + self.length, dtype=torch.bool)
+        self.user = ones if user is None else user.bool()
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = torch.arange(self.seen, self.seen + self.length)[None]
+        self.grid = ids.dim() == 3
+        self.ids = (ids[-3:].expand(3, -1, -1) if self.grid else ids[None]).expand(-1, self.batch, -1)  # [A, B, T]
+        if self.start is None:
+            self.start = self.seen
+            self.stages = [_Stage(0, self.batch, [], [[]] * self.batch)]
+            for layer, choices in self.made.steps:
+                mine = [(r, c) for r in range(self.batch) for c in choices if c.row == r // (self.batch // self.rows)]
+                stage = _Stage(layer, self.batch, mine, self.stages[-1].dropped)
+                self.stages = [*self.stages, stage] if layer else [stage]
+        # as dense rows, because which of them are added depends on the layer
+        self.deepstack: list[Tensor] = []
+        if kwargs.get("visual_pos_masks") is not None:
+            for x in kwargs["deepstack_visual_embeds"]:
+                dense = torch.zeros(self.batch, self.length, x.shape[-1])
+                dense[kwargs["visual_pos_masks"]] = x
+                self.deepstack.append(dense)
+            kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
+        self.positions = []
+        for stage in self.stages:
+            self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
+            self.positions.append(self.ids)
+        kwargs["attention_mask"] = torch.zeros(self.batch, 1, self.length, self.seen + self.length)
+        return args, kwargs
+
+    def before_layer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        i = module.self_attn.layer_idx
+        number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
+        stage, hidden = self.stages[number], args[0]
+        if self.seen == self.start and stage.first == i:
+            hidden = stage.merge(hidden)
+            self.deepstack = [stage.merge(x) for x in self.deepstack]
+        end = self.seen + self.length
+        visible = self.user.clone()
+        for r in range(self.batch):
+            visible[r, [self.start + p for p in stage.dropped[r]]] = False
+            for layer, choices in self.earlier.steps if self.earlier else []:
+                for choice in choices:
+                    if layer <= i:
+                        visible[r, sorted(set(choice.index) - set(choice.slots))] = False
+            for length, layer, lost in [*(self.earlier.evicted if self.earlier else []), *self.made.evicted]:
+                if layer == i and self.seen >= length:
+                    visible[r, lost[r // (self.batch // self.rows)]] = False
+        places = torch.arange(end)
+        allowed = visible[:, None, :] & (places <= places[self.seen :, None])  # [B, T, K]
+        allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
+        mask = torch.zeros(self.batch, 1, self.length, end)
+        kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)}
+        if self.compact:
+            positions = self.positions[number]
+            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0])
+        return (hidden, *args[1:]), kwargs
+
+    def after_layer(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
+        i = module.self_attn.layer_idx
+        return output + self.deepstack[i] if i < len(self.deepstack) else None
 
 
-def _replace(row: Tensor, choice: Choice) -> None:
-    """Put the weighted sums of a choice at its anchors, in `row` [L, D]."""
-    x = row[choice.index].double()
-    out = [
-        sum(choice.weight[i].double() * x[i] for i, s in enumerate(choice.source) if s == m)
-        for m in range(len(choice.anchor))
-    ]
-    for m, a in enumerate(choice.anchor):
-        row[choice.index[a]] = out[m].float()  # type: ignore[union-attr]
+class _Stage:
+    """What holds from one layer on: which places are gone, and how positions are numbered."""
 
+    def __init__(self, first: int, batch: int, mine: list[tuple[int, Choice]], before: list[list[int]]) -> None:
+        self.first, self.mine = first, mine
+        self.gone: list[list[int]] = [[] for _ in range(batch)]  # at this stage
+        for r, choice in mine:
+            self.gone[r] += sorted(set(choice.index) - set(choice.slots))
+        self.dropped = [old + new for old, new in zip(before, self.gone, strict=True)]  # up to this stage
+        self.shift = [0] * batch
 
-def _replace_packed(x: Tensor, mask: Tensor, made: list[Choice], expansion: int) -> Tensor:
-    dense = torch.zeros(*mask.shape, x.shape[-1])
-    dense[mask] = x
-    for r in range(len(mask)):
-        for choice in made:
-            if choice.row == r // expansion:
-                _replace(dense[r], choice)
-    return dense[mask]
+    def merge(self, x: Tensor) -> Tensor:
+        """Rows [B, L, D] with the weighted sums of each choice at its slots."""
+        x = x.clone()
+        for r, choice in self.mine:
+            taken = x[r, choice.index].double()
+            for m, slot in enumerate(choice.slots):
+                own = [choice.weight[i].double() * taken[i] for i, s in enumerate(choice.source) if s == m]
+                x[r, slot] = torch.stack(own).sum(0).float()
+        return x
 
-
-def _compact(ids: Tensor | None, plans: list[Any], seen: int, t: int, state: dict[str, Any]) -> Tensor:
-    """Renumbered positions, computed token by token."""
-    if ids is None:
-        ids = torch.arange(seen, seen + t)[None]
-    grid = ids.dim() == 3
-    own = ids[-3:] if grid else ids[None]  # [A, B, T]
-    own = own.expand(-1, len(plans), -1).clone()
-    if seen == 0:
-        state["shift"] = []
-        for r, (dropped, standing, choices_) in enumerate(plans):
-            old = own[:, r].clone()
-            if not grid:
-                gone = 0
-                for p in range(t):
-                    slot_gone = gone
-                    own[0, r, p] = old[0, p] - slot_gone
-                    gone += p in dropped
-                renumbered = own[:, r].clone()
-                for place, slot in standing.items():
-                    own[0, r, place] = renumbered[0, slot]
-                state["shift"].append(gone)
+    def renumber(self, ids: Tensor, prefill: bool) -> Tensor:
+        """Positions [A, B, T] after this stage, token by token."""
+        new = ids.clone()
+        for r in range(ids.shape[1]):
+            if not prefill:
+                new[:, r] -= self.shift[r]
                 continue
-            total = 0
-            for choice in choices_:
+            self.shift[r] = 0
+            if len(ids) == 1:
+                for p in range(ids.shape[2]):
+                    new[0, r, p] = ids[0, r, p] - self.shift[r]
+                    self.shift[r] += p in self.gone[r]
+                continue
+            for choice in [c for row, c in self.mine if row == r and c.index]:
+                places = {p: [int(ids[a, r, p]) for a in range(3)] for p in choice.index}
                 kept = [choice.index[a] for a in choice.anchor]
-                start = int(min(old[a, p] for a in range(3) for p in choice.index))
-                end = int(max(old[a, p] for a in range(3) for p in choice.index)) + 1
-                extent = 0
-                for axis in range(3):
-                    values = sorted({int(old[axis, p]) for p in kept})
-                    extent = max(extent, len(values))
-                    for p in kept:
-                        own[axis, r, p] = start - total + values.index(int(old[axis, p]))
-                total += end - start - extent
+                start = min(v for own in places.values() for v in own)
+                end = max(v for own in places.values() for v in own) + 1
+                ranks = [sorted({places[p][a] for p in kept}) for a in range(3)]
+                for p, slot in zip(kept, choice.slots, strict=True):  # a token brings its place in the picture along
+                    for a in range(3):
+                        new[a, r, slot] = start - self.shift[r] + ranks[a].index(places[p][a])
+                self.shift[r] += end - start - max(map(len, ranks))
                 after = choice.index[-1] + 1
-                own[:, r, after:] = old[:, after:] - total
-            if choices_:  # order of reading differs from place only within a span
-                for choice in choices_:
-                    anchors = [choice.index[a] for a in choice.anchor]
-                    assert set(anchors) <= set(standing)
-            state["shift"].append(total)
-    else:
-        for r, shift in enumerate(state["shift"]):
-            own[:, r] -= shift
-    return torch.cat([ids[:1].expand(1, len(plans), -1), own]) if grid and len(ids) == 4 else own if grid else own[0]
+                new[:, r, after:] = ids[:, r, after:] - self.shift[r]
+        return new

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import vtc
 from tests.families import FAMILIES, batch, model_of
-from tests.oracle import Choice, choices, oracle
+from tests.oracle import Decisions, decisions, oracle
 
-METHODS = [info.name for info in vtc.methods() if info.stage == "input"]
+METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", vtc.ToDRE(tau=None)]
 BATCHES = {
     "one image": ([[0]], "left"),
     "two images": ([[1, 2]], "left"),
@@ -27,7 +27,7 @@ def equal_to_oracle(family: str, attention: str, rows: list[list[int]], side: st
     model, inputs = model_of(family, attention), batch(family, rows, side)
     with vtc.wrapped(model, method, **wrap):
         logits = model(**inputs).logits
-        made = choices(model)
+        made = decisions(model)
         report = vtc.report(model)
         ids = model.generate(**inputs, **GREEDY) if side == "left" else None
         compact = model._vtc_engine.compact
@@ -41,16 +41,14 @@ def equal_to_oracle(family: str, attention: str, rows: list[list[int]], side: st
     return report
 
 
-def assert_rows_equal(logits: Tensor, expected: Tensor, real: Tensor, made: list[Choice]) -> None:
+def assert_rows_equal(logits: Tensor, expected: Tensor, real: Tensor, made: Decisions) -> None:
     assert logits.shape == expected.shape
     scale = expected[real].abs().max()
-    text = real.clone()
-    for choice in made:
-        text[choice.row, choice.index] = False
-        anchors = [choice.index[a] for a in choice.anchor]
-        gap = (logits[choice.row, sorted(anchors)] - expected[choice.row, anchors]).abs().max()
-        assert gap / scale < 1e-5
-    assert (logits - expected)[text].abs().max() / scale < 1e-5
+    compared = real.clone()
+    for row, places, kept in made.visual():
+        compared[row, places] = False
+        compared[row, kept] = True
+    assert (logits - expected)[compared].abs().max() / scale < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -99,7 +97,7 @@ def test_decoders(family: str, method: str, positions: str, decoder: dict[str, A
     arguments = dict(max_new_tokens=6) | decoder
     with vtc.wrapped(model, method, keep=0.3, positions=positions):
         model(**inputs)
-        made = choices(model)
+        made = decisions(model)
         torch.manual_seed(1)
         ids = model.generate(**inputs, **arguments)
     with oracle(model, made, len(rows), positions == "compact"):
@@ -144,7 +142,7 @@ def test_second_turn(family: str, positions: str) -> None:
 
     with vtc.wrapped(model, "vtc-cls", keep=0.3, positions=positions):
         model(**inputs)
-        made = choices(model)
+        made = decisions(model)
         ids = talk()
     with oracle(model, made, 2, positions == "compact"):
         assert ids.equal(talk())
@@ -168,7 +166,7 @@ def test_manual_decoding_without_positions(family: str, positions: str) -> None:
 
     with vtc.wrapped(model, "divprune", keep=0.3, positions=positions):
         model(**inputs)
-        made = choices(model)
+        made = decisions(model)
         logits = loop()
     with oracle(model, made, 1, positions == "compact"):
         expected = loop()
@@ -182,7 +180,7 @@ def test_positions_handed_in(family: str) -> None:
     for positions in ("original", "compact"):
         with vtc.wrapped(model, "divprune", keep=0.3, positions=positions):
             logits = model(**inputs).logits
-            made = choices(model)
+            made = decisions(model)
         with oracle(model, made, 2, positions == "compact"):
             expected = model(**inputs).logits
         assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)
@@ -212,9 +210,9 @@ def test_encoded_once_asked_often(family: str) -> None:
     for method in METHODS:
         with vtc.wrapped(model, method, keep=0.3):
             expected = model(**inputs).logits
-            made = [choice.anchor for choice in choices(model)]
+            made = decisions(model).visual()
             logits = model(**text, **encoded.take([0, 1, 2, 1])).logits
-            assert [choice.anchor for choice in choices(model)] == made
+            assert decisions(model).visual() == made
             assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
             beams = dict(max_new_tokens=4, num_beams=2, do_sample=False)
             assert model.generate(**text, **encoded.take([0, 1, 2, 1]), **beams).equal(

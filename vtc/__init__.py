@@ -2,11 +2,23 @@
 
 from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
 from vtc.methods.base import Method, Paper, top_k
+from vtc.methods.cached import CacheMethod
+from vtc.methods.dart import DART
 from vtc.methods.divprune import DivPrune
+from vtc.methods.fastv import FastV
+from vtc.methods.h2o import H2O
+from vtc.methods.layered import LayerMethod
+from vtc.methods.mustdrop import MustDrop
 from vtc.methods.pool import Pool
+from vtc.methods.pyramiddrop import PyramidDrop
 from vtc.methods.random import Random
 from vtc.methods.registry import MethodInfo, methods
+from vtc.methods.scissorhands import Scissorhands
+from vtc.methods.sparsevlm import SparseVLM
+from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
+from vtc.methods.transprune import TransPrune
+from vtc.methods.visiondrop import VisionDrop
 from vtc.methods.visionzip import VisionZip
 from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
@@ -18,16 +30,28 @@ from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 __all__ = [
+    "DART",
+    "H2O",
     "VTCCLS",
+    "CacheMethod",
     "DivPrune",
+    "FastV",
+    "LayerMethod",
     "Method",
     "MethodInfo",
+    "MustDrop",
     "Paper",
     "Pool",
+    "PyramidDrop",
     "Random",
     "Report",
+    "Scissorhands",
     "Selection",
+    "SparseVLM",
+    "Streaming",
     "ToDRE",
+    "TransPrune",
+    "VisionDrop",
     "VisionZip",
     "VisualTokens",
     "encode",

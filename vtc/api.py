@@ -46,7 +46,7 @@ def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **op
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
     engine = Engine(model, _resolve_all(method, keep, options))
-    for later in engine.methods[1:]:
+    for later in engine.inputs[1:]:
         if "grid" in later.requires():
             raise ValueError(f"{later.title} needs the whole grid: put it first among the methods.")
     old = _engine(model)

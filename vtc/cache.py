@@ -20,22 +20,60 @@ class CompressedLayer(DynamicLayer):
         dropped: logical length minus number of rows held (the same for all batch rows; shorter ones are padded).
         mask: BoolTensor [B, held rows of the prompt] or None; False = padding. Rows added later are not in it.
         shift: LongTensor [B], what to subtract from the position of later tokens (`positions="compact"`).
+        prompt: rows held when it was compressed.
+        group: the same object in layers that hold the same rows.
+        tags: name -> [B, rows], what `evict.py` notes of the first rows held. age: decode steps since the prefill.
     """
 
     dropped: int = 0
     mask: Tensor | None = None
     shift: Tensor | None = None
     prompt: int = 0
+    group: object = None
+    age: int = 0
+    tags: dict[str, Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags = {}
 
     @classmethod
-    def of(cls, layer: DynamicLayer, dropped: int, mask: Tensor | None, shift: Tensor | None) -> CompressedLayer:
-        """Take over the rows of `layer`."""
+    def of(
+        cls, layer: DynamicLayer, dropped: int, mask: Tensor | None, shift: Tensor | None, group: object
+    ) -> CompressedLayer:
+        """Take over the rows of `layer`; layers of one `group` hold the same rows."""
         new = cls()
         new.keys, new.values = layer.keys, layer.values
         new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, layer.is_initialized
-        new.dropped, new.mask, new.shift = dropped, mask, shift
+        new.dropped, new.mask, new.shift, new.group = dropped, mask, shift, group
         new.prompt = 0 if layer.keys is None else layer.keys.shape[-2]
+        if isinstance(layer, CompressedLayer):
+            new.tags, new.age = layer.tags, layer.age
         return new
+
+    def evict(self, keep: Tensor) -> None:
+        """Hold only the rows `keep` BoolTensor [B, held], right-aligned; their memory is freed."""
+        assert self.keys is not None
+        assert self.values is not None
+        held = keep.shape[1]
+        counts = keep.sum(dim=1)
+        width = int(counts.max())
+        taken = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, held - width :]  # [B, width]
+        valid = keep.gather(1, taken)
+        at = taken.to(self.keys.device)[:, None, :, None]
+        self.keys = self.keys.gather(2, at.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
+        self.values = self.values.gather(2, at.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
+        self.tags = {name: tag.gather(1, taken.to(tag.device)) for name, tag in self.tags.items()}
+        self.dropped, self.prompt = self.dropped + held - width, width
+        self.mask = None if int(counts.min()) == width else valid
+        # without padding, layers that hold equally many rows at equal positions can share masks
+        self.group = ("evicted", id(self.shift)) if self.mask is None else object()
+
+    @property
+    def state(self) -> tuple[int, int, object]:
+        """Equal for layers that hold the same rows: the same masks and positions are right for them."""
+        held = 0 if self.keys is None else self.keys.shape[-2]
+        return held, self.dropped, self.group
 
     def get_seq_length(self) -> int:
         held = super().get_seq_length()
@@ -48,14 +86,16 @@ class CompressedLayer(DynamicLayer):
         assert self.keys is not None
         if abs(tokens_to_remove) > self.keys.shape[-2] - self.prompt:
             raise ValueError(
-                f"cannot remove {abs(tokens_to_remove)} tokens from a compressed cache: that reaches into the prompt; "
-                "start again without past_key_values."
+                f"cannot remove {abs(tokens_to_remove)} tokens from a compressed cache: that reaches into the prompt "
+                "(or, for cache methods with every=, behind the last eviction); start again without past_key_values."
             )
         super().crop(tokens_to_remove)
+        self.tags = {name: tag[:, : self.keys.shape[-2]] for name, tag in self.tags.items()}
 
     def _each_row(self, change: Any) -> None:
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
+        self.tags = {name: change(tag) for name, tag in self.tags.items()}
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
@@ -71,7 +111,7 @@ class CompressedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.dropped, self.mask, self.shift, self.prompt = 0, None, None, 0
+        self.dropped, self.mask, self.shift, self.prompt, self.tags = 0, None, None, 0, {}
 
 
 def check_cache(cache: Any) -> None:
@@ -90,14 +130,6 @@ def check_cache(cache: Any) -> None:
             raise ValueError(
                 f"a {type(layer).__name__} KV cache is not supported under compression; use the default DynamicCache."
             )
-
-
-def compressed(cache: Any) -> CompressedLayer | None:
-    """The first compressed layer of a cache, or None."""
-    for layer in getattr(cache, "layers", ()):
-        if isinstance(layer, CompressedLayer) and layer.is_initialized:
-            return layer
-    return None
 
 
 def later_mask(

@@ -41,10 +41,18 @@ class DecoderCost:
         mlp = 2 * tokens * 3 * self.hidden * self.mlp  # gate, up, down
         return projections + attention + mlp
 
+    def head_flops(self) -> int:
+        """FLOPs of one row of logits."""
+        return 2 * self.hidden * self.vocab
+
     def prefill_flops(self, tokens: int) -> int:
         """FLOPs to read a prompt of `tokens` and emit one logit row."""
-        return self.layers * self.layer_flops(tokens) + 2 * self.hidden * self.vocab
+        return self.layers * self.layer_flops(tokens) + self.head_flops()
+
+    def layer_kv_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values that `tokens` leave in one layer's cache."""
+        return 2 * self.kv_heads * self.head_dim * tokens * self.bytes_per_value
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that `tokens` leave in the cache, all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * tokens * self.bytes_per_value
+        return self.layers * self.layer_kv_bytes(tokens)

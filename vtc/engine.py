@@ -5,9 +5,11 @@ Hook by hook, in the order in which a forward meets them:
 1. the whole model: refuse what is not supported, before any compute;
 2. the base model: note which tokens of the batch are visual;
 3. the vision tower: note the signals that the methods ask for (`tap.py`);
-4. the language model, before: choose (`methods/`), plan (`plan.py`), shorten embeddings, mask and positions;
+4. the language model, before: choose (stage `input`), shorten embeddings, mask and positions (`flow.py`);
 5. its rotary embedding: rotate by the tokens' own positions;
-6. the language model, after: give hidden states their old length back, mark the KV cache as shortened (`cache.py`).
+6. its layers: choose again between them (stage `layer`, `layers.py`), give each its mask and positions;
+7. the language model, after: give hidden states their old length back, mark the KV cache as shortened (`cache.py`)
+   and drop more of its rows (stage `cache`, `evict.py`).
 
 `forward` is never replaced, and no state is kept outside this object and the cache.
 """
@@ -17,37 +19,39 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vtc.cache import CompressedLayer, check_cache, compressed, later_mask
+from vtc.cache import CompressedLayer, check_cache
 from vtc.choose import choose
+from vtc.evict import Evictor
+from vtc.flow import Flow
+from vtc.layers import Layers, TowerReader
 from vtc.layout import VisualSpan
-from vtc.methods.base import Method
+from vtc.methods.base import STAGES, Method
+from vtc.methods.cached import CacheMethod
+from vtc.methods.layered import LayerMethod
 from vtc.models import adapter_for
 from vtc.models.base import TowerCall
-from vtc.plan import Plan
 from vtc.record import Record
 from vtc.report import Report
+from vtc.signals import text_raters
 from vtc.sources import Sources
 from vtc.spans import find_layout
 from vtc.tap import ATTRIBUTE, TowerTap
 
 
 @dataclass
-class Forward:
-    """What is known of the forward in progress."""
+class Prompt:
+    """What is known of a forward that brings visual tokens, before they reach the language model."""
 
-    visual: Tensor | None = None  # BoolTensor [B, L]
+    visual: Tensor  # BoolTensor [B, L]
     encoded: Any = None  # the tower's output object, if it was handed in
     grid_thw: Tensor | None = None
-    plan: Plan | None = None
-    shift: Tensor | None = None
-    mask: Tensor | None = None  # BoolTensor [B, held rows], after compression
-    positions: Tensor | None = None  # what the rotary embedding shall see
 
 
 class Engine:
@@ -56,14 +60,27 @@ class Engine:
     def __init__(self, model: nn.Module, methods: tuple[Method, ...]) -> None:
         self.model, self.methods = model, methods
         self.adapter = adapter_for(model)
-        for method in methods:
-            if method.stage != "input":
-                raise ValueError(f"{method.title} works at stage {method.stage!r}; this version has the stage 'input'.")
-        self.compact = any(method.positions == "compact" for method in methods)
-        self.sources = Sources(model, self.adapter, methods)
+        parts = tuple(part for method in methods for part in method.parts())
+        for part in parts:
+            base = {"layer": LayerMethod, "cache": CacheMethod, "input": Method}.get(part.stage)
+            if base is None or not isinstance(part, base):
+                remedy = f"make it a vtc.{base.__name__}" if base else "there are input, layer and cache"
+                raise ValueError(f"{part.title} says it works at stage {part.stage!r}; {remedy}.")
+        for one, two in pairwise(parts):
+            if STAGES.index(one.stage) > STAGES.index(two.stage):
+                raise ValueError(
+                    f"{two.title} (stage {two.stage!r}) comes after {one.title} (stage {one.stage!r}): name methods in "
+                    f"the order in which they act, {' before '.join(STAGES[1:])}."
+                )
+        self.inputs = tuple(part for part in parts if part.stage == "input")
+        self.layers = Layers(model, self.adapter, [part for part in parts if isinstance(part, LayerMethod)])
+        self.evictor = Evictor(model, self.adapter, [part for part in parts if isinstance(part, CacheMethod)])
+        self.compact = any(part.positions == "compact" for part in parts if part.stage != "cache")
+        self.sources = Sources(model, self.adapter, parts)
         self.tap = TowerTap(model, self.adapter, self.sources.wanted)
         self.handles: list[RemovableHandle] = []
-        self.forward: Forward | None = None
+        self.prompt: Prompt | None = None
+        self.flow: Flow | None = None
         self.record = Record()
 
     # -- attach, detach ----------------------------------------------------------------------------------------
@@ -85,6 +102,7 @@ class Engine:
         ]
         if not adapter.mrope:
             self.handles.append(lm.rotary_emb.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
+        self.handles += self.layers.attach() + self.evictor.attach()
         self.tap.attach()
 
     def detach(self) -> None:
@@ -102,6 +120,7 @@ class Engine:
                 "labels are not supported on a wrapped model: train it unwrapped (vtc.unwrap), wrap it for inference."
             )
         check_cache(given.get("past_key_values"))
+        self.evictor.check(given)
         mask = given.get("attention_mask")
         if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
             raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
@@ -112,7 +131,7 @@ class Engine:
         decoding = past is not None and past.get_seq_length() > 0
         encoded = (given.get("mm_encoder_outputs") or {}).get("image")
         has_images = encoded is not None or given.get("pixel_values") is not None
-        self.forward = None
+        self.prompt = None
         if not decoding:
             self.record = Record()
         if decoding and not has_images and (given.get("input_ids") is not None or given["inputs_embeds"].shape[1] == 1):
@@ -120,7 +139,7 @@ class Engine:
         visual = self._visual_mask(given, has_images)
         if visual is not None:
             self.tap.latest = None
-            self.forward = Forward(visual=visual, encoded=encoded, grid_thw=given.get("image_grid_thw"))
+            self.prompt = Prompt(visual, encoded, given.get("image_grid_thw"))
 
     def _visual_mask(self, given: dict[str, Any], has_images: bool) -> Tensor | None:
         """BoolTensor [B, L] of visual tokens, None for plain text; refuses what cannot be told."""
@@ -149,29 +168,54 @@ class Engine:
         )
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.forward = None  # also after an exception
+        self.prompt = self.flow = None  # also after an exception
         self.tap.latest = None
+        self.layers.end()
+        self.evictor.end()
 
     # -- 4: shorten --------------------------------------------------------------------------------------------
 
     def _before_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state, embeds = self.forward, kwargs.get("inputs_embeds")
-        cache = kwargs.get("past_key_values")
-        past = compressed(cache)
+        prompt, embeds, cache = self.prompt, kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:
             return None
-        if state is None or state.visual is None:
-            return (args, self._continue(kwargs, past)) if past is not None else None
-        output = state.encoded if state.encoded is not None else self.tap.latest
-        call: TowerCall | None = getattr(output, ATTRIBUTE, None)
-        grid = call.grid_thw if call is not None and call.grid_thw is not None else state.grid_thw
-        pooled = getattr(output, "pooler_output", None)
-        layout = find_layout(self.adapter, self.model, state.visual, embeds, pooled, grid, call)
-        if not layout.spans:
-            return (args, self._continue(kwargs, past)) if past is not None else None
+        layout, call = None, None
+        if prompt is not None:
+            output = prompt.encoded if prompt.encoded is not None else self.tap.latest
+            call = getattr(output, ATTRIBUTE, None)
+            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
+            pooled = getattr(output, "pooler_output", None)
+            layout = find_layout(self.adapter, self.model, prompt.visual, embeds, pooled, grid, call)
+        if layout is None or not layout.spans:
+            if not any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", ())):
+                return None
+            layout = None
+        kwargs = dict(kwargs)
+        flow = self.flow = Flow(
+            self.adapter.language_model(self.model), kwargs, layout, self.compact, self.adapter.mrope
+        )
+        if layout is not None and prompt is not None:
+            self.record = Record(notes=list(self.sources.notes))
+            self.record.begin(flow)
+            read = self._tower_reader(prompt, kwargs, call)
+            self.layers.begin(flow, self.record, read)
+            self._compress(flow, kwargs, read)
+        else:
+            self.layers.begin(flow, self.record, None)
+        self.evictor.begin(flow, self.record)
+        part = flow.part
+        mask = flow.visible(0, part)
+        if mask is None and cache is None:
+            # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences.
+            mask = torch.ones(flow.rows, part.width, dtype=torch.bool, device=embeds.device)
+        kwargs["attention_mask"] = mask
+        text = flow.text_positions(part)
+        kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.adapter.mrope else text
+        return args, kwargs
 
-        mask = kwargs.get("attention_mask")
-        words = ~state.visual if mask is None else ~state.visual & mask[:, -layout.length :].bool()
+    def _tower_reader(self, prompt: Prompt, kwargs: dict[str, Any], call: TowerCall | None) -> TowerReader:
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        words = ~prompt.visual if mask is None else ~prompt.visual & mask[:, -embeds.shape[1] :].bool()
 
         def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
             def text(row: int) -> Tensor:
@@ -179,126 +223,52 @@ class Engine:
 
             return self.sources.reader(method, span, call, text, embeds.device)
 
-        self.record = Record(notes=list(self.sources.notes))
-        selections = choose(self.methods, layout, embeds, reader, self.compact, self.record)
-        return args, self._shorten(kwargs, Plan.of(layout, selections, embeds.device), past)
+        return reader
 
-    def _shorten(self, kwargs: dict[str, Any], plan: Plan, past: CompressedLayer | None) -> dict[str, Any]:
-        """The language model's arguments for the shortened batch."""
-        state = self.forward
-        assert state is not None
-        kwargs = dict(kwargs)
+    def _compress(self, flow: Flow, kwargs: dict[str, Any], read: TowerReader) -> None:
+        """Stage `input`: shortens the embeddings, and what travels beside them, in `kwargs`."""
         embeds: Tensor = kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        seen = cache.get_seq_length() if cache is not None else 0  # logical
-        rows, length, _ = embeds.shape
+        if self.layers.wants("text_raters"):
+            self.layers.raters = text_raters(embeds, flow.visual_and_text()[0], flow.text_after)
+        mask, features = kwargs.get("visual_pos_masks"), kwargs.get("deepstack_visual_embeds")
+        if self.inputs:
+            assert flow.layout is not None
+            selections = choose(self.inputs, flow.layout, embeds, read, flow.compact, self.record)
+            kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
+            if mask is not None:  # DeepStack: rows added to the first layers' visual tokens
+                plan = flow.part.plan
+                assert plan is not None
+                assert features is not None
+                mask, features = plan.visual(), [plan.merged(x) for x in features]
+                kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"] = mask, features
+        if mask is not None and features is not None and min(self.layers.steps, default=len(features)) < len(features):
+            self.layers.deepstack = (features, mask)  # their number changes on the way: our hooks add them
+            kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
 
-        short = plan.gather(embeds)
-        for span, selection in zip(plan.layout.spans, plan.selections, strict=True):
-            if selection.merges:
-                features = embeds[span.row, span.index.to(embeds.device)]
-                short[span.row, plan.slots_of(span, selection)] = selection.apply(features)
-        kwargs["inputs_embeds"] = short
-
-        mask = kwargs.get("attention_mask")
-        full = torch.ones(rows, length, dtype=torch.bool, device=embeds.device)
-        full = full if mask is None else mask[:, -length:].bool().to(embeds.device)
-        self.record.note_plan(plan, full)
-        no_gaps = mask is None and not plan.ragged and (past is None or past.mask is None)
-        if no_gaps:
-            state.mask = None
-            # A mask without zeros, where there is no cache: keeps transformers from reading gaps as packed sequences.
-            kwargs["attention_mask"] = None if cache is not None else full[:, : plan.width]
-        else:
-            own = full.gather(1, plan.slot) & plan.valid
-            dropped = 0 if past is None else past.dropped
-            before = self._earlier(mask, past, rows, seen, embeds.device)  # [B, dropped + held]
-            kwargs["attention_mask"] = torch.cat([before, own], dim=1)
-            state.mask = kwargs["attention_mask"][:, dropped:]
-
-        ids = kwargs.get("position_ids")
-        if ids is None:
-            ids = torch.arange(seen, seen + length, device=embeds.device)[None]
-            if past is not None and past.shift is not None:
-                ids = ids - past.shift[:, None].to(ids.device)
-        elif past is not None and past.shift is not None:
-            ids = self._shifted(ids, past.shift)
-        text = torch.arange(seen, seen + plan.width, device=embeds.device).expand(rows, -1)
-        if self.adapter.mrope:
-            grid = ids[-3:] if ids.dim() == 3 else ids.expand(3, -1, -1)
-            grid, state.shift = plan.positions(grid.expand(3, rows, -1), self.compact)
-            kwargs["position_ids"] = torch.cat([text[None], grid])
-        else:
-            state.positions, state.shift = plan.positions(ids.expand(rows, -1), self.compact)
-            kwargs["position_ids"] = text
-        if past is not None and past.shift is not None:
-            state.shift = state.shift + past.shift.to(state.shift.device)
-
-        if kwargs.get("visual_pos_masks") is not None:  # DeepStack: rows added to the first layers' visual tokens
-            kwargs["visual_pos_masks"] = plan.visual()
-            kwargs["deepstack_visual_embeds"] = [plan.merged(x) for x in kwargs["deepstack_visual_embeds"]]
-        state.plan = plan
-        return kwargs
-
-    def _earlier(
-        self, mask: Tensor | None, past: CompressedLayer | None, rows: int, seen: int, device: torch.device
-    ) -> Tensor:
-        """BoolTensor [B, seen]: the mask of what the cache already stands for."""
-        earlier = None if mask is None else mask[:, :seen]
-        if past is not None:
-            found = later_mask(past, earlier, rows, seen, device)
-            if found is not None:
-                return found
-        return torch.ones(rows, seen, dtype=torch.bool, device=device) if earlier is None else earlier.bool().to(device)
-
-    def _continue(self, kwargs: dict[str, Any], past: CompressedLayer) -> dict[str, Any]:
-        """Arguments of a forward without visual tokens on a compressed cache: decode steps, text-only turns."""
-        kwargs = dict(kwargs)
-        embeds: Tensor = kwargs["inputs_embeds"]
-        rows, length, _ = embeds.shape
-        seen = kwargs["past_key_values"].get_seq_length()
-        mask = kwargs.get("attention_mask")
-        if past.keys is not None and past.keys.shape[0] != rows:
-            raise ValueError(
-                f"the compressed cache holds {past.keys.shape[0]} rows, the input {rows}; they must agree."
-            )
-        if mask is None or mask.dim() == 2:
-            kwargs["attention_mask"] = later_mask(past, mask, rows, seen + length, embeds.device)
-        if past.shift is not None:
-            ids = kwargs.get("position_ids")
-            if ids is None:
-                ids = torch.arange(seen, seen + length, device=embeds.device).expand(rows, -1)
-            kwargs["position_ids"] = self._shifted(ids, past.shift)
-        return kwargs
-
-    def _shifted(self, ids: Tensor, shift: Tensor) -> Tensor:
-        """Position ids [B, T], [3, B, T] or [4, B, T] (row 0 counts tokens), moved down by `shift` [B]."""
-        moved = ids - shift[:, None].to(ids.device)
-        return torch.cat([ids[:1].expand_as(moved[:1]), moved[1:]]) if ids.dim() == 3 and len(ids) == 4 else moved
-
-    # -- 5, 6: rotate, give back -------------------------------------------------------------------------------
+    # -- 5, 7: rotate, give back -------------------------------------------------------------------------------
 
     def _before_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = self.forward
-        if state is None or state.positions is None:
+        flow = self.flow
+        if flow is None or flow.rotated:
             return None
-        return (args[:1], {**kwargs, "position_ids": state.positions})
+        flow.rotated = True
+        return (args[:1], {**kwargs, "position_ids": flow.part.positions})
 
     def _after_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        state = self.forward
-        if state is None or state.plan is None:
+        flow, cache = self.flow, output.past_key_values
+        if flow is None:
             return None
-        plan = state.plan
-        output.last_hidden_state = plan.restore(output.last_hidden_state)
-        if getattr(output, "hidden_states", None):
-            output.hidden_states = tuple(plan.restore(x) for x in output.hidden_states)
-        cache = output.past_key_values
+        if flow.spans:
+            self.record.note_flow(flow)
+            output.last_hidden_state = flow.restore(output.last_hidden_state, self.layers.depth)
+            states = getattr(output, "hidden_states", None)
+            if states:  # state i is what layer i - 1 puts out
+                output.hidden_states = tuple(
+                    None if x is None else flow.restore(x, max(i - 1, 0)) for i, x in enumerate(states)
+                )
         if cache is not None:
-            moved = state.shift if self.compact else None
-            lost = plan.layout.length - plan.width
-            for i, layer in enumerate(cache.layers):
-                before = layer.dropped if isinstance(layer, CompressedLayer) else 0
-                cache.layers[i] = CompressedLayer.of(layer, before + lost, state.mask, moved)
+            flow.mark(cache)
+            self.evictor.evict(cache)
         return output
 
     def report(self) -> Report:

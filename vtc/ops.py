@@ -15,7 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["attention_rows", "greedy_diversity", "provider", "received_attention", "segment_sum"]
+__all__ = [
+    "attention_rows",
+    "dpc_knn",
+    "greedy_diversity",
+    "provider",
+    "received_attention",
+    "segment_sum",
+    "transition",
+]
 
 
 @cache
@@ -43,20 +51,41 @@ def provider(op: str, tensor: Tensor) -> str:
     return "reference" if reason else "triton"
 
 
-def _run(op: str, tensor: Tensor, *args: Any) -> Tensor:
+def _run(op: str, tensor: Tensor, *args: Any) -> Any:
     module = _load(op, provider(op, tensor))
     assert module is not None
     return getattr(module, op)(tensor, *args)
 
 
-def attention_rows(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Softmax rows of a few queries over all keys, averaged over heads: q [B, H, R, d], k [B, H, N, d] -> [B, R, N]."""
-    return _run("attention_rows", q, k, scale)
+def attention_rows(q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    """Softmax rows of a few queries over all keys, averaged over heads.
+
+    Args:
+        q: [B, H, R, d]. k: [B, G, N, d]; G divides H (grouped queries).
+        at: LongTensor [B, R], the last key each query may see; -1 for a query that is not there. None = no limit.
+        seen: BoolTensor [B, N], False for keys that nobody sees (padding).
+
+    Returns:
+        [B, R, N] in fp32; rows sum to 1, rows of absent queries are 0.
+    """
+    return _run("attention_rows", q, k, scale, at, seen)
 
 
-def received_attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Attention each key receives, averaged over heads and queries: q, k [B, H, N, d] -> [B, N], rows sum to 1."""
-    return _run("received_attention", q, k, scale)
+def received_attention(
+    q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """Attention each key receives, averaged over heads and queries: arguments as `attention_rows` -> [B, N]."""
+    return _run("received_attention", q, k, scale, at, seen)
+
+
+def dpc_knn(features: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
+    """Density-peaks clustering: features [N, D] -> centres LongTensor [clusters], member LongTensor [N] (which one)."""
+    return _run("dpc_knn", features, clusters, neighbours)
+
+
+def transition(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Ratio of norms |after| / |before| and cosine of each row: before, after [..., D] -> two tensors [...]."""
+    return _run("transition", before, after)
 
 
 def greedy_diversity(features: Tensor, k: int, mode: str = "maxmin", first: Tensor | None = None) -> Tensor:

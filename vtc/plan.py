@@ -20,30 +20,41 @@ class Plan:
     """Where everything goes.
 
     Attributes:
-        keep: BoolTensor [B, L], slots that stay.
+        keep: BoolTensor [B, L], slots that stay. gone: BoolTensor [B, L], tokens that are dropped.
         index: LongTensor [B, S], original position whose row each of the S new slots takes.
         slot: LongTensor [B, S], original position at which each new slot stands (differs from `index` only where a
             method wants its tokens in another order).
         valid: BoolTensor [B, S], False for the unused slots at the start of shorter rows.
-        ragged: whether any slot is unused.
+        unused: how many those are, per row.
         place: LongTensor [B, L], new slot of each original position, or of the last kept one before it.
     """
 
     layout: VisualLayout
     selections: tuple[Selection, ...]
     keep: Tensor
+    gone: Tensor
     index: Tensor
     slot: Tensor
     valid: Tensor
-    ragged: bool
+    unused: tuple[int, ...]
     place: Tensor
 
     @classmethod
-    def of(cls, layout: VisualLayout, selections: list[Selection], device: torch.device) -> Plan:
+    def of(
+        cls,
+        layout: VisualLayout,
+        selections: list[Selection],
+        device: torch.device,
+        unused: tuple[int, ...] | None = None,
+    ) -> Plan:
+        """Plan for the spans of `layout`; `unused` slots at the start of each row (of an earlier Plan) go first."""
         b, length = layout.rows, layout.length
         keep = torch.ones(b, length, dtype=torch.bool, device=device)
         source = torch.arange(length, device=device).repeat(b, 1)  # [B, L]
-        lost = [0] * b
+        stays = [length] * b
+        for row, count in enumerate(unused or ()):
+            keep[row, :count] = False
+            stays[row] -= count
         for span, selection in zip(layout.spans, selections, strict=True):
             where = span.index.to(device)
             anchor = where[selection.anchor.to(device)]  # [M] positions in the row
@@ -51,8 +62,11 @@ class Plan:
             keep[span.row, where] = False
             keep[span.row, slots] = True
             source[span.row, slots] = anchor
-            lost[span.row] += selection.tokens_in - selection.tokens_out
-        width = length - min(lost)
+            stays[span.row] -= selection.tokens_in - selection.tokens_out
+        width = max(stays)
+        gone = ~keep
+        for row, count in enumerate(unused or ()):
+            gone[row, :count] = False
         # Stable sort puts what goes before what stays, both in order; the last `width` columns are the new rows.
         slot = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, length - width :]
         counts = keep.sum(dim=1, keepdim=True)  # [B, 1]
@@ -60,12 +74,18 @@ class Plan:
             layout=layout,
             selections=tuple(selections),
             keep=keep,
+            gone=gone,
             index=source.gather(1, slot),
             slot=slot,
             valid=keep.gather(1, slot),
-            ragged=min(lost) != max(lost),
+            unused=tuple(width - n for n in stays),
             place=(keep.cumsum(dim=1) - 1 + width - counts).clamp(min=0),
         )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether any slot is unused."""
+        return any(self.unused)
 
     @property
     def width(self) -> int:
@@ -111,14 +131,15 @@ class Plan:
         """
         if position_ids.dim() == 2:
             kept = position_ids.gather(1, self.slot)
-            gone = (~self.keep).cumsum(dim=1)  # [B, L]
+            gone = self.gone.cumsum(dim=1)  # [B, L]
             shift = gone[:, -1] if compact else torch.zeros_like(gone[:, -1])
             return (kept - gone.gather(1, self.slot) if compact else kept), shift
         new = position_ids.clone() if compact else position_ids
         shift = torch.zeros(position_ids.shape[1], dtype=torch.long, device=position_ids.device)
         if compact:
             for span, selection in zip(self.layout.spans, self.selections, strict=True):
-                shift[span.row] += _renumber_grid(new, span, selection)
+                if span.tokens:
+                    shift[span.row] += _renumber_grid(new, span, selection)
         return new.gather(2, self.index.expand(3, -1, -1)), shift  # a token brings its own place in the picture
 
 

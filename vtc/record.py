@@ -8,36 +8,70 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
+from vtc.flow import Flow
 from vtc.layout import VisualSpan
-from vtc.plan import Plan
 from vtc.report import Report, ReportSpan, StageReport, Stopwatch
 from vtc.selection import Selection
 
 
 @dataclass
+class Eviction:
+    """Rows that one layer's KV cache lost at one moment: `slots[row]` are positions in the whole conversation."""
+
+    layer: int
+    length: int  # logical length of the cache at that moment
+    slots: list[Tensor]
+
+
+@dataclass
 class Record:
-    """One prefill: its spans, what was selected of each, and how many tokens its rows had and kept."""
+    """One prefill: its spans, what each step selected of them, and how many tokens its rows had at each layer."""
 
     notes: list[str] = field(default_factory=list)
-    stages: list[tuple[str, int, int, Stopwatch]] = field(default_factory=list)
+    stages: list[tuple[str, int | None, int, int, Stopwatch]] = field(default_factory=list)
     spans: tuple[VisualSpan, ...] = ()
-    selections: tuple[Selection, ...] = ()
+    steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
+    selections: tuple[Selection, ...] = ()  # all steps together
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
-    rows_kept: Tensor | None = None
+    rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
+    evictions: list[Eviction] = field(default_factory=list)
+    cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
 
-    def note_plan(self, plan: Plan, real: Tensor) -> None:
-        """Remember a plan; `real` BoolTensor [B, L] marks what is no padding."""
-        self.spans, self.selections = plan.layout.spans, plan.selections
-        self.rows_full = real.sum(dim=1)
-        self.rows_kept = (real.gather(1, plan.slot) & plan.valid).sum(dim=1)
+    def begin(self, flow: Flow) -> None:
+        """Remember the spans and the uncompressed rows."""
+        self.spans = flow.spans
+        valid = flow.part.valid
+        full = flow.part.slot.new_full((flow.rows,), flow.length)
+        self.rows_full = full if valid is None else valid.sum(dim=1)
+
+    def note_step(
+        self, name: str, layer: int, before: int, after: int, watch: Stopwatch, selections: list[Selection]
+    ) -> None:
+        """Remember what a method of the stage `layer` did."""
+        self.stages.append((name, layer, before, after, watch))
+        self.steps.append((layer, selections))
+
+    def note_flow(self, flow: Flow) -> None:
+        """Remember what the forward came to."""
+        for part in flow.parts:
+            there = part.slot.new_full((flow.rows,), part.width) if part.valid is None else part.valid.sum(dim=1)
+            self.rows_kept.append((part.first, there))
+        self.selections = tuple(
+            Selection.prune(index, len(index)) if chosen is None else chosen
+            for chosen, index in zip(flow.chosen, flow.index, strict=True)
+        )
 
     def report(self, language_model: nn.Module) -> Report:
         """The report, with the cost model's account for this language model."""
-        if self.rows_full is None or self.rows_kept is None:
+        if self.rows_full is None or not self.rows_kept:
             return Report(notes=list(self.notes))
         table: Any = language_model.get_input_embeddings
         cost = DecoderCost.of(language_model.config, table().weight.element_size())
-        full, kept = self.rows_full.tolist(), self.rows_kept.tolist()
+        full = self.rows_full.tolist()
+        kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
+        rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
+        visual_full = sum(span.tokens for span in self.spans)
+        cached = [r.tolist() for r in self.cached] or rows
         return Report(
             spans=[
                 ReportSpan(
@@ -45,8 +79,14 @@ class Record:
                 )
                 for s, c in zip(self.spans, self.selections, strict=True)
             ],
-            stages=[StageReport(name, None, before, after, watch.ms) for name, before, after, watch in self.stages],
-            flops=(sum(map(cost.prefill_flops, full)), sum(map(cost.prefill_flops, kept))),
-            kv_bytes=(sum(map(cost.kv_bytes, full)), sum(map(cost.kv_bytes, kept))),
+            stages=[
+                StageReport(name, layer, before, after, watch.ms) for name, layer, before, after, watch in self.stages
+            ],
+            tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
+            flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],
+            kv_bytes_by_layer=[
+                (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
+            ],
+            head_flops=len(full) * cost.head_flops(),
             notes=list(self.notes),
         )

@@ -58,15 +58,19 @@ class Report:
     """What happened: spans in reading order, stages in order of execution, and the cost model's account.
 
     Attributes:
-        flops: (uncompressed, compressed) FLOPs of the language model's prefill, over all rows.
-        kv_bytes: (uncompressed, compressed) bytes of the prompt's KV cache, over all rows, padding left out.
+        tokens_by_layer: visual tokens that each decoder layer sees, over all rows.
+        flops_by_layer: (uncompressed, compressed) FLOPs of each decoder layer's prefill, over all rows.
+        kv_bytes_by_layer: (uncompressed, compressed) bytes of each layer's KV cache, padding left out.
+        head_flops: FLOPs of one row of logits per row.
         notes: sentences about anything a reader should know, such as a signal that stood in for another.
     """
 
     spans: list[ReportSpan] = field(default_factory=list)
     stages: list[StageReport] = field(default_factory=list)
-    flops: tuple[int, int] = (0, 0)
-    kv_bytes: tuple[int, int] = (0, 0)
+    tokens_by_layer: list[int] = field(default_factory=list)
+    flops_by_layer: list[tuple[int, int]] = field(default_factory=list)
+    kv_bytes_by_layer: list[tuple[int, int]] = field(default_factory=list)
+    head_flops: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -77,11 +81,30 @@ class Report:
     def tokens_out(self) -> int:
         return sum(span.tokens_out for span in self.spans)
 
+    @property
+    def tokens_average(self) -> float:
+        """Mean over decoder layers of the visual tokens they see: the unit of papers that drop tokens inside."""
+        return sum(self.tokens_by_layer) / max(1, len(self.tokens_by_layer))
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """(uncompressed, compressed) FLOPs of the language model's prefill, over all rows."""
+        full, kept = zip(*self.flops_by_layer, strict=True) if self.flops_by_layer else ((), ())
+        return sum(full) + self.head_flops, sum(kept) + self.head_flops
+
+    @property
+    def kv_bytes(self) -> tuple[int, int]:
+        """(uncompressed, compressed) bytes of the KV cache after the prefill, over all rows, padding left out."""
+        full, kept = zip(*self.kv_bytes_by_layer, strict=True) if self.kv_bytes_by_layer else ((), ())
+        return sum(full), sum(kept)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything but the pictures' geometry, as JSON types."""
         return {
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
+            "tokens_average": round(self.tokens_average, 2),
+            "tokens_by_layer": list(self.tokens_by_layer),
             "flops": {"full": self.flops[0], "compressed": self.flops[1]},
             "kv_bytes": {"full": self.kv_bytes[0], "compressed": self.kv_bytes[1]},
             "stages": [vars(stage) | {"ms": round(stage.ms, 4)} for stage in self.stages],
@@ -121,6 +144,10 @@ class Report:
         console.print(spans)
         if len(self.spans) > 20:
             console.print(f"… and {len(self.spans) - 20} more")
+        if len(set(self.tokens_by_layer)) > 1:
+            console.print(
+                f"visual tokens  {self.tokens_average:.1f} on average over {len(self.tokens_by_layer)} layers"
+            )
         console.print(f"prefill FLOPs  {_si(self.flops[0])}  →  {_si(self.flops[1])}   ({_times(self.flops)})")
         console.print(f"KV cache       {_si(self.kv_bytes[0])}B →  {_si(self.kv_bytes[1])}B  ({_times(self.kv_bytes)})")
         for note in self.notes:

@@ -56,9 +56,11 @@ class Selection:
         pure = int((self.source >= 0).sum()) == self.tokens_out and bool((self.weight[self.anchor] == 1).all())
         return self.features is not None or not pure
 
-    def check(self) -> Selection:
+    def check(self, may_be_empty: bool = False) -> Selection:
         """Raise ValueError if the parts do not fit together; returns itself."""
         m, n = self.tokens_out, self.tokens_in
+        if m == 0 and may_be_empty:
+            return self
         if m == 0:
             raise ValueError("a Selection must keep at least one token of every span; this one keeps none.")
         if self.weight.shape != (n,):

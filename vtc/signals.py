@@ -22,10 +22,57 @@ SIGNALS: Mapping[str, str] = {
     "keys": "[N, d] key vectors of the vision tower, averaged over heads, at the layer the features come from",
     "text": "[T, D] input embeddings of the text tokens of the same row, padding left out",
     "grid": "the span's (t, h, w) grid is known",
+    "last_attention": "[N] attention of the row's last token onto each token, in a decoder layer (softmax over the "
+    "whole row, mean over heads)",
+    "text_attention": "[T, N] attention of the text after the row's pictures onto each token, in a decoder layer",
+    "visual_attention": "[N] mean attention that the picture's own tokens give each token, in a decoder layer",
+    "relevance": "[2] mean share of its attention that text behind the first picture gives to visual tokens, and that "
+    "visual tokens give to such text, in a decoder layer",
+    "transition": "[N] what the method's `transition` made of the modules it listens to, summed",
+    "layer_keys": "[N, G, d] keys of a decoder layer, one per head",
+    "text_keys": "[T, G, d] the same of the text after the row's pictures",
+    "text_states": "[T, D] hidden states of the text after the row's pictures",
+    "text_raters": "[T] True for text after the pictures that the pictures are about (SparseVLM's text raters)",
+    "attention_record": "[N] what the method's `gain` made of the attention each cached token has received, summed",
+    "survives": "[N] True for cached tokens that the last decoder layer still sees",
 }
 
 #: Signals read from the vision tower's own layers, through hooks.
 TOWER_SIGNALS = ("cls_attention", "received_attention", "keys")
+
+#: Signals read inside the language model, for the tokens that are still there.
+LAYER_SIGNALS = (
+    "last_attention",
+    "text_attention",
+    "visual_attention",
+    "relevance",
+    "transition",
+    "layer_keys",
+    "text_keys",
+    "text_states",
+    "text_raters",
+)
+
+#: Signals of tokens in the KV cache.
+CACHE_SIGNALS = ("attention_record", "survives")
+
+_SHAPES: Mapping[str, tuple[str, ...]] = {
+    "cls_attention": ("L", "N"),
+    "received_attention": ("L", "N"),
+    "keys": ("N", "d"),
+    "text": ("T", "D"),
+    "last_attention": ("N",),
+    "text_attention": ("T", "N"),
+    "visual_attention": ("N",),
+    "relevance": ("2",),
+    "transition": ("N",),
+    "layer_keys": ("N", "G", "d"),
+    "text_keys": ("T", "G", "d"),
+    "text_states": ("T", "D"),
+    "text_raters": ("T",),
+    "attention_record": ("N",),
+    "survives": ("N",),
+}
 
 
 def check_signals(names: tuple[str, ...], asker: str) -> None:
@@ -46,13 +93,17 @@ class VisualTokens:
         span: where they come from: grid, tiles, separators, crops. Its `tokens` is N, or more than N when an earlier
             stage has already compressed the span; `index` then says which of the span's tokens the N rows are.
         index: LongTensor [N], indices into the span's own tokens.
-        read: name -> signal of the whole, uncompressed span; methods use `signal`.
+        read: name -> signal; of the whole, uncompressed span where it is the vision tower's. Methods use `signal`.
+        step: which of its layers a method of the stage `layer` is asked at, from 0.
+        depth: number of decoder layers; 0 = unknown (`vtc.select`).
     """
 
     features: Tensor
     span: VisualSpan
     index: Tensor
     read: Callable[[str], Tensor]
+    step: int = 0
+    depth: int = 0
 
     @property
     def total(self) -> int:
@@ -62,7 +113,7 @@ class VisualTokens:
     def signal(self, name: str) -> Tensor:
         """The signal `name` for the current N tokens; see `vtc.signals.SIGNALS` for shapes."""
         value = self.read(name)
-        if name == "text":
+        if name not in TOWER_SIGNALS:
             return value
         return value[self.index] if name == "keys" else value[..., self.index]
 
@@ -77,21 +128,20 @@ class VisualTokens:
 
 
 def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device) -> Callable[[str], Tensor]:
-    """A reader over signals passed by keyword, checked: [N] or [L, N] for attention, [N, d] keys, [T, D] text."""
+    """A reader over signals passed by keyword, their shapes checked; [N] will do for one layer's [L, N]."""
     check_signals(tuple(given), "vtc.select")
     values: dict[str, Tensor] = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value).to(device)
-        if name in ("cls_attention", "received_attention"):
-            tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
-            if tensor.dim() != 2 or tensor.shape[1] != tokens:
-                raise ValueError(
-                    f"{name} has shape {tuple(torch.as_tensor(value).shape)}; expected [{tokens}] or [L, {tokens}]."
-                )
-        elif name == "keys" and (tensor.dim() != 2 or tensor.shape[0] != tokens):
-            raise ValueError(f"keys has shape {tuple(tensor.shape)}; expected [{tokens}, d].")
-        elif name == "text" and tensor.dim() != 2:
-            raise ValueError(f"text has shape {tuple(tensor.shape)}; expected [T, D].")
+        shape = _SHAPES.get(name, ())
+        if shape == ("L", "N") and tensor.dim() == 1:
+            tensor = tensor.unsqueeze(0)
+        sizes = {"N": tokens, "2": 2}
+        fits = all(sizes.get(side, size) == size for side, size in zip(shape, tensor.shape, strict=False))
+        if tensor.dim() != len(shape) or not fits:
+            wanted = ", ".join(str(sizes.get(side, side)) for side in shape)
+            also = f"[{tokens}] or " if shape == ("L", "N") else ""
+            raise ValueError(f"{name} has shape {tuple(torch.as_tensor(value).shape)}; expected {also}[{wanted}].")
         values[name] = tensor
 
     def read(name: str) -> Tensor:
@@ -102,3 +152,27 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
         raise ValueError(f"this method needs the signal {name!r}: pass {name}=... ({SIGNALS[name]}).")
 
     return read
+
+
+def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
+    """Which text tokens the pictures are about, at the language model's input.
+
+    A text token is a rater if the share of the pictures' similarity that falls to it, softmax over the text of the
+    inner products with each visual token, averaged over those, exceeds the mean (SparseVLM, arXiv 2410.04417, section
+    3.2).
+
+    Args:
+        embeds: [B, L, D]. visual: BoolTensor [B, L]. after: LongTensor [B, R], text after the pictures, -1 = none.
+
+    Returns:
+        BoolTensor [B, R], False where `after` is -1.
+    """
+    raters = torch.zeros_like(after, dtype=torch.bool)
+    for row in range(len(after)):
+        there = after[row] >= 0
+        if not there.any() or not visual[row].any():
+            continue
+        seen, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
+        share = (seen @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
+        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
+    return raters

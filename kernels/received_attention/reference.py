@@ -3,14 +3,22 @@
 import torch
 from torch import Tensor
 
+from vtc.kernels.attention_rows.reference import blocks
+
 BLOCK = 256  # queries at a time: memory is [B, H, BLOCK, N]
 
 
-def received_attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """q [B, H, N, d], k [B, H, N, d] -> [B, N] in fp32; sums to 1 over the keys."""
-    keys = k.float().transpose(-1, -2)  # [B, H, d, N]
+def received_attention(
+    q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """q [B, H, R, d], k [B, G, N, d] with G dividing H -> [B, N] in fp32; sums to 1 over the keys.
+
+    at: LongTensor [B, R], the last key each query may see; a query with -1 is left out of the mean. seen: BoolTensor
+    [B, N], keys that are there at all.
+    """
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
-    for block in q.split(BLOCK, dim=2):
-        rows = ((block.float() * scale) @ keys).softmax(dim=-1)  # [B, H, BLOCK, N]
-        total += rows.mean(dim=1).sum(dim=1)
-    return total / q.shape[2]
+    for rows, _ in blocks(q, k, scale, at, seen, BLOCK):
+        total += rows.sum(dim=1)
+    if at is None:
+        return total / q.shape[2]
+    return total / (at >= 0).sum(dim=1, keepdim=True).clamp(min=1)

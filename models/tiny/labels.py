@@ -62,6 +62,14 @@ def window(scene: Scene, owner: np.ndarray, labels: np.ndarray, top: int, left: 
     return part, present, asked
 
 
+def named(scene: Scene) -> np.ndarray:
+    """[len(PRESENT)] what the CLS token of the whole picture should name."""
+    out = np.zeros(len(PRESENT), dtype=np.float32)
+    for item in scene.items:
+        out[names_of(item)] = 1
+    return out
+
+
 def names_of(item) -> list[int]:
     """Indices into PRESENT of everything true of an object."""
     if item.text:

@@ -94,28 +94,25 @@ class Asker:
     def existence(self, truth: bool | None = None) -> Question | None:
         truth = self.rng.random() < 0.5 if truth is None else truth
         shapes = [i for i in self.items if i.color]
+        there = sorted({i.name for i in self.items if not i.color})
         if self.rng.random() < 0.6 and shapes:
             present = {i.phrase for i in shapes}
-            if truth:
-                phrase = self.rng.choice(sorted(present))
-            else:  # hard negatives: a colour that is there with a shape that is there, or only one of the two
-                item, other = self.rng.choice(shapes), self.rng.choice(shapes)
-                color, name = other.color, item.name
-                if f"{color} {name}" in present:
-                    if self.rng.random() < 0.5:
-                        color = self.rng.choice(words.COLORS)
-                    else:
-                        name = self.rng.choice(words.SHAPES)
-                if f"{color} {name}" in present:
-                    return None
-                phrase = f"{color} {name}"
+            phrase = self.rng.choice(sorted(present)) if truth else self._absent(shapes, present)
+        elif there:  # asked only where a drawing is, so that "yes" is as frequent as "no"
+            phrase = self.rng.choice(there if truth else [d for d in words.DRAWINGS if d not in there])
         else:
-            there = {i.name for i in self.items if not i.color}
-            options = sorted(there) if truth else [d for d in words.DRAWINGS if d not in there]
-            if not options:
-                return None
-            phrase = self.rng.choice(options)
+            return None
         return Question("existence", self._say("existence", a=words.article(phrase)), "yes" if truth else "no")
+
+    def _absent(self, shapes: list[Item], present: set[str]) -> str:
+        """A hard negative: a colour that is there with a shape that is there, or at least one of the two."""
+        color, name = self.rng.choice(shapes).color, self.rng.choice(shapes).name
+        while f"{color} {name}" in present:
+            if self.rng.random() < 0.5:
+                color = self.rng.choice(words.COLORS)
+            else:
+                name = self.rng.choice(words.SHAPES)
+        return f"{color} {name}"
 
     def count(self) -> Question | None:
         wanted = self.rng.choice((1, 2, 2, 3, 3, 3, 4, 4, 4, 4))  # high counts are rarer in the pictures

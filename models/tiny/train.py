@@ -29,7 +29,7 @@ def train(run: common.Run) -> Path:
     stage_tower.train(run, model, heads)
     stage_language.train(run, model, symbols)
     stage_joint.align(run, model, symbols)
-    stage_joint.train(run, model, symbols)
+    stage_joint.train(run, model, heads, symbols)
     folder = run.out / "tiny-llava"
     build.save(model.cpu().eval(), folder)
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")

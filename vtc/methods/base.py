@@ -76,6 +76,10 @@ class Method:
         """The name to show: the registered one, or the class's."""
         return self.name or type(self).__name__
 
+    def parts(self) -> tuple[Method, ...]:
+        """The methods of one stage each that make up this one; itself, unless a paper combines several stages."""
+        return (self,)
+
     def requires(self) -> tuple[str, ...]:
         """Signals this instance asks for; `needs` unless an option changes it."""
         return self.needs

@@ -58,7 +58,7 @@ def methods() -> list[MethodInfo]:
         infos.append(
             MethodInfo(
                 name=name,
-                stage=cls.stage,
+                stage="+".join(dict.fromkeys(part.stage for part in cls().parts())),
                 needs=cls.needs,
                 query_aware=cls.query_aware,
                 exact_count=cls.exact_count,

@@ -1,15 +1,17 @@
-"""ToDRE, stage 1: a diverse subset grown from a pivot token."""
+"""ToDRE: a diverse subset grown from a pivot token, and late in the language model none at all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.budget import check_layer
 from vtc.methods.base import Method, Paper, check_seed
+from vtc.methods.layered import LayerMethod
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -18,17 +20,22 @@ PIVOTS = ("cls", "random", "center", "farthest")
 
 @dataclass(frozen=True, kw_only=True)
 class ToDRE(Method):
-    """Token diversity from a pivot: greedy max-sum diversification or k-center.
+    """Token diversity before the language model, and a check of task relevance late in it.
 
     Source: arXiv 2505.18757. Version 2's algorithm 1 minimises the summed similarity to the chosen set (`maxsum`);
     version 1 calls it k-center, which is farthest-first (`kcenter`): both are offered. The pivot is the token with the
     highest CLS attention in the tower's last layer, taken from the thumbnail only where there is one (section 3.2).
+    After 7/8 of the decoder layers all visual tokens go if text and picture no longer attend to each other: if both the
+    share of the text's attention that falls on visual tokens and the share of theirs on the text are below `tau`
+    (section 3.3). Causal attention makes the second 0 for text that follows the pictures.
 
     Args:
         mode: "maxsum" or "kcenter".
         pivot: "cls", or the ablation's alternatives: "random" (seeded), "center" (the token most similar to the mean),
             "farthest" (the one least similar to the mean).
         seed: seed of pivot="random".
+        tau: threshold of the relevance check; None = stage 1 alone.
+        check: where the check is made: decoder layer, or share of the depth.
     """
 
     name = "todre"
@@ -36,7 +43,10 @@ class ToDRE(Method):
     mode: str = "maxsum"
     pivot: str = "cls"
     seed: int = 0
-    needs = ("cls_attention",)
+    tau: float | None = 0.10
+    check: int | float = 7 / 8
+    needs = ("cls_attention", "relevance")
+    exact_count = False
     paper = Paper("ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance", "2505.18757")
 
     def __post_init__(self) -> None:
@@ -47,8 +57,18 @@ class ToDRE(Method):
         if self.pivot not in PIVOTS:
             raise ValueError(f"pivot={self.pivot!r} is not one of {', '.join(PIVOTS)}.")
 
+        check_layer(self.check)
+        if self.tau is not None and (isinstance(self.tau, bool) or not 0 <= self.tau <= 1):
+            raise ValueError(f"tau={self.tau!r} is outside [0, 1]: it is a share of attention (None = no check).")
+
+    def parts(self) -> tuple[Method, ...]:
+        if self.tau is None:
+            return (self,)
+        check = RelevanceCheck(tau=self.tau, layers=(self.check,), positions=self.positions)
+        return replace(self, tau=None), check
+
     def requires(self) -> tuple[str, ...]:
-        return self.needs if self.pivot == "cls" else ()
+        return ("cls_attention",) if self.pivot == "cls" else ()
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         return (depth - 1,)
@@ -79,3 +99,24 @@ class ToDRE(Method):
         unit = F.normalize(features.float(), dim=-1)
         similarity = unit @ unit.mean(dim=0)
         return similarity.argmax() if self.pivot == "center" else similarity.argmin()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelevanceCheck(LayerMethod):
+    """ToDRE's second stage: all visual tokens or none."""
+
+    keep: int | float = 1.0
+    layers: tuple[int | float, ...] = (7 / 8,)
+    tau: float = 0.10
+    reads = "previous"
+    shape = (0.5,)
+    needs = ("relevance",)
+    query_aware = True
+    exact_count = False
+    may_drop_all = True
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        irrelevant = bool((tokens.signal("relevance") < self.tau).all())
+        return Selection.prune(
+            tokens.index.new_tensor(range(0 if irrelevant else len(tokens.index))), len(tokens.index)
+        )

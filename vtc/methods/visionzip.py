@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-
 from vtc.methods.base import Method, Paper, top_k
+from vtc.methods.contextual import absorb, check_share
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -36,8 +34,7 @@ class VisionZip(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.contextual, int | float) or not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual!r} is outside [0, 1): it is a share of the kept tokens.")
+        check_share(self.contextual, "contextual")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)
@@ -45,24 +42,4 @@ class VisionZip(Method):
         dominant = top_k(tokens.signal("cls_attention").sum(dim=0), k - few)
         if few == 0:
             return Selection.prune(dominant, n)
-        device = dominant.device
-        rest = torch.ones(n, dtype=torch.bool, device=device)
-        rest[dominant] = False
-        patches = rest & ~tokens.separators
-        if int(patches.sum()) >= few:  # newline embeddings are no part of the picture: they are dropped, not merged
-            rest = patches
-        rest = rest.nonzero().squeeze(1)  # [R], raster order
-        targets = rest[torch.arange(few, device=device) * (rest.numel() // few)]  # uniform stride
-        keys = F.normalize(tokens.signal("keys").float(), dim=-1)
-        nearest = (keys[rest] @ keys[targets].T).argmax(dim=1)  # [R]
-        source = torch.full((n,), -1, dtype=torch.long, device=device)
-        source[rest] = nearest + dominant.numel()
-        source[targets] = torch.arange(few, device=device) + dominant.numel()
-        source[dominant] = torch.arange(dominant.numel(), device=device)
-        # target + mean(absorbed): weight 1 for kept tokens, 1/count for the absorbed ones of each target
-        used = source >= 0
-        absorbed = torch.bincount(source[used], minlength=k) - 1
-        weight = torch.where(used, 1.0 / absorbed.clamp(min=1)[source.clamp(min=0)], 0.0)
-        anchor = torch.cat([dominant, targets])
-        weight[anchor] = 1.0
-        return Selection(anchor, source, weight)
+        return absorb(dominant, few, tokens.signal("keys"), tokens.separators)

@@ -1,0 +1,226 @@
+"""Layers: hooks on the decoder layers, through which methods of the stage `layer` hear and drop tokens.
+
+Before a layer: choose, shorten, and tell it the mask and positions of what is left (`flow.py`). After its attention and
+its feed-forward part: measure what a method has asked for (`readings.py`) — there, and in no other layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vtc import ops
+from vtc.flow import Flow
+from vtc.inside import LayerView
+from vtc.layout import VisualSpan
+from vtc.methods.base import Method
+from vtc.methods.layered import LayerMethod
+from vtc.models.base import Adapter
+from vtc.readings import Readings
+from vtc.record import Record
+from vtc.report import Stopwatch
+from vtc.selection import Selection
+from vtc.signals import LAYER_SIGNALS, VisualTokens
+
+TowerReader = Callable[[Method, VisualSpan], Callable[[str], Tensor]]
+
+
+class Layers:
+    """The decoder layers of a model under methods of the stage `layer`; `flow` is the forward in progress."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter, methods: Sequence[LayerMethod]) -> None:
+        self.model, self.adapter, self.methods = model, adapter, tuple(methods)
+        self.depth = len(adapter.decoder_layers(model))
+        self.steps: dict[int, tuple[LayerMethod, int]] = {}  # layer -> what chooses before it, and its which step
+        for method in self.methods:
+            for step, layer in enumerate(method.steps(self.depth)):
+                if layer in self.steps:
+                    other = self.steps[layer][0]
+                    raise ValueError(
+                        f"{other.title} and {method.title} both act before decoder layer {layer}; "
+                        "give one of them other layers=."
+                    )
+                self.steps[layer] = (method, step)
+        self.flow: Flow | None = None
+        self.record = Record()
+        self.tower_reader: TowerReader | None = None
+        self.raters: Tensor | None = None
+        self.deepstack: tuple[list[Tensor], Tensor] | None = None
+        self.current = 0  # layer in progress
+        self._clear()
+
+    def _clear(self) -> None:
+        self.before: dict[int, Readings] = {}  # by the layer they were measured in
+        self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
+
+    def attach(self) -> list[RemovableHandle]:
+        handles: list[RemovableHandle] = []
+        for i, layer in enumerate(self.adapter.decoder_layers(self.model)):
+            handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
+            previous = self._previous(i)
+            if previous or self._listeners(i):
+                handles.append(layer.self_attn.register_forward_hook(self._after_attention, with_kwargs=True))
+            if self._listeners(i):
+                handles.append(layer.mlp.register_forward_hook(self._after_mlp))
+            if self.steps:
+                handles.append(layer.register_forward_hook(self._after_layer))
+        return handles
+
+    def wants(self, name: str) -> bool:
+        return any(name in method.requires() for method in self.methods)
+
+    def begin(self, flow: Flow, record: Record, tower_reader: TowerReader | None) -> None:
+        self.flow, self.record, self.tower_reader = flow, record, tower_reader
+
+    def end(self) -> None:
+        self.flow = self.tower_reader = self.raters = self.deepstack = None
+        self._clear()
+
+    def _previous(self, layer: int) -> LayerMethod | None:
+        """The method that wants to hear the attention of `layer`, to choose before the next one."""
+        method, _ = self.steps.get(layer + 1, (None, 0))
+        return method if method is not None and method.reads == "previous" else None
+
+    def _listeners(self, layer: int) -> list[LayerMethod]:
+        return [m for m in self.methods if "transition" in m.requires() and layer in m.listens(self.depth)]
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flow = self.flow
+        if flow is None:
+            return None
+        i = self.current = _number(module)
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        changes = flow.for_layer(i, hidden, kwargs)
+        if i in self.steps and any(len(where) for where in flow.where):
+            hidden = self._choose(i, module, hidden, {**kwargs, **(changes or {})})
+            changes = flow.for_layer(i, hidden, kwargs)
+        if changes is None:
+            return None
+        kwargs = {**kwargs, **changes}
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        flow = self.flow
+        if flow is None or not any(len(where) for where in flow.where):
+            return
+        i: int = module.layer_idx  # type: ignore[assignment]
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        if listeners := self._listeners(i):
+            self._listen(listeners, x, output[0])
+        method = self._previous(i)
+        if method is not None:
+            wanted = tuple(name for name in method.requires() if name in LAYER_SIGNALS)
+            readings = Readings(flow, self._view(i, module, x, kwargs, filled=True), wanted)
+            readings.close()
+            self.before[i] = readings
+
+    def _after_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        flow = self.flow
+        if flow is not None and any(len(where) for where in flow.where):
+            self._listen(self._listeners(self.current), args[0], output)
+
+    def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """DeepStack (Qwen3-VL): adds rows to visual tokens after the first layers, as their number now changes."""
+        if self.flow is None or self.deepstack is None:
+            return None
+        i, (features, mask) = _number(module), self.deepstack
+        if i >= len(features):
+            return None
+        output = output.clone()
+        here = mask.to(output.device)
+        output[here] = output[here] + features[i].to(output)
+        return output
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    def _listen(self, methods: list[LayerMethod], x: Tensor, out: Tensor) -> None:
+        flow = self.flow
+        assert flow is not None
+        ratio, cosine = ops.transition(x, out)
+        valid = flow.part.valid
+        real = torch.ones_like(ratio, dtype=torch.bool) if valid is None else valid.to(ratio.device)
+        for method in methods:
+            made = method.transition(ratio, cosine, real).to(flow.device)
+            self.history[method] = self.history[method] + made if method in self.history else made
+
+    def _view(self, i: int, attention: nn.Module, x: Tensor, kwargs: dict[str, Any], filled: bool) -> LayerView:
+        flow = self.flow
+        assert flow is not None
+        cache = kwargs.get("past_key_values")
+        layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
+        held = layer.keys if layer is not None and layer.is_initialized and layer.keys.numel() else None
+        return LayerView(attention, x, kwargs["position_embeddings"], held, filled, flow.seen_keys(i))
+
+    # -- choosing ----------------------------------------------------------------------------------------------
+
+    def _choose(self, i: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        flow, (method, step) = self.flow, self.steps[i]
+        assert flow is not None
+        watch, before = Stopwatch(hidden.device), sum(map(len, flow.where))
+        if method.reads == "previous":
+            readings = self.before.pop(i - 1)
+        else:
+            normed = module.input_layernorm(hidden) if self._hears(method) else hidden
+            readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))  # type: ignore[arg-type]
+        selections = []
+        for number, span in enumerate(flow.spans):
+            view = VisualTokens(
+                features=hidden[span.row, flow.where[number]],
+                span=span,
+                index=flow.index[number],
+                read=self._reader(method, readings, number, hidden),
+                step=step,
+                depth=self.depth,
+            )
+            if not len(view.features):
+                selections.append(Selection.prune(view.index, 0))
+                continue
+            selection = method.select(view).check(may_be_empty=method.may_drop_all)
+            selections.append(selection if flow.compact else selection.sorted())
+        hidden = flow.shorten(hidden, selections, i)
+        plan = flow.part.plan
+        assert plan is not None
+        self.history = {m: x.gather(1, plan.index) for m, x in self.history.items()}
+        if self.deepstack is not None:
+            features, _ = self.deepstack
+            self.deepstack = ([plan.merged(x) if n >= i else x for n, x in enumerate(features)], plan.visual())
+        self.record.note_step(method.title, i, before, sum(map(len, flow.where)), watch.stop(), selections)
+        return hidden
+
+    def _hears(self, method: LayerMethod) -> bool:
+        return any(name in LAYER_SIGNALS and name != "transition" for name in method.requires())
+
+    def _reader(self, method: LayerMethod, readings: Readings, number: int, hidden: Tensor) -> Callable[[str], Tensor]:
+        flow, tower = self.flow, self.tower_reader
+        assert flow is not None
+        assert tower is not None
+        span = flow.spans[number]
+
+        def read(name: str) -> Tensor:
+            if name not in method.requires():
+                raise ValueError(f"{method.title} reads the signal {name!r} without listing it in `needs`.")
+            if name not in LAYER_SIGNALS:
+                return tower(method, span)(name)
+            if name == "transition":
+                return self.history[method][span.row, flow.where[number]]
+            after = flow.text_after[span.row]
+            if name == "text_states":
+                return hidden[span.row, after[after >= 0]]
+            if name == "text_raters":
+                assert self.raters is not None
+                return self.raters[span.row][after >= 0]
+            return readings.of(name, number)
+
+        return read
+
+
+def _number(layer: Any) -> int:
+    return layer.self_attn.layer_idx

@@ -1,0 +1,71 @@
+"""DART: a few pivots, and the tokens least like them; no attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.budget import check_recent
+from vtc.methods.base import Paper
+from vtc.methods.layered import LayerMethod
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DART(LayerMethod):
+    """Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
+
+    Source: arXiv 2502.11494, section 4. Pivots are the visual and the text tokens whose keys in the layer before have
+    the largest L1 norm; the pivots take turns, each taking its share from what is left. Kept tokens keep their
+    positions.
+
+    Args:
+        pivots: visual pivots, which are kept. text_pivots: text pivots (after the pictures).
+    """
+
+    name = "dart"
+    keep: int | float = 1 / 9
+    layers: tuple[int | float, ...] = (2,)
+    pivots: int = 4
+    text_pivots: int = 4
+    reads = "previous"
+    shape = (1 / 9,)
+    needs = ("layer_keys", "text_keys", "text_states")
+    query_aware = True
+    paper = Paper(
+        "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", "2502.11494"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_recent(self.text_pivots, "text_pivots")
+        if check_recent(self.pivots, "pivots") == 0:
+            raise ValueError("pivots=0 leaves nothing to start from; give at least 1.")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, k = tokens.features.shape[0], self.count(tokens)
+        norm = tokens.signal("layer_keys").flatten(1).float().norm(p=1, dim=1)
+        own = norm.argsort(descending=True, stable=True)[: min(self.pivots, k)]
+        text_norm = tokens.signal("text_keys").flatten(1).float().norm(p=1, dim=1)
+        said = text_norm.argsort(descending=True, stable=True)[: self.text_pivots]
+        unit = F.normalize(tokens.features.float(), dim=-1)
+        asked = F.normalize(tokens.signal("text_states").float(), dim=-1)[said]
+        likeness = torch.cat([unit[own], asked]) @ unit.T  # [pivots, N]
+        return Selection.prune(_take_turns(likeness, own, k).sort().values, n)
+
+
+def _take_turns(likeness: Tensor, chosen: Tensor, k: int) -> Tensor:
+    """`chosen` and, from each row of `likeness` [P, N] in turn, its share of the least similar tokens left; [k]."""
+    taken = torch.zeros(likeness.shape[1], dtype=torch.bool, device=likeness.device)
+    taken[chosen] = True
+    parts, missing, turns = [chosen], k - len(chosen), len(likeness)
+    for i, row in enumerate(likeness):
+        share = missing // turns + (i < missing % turns)
+        least = row.masked_fill(taken, torch.inf).argsort(stable=True)[:share]
+        taken[least] = True
+        parts.append(least)
+    return torch.cat(parts)

@@ -1,0 +1,31 @@
+"""FastV: after two layers, keep what the last token looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vtc.methods.base import Paper
+from vtc.methods.layered import LayerMethod
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(LayerMethod):
+    """Top-k by the attention of the prompt's last token in the layer before (K = 2, R = 50 %).
+
+    Source: arXiv 2403.06764, section 4.1. Kept tokens keep their positions.
+    """
+
+    name = "fastv"
+    keep: int | float = 0.5
+    layers: tuple[int | float, ...] = (2,)
+    reads = "previous"
+    shape = (0.5,)
+    needs = ("last_attention",)
+    query_aware = True
+    paper = Paper("An Image is Worth 1/2 Tokens After Layer 2", "2403.06764")
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.signal("last_attention")

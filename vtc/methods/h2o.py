@@ -1,0 +1,45 @@
+"""H2O: heavy hitters and recent tokens stay in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtc.methods.base import Paper, top_k
+from vtc.methods.cached import CacheMethod
+from vtc.methods.contextual import check_share
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class H2O(CacheMethod):
+    """Keeps the tokens that have received most attention so far, and the most recent ones.
+
+    Source: arXiv 2306.14048, section 4: in each layer, half of the budget goes to heavy hitters by accumulated
+    attention, half to the latest tokens. Here the choice is one per layer (mean over heads), not one per head.
+
+    Args:
+        recent: share of the budget for the latest tokens; None = 0.5 with scope="all", 0 among visual tokens, whose
+            order is that of reading a picture.
+    """
+
+    name = "h2o"
+    keep: int | float = 0.5
+    recent: float | None = None
+    needs = ("attention_record",)
+    window = None
+    paper = Paper("H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", "2306.14048")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recent is not None:
+            check_share(self.recent, "recent")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, k = tokens.features.shape[0], self.count(tokens)
+        share = (0.5 if self.scope == "all" else 0.0) if self.recent is None else self.recent
+        late = int(share * k)
+        score = tokens.signal("attention_record").clone()
+        if late:
+            score[n - late :] = float("inf")
+        return Selection.prune(top_k(score, k), n)

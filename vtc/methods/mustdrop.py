@@ -1,0 +1,160 @@
+"""MustDrop: spatial merging before, two-sided attention filters inside, and the same tokens in the cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.methods.base import Method, Paper, top_k
+from vtc.methods.cached import CacheMethod
+from vtc.methods.layered import LayerMethod
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class MustDrop(Method):
+    """Three stages, governed by thresholds: how many tokens stay depends on the picture and the question.
+
+    Source: arXiv 2411.10803, section 3. (1) 3 x 3 windows of similar tokens become one — here after the projector,
+    where the paper merges after the tower's first layer. (2) After layers 3, 7, 11 and 15 of 32 a token goes if the
+    text's attention to it is below `share` of what all visual tokens get *and* no text token gives it `peak`; the key
+    set, the best 8 % by CLS attention, always stays. (3) After the prefill, the layers from the first filter on cache
+    only what the last layer still saw.
+
+    Args:
+        exact: keep exactly `keep` tokens instead (key set first, then by the text's attention), spread over the layers
+            as the paper's averages fall.
+        share, peak: the thresholds; the paper's pairs are (0.001, 0.001) for nominally 192 of 576 tokens,
+            (0.0012, 0.001) for 128 and (0.011, 0.01) for 64.
+        similar: least mean cosine of a window that is merged. key_share: size of the key set.
+    """
+
+    name = "mustdrop"
+    keep: int | float = 192
+    exact: bool = False
+    share: float = 0.001
+    peak: float = 0.001
+    similar: float = 0.8
+    key_share: float = 0.08
+    stage = "input"
+    needs = ("cls_attention", "text_attention", "survives", "grid")
+    query_aware = True
+    exact_count = False
+    merges = True
+    positions_default = "compact"
+    paper = Paper("Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model", "2411.10803")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("share", "peak", "key_share"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} is outside [0, 1].")
+        if isinstance(self.similar, bool) or not isinstance(self.similar, int | float) or not -1 <= self.similar <= 1:
+            raise ValueError(f"similar={self.similar!r} is no cosine: expected a number in [-1, 1].")
+
+    def parts(self) -> tuple[Method, ...]:
+        filters = DualFilter(
+            keep=self.keep,
+            exact=self.exact,
+            share=self.share,
+            peak=self.peak,
+            key_share=self.key_share,
+            positions=self.positions,
+        )
+        windows = MergeWindows(keep=self.keep if self.exact else 1, similar=self.similar, positions=self.positions)
+        return windows, filters, OutputAware(first=filters.layers[0])
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        return self.parts()[0].select(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeWindows(Method):
+    """MustDrop's first stage: 3 x 3 windows of similar tokens become their mean; never fewer than `keep` tokens."""
+
+    similar: float = 0.8
+    needs = ("grid",)
+    exact_count = False
+    merges = True
+    positions_default = "compact"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, device = tokens.features.shape[0], tokens.features.device
+        least, unit = self.count(tokens), F.normalize(tokens.features.float(), dim=-1)
+        output = torch.arange(n, device=device)  # anchor that absorbs each token
+        windows = [w for tile in tokens.span.tiles for w in _windows(tile.indices())]
+        if windows:
+            index = torch.stack(windows).to(device)  # [W, 9]
+            near = unit[index] @ unit[index].transpose(1, 2)  # [W, 9, 9]
+            alike = (near.sum(dim=(1, 2)) - 9) / 72  # mean over pairs
+            order = alike.argsort(descending=True, stable=True)
+            order = order[alike[order] >= self.similar][: max(0, (n - least) // 8)]
+            for window in index[order]:
+                output[window] = window[4]  # the middle one stands for it
+        anchor, source = output.unique(return_inverse=True)
+        return Selection.merge(anchor, source)
+
+
+def _windows(grid: Tensor) -> list[Tensor]:
+    """Indices [9] of the whole 3 x 3 windows of a grid [t, h, w]."""
+    t, h, w = grid.shape
+    return [
+        grid[f, y : y + 3, x : x + 3].flatten()
+        for f in range(t)
+        for y in range(0, h - 2, 3)
+        for x in range(0, w - 2, 3)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualFilter(LayerMethod):
+    """MustDrop's second stage: dropped only if the text ignores a token as a whole and one by one."""
+
+    layers: tuple[int | float, ...] = (3 / 32, 7 / 32, 11 / 32, 15 / 32)
+    exact: bool = False
+    share: float = 0.001
+    peak: float = 0.001
+    key_share: float = 0.08
+    reads = "previous"
+    shape = (0.6, 0.45, 0.36, 0.3)
+    needs = ("text_attention", "cls_attention")
+    query_aware = True
+    exact_count = False
+    positions_default = "compact"
+
+    def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
+        return (depth - 1,)
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n = tokens.features.shape[0]
+        attention = tokens.signal("text_attention")  # [T, N]
+        heard = attention.sum(dim=0)
+        key_set = torch.zeros(n, dtype=torch.bool, device=heard.device)
+        key_set[top_k(tokens.signal("cls_attention").sum(dim=0), math.ceil(self.key_share * tokens.total))] = True
+        if self.exact:
+            return Selection.prune(top_k(heard + key_set * (heard.sum() + 1), self.count(tokens)), n)
+        ignored = (heard < self.share * heard.sum()) & (attention.amax(dim=0) < self.peak)
+        kept = key_set | ~ignored
+        if not kept.any():
+            kept[heard.argmax()] = True
+        return Selection.prune(kept.nonzero().squeeze(1), n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputAware(CacheMethod):
+    """MustDrop's third stage: cached visual tokens that the last decoder layer no longer saw go."""
+
+    keep: int | float = 1.0
+    needs = ("survives",)
+    exact_count = False
+    may_drop_all = True
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        stays = tokens.signal("survives")
+        return Selection.prune(stays.nonzero().squeeze(1), len(stays))

@@ -1,0 +1,56 @@
+"""Scissorhands: tokens that recent queries keep finding important stay in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vtc.budget import check_recent
+from vtc.methods.base import Paper, top_k
+from vtc.methods.cached import CacheMethod
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scissorhands(CacheMethod):
+    """Counts, over a window of recent queries, how often a token got more than an even share of the attention.
+
+    Source: arXiv 2305.17118, section 4 (persistence of importance): a token is important to a query that sees t tokens
+    if it gets more than 1/t; the least often important ones go, the latest stay. One choice per layer (mean over
+    heads).
+
+    Args:
+        history: how many of the last queries vote. recent: how many of the latest tokens always stay; only with
+            scope="all".
+    """
+
+    name = "scissorhands"
+    keep: int | float = 0.5
+    history: int = 400
+    recent: int = 10
+    needs = ("attention_record",)
+    paper = Paper(
+        "Scissorhands: Exploiting the Persistence of Importance Hypothesis for LLM KV Cache Compression", "2305.17118"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_recent(self.recent)
+        if check_recent(self.history, "history") == 0:
+            raise ValueError("history=0 leaves nobody to vote; give at least 1 query.")
+
+    def queries(self) -> int | None:
+        return self.history
+
+    def gain(self, rows: Tensor, visible: Tensor) -> Tensor:
+        important = rows * visible[..., None] > 1  # more than 1 / t
+        return important.sum(dim=1).to(rows.dtype)
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, k = tokens.features.shape[0], self.count(tokens)
+        score = tokens.signal("attention_record").clone()
+        if self.scope == "all":
+            score[n - min(self.recent, k) :] = float("inf")
+        return Selection.prune(top_k(score, k), n)

@@ -1,0 +1,38 @@
+"""StreamingLLM: the first tokens and the latest ones stay in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtc.budget import check_recent
+from vtc.methods.base import Paper, top_k
+from vtc.methods.cached import CacheMethod
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming(CacheMethod):
+    """Attention sinks and a window of recent tokens; looks at nothing.
+
+    Source: arXiv 2309.17453, section 3.2. The paper renumbers positions within the cache; here keys are cached rotated
+    and keep theirs, which is the same as long as the conversation stays within the model's context length.
+
+    Args:
+        sinks: how many of the first tokens stay.
+    """
+
+    name = "streaming"
+    keep: int | float = 0.5
+    sinks: int = 4
+    paper = Paper("Efficient Streaming Language Models with Attention Sinks", "2309.17453")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_recent(self.sinks, "sinks")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        n, k = tokens.features.shape[0], self.count(tokens)
+        age = tokens.index.new_tensor(range(n)).float()  # later = higher
+        age[: min(self.sinks, k)] = float("inf")
+        return Selection.prune(top_k(age, k), n)
