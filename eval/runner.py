@@ -13,6 +13,7 @@ from vtc.eval.datasets import Dataset, Question
 from vtc.eval.metrics import normalise, score
 
 KEEPS = (288, 192, 128, 64, 32, 16)
+BUDGETS = ("final", "average")
 _PICTURES_AT_ONCE = 64  # bounds the memory that encoded pictures take
 _GREY = (127, 127, 127)
 _SLACK = 4  # tokens an answer may run over the longest reference of its task
@@ -28,6 +29,9 @@ class Run:
     scores: list[float] = field(default_factory=list)
     tokens_in: int = 0  # visual tokens over all questions
     tokens_out: int = 0
+    tokens_average: float = 0.0  # the same, mean over the decoder layers
+    flops: tuple[int, int] = (0, 0)  # of the language model's prefill: uncompressed, compressed
+    kv_bytes: tuple[int, int] = (0, 0)  # of the KV cache after the prefill
     seconds: float = 0.0  # of generation, the vision tower's share not included
 
 
@@ -57,6 +61,7 @@ def evaluate(
     keeps: Sequence[int | float] = KEEPS,
     *,
     blind: bool = False,
+    budget: str = "final",
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
@@ -66,18 +71,22 @@ def evaluate(
         model, processor: as `vtc.load` returns them; the model must not be wrapped.
         methods: names; "random" is added if it is not among them.
         keeps: visual tokens per picture, counts or fractions.
+        budget: what `keeps` means for methods that drop tokens between decoder layers: "final" = left after the last
+            of them, "average" = mean over the layers, where every method spends about the same FLOPs.
         blind: also answer with a grey picture of the same size in place of each picture.
         batch_size: questions per call of `generate`.
         progress: called with (answers so far, answers in all).
     Raises:
         ValueError: no questions, or whatever `vtc.wrap` refuses; before any question is answered.
     """
+    if budget not in BUDGETS:
+        raise ValueError(f"budget={budget!r} is not one of {', '.join(BUDGETS)}.")
     began = time.perf_counter()
     methods = list(dict.fromkeys(["random", *methods]))
     full, grey = Run("full"), Run("blind")
     compressed = [Run(method, keep) for keep in keeps for method in methods]
     for run in compressed:
-        with _wrapped(model, run):  # refuses here, and not after minutes of work, what the model cannot do
+        with _wrapped(model, run, budget):  # refuses here, and not after minutes of work, what the model cannot do
             pass
     for image in {question.image for question in data.questions}:
         vtc.load_picture(image)
@@ -92,7 +101,7 @@ def evaluate(
         greys = _encode(model, processor, chunk, ["random"], blind=True) if blind else None
         for run in runs:
             start = time.perf_counter()
-            with _wrapped(model, run):
+            with _wrapped(model, run, budget):
                 for batch in batches:
                     _answer(model, processor, greys if run is grey else sights, batch, run)
                     done += len(batch.numbers)
@@ -103,8 +112,14 @@ def evaluate(
     return Result(data, model.config.model_type, runs, time.perf_counter() - began)
 
 
-def _wrapped(model, run: Run):
-    return nullcontext() if run.keep is None else vtc.wrapped(model, run.method, run.keep)
+def _wrapped(model, run: Run, budget: str):
+    if run.keep is None:
+        return nullcontext()
+    options = next((info.options for info in vtc.methods() if info.name == run.method), ())
+    counted: dict[str, bool] = {"exact": True} if "exact" in options else {}  # thresholds keep any number
+    if "average" in options:
+        counted["average"] = budget == "average"
+    return vtc.wrapped(model, run.method, run.keep, **counted)
 
 
 @dataclass
@@ -192,4 +207,11 @@ def _answer(model, processor, encoded, batch: _Batch, run: Run) -> None:
     visual = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     tokens = int((text["input_ids"] == visual).sum())
     run.tokens_in += tokens
-    run.tokens_out += tokens if run.keep is None else vtc.report(model).tokens_out
+    if run.keep is None:
+        run.tokens_out, run.tokens_average = run.tokens_in, run.tokens_in
+        return
+    report = vtc.report(model)
+    run.tokens_out += report.tokens_out
+    run.tokens_average += report.tokens_average
+    run.flops = (run.flops[0] + report.flops[0], run.flops[1] + report.flops[1])
+    run.kv_bytes = (run.kv_bytes[0] + report.kv_bytes[0], run.kv_bytes[1] + report.kv_bytes[1])

@@ -16,7 +16,10 @@ class Row:
 
     method: str
     keep: int | float | None
-    tokens: float  # visual tokens per question
+    tokens: float  # visual tokens per question, after the last decoder layer that drops any
+    average: float  # the same, mean over the decoder layers
+    flops: float  # of the prefill, as a share of the uncompressed model's
+    kv: float  # bytes of the KV cache, likewise
     tasks: dict[str, Score]
     overall: Score
     loyalty: Score | None
@@ -46,6 +49,9 @@ def rows(result: Result) -> list[Row]:
             method=run.method,
             keep=run.keep,
             tokens=run.tokens_out / len(questions),
+            average=run.tokens_average / len(questions),
+            flops=_share(run.flops),
+            kv=_share(run.kv_bytes),
             tasks=tasks,
             overall=bootstrap(run.scores, groups),
             loyalty=None if run is result.full else bootstrap(result.loyalty(run), groups),
@@ -56,6 +62,10 @@ def rows(result: Result) -> list[Row]:
     return [row(run) for run in result.runs]
 
 
+def _share(pair: tuple[int, int]) -> float:
+    return pair[1] / pair[0] if pair[0] else 1.0
+
+
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
     if score is None:
         return ""
@@ -63,7 +73,7 @@ def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
 
 
 def _header(result: Result) -> list[str]:
-    return ["method", "tokens", *result.data.tasks, "all", "vs random", "loyalty"]
+    return ["method", "tokens", "mean", "FLOPs", "KV", *result.data.tasks, "all", "vs random", "loyalty"]
 
 
 def _cells(row: Row, digits: int) -> list[str]:
@@ -71,6 +81,9 @@ def _cells(row: Row, digits: int) -> list[str]:
     return [
         row.method,
         f"{row.tokens:.0f}",
+        f"{row.average:.0f}",
+        f"{100 * row.flops:.0f}",
+        f"{100 * row.kv:.0f}",
         *tasks,
         _percent(row.overall),
         _percent(row.gain, "+"),
@@ -82,9 +95,10 @@ def caption(result: Result) -> str:
     pictures = len({question.image for question in result.data.questions})
     return (
         f"{result.data.name}: {len(result.data.questions)} questions on {pictures} pictures; model {result.model}. "
-        "Scores in %, with 95 % confidence intervals: Wilson's for tasks scored right or wrong, bootstrap over "
-        "pictures for captions (F1 over objects), all questions, the paired difference to random, and loyalty (same "
-        "answer as with all tokens)."
+        "Tokens: per picture, at the end and as a mean over the decoder layers; FLOPs of the language model's prefill "
+        "and bytes of its KV cache in % of the uncompressed model's. Scores in %, with 95 % confidence intervals: "
+        "Wilson's for tasks scored right or wrong, bootstrap over pictures for captions (F1 over objects), all "
+        "questions, the paired difference to random, and loyalty (same answer as with all tokens)."
     )
 
 

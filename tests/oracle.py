@@ -89,7 +89,8 @@ class _Play:
 
     def __init__(self, model: Any, made: Decisions, rows: int, compact: bool, earlier: Decisions | None) -> None:
         self.lm, self.made, self.rows, self.compact = model.model.language_model, made, rows, compact
-        self.earlier, self.stages, self.start = earlier, [], None
+        self.earlier, self.stages = earlier, []
+        self.start = -1  # length of the cache when the forward with the pictures began
 
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
@@ -105,7 +106,7 @@ class _Play:
             ids = torch.arange(self.seen, self.seen + self.length)[None]
         self.grid = ids.dim() == 3
         self.ids = (ids[-3:].expand(3, -1, -1) if self.grid else ids[None]).expand(-1, self.batch, -1)  # [A, B, T]
-        if self.start is None:
+        if self.start < 0:
             self.start = self.seen
             self.stages = [_Stage(0, self.batch, [], [[]] * self.batch)]
             for layer, choices in self.made.steps:

@@ -42,10 +42,13 @@ COMPOSED: dict[str, Any] = {
     ],
 }
 ALL = LAYERS | CACHES | COMPOSED
+PROMPTS: dict[str, tuple[Any, str]] = {name: (rows, "sdpa") for name, rows in BATCHES.items()}
+PROMPTS["left padded, unequal, text-only row; eager"] = (BATCHES["left padded, unequal, text-only row"], "eager")
 
 
-def equal_to_oracle(family: str, method: Any, rows: list[list[int]], side: str, attention: str = "sdpa", **how: Any):
+def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sdpa", **how: Any) -> Any:
     """Assert logits (1e-5 relative, fp32) and identical ids of greedy or other decoding; returns the report."""
+    rows, side = prompts
     model, inputs = model_of(family, attention), batch(family, rows, side)
     how = GREEDY | how
     with vtc.wrapped(model, method):
@@ -67,26 +70,24 @@ def equal_to_oracle(family: str, method: Any, rows: list[list[int]], side: str, 
     return report
 
 
-@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", LAYERS | COMPOSED)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers(family: str, method: str, positions: str, attention: str, rows: Any) -> None:
-    report = equal_to_oracle(family, ALL[method](positions=positions), *rows, attention)
+def test_layers(family: str, method: str, positions: str, rows: Any, attention: str) -> None:
+    report = equal_to_oracle(family, ALL[method](positions=positions), rows, attention)
     assert report.tokens_out < report.tokens_in
     assert len(set(report.tokens_by_layer)) > 1
     assert report.flops[1] < report.flops[0]
 
 
-@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("scope", ["visual", "all"])
 @pytest.mark.parametrize("every", [None, 3])
 @pytest.mark.parametrize("method", CACHES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_caches(family: str, method: str, every: Any, scope: str, attention: str, rows: Any) -> None:
-    report = equal_to_oracle(family, CACHES[method](scope=scope, every=every), *rows, attention)
+def test_caches(family: str, method: str, every: Any, scope: str, rows: Any, attention: str) -> None:
+    report = equal_to_oracle(family, CACHES[method](scope=scope, every=every), rows, attention)
     assert report.tokens_out == report.tokens_in
     assert report.kv_bytes[1] < report.kv_bytes[0]
 
@@ -96,7 +97,7 @@ def test_caches(family: str, method: str, every: Any, scope: str, attention: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoders(family: str, method: str, decoder: str) -> None:
     made = ALL[method](positions="compact") if method not in CACHES else ALL[method]()
-    equal_to_oracle(family, made, [[0], [1, 2], []], "left", **DECODERS[decoder] | {"max_new_tokens": 6})
+    equal_to_oracle(family, made, ([[0], [1, 2], []], "left"), **{**DECODERS[decoder], "max_new_tokens": 6})
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])

@@ -141,7 +141,7 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
         about the first image and one about the second.
     """
-    return encode_with(Engine(model, _resolve_all(methods, None, {})), vision_inputs)
+    return encode_with(model, _resolve_all(methods, None, {}), vision_inputs)
 
 
 def load(

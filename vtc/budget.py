@@ -72,14 +72,18 @@ def counts_for_average(
     shape: tuple[float, ...], layers: tuple[int, ...], mean: int, total: int, depth: int, title: str
 ) -> tuple[int, ...]:
     """Counts after each step whose mean over all layers is nearest to `mean`; ValueError if it cannot be so small."""
-    least = layer_average(scaled(shape, 1, total), layers, total, depth)
-    if mean < least - 0.5:
+    least = layer_average((1,) * len(shape), layers, total, depth)
+    if mean < least:
         raise ValueError(
             f"{title} cannot keep {mean} of {total} visual tokens on average: before layer {layers[0]} of {depth} all "
             f"of them are there, which makes {math.ceil(least)} at least; prune earlier (layers=) or keep more."
         )
-    tried = (scaled(shape, last, total) for last in range(1, total + 1))
-    return min(tried, key=lambda counts: abs(layer_average(counts, layers, total, depth) - mean))
+    low, high = 0.0, 100.0  # the mean falls as the power grows
+    for _ in range(60):
+        power = (low + high) / 2
+        counts = tuple(max(1, round(total * share**power)) for share in shape)
+        low, high = (power, high) if layer_average(counts, layers, total, depth) > mean else (low, power)
+    return tuple(max(1, round(total * share**high)) for share in shape)
 
 
 def check_first(first: object) -> int | float:

@@ -51,7 +51,7 @@ def choose(
             chosen[i] = selection if earlier is None else earlier.then(selection)
             views[i] = views[i].after(selection.anchor, selection.apply(views[i].features))
         after = sum(len(view.features) for view in views)
-        record.stages.append((method.title, None, before, after, watch.stop()))
+        record.stages.append((method.title, None, before, after, [watch.stop()]))
     selections = [selection for selection in chosen if selection is not None]
     record.steps.append((0, selections))
     return selections

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+import transformers
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vtc
 from vtc.ask import ask, save_overlays, show
-from vtc.eval import datasets, runner, table
+from vtc.eval import bench, datasets, plot, runner, table
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -80,7 +82,7 @@ def _eval(options: argparse.Namespace) -> None:
     """Print the table of accuracy by task, method and budget."""
     names = options.methods or [info.name for info in vtc.methods()]
     _check_methods(names)
-    for file in filter(None, (options.json, options.markdown)):
+    for file in filter(None, (options.json, options.markdown, options.plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     data = datasets.load(options.data).first(options.limit)
     model, processor = _load(options)
@@ -94,6 +96,7 @@ def _eval(options: argparse.Namespace) -> None:
             names,
             options.keep,
             blind=options.blind,
+            budget=options.budget,
             batch_size=options.batch_size,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
@@ -102,8 +105,49 @@ def _eval(options: argparse.Namespace) -> None:
         Path(options.json).write_text(table.as_json(result))
     if options.markdown:
         Path(options.markdown).write_text(table.markdown(result))
+    if options.plot:
+        plot.pareto([result], Path(options.plot))
     Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(result))
     print(f"{result.seconds:.0f} s")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    """Time the prefill with and without compression, on a full-size architecture with random weights."""
+    names = options.methods or [info.name for info in vtc.methods()]
+    _check_methods(names)
+    shape = bench.SHAPES[options.shape]
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    for file in filter(None, (options.json, options.markdown)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    model = bench.build(shape, device, dtype)
+    settings = [(name, keep) for keep in options.keep for name in names]
+    columns = (TextColumn("prefills"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("prefills", total=None)
+        lines = bench.measure(
+            model,
+            settings,
+            options.rounds,
+            options.batch,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    machine = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    about = {
+        "shape": options.shape,
+        "machine": machine,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if options.json:
+        Path(options.json).write_text(json.dumps(about | {"lines": bench.as_dict(lines)}, indent=1))
+    if options.markdown:
+        Path(options.markdown).write_text(bench.markdown(lines))
+    Console(width=None if sys.stdout.isatty() else 200).print(bench.terminal(lines))
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
 
 
 def _import_plugin(name: str | None) -> None:
@@ -208,10 +252,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", default="tiny", metavar="NAME_OR_PATH", help="tiny, easy-vqa, or a .jsonl file")
     command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all")
     command.add_argument("--keep", type=_listed(_keep), default=list(runner.KEEPS), metavar="N,N", help="budgets")
+    command.add_argument(
+        "--budget",
+        choices=runner.BUDGETS,
+        default="final",
+        help="what --keep means for methods inside the language model: tokens at the end, or mean over its layers",
+    )
     command.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
     command.add_argument("--blind", action="store_true", help="add a baseline that sees a grey picture instead")
     command.add_argument("--batch-size", type=_count, default=64, metavar="N", help="default: %(default)s")
     command.add_argument("--json", metavar="FILE", help="write rows and answers here")
     command.add_argument("--markdown", metavar="FILE", help="write the table here")
+    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs into this picture file")
     command.set_defaults(run=_eval)
+
+    about = "prefill time, memory and overhead of methods"
+    command = commands.add_parser("bench", help=about, description=_bench.__doc__)
+    command.add_argument("what", choices=("model",), help="model: prefill of a whole language model")
+    command.add_argument("--shape", choices=bench.SHAPES, default="cpu-24x1024", help="default: %(default)s")
+    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all")
+    command.add_argument("--keep", type=_listed(_keep), default=[64], metavar="N,N", help="budgets; default: 64")
+    command.add_argument("--rounds", type=_count, default=5, metavar="N", help="default: %(default)s")
+    command.add_argument("--batch", type=_count, default=1, metavar="N", help="default: %(default)s")
+    command.add_argument("--device", type=_device, help="default: a GPU if there is one")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    command.add_argument("--json", metavar="FILE", help="write the measurements here")
+    command.add_argument("--markdown", metavar="FILE", help="write the table here")
+    command.set_defaults(run=_bench)
     return parser

@@ -7,20 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vtc.engine import Engine
-from vtc.models.base import TowerCall
+from vtc.methods.base import Method
+from vtc.models import adapter_for
+from vtc.models.base import Adapter, TowerCall
+from vtc.sources import Sources
 from vtc.spans import layouts_of
-from vtc.tap import ATTRIBUTE
+from vtc.tap import ATTRIBUTE, TowerTap
 
 
 class Encoded:
     """Features of some images, ready for `generate` or `forward` (transformers >= 5.18)."""
 
     def __init__(
-        self, engine: Engine, output: Any, call: TowerCall, grids: dict[str, Tensor], pieces: list[int]
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        output: Any,
+        call: TowerCall,
+        grids: dict[str, Tensor],
+        pieces: list[int],
     ) -> None:
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
@@ -31,7 +39,7 @@ class Encoded:
             self._features.append(rest[:count])
             rest = rest[count:]
         whole = [torch.cat(own) for own in self._features]
-        layouts = layouts_of(engine.adapter, engine.model, whole, call.grid_thw, call)
+        layouts = layouts_of(adapter, model, whole, call.grid_thw, call)
         if layouts is None:
             raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
         self._tokens = [layout.tower_tokens for layout in layouts]
@@ -69,33 +77,35 @@ class Encoded:
         return torch.cat([parts[i] for i in images])
 
 
-def encode_with(engine: Engine, vision_inputs: dict[str, Any]) -> Encoded:
-    """Run `get_image_features` of the engine's model under the engine's tap; the model may be wrapped otherwise."""
-    model: Any = engine.model
+def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
+    """Run `get_image_features` under a tap of its own, for the signals of `methods`; the model may be wrapped."""
+    adapter = adapter_for(model)
+    parts = [part for method in methods for part in method.parts()]
+    tap = TowerTap(model, adapter, Sources(model, adapter, parts).wanted)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
     if vision_inputs.get("pixel_values") is None:
         raise ValueError("pass pixel_values=..., as the processor returned them.")
-    accepted = inspect.signature(engine.adapter.base(model).get_image_features).parameters
+    accepted = inspect.signature(adapter.base(model).get_image_features).parameters
     inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
-    engine.tap.attach()
+    tap.attach()
     try:
         with torch.no_grad():
-            output = engine.adapter.base(model).get_image_features(**inputs, return_dict=True)
+            output = adapter.base(model).get_image_features(**inputs, return_dict=True)
     finally:
-        engine.tap.detach()
+        tap.detach()
     grids = {k: v for k, v in vision_inputs.items() if k == "image_grid_thw"}
-    pieces = _pieces(engine, output.pooler_output, vision_inputs.get("input_ids"))
-    return Encoded(engine, output, getattr(engine.tap.latest, ATTRIBUTE), grids, pieces)
+    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
+    return Encoded(model, adapter, output, getattr(tap.latest, ATTRIBUTE), grids, pieces)
 
 
-def _pieces(engine: Engine, features: Any, input_ids: Tensor | None) -> list[int]:
+def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
     """How many of the features' entries make up each image: one, but for families that hand out tiles."""
-    if not engine.adapter.joins_pieces:
+    if not adapter.joins_pieces:
         return [1] * len(features)
     if input_ids is None:
         raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
-    visual = (input_ids == engine.adapter.image_token_id(engine.model)).int()
+    visual = (input_ids == adapter.image_token_id(model)).int()
     edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
     lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
     return (lengths // len(features[0])).tolist()

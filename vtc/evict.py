@@ -39,6 +39,7 @@ class Evictor:
         self.flow: Flow | None = None
         self.record = Record()
         self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K]
+        self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
 
     def attach(self) -> list[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):
@@ -59,6 +60,7 @@ class Evictor:
     def end(self) -> None:
         self.flow = None
         self.heard.clear()
+        self.watches.clear()
 
     # -- listening ---------------------------------------------------------------------------------------------
 
@@ -77,7 +79,9 @@ class Evictor:
             if last == 0 or i < self.first[number] or not (flow.spans or method.every):
                 continue
             asked = real if last is None else real & (real.flip(1).cumsum(dim=1).flip(1) <= last)
+            watch = Stopwatch(x.device)
             self.heard[number, i] = self._listen(method, view, padded(asked))
+            self.watches.setdefault(number, []).append(watch.stop())
 
     @staticmethod
     def _listen(method: CacheMethod, view: LayerView, at: Tensor) -> Tensor:
@@ -114,7 +118,8 @@ class Evictor:
             after = sum(int((x.tags[OWNER] >= 0).sum()) for x in layers)
             if prefill:
                 means = round(before / self.depth), round(after / self.depth)
-                self.record.stages.append((method.title, self.depth, *means, watch.stop()))
+                watches = [*self.watches.get(number, []), watch.stop()]
+                self.record.stages.append((method.title, self.depth, *means, watches))
         if prefill:
             self.record.cached = [_real(x).sum(dim=1) for x in layers]
 

@@ -56,6 +56,7 @@ class Layers:
     def _clear(self) -> None:
         self.before: dict[int, Readings] = {}  # by the layer they were measured in
         self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
+        self.watches: dict[LayerMethod, list[Stopwatch]] = {}  # time spent listening since the last choice
 
     def attach(self) -> list[RemovableHandle]:
         handles: list[RemovableHandle] = []
@@ -118,9 +119,11 @@ class Layers:
         method = self._previous(i)
         if method is not None:
             wanted = tuple(name for name in method.requires() if name in LAYER_SIGNALS)
+            watch = Stopwatch(x.device)
             readings = Readings(flow, self._view(i, module, x, kwargs, filled=True), wanted)
             readings.close()
             self.before[i] = readings
+            self.watches.setdefault(method, []).append(watch.stop())
 
     def _after_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         flow = self.flow
@@ -144,12 +147,14 @@ class Layers:
     def _listen(self, methods: list[LayerMethod], x: Tensor, out: Tensor) -> None:
         flow = self.flow
         assert flow is not None
+        watch = Stopwatch(x.device)
         ratio, cosine = ops.transition(x, out)
         valid = flow.part.valid
         real = torch.ones_like(ratio, dtype=torch.bool) if valid is None else valid.to(ratio.device)
         for method in methods:
             made = method.transition(ratio, cosine, real).to(flow.device)
             self.history[method] = self.history[method] + made if method in self.history else made
+        self.watches.setdefault(methods[0], []).append(watch.stop())
 
     def _view(self, i: int, attention: nn.Module, x: Tensor, kwargs: dict[str, Any], filled: bool) -> LayerView:
         flow = self.flow
@@ -161,7 +166,7 @@ class Layers:
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
-    def _choose(self, i: int, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _choose(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         flow, (method, step) = self.flow, self.steps[i]
         assert flow is not None
         watch, before = Stopwatch(hidden.device), sum(map(len, flow.where))
@@ -169,7 +174,7 @@ class Layers:
             readings = self.before.pop(i - 1)
         else:
             normed = module.input_layernorm(hidden) if self._hears(method) else hidden
-            readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))  # type: ignore[arg-type]
+            readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))
         selections = []
         for number, span in enumerate(flow.spans):
             view = VisualTokens(
@@ -192,7 +197,8 @@ class Layers:
         if self.deepstack is not None:
             features, _ = self.deepstack
             self.deepstack = ([plan.merged(x) if n >= i else x for n, x in enumerate(features)], plan.visual())
-        self.record.note_step(method.title, i, before, sum(map(len, flow.where)), watch.stop(), selections)
+        watches = [*self.watches.pop(method, []), watch.stop()]
+        self.record.note_step(method.title, i, before, sum(map(len, flow.where)), watches, selections)
         return hidden
 
     def _hears(self, method: LayerMethod) -> bool:

@@ -44,7 +44,11 @@ class ReportSpan:
 
 @dataclass(frozen=True)
 class StageReport:
-    """One method at work: where (`layer` is None before the language model), what came in and out, how long it took."""
+    """One method at work: where, what came in and out, and how long listening, choosing and gathering took.
+
+    `layer` is None before the language model, and its number of layers where the KV cache is compressed after it;
+    tokens are then those a layer holds on average.
+    """
 
     name: str
     layer: int | None
@@ -131,7 +135,7 @@ class Report:
         for column in ("stage", "before layer", "tokens in", "tokens out", "ms"):
             stages.add_column(column, justify="left" if column == "stage" else "right")
         for s in self.stages:
-            where = "input" if s.layer is None else str(s.layer)
+            where = "input" if s.layer is None else "cache" if s.layer == len(self.tokens_by_layer) else str(s.layer)
             stages.add_row(s.name, where, str(s.tokens_in), str(s.tokens_out), f"{s.ms:.2f}")
         console.print(stages)
         spans = Table()

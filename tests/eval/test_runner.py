@@ -95,3 +95,21 @@ def test_refusals_come_before_any_answer(tiny, data):
         runner.evaluate(tiny[0], tiny[1], data, ["nope"], [64], progress=no_answers)
     with pytest.raises(ValueError, match="keep"):
         runner.evaluate(tiny[0], tiny[1], data, ["pool"], [0], progress=no_answers)
+
+
+def test_budgets_inside_the_language_model(tiny, data):
+    few = datasets.Dataset("tiny", data.questions[:4])
+    for budget, final in (("final", 200), ("average", 64)):
+        result = runner.evaluate(
+            tiny[0], tiny[1], few, ["transprune"], [192 if budget == "average" else 200], budget=budget
+        )
+        run = result.runs[-1]
+        assert run.tokens_out <= final * 4
+        if budget == "average":
+            assert abs(run.tokens_average / 4 - 192) < 2
+        assert run.flops[1] < run.flops[0]
+        assert run.kv_bytes[1] < run.kv_bytes[0]
+    with pytest.raises(ValueError, match="budget='mean' is not one of"):
+        runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [64], budget="mean")
+    with pytest.raises(ValueError, match="cannot keep 20 of 576 visual tokens on average"):
+        runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [20], budget="average")

@@ -108,7 +108,7 @@ def test_equal_tokens(name, value):
     """Nothing tells the tokens apart: the result is still well defined, and the lowest indices win."""
     n = 36
     _, _, shapes = picture(6, 6)
-    signals = {k: torch.full_like(v, value) for k, v in shapes.items()}
+    signals: Any = {k: torch.full_like(v, value) for k, v in shapes.items()}
     method = make(name, 10)
     selection = vtc.select(method, torch.full((n, 8), value), grid=(1, 6, 6), **signals)
     if method.exact_count or name == "todre":

@@ -19,9 +19,9 @@ from vtc.signals import VisualTokens
 class DART(LayerMethod):
     """Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
 
-    Source: arXiv 2502.11494, section 4. Pivots are the visual and the text tokens whose keys in the layer before have
-    the largest L1 norm; the pivots take turns, each taking its share from what is left. Kept tokens keep their
-    positions.
+    Source: arXiv 2502.11494, section 4; after layer 2 of 32. Pivots are the visual and the text tokens whose keys in
+    the layer before have the largest L1 norm; the pivots take turns, each taking its share from what is left. Kept
+    tokens keep their positions.
 
     Args:
         pivots: visual pivots, which are kept. text_pivots: text pivots (after the pictures).
@@ -29,7 +29,7 @@ class DART(LayerMethod):
 
     name = "dart"
     keep: int | float = 1 / 9
-    layers: tuple[int | float, ...] = (2,)
+    layers: tuple[int | float, ...] = (1 / 16,)
     pivots: int = 4
     text_pivots: int = 4
     reads = "previous"

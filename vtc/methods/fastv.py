@@ -13,14 +13,14 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(LayerMethod):
-    """Top-k by the attention of the prompt's last token in the layer before (K = 2, R = 50 %).
+    """Top-k by the attention of the prompt's last token in the layer before.
 
-    Source: arXiv 2403.06764, section 4.1. Kept tokens keep their positions.
+    Source: arXiv 2403.06764, section 4.1: half of the tokens after layer 2 of 32. Kept tokens keep their positions.
     """
 
     name = "fastv"
     keep: int | float = 0.5
-    layers: tuple[int | float, ...] = (2,)
+    layers: tuple[int | float, ...] = (1 / 16,)
     reads = "previous"
     shape = (0.5,)
     needs = ("last_attention",)

@@ -27,8 +27,8 @@ class MustDrop(Method):
     only what the last layer still saw.
 
     Args:
-        exact: keep exactly `keep` tokens instead (key set first, then by the text's attention), spread over the layers
-            as the paper's averages fall.
+        exact: keep exactly `keep` tokens at the end instead: key set first, then by the text's attention.
+        average: with `exact`, read `keep` as the mean over the decoder layers.
         share, peak: the thresholds; the paper's pairs are (0.001, 0.001) for nominally 192 of 576 tokens,
             (0.0012, 0.001) for 128 and (0.011, 0.01) for 64.
         similar: least mean cosine of a window that is merged. key_share: size of the key set.
@@ -37,6 +37,7 @@ class MustDrop(Method):
     name = "mustdrop"
     keep: int | float = 192
     exact: bool = False
+    average: bool = False
     share: float = 0.001
     peak: float = 0.001
     similar: float = 0.8
@@ -62,6 +63,7 @@ class MustDrop(Method):
         filters = DualFilter(
             keep=self.keep,
             exact=self.exact,
+            average=self.average,
             share=self.share,
             peak=self.peak,
             key_share=self.key_share,

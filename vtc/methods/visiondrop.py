@@ -29,10 +29,12 @@ class VisionDrop(Method):
 
     Args:
         keep: the average over the decoder layers, as in the paper; the four counts scale with it.
+        average: False = `keep` is what is left at the end.
     """
 
     name = "visiondrop"
     keep: int | float = 32
+    average: bool = True
     stage = "input"
     exact_count = False  # `keep` is an average
     needs = ("cls_attention", "keys", "visual_attention", "layer_keys")
@@ -41,7 +43,7 @@ class VisionDrop(Method):
     paper = Paper("Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", "2506.22283")
 
     def parts(self) -> tuple[Method, ...]:
-        before, *inside = (_times(self.keep, n / _MEAN) for n in _TOTAL)
+        before, *inside = (_times(self.keep, n / (_MEAN if self.average else _TOTAL[-1])) for n in _TOTAL)
         return (
             VisionZip(keep=before, contextual=_CONTEXTUAL[0] / _TOTAL[0], positions=self.positions),
             VisualVote(keeps=tuple(inside), keep=inside[-1], positions=self.positions),

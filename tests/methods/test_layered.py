@@ -1,0 +1,240 @@
+"""Methods inside the language model: schedules, and each choice against a definition written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import vtc
+from vtc import ops
+from vtc.budget import layer_average
+from vtc.methods.mustdrop import DualFilter, MergeWindows
+from vtc.methods.todre import RelevanceCheck
+from vtc.methods.visiondrop import VisualVote
+
+N = 36
+
+
+def seeded(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_numbers():
+    """576 tokens, 32 layers: the counts that the papers and their code give."""
+    assert vtc.TransPrune().steps(32) == (7, 9, 12)
+    assert vtc.TransPrune().counts(576, 32) == (504, 360, 72)
+    assert layer_average((504, 360, 72), (7, 9, 12), 576, 32) == 236.25
+    assert vtc.PyramidDrop().steps(32) == (8, 16, 24)
+    assert vtc.PyramidDrop().counts(576, 32) == (288, 144, 72)
+    assert vtc.SparseVLM().steps(32) == (3, 7, 16)
+    assert vtc.SparseVLM().counts(576, 32) == (300, 200, 110)
+    assert vtc.FastV().steps(32) == (2,)
+    assert vtc.FastV().counts(576, 32) == (288,)
+    assert vtc.DART().counts(576, 32) == (64,)
+    zip_, vote = vtc.VisionDrop(keep=32).parts()
+    assert (zip_.keep, vote.steps(32), vote.counts(576, 32)) == (48, (8, 16, 24), (35, 26, 19))  # type: ignore[attr-defined]
+
+
+def test_fractions_of_depth_and_shallow_models():
+    assert vtc.PyramidDrop().steps(6) == (2, 3, 4)
+    assert vtc.TransPrune().steps(3) == (1,)  # three steps fall on one layer: one step, with the last budget
+    assert vtc.TransPrune().counts(100, 3) == (12,)
+    assert vtc.FastV(layers=0.5).steps(24)  # type: ignore[arg-type]
+    assert vtc.FastV(layers=(0.5,)).steps(24) == (12,)
+
+
+def test_budgets_by_layer():
+    method = vtc.PyramidDrop(layers=(1, 2, 5), keeps=(0.5, 100, 0.1))
+    assert method.counts(576, 8) == (288, 100, 58)
+    assert vtc.PyramidDrop(keep=1.0).counts(576, 8) == (576, 576, 576)
+    assert vtc.PyramidDrop(keep=10**6).counts(576, 8) == (576, 576, 576)
+
+
+@pytest.mark.parametrize("mean", [150, 192, 288, 400, 576])
+@pytest.mark.parametrize("depth", [4, 24, 32])
+def test_average_budgets(mean, depth):
+    for method in (vtc.PyramidDrop, vtc.TransPrune, vtc.SparseVLM, vtc.FastV, vtc.DART):
+        asked = method(keep=mean, average=True)
+        steps = asked.steps(depth)
+        least = layer_average((1,) * len(steps), steps, 576, depth)
+        if mean < least:
+            with pytest.raises(ValueError, match=rf"cannot keep {mean} of 576 visual tokens on average"):
+                asked.counts(576, depth)
+            continue
+        got = layer_average(asked.counts(576, depth), steps, 576, depth)
+        assert abs(got - mean) <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: vtc.FastV(layers=(0,)), "layer 0 is outside"),
+        (lambda: vtc.FastV(layers=(-1,)), "layer -1 is outside"),
+        (lambda: vtc.FastV(layers=(1.5,)), "no share of the depth"),
+        (lambda: vtc.FastV(layers=(math.nan,)), "no share of the depth"),
+        (lambda: vtc.FastV(layers=("two",)), "not a number"),  # type: ignore[arg-type]
+        (lambda: vtc.FastV(layers=()), "at least one layer"),
+        (lambda: vtc.PyramidDrop(keeps=(0.5, 0.2)), "2 budgets for 3 layers"),
+        (lambda: vtc.PyramidDrop(keeps=(0.1, 0.2, 0.3)), "grows"),
+        (lambda: vtc.PyramidDrop(keeps=(0.3, 0.2, 0.1), average=True), "either keeps= or average"),
+        (lambda: vtc.SparseVLM(recycle=2), "recycle=2 is outside"),
+        (lambda: vtc.DART(pivots=0), "pivots=0"),
+        (lambda: vtc.ToDRE(tau=3), "tau=3 is outside"),
+        (lambda: vtc.ToDRE(check=0), "layer 0 is outside"),
+        (lambda: vtc.MustDrop(share=-1), "share=-1 is outside"),
+        (lambda: vtc.MustDrop(similar=2), "similar=2 is no cosine"),
+    ],
+)
+def test_impossible_schedules(build, says):
+    with pytest.raises((ValueError, TypeError), match=says) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_a_model_does_not_have():
+    with pytest.raises(ValueError, match="this model's layers are 0 to 3"):
+        vtc.FastV(layers=(4,)).steps(4)
+    with pytest.raises(ValueError, match="do not ascend"):
+        vtc.PyramidDrop(layers=(3, 2, 0.9)).steps(8)
+
+
+# -- what is chosen ------------------------------------------------------------------------------------------------
+
+
+def best(score, k):
+    return sorted(sorted(range(len(score)), key=lambda i: (-float(score[i]), i))[:k])
+
+
+def test_fastv_and_pyramiddrop_follow_the_last_token():
+    x, attention = seeded(N, 8), torch.rand(N, generator=torch.Generator().manual_seed(1))
+    for name in ("fastv", "pyramiddrop"):
+        chosen = vtc.select(name, x, keep=9, last_attention=attention)
+        assert chosen.anchor.tolist() == best(attention, 9)
+
+
+def test_transprune_adds_two_shares():
+    x, ttv, rows = seeded(N, 8), seeded(N, seed=1).abs(), seeded(5, N, seed=2).abs()
+    score = [float(ttv[i] / ttv.sum() + rows[:, i].mean() / rows.mean(0).sum()) for i in range(N)]
+    chosen = vtc.select("transprune", x, keep=9, transition=ttv, text_attention=rows)
+    assert chosen.anchor.tolist() == best(score, 9)
+    alone = vtc.select(vtc.TransPrune(keep=9, ttv_only=True), x, transition=ttv)
+    assert alone.anchor.tolist() == best(ttv, 9)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_transition_of_a_module_by_hand(absolute):
+    before, after = seeded(2, 6, 8), seeded(2, 6, 8, seed=1)
+    real = torch.tensor([[True] * 6, [False, False, True, True, True, True]])
+    ratio, cosine = ops.transition(before, after)
+    made = vtc.TransPrune(absolute=absolute).transition(ratio, cosine, real)
+    for b in range(2):
+        d = []
+        for t in range(6):
+            x, y = before[b, t].double(), after[b, t].double()
+            c = float(x @ y / (x.norm() * y.norm()))
+            d.append(math.exp(1 - (abs(c) if absolute else c)))
+        total = sum(d[t] for t in range(6) if real[b, t])
+        for t in range(6):
+            m = float(after[b, t].norm() / before[b, t].norm())
+            assert made[b, t] == pytest.approx(m * d[t] / total, rel=1e-5)
+
+
+def test_dart_takes_turns():
+    x, keys, text_keys, states = seeded(N, 8), seeded(N, 2, 5, seed=1), seeded(6, 2, 5, seed=2), seeded(6, 8, seed=3)
+    chosen = vtc.select(
+        vtc.DART(keep=13, pivots=2, text_pivots=2), x, layer_keys=keys, text_keys=text_keys, text_states=states
+    )
+    own = sorted(range(N), key=lambda i: -float(keys[i].abs().sum()))[:2]
+    said = sorted(range(6), key=lambda i: -float(text_keys[i].abs().sum()))[:2]
+    taken = list(own)
+    for pivot, share in zip([*(x[i] for i in own), *(states[i] for i in said)], (3, 3, 3, 2), strict=True):
+        left = [i for i in range(N) if i not in taken]
+        left.sort(key=lambda i: float(torch.cosine_similarity(pivot, x[i], dim=0)))
+        taken += left[:share]
+    assert chosen.anchor.tolist() == sorted(taken)
+
+
+def test_sparsevlm_lets_raters_rate_and_recycles():
+    x, rows = seeded(N, 8), seeded(5, N, seed=2).abs()
+    raters = torch.tensor([True, False, True, False, False])
+    score = (rows[0] + rows[2]) / 2
+    pruned = vtc.select(vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=raters)
+    assert pruned.anchor.tolist() == best(score, 9)
+    nobody = vtc.select(
+        vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=torch.zeros(5, dtype=torch.bool)
+    )
+    assert nobody.anchor.tolist() == best(rows.mean(0), 9)
+    recycled = vtc.select(vtc.SparseVLM(keep=9, recycle=1.0), x, text_attention=rows, text_raters=raters)
+    few = next(f for f in range(1, 9) if (N - 9 + f) // 10 + 1 <= f)  # a tenth of the rejected, plus one
+    kept = best(score, 9 - few)
+    assert recycled.anchor.tolist()[: 9 - few] == kept
+    assert recycled.tokens_out == 9
+    out = recycled.apply(x)
+    for m in range(9 - few, 9):
+        members = [i for i in range(N) if recycled.source[i] == m]
+        torch.testing.assert_close(out[m], x[members].mean(0))
+    assert sorted(i for i in range(N) if recycled.source[i] >= 9 - few) == [i for i in range(N) if i not in kept]
+
+
+def test_visiondrop_votes_and_absorbs():
+    x, votes, keys = seeded(N, 8), seeded(N, seed=1), seeded(N, 2, 5, seed=2)
+    chosen = vtc.select(VisualVote(keep=13), x, visual_attention=votes, layer_keys=keys)
+    few = round(13 * 3 / 19)  # the last step's share
+    dominant = best(votes, 13 - few)
+    rest = [i for i in range(N) if i not in dominant]
+    targets = [rest[j * (len(rest) // few)] for j in range(few)]
+    assert chosen.anchor.tolist() == [*dominant, *targets]
+    mean_keys = keys.mean(1)
+    out = chosen.apply(x)
+    absorbed = {t: [] for t in targets}
+    for i in rest:
+        if i not in targets:
+            absorbed[
+                max(targets, key=lambda t: float(torch.cosine_similarity(mean_keys[i], mean_keys[t], dim=0)))
+            ].append(i)
+    for m, t in enumerate(targets):
+        expected = x[t] + (x[absorbed[t]].mean(0) if absorbed[t] else 0)
+        torch.testing.assert_close(out[len(dominant) + m], expected)
+
+
+def test_mustdrop_merges_windows_of_similar_tokens():
+    x = seeded(36, 8)
+    window = [r * 6 + c for r in range(3) for c in range(3)]
+    x[window] = seeded(8, seed=3) + 0.01 * seeded(9, 8, seed=4)
+    chosen = vtc.select(MergeWindows(keep=1), x, grid=(1, 6, 6))
+    assert chosen.tokens_out == 28
+    centre = chosen.anchor.tolist().index(7)
+    assert sorted(i for i in range(36) if chosen.source[i] == centre) == window
+    torch.testing.assert_close(chosen.apply(x)[centre], x[window].mean(0))
+    assert vtc.select(MergeWindows(keep=36), x, grid=(1, 6, 6)).tokens_out == 36
+
+
+def test_mustdrop_filters_from_both_sides():
+    x, cls = seeded(N, 8), seeded(N, seed=1).abs()
+    rows = seeded(4, N, seed=2).abs().softmax(1)
+    key_set = best(cls, math.ceil(0.08 * N))
+    share, peak = 0.028, 0.03
+    kept = [
+        i for i in range(N) if i in key_set or not (rows[:, i].sum() < share * rows.sum() and rows[:, i].max() < peak)
+    ]
+    chosen = vtc.select(DualFilter(share=share, peak=peak), x, text_attention=rows, cls_attention=cls)
+    assert chosen.anchor.tolist() == kept
+    assert len(key_set) < len(kept) < N
+    exact = vtc.select(DualFilter(keep=9, exact=True), x, text_attention=rows, cls_attention=cls)
+    others = [i for i in best(rows.sum(0), N) if i not in key_set]
+    ranked = sorted(others, key=lambda i: -float(rows[:, i].sum()))
+    assert exact.anchor.tolist() == sorted([*key_set, *ranked[: 9 - len(key_set)]])
+
+
+@pytest.mark.parametrize(("shares", "left"), [((0.05, 0.0), 0), ((0.05, 0.2), N), ((0.2, 0.0), N)])
+def test_todre_drops_all_or_none(shares, left):
+    from vtc.layout import single_span
+    from vtc.signals import VisualTokens
+
+    tokens = VisualTokens(seeded(N, 8), single_span(N, None), torch.arange(N), lambda name: torch.tensor(shares))
+    assert RelevanceCheck(tau=0.1).select(tokens).tokens_out == left

@@ -1,0 +1,45 @@
+"""Memory: a compressed run never needs more than the uncompressed one, and what is dropped is given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vtc
+from vtc.eval.bench import Shape, build, peak_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def prefill() -> Any:
+    """(model, a prefill of 576 visual and 64 text tokens whose pictures are already encoded)"""
+    model = build(Shape(layers=6, width=256, heads=4, mlp=688), "cpu", torch.float32)
+    names = [info.name for info in vtc.methods() if info.name != "wants-depth"]
+    encoded = vtc.encode(model, names, pixel_values=torch.randn(1, 3, 336, 336))
+    ids = torch.tensor([[*range(10, 30), *[model.config.image_token_id] * 576, *range(10, 54)]])
+    return model, lambda: model(input_ids=ids, **encoded.take([0]), use_cache=True, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("name", [info.name for info in vtc.methods()])
+def test_the_peak_is_no_higher(name: str, prefill: Any) -> None:
+    model, run = prefill
+    full = peak_bytes(run, CPU)
+    with vtc.wrapped(model, name):
+        assert peak_bytes(run, CPU) <= full
+
+
+@pytest.mark.parametrize(
+    "method", [vtc.H2O(keep=64), vtc.TransPrune(keep=64), [vtc.DivPrune(keep=128), vtc.Streaming(keep=64)]]
+)
+def test_the_cache_frees_what_it_drops(method: Any, prefill: Any) -> None:
+    model, run = prefill
+    with vtc.wrapped(model, method):
+        cache = run().past_key_values
+        report = vtc.report(model)
+    held = sum(
+        layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes() for layer in cache.layers
+    )
+    assert held == report.kv_bytes[1] < report.kv_bytes[0]
