@@ -190,6 +190,8 @@ class Engine:
             if not any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", ())):
                 return None
             layout = None
+        else:
+            self.layers.check(layout.spans)
         kwargs = dict(kwargs)
         flow = self.flow = Flow(
             self.adapter.language_model(self.model), kwargs, layout, self.compact, self.adapter.mrope

@@ -45,6 +45,8 @@ class Layers:
                         "give one of them other layers=."
                     )
                 self.steps[layer] = (method, step)
+            if isinstance(method.keep, float):
+                method.counts(10_000, self.depth)  # refuses a budget that no picture can be held to
         self.flow: Flow | None = None
         self.record = Record()
         self.tower_reader: TowerReader | None = None
@@ -76,6 +78,12 @@ class Layers:
 
     def begin(self, flow: Flow, record: Record, tower_reader: TowerReader | None) -> None:
         self.flow, self.record, self.tower_reader = flow, record, tower_reader
+
+    def check(self, spans: Sequence[VisualSpan]) -> None:
+        """Refuse, before the language model runs, budgets that pictures of this size cannot be held to."""
+        for method in self.methods:
+            for total in {span.tokens for span in spans}:
+                method.counts(total, self.depth)
 
     def end(self) -> None:
         self.flow = self.tower_reader = self.raters = self.deepstack = None

@@ -99,10 +99,8 @@ def test_refusals_come_before_any_answer(tiny, data):
 
 def test_budgets_inside_the_language_model(tiny, data):
     few = datasets.Dataset("tiny", data.questions[:4])
-    for budget, final in (("final", 200), ("average", 64)):
-        result = runner.evaluate(
-            tiny[0], tiny[1], few, ["transprune"], [192 if budget == "average" else 200], budget=budget
-        )
+    for budget, keep, final in (("final", 200, 200), ("average", 192, 64)):
+        result = runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [keep], budget=budget)
         run = result.runs[-1]
         assert run.tokens_out <= final * 4
         if budget == "average":
