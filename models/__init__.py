@@ -58,10 +58,17 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
-    if "sliding_attention" in _layer_types(adapter.language_model(model).config):
+    kinds = set(_layer_types(adapter.language_model(model).config))
+    if "sliding_attention" in kinds:
         raise ValueError(
             f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
             "KV cache drops tokens by itself."
+        )
+    if kinds - {"full_attention"}:
+        found = ", ".join(sorted(kinds - {"full_attention"}))
+        raise ValueError(
+            f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
+            "their state cannot leave tokens out."
         )
     return adapter
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     LlamaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
     StaticCache,
 )
+from transformers.cache_utils import DynamicLayer
 
 import vtc
 from tests.families import TEXT, batch, model_of
@@ -277,6 +279,47 @@ def test_sliding_windows_are_refused() -> None:
     config.text_config = MistralConfig(**cast(Any, TEXT), sliding_window=8)
     with pytest.raises(ValueError, match="sliding window"):
         vtc.wrap(LlavaForConditionalGeneration(config), "divprune")
+
+
+def test_hybrid_language_models_are_refused() -> None:
+    model = copy.deepcopy(model_of("llava_onevision"))
+    model.config.text_config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(ValueError, match="linear_attention, which is not supported"):
+        vtc.wrap(model, "divprune")
+
+
+def test_caches_that_cannot_lose_rows(model: Any) -> None:
+    inputs = batch("llava", [[0]])
+    with vtc.wrapped(model, vtc.FastV(layers=(1,))):
+        with pytest.raises(ValueError, match="offloaded KV cache"):
+            model(**inputs, past_key_values=DynamicCache(config=model.config.text_config, offloading=True))
+        quantised = DynamicCache(config=model.config.text_config)
+        quantised.layers = [type("QuantizedLayer", (DynamicLayer,), {})() for _ in quantised.layers]
+        with pytest.raises(ValueError, match="QuantizedLayer KV cache is not supported"):
+            model(**inputs, past_key_values=quantised)
+        assert model(**inputs, past_key_values=DynamicCache()).past_key_values.get_seq_length() == 43
+
+
+def test_methods_in_an_order_that_cannot_be(model: Any) -> None:
+    for methods, reason in [
+        ([vtc.H2O(), vtc.FastV(layers=(1,))], "input before layer before cache"),
+        ([vtc.FastV(layers=(1,)), vtc.DivPrune()], "input before layer before cache"),
+        ([vtc.FastV(layers=(1,)), vtc.DART(layers=(1,))], "both act before decoder layer 1"),
+        (vtc.FastV(layers=(3,)), "this model's layers are 0 to 2"),
+        (vtc.FastV(keep=0.01, average=True, layers=(2,)), "cannot keep 100 of 10000 visual tokens on average"),
+    ]:
+        with pytest.raises(ValueError, match=reason) as caught:
+            vtc.wrap(model, methods)
+        assert one_sentence(caught.value)
+
+
+def test_an_average_that_cannot_be_is_refused_before_the_language_model(model: Any) -> None:
+    spy = Spy(model.model.language_model.layers[0])
+    with vtc.wrapped(model, vtc.FastV(keep=3, average=True, layers=(2,))):
+        with pytest.raises(ValueError, match="cannot keep 3 of 36 visual tokens on average"):
+            model(**batch("llava", [[0]]))
+    assert spy.calls == 0
+    spy.handle.remove()
 
 
 def test_what_needs_the_grid_comes_first(model: Any) -> None:

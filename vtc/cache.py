@@ -125,6 +125,8 @@ def check_cache(cache: Any) -> None:
             "a static KV cache has a fixed length, which compression changes; "
             'use the default dynamic cache (leave out cache_implementation="static").'
         )
+    if getattr(cache, "offloading", False):
+        raise ValueError("an offloaded KV cache is not supported under compression; use the default DynamicCache.")
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, CompressedLayer):
             raise ValueError(

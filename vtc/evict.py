@@ -101,35 +101,50 @@ class Evictor:
         flow = self.flow
         if flow is None or not self.methods:
             return
-        prefill = bool(flow.spans)
-        if prefill:
-            self.record.cached = []
+        prefill, zero = bool(flow.spans), cache.layers[0]
+        age = 0 if prefill else getattr(zero, "age", 0) + 1
+        if isinstance(zero, CompressedLayer):
+            zero.age = age
+        due = [n for n, m in enumerate(self.methods) if prefill or (m.every and age % m.every == 0)]
+        for (number, i), heard in self.heard.items():
+            self._remember(cache, number, i, heard)
+        if not due:
+            return
         layers = [self._tagged(cache, i) for i in range(self.depth)]
-        layers[0].age = 0 if prefill else layers[0].age + 1
-        for number, method in enumerate(self.methods):
-            for i in range(self.first[number], self.depth):
-                self._remember(layers[i], number, i)
-            if not prefill and (method.every is None or layers[0].age % method.every):
-                continue
-            watch = Stopwatch(flow.device)
-            before = sum(int((x.tags[OWNER] >= 0).sum()) for x in layers)
+        for number in due:
+            method = self.methods[number]
+            watch, before = Stopwatch(flow.device), [int((x.tags[OWNER] >= 0).sum()) for x in layers]
             for i in range(self.first[number], self.depth):
                 self._evict_layer(i, layers[i], method, number)
-            after = sum(int((x.tags[OWNER] >= 0).sum()) for x in layers)
             if prefill:
-                means = round(before / self.depth), round(after / self.depth)
+                after = [int((x.tags[OWNER] >= 0).sum()) for x in layers]
+                means = round(sum(before) / self.depth), round(sum(after) / self.depth)
                 watches = [*self.watches.get(number, []), watch.stop()]
                 self.record.stages.append((method.title, self.depth, *means, watches))
         if prefill:
             self.record.cached = [_real(x).sum(dim=1) for x in layers]
 
-    def _tagged(self, cache: Any, i: int) -> CompressedLayer:
-        """Layer `i` of the cache, with tags for the rows that this forward has added."""
+    def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
+        """Add what was heard in this forward to the record of a layer's rows."""
+        layer, name = self._compressed(cache, i), f"record {number}"
+        before = layer.tags.get(name)
+        if before is not None:
+            heard[:, : before.shape[1]] += before.to(heard.device)
+        layer.tags[name] = heard
+
+    def _compressed(self, cache: Any, i: int) -> CompressedLayer:
+        """Layer `i` of the cache; a layer that has lost nothing so far becomes one that can."""
         flow, layer = self.flow, cache.layers[i]
         assert flow is not None
         if not isinstance(layer, CompressedLayer):
             visible = flow.visible(i, flow.parts[flow.number_of_part(i)])
             layer = cache.layers[i] = CompressedLayer.of(layer, 0, visible, None, None)
+        return layer
+
+    def _tagged(self, cache: Any, i: int) -> CompressedLayer:
+        """Layer `i` of the cache, with tags for the rows that this forward has added."""
+        flow, layer = self.flow, self._compressed(cache, i)
+        assert flow is not None
         assert layer.keys is not None
         part = flow.parts[flow.number_of_part(i)]
         held = layer.keys.shape[2]
@@ -140,6 +155,8 @@ class Evictor:
             slot = torch.arange(start, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
             _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot))
             known = layer.tags[SLOT]
+        if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
+            layer.mask, layer.prompt = seen, held
         if known.shape[1] < held:
             owner = torch.full((flow.rows, flow.length), -1, device=flow.device)
             total = torch.zeros_like(owner)
@@ -149,17 +166,6 @@ class Evictor:
                 owner[span.row, where], total[span.row, where] = offset + number, span.tokens
             _extend(layer, flow.seen + part.slot, owner.gather(1, part.slot), total.gather(1, part.slot))
         return layer
-
-    def _remember(self, layer: CompressedLayer, number: int, i: int) -> None:
-        """Add what was heard in this forward to the layer's record."""
-        heard = self.heard.get((number, i))
-        if heard is None:
-            return
-        name = f"record {number}"
-        before = layer.tags.get(name)
-        if before is not None:
-            heard[:, : before.shape[1]] += before.to(heard.device)
-        layer.tags[name] = heard
 
     def _evict_layer(self, i: int, layer: CompressedLayer, method: CacheMethod, number: int) -> None:
         real = _real(layer)

@@ -68,7 +68,7 @@ class Flow:
                 raise ValueError(f"the compressed cache holds {held} rows, the input {self.rows}; they must agree.")
         mask = kwargs.get("attention_mask")
         self.user = None if mask is None else mask.bool().to(self.device)
-        start = next((p.prompt + p.dropped for p in self.pasts if p is not None), 0)
+        start = min((p.prompt + p.dropped for p in self.pasts if p is not None), default=0)
         if self.user is not None and bool(self.user[:, start:].all()):
             self.user = None  # nothing that a cache layer does not know by itself
         self.states = [None if past is None else past.state for past in self.pasts]
@@ -118,14 +118,15 @@ class Flow:
             now.width,
             tuple(replace(span, index=where) for span, where in zip(self.spans, self.where, strict=True)),
         )
-        plan = Plan.of(layout, selections, hidden.device, None if now.plan is None else now.plan.unused)
+        plan = Plan.of(layout, selections, self.device, None if now.plan is None else now.plan.unused)
         short = plan.gather(hidden)
         for i, (span, selection) in enumerate(zip(layout.spans, selections, strict=True)):
             slots = plan.slots_of(span, selection)
             if selection.merges:
-                short[span.row, slots] = selection.apply(hidden[span.row, self.where[i].to(hidden.device)])
+                merged = selection.apply(hidden[span.row, self.where[i].to(hidden.device)])
+                short[span.row, slots.to(hidden.device)] = merged
             anchor = selection.anchor.to(self.device)
-            self.where[i], self.index[i] = slots.to(self.device), self.index[i][anchor]
+            self.where[i], self.index[i] = slots, self.index[i][anchor]
             before = self.chosen[i]
             self.chosen[i] = selection if before is None else before.then(selection)
         valid = None
@@ -248,7 +249,9 @@ class Flow:
         if key not in self._masks:
             alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
             config: Any = self.lm.config
-            self._masks[key] = create_causal_mask(config, hidden, self.visible(layer, part), alone)
+            visible = self.visible(layer, part)
+            visible = None if visible is None else visible.to(hidden.device)
+            self._masks[key] = create_causal_mask(config, hidden, visible, alone)
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:
             changes["position_ids"] = self.text_positions(part)

@@ -186,7 +186,7 @@ class Layers:
         selections = []
         for number, span in enumerate(flow.spans):
             view = VisualTokens(
-                features=hidden[span.row, flow.where[number]],
+                features=hidden[span.row, flow.where[number].to(hidden.device)],
                 span=span,
                 index=flow.index[number],
                 read=self._reader(method, readings, number, hidden),
@@ -196,7 +196,7 @@ class Layers:
             if not len(view.features):
                 selections.append(Selection.prune(view.index, 0))
                 continue
-            selection = method.select(view).check(may_be_empty=method.may_drop_all)
+            selection = method.select(view).check(may_be_empty=method.may_drop_all).to(flow.device)
             selections.append(selection if flow.compact else selection.sorted())
         hidden = flow.shorten(hidden, selections, i)
         plan = flow.part.plan
@@ -227,7 +227,7 @@ class Layers:
                 return self.history[method][span.row, flow.where[number]]
             after = flow.text_after[span.row]
             if name == "text_states":
-                return hidden[span.row, after[after >= 0]]
+                return hidden[span.row, after[after >= 0].to(hidden.device)]
             if name == "text_raters":
                 assert self.raters is not None
                 return self.raters[span.row][after >= 0]

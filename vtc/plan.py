@@ -93,14 +93,14 @@ class Plan:
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows [B, L, D] -> [B, S, D]."""
-        return x.gather(1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return x.gather(1, self.index.to(x.device).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     def restore(self, x: Tensor) -> Tensor:
         """Rows [B, S, D] -> [B, L, D]: a position that is gone shows the last kept one before it.
 
         So row i still predicts the token after position i, whatever was dropped in between.
         """
-        return x.gather(1, self.place.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return x.gather(1, self.place.to(x.device).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     def merged(self, features: Tensor) -> Tensor:
         """Compress rows aligned with all visual tokens in reading order, [sum N, D] -> [sum M, D]."""

@@ -73,6 +73,12 @@ class Selection:
             raise ValueError("each anchor must be absorbed by its own output: source[anchor[m]] == m.")
         return self
 
+    def to(self, device: torch.device) -> Selection:
+        """The same selection on `device`; `features` stay where they are."""
+        if self.anchor.device == device:
+            return self
+        return Selection(self.anchor.to(device), self.source.to(device), self.weight.to(device), self.features)
+
     def sorted(self) -> Selection:
         """The same selection with its outputs in ascending order of their anchors."""
         anchor, order = self.anchor.sort()

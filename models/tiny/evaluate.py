@@ -4,6 +4,7 @@ python -m vtc.models.tiny.evaluate --json models/tiny/tiny-llava/metrics.json
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -96,7 +97,8 @@ def main() -> None:
     lines = read(arguments.data)[: arguments.limit]
     started = time.monotonic()
     done = run(model, processor, arguments.data, lines)
-    metrics: dict[str, object] = {"questions": len(lines), "accuracy": summary(done)}
+    weights = hashlib.sha256(((arguments.model or path()) / "model.safetensors").read_bytes()).hexdigest()
+    metrics: dict[str, object] = {"weights_sha256": weights, "questions": len(lines), "accuracy": summary(done)}
     metrics["seconds"] = round(time.monotonic() - started, 1)
     metrics["blind"] = summary(run(model, processor, arguments.data, lines, blind=True))
     if arguments.easy_vqa:

@@ -1,5 +1,7 @@
 """What ships: the checkpoint loads offline and answers; the held-out files are what the README says."""
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,19 @@ def test_checkpoint_is_a_small_genuine_llava(loaded):
     assert processor.tokenizer.padding_side == "left"
     assert (tiny.path() / "model.safetensors").stat().st_size <= 16_000_000
     assert not list(tiny.path().glob("*.py"))
+
+
+def test_committed_metrics_are_of_these_weights_and_meet_the_bar():
+    metrics = json.loads((tiny.path() / "metrics.json").read_text())
+    assert metrics["weights_sha256"] == hashlib.sha256((tiny.path() / "model.safetensors").read_bytes()).hexdigest()
+    accuracy = metrics["accuracy"]
+    assert metrics["questions"] == len(evaluate.read(DATA)) >= 2000
+    assert set(accuracy) == {"all", *questions.TASKS}
+    assert accuracy["all"] >= 0.90
+    assert min(accuracy.values()) >= 0.75
+    assert metrics["blind"]["all"] < 0.35
+    assert metrics["easy_vqa"]["questions"] == 9673
+    assert (tiny.path() / "training-log.jsonl").stat().st_size > 10_000
 
 
 def test_template_and_plain_prompt_give_the_same_ids(loaded):
