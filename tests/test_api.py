@@ -293,7 +293,7 @@ def test_caches_that_cannot_lose_rows(model: Any) -> None:
     with vtc.wrapped(model, vtc.FastV(layers=(1,))):
         with pytest.raises(ValueError, match="offloaded KV cache"):
             model(**inputs, past_key_values=DynamicCache(config=model.config.text_config, offloading=True))
-        quantised = DynamicCache(config=model.config.text_config)
+        quantised: Any = DynamicCache(config=model.config.text_config)
         quantised.layers = [type("QuantizedLayer", (DynamicLayer,), {})() for _ in quantised.layers]
         with pytest.raises(ValueError, match="QuantizedLayer KV cache is not supported"):
             model(**inputs, past_key_values=quantised)
@@ -315,9 +315,9 @@ def test_methods_in_an_order_that_cannot_be(model: Any) -> None:
 
 def test_an_average_that_cannot_be_is_refused_before_the_language_model(model: Any) -> None:
     spy = Spy(model.model.language_model.layers[0])
-    with vtc.wrapped(model, vtc.FastV(keep=3, average=True, layers=(2,))):
-        with pytest.raises(ValueError, match="cannot keep 3 of 36 visual tokens on average"):
-            model(**batch("llava", [[0]]))
+    reason = "cannot keep 3 of 36 visual tokens on average"
+    with vtc.wrapped(model, vtc.FastV(keep=3, average=True, layers=(2,))), pytest.raises(ValueError, match=reason):
+        model(**batch("llava", [[0]]))
     assert spy.calls == 0
     spy.handle.remove()
 
