@@ -1,4 +1,4 @@
-# make demo | test | table: each sets up .venv first, once; later runs start at once.
+# make demo | test | table | table-inside | bench: each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PICTURES := eval/data/tiny/pictures
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test table clean
+.PHONY: env demo test table table-inside bench clean
 
 env: $(STAMP)
 
@@ -36,8 +36,20 @@ test: $(STAMP)
 
 # The accuracy table of the README; its answers and intervals go to runs/table.json.
 table: $(STAMP)
-	$(BIN)/vtc eval --blind --methods vtc-cls,divprune,todre,visionzip,pool --json runs/table.json --markdown runs/table.md
+	$(BIN)/vtc eval --blind --limit 2000 --methods vtc-cls,divprune,todre,visionzip,pool --json runs/table.json --markdown runs/table.md
 	@printf '\nThe same as Markdown: runs/table.md\n'
+
+# Methods inside the language model and in its cache: at equal average tokens, then at equal final tokens with a picture.
+INSIDE := fastv,pyramiddrop,transprune,sparsevlm,dart,visiondrop,mustdrop,todre,vtc-cls,divprune
+table-inside: $(STAMP)
+	$(BIN)/vtc eval --limit 1125 --budget average --keep 288,192 --methods $(INSIDE) \
+	    --json runs/average.json --markdown runs/average.md
+	$(BIN)/vtc eval --limit 1125 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
+	    --json runs/final.json --markdown runs/final.md --plot runs/pareto.png
+
+# Time, overhead and memory of the prefill under every method, against uncompressed sdpa.
+bench: $(STAMP)
+	$(BIN)/vtc bench model --json runs/bench.json --markdown runs/bench.md
 
 clean:
 	rm -rf $(VENV) runs overlays build dist *.egg-info

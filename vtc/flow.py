@@ -146,11 +146,11 @@ class Flow:
         return short
 
     def _carried(self, plan: Plan, table: Tensor) -> Tensor:
-        """Rotary table [B or 1, S, d] of the slots that stay."""
-        taken = plan.index if self.mrope else plan.slot
-        return table.expand(self.rows, -1, -1).gather(
-            1, taken.to(table.device).unsqueeze(-1).expand(-1, -1, table.shape[-1])
-        )
+        """Rotary table [..., B or 1, S, d] of the slots that stay."""
+        taken = (plan.index if self.mrope else plan.slot).to(table.device).unsqueeze(-1)
+        before, size = table.shape[:-3], table.shape[-1]
+        rows = table.expand(*before, self.rows, -1, -1)
+        return rows.gather(-2, taken.expand(*before, -1, -1, size))
 
     # -- where the text is -------------------------------------------------------------------------------------
 
@@ -251,7 +251,9 @@ class Flow:
             config: Any = self.lm.config
             visible = self.visible(layer, part)
             visible = None if visible is None else visible.to(hidden.device)
-            self._masks[key] = create_causal_mask(config, hidden, visible, alone)
+            self._masks[key] = create_causal_mask(
+                config=config, inputs_embeds=hidden, attention_mask=visible, past_key_values=alone
+            )
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:
             changes["position_ids"] = self.text_positions(part)

@@ -25,6 +25,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
+def _tables(attention: Any, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) as [B, T, d]: transformers before 5.18 hands Qwen2-VL one table per axis, [3, B, T, d]."""
+    if rotary[0].dim() == 3:
+        return rotary
+    sections = list(attention.config.rope_parameters["mrope_section"]) * 2
+    cos, sin = (
+        torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1) for table in rotary
+    )
+    return cos, sin
+
+
 def _project(attention: Any, kind: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries ("q") or keys ("k") [B, heads, T, d] of normed hidden states x [B, T, D]."""
     projected = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, attention.head_dim))
@@ -52,6 +63,9 @@ class LayerView:
     held: Tensor | None
     filled: bool
     seen: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.rotary = _tables(self.attention, self.rotary)
 
     @cached_property
     def keys(self) -> Tensor:

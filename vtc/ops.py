@@ -1,7 +1,8 @@
 """The one dispatcher: every op by name; the Triton kernel where it can run, else the reference.
 
 `VTC_KERNELS=auto` (default) takes Triton for CUDA tensors where the op has a kernel. `reference` and `triton` force
-one of them; a forced choice that cannot run raises with the reason.
+one of them; a forced choice that cannot run raises with the reason. With TRITON_INTERPRET=1 `triton` runs on the CPU,
+too, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def provider(op: str, tensor: Tensor) -> str:
     if choice == "reference":
         return "reference"
     reason = None
-    if not tensor.is_cuda:
+    interpreted = choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not tensor.is_cuda and not interpreted:
         reason = f"its input is on {tensor.device.type}, not on a CUDA device"
     elif find_spec("triton") is None:
         reason = "the package triton is not installed"

@@ -51,3 +51,34 @@ def test_half_precision_input_is_computed_in_fp32(dtype):
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, ops.attention_rows(q.float(), k.float(), 0.5))
     torch.testing.assert_close(out.sum(-1), torch.ones(1, 1))
+
+
+def masked(q, k, scale, at, seen):
+    """Float64, row by row: grouped heads, causal limits, keys that are not there."""
+    b, h, r, _ = q.shape
+    groups, n = k.shape[1], k.shape[2]
+    out = torch.zeros(b, r, n, dtype=torch.float64)
+    for i in range(b):
+        for j in range(r):
+            keys = [m for m in range(n) if seen[i, m] and m <= at[i, j]]
+            for head in range(h):
+                if keys:
+                    logits = k[i, head // (h // groups)][keys].double() @ q[i, head, j].double() * scale
+                    out[i, j, keys] += logits.softmax(0) / h
+    return out
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 40), (70, 130)])
+def test_causal_grouped_and_padded(heads, groups, rows, n):
+    g = torch.Generator().manual_seed(rows)
+    q, k = torch.randn(2, heads, rows, 8, generator=g), torch.randn(2, groups, n, 8, generator=g)
+    at = torch.randint(-1, n, (2, rows), generator=g)
+    seen = torch.rand(2, n, generator=g) < 0.7
+    expected = masked(q, k, 0.4, at, seen)
+    out = ops.attention_rows(q, k, 0.4, at, seen)
+    torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
+    assert (out[at < 0] == 0).all()  # absent queries
+    received = ops.received_attention(q, k, 0.4, at, seen)
+    mean = expected.sum(1) / (at >= 0).sum(1, keepdim=True).clamp(min=1)
+    torch.testing.assert_close(received.double(), mean, atol=1e-6, rtol=1e-5)

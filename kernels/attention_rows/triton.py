@@ -1,0 +1,112 @@
+"""Triton kernels of `attention_rows`: normalisers first, then probabilities averaged over heads; no atomics."""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE: tl.constexpr, CAST: tl.constexpr):
+    """Logits [ROWS, KEYS] of one head: q [B, H, R, d], k [B, G, N, d], both contiguous."""
+    d = tl.arange(0, SIZE)
+    g = h // (heads // groups)
+    q_at = ((b * heads + h) * queries + rows[:, None]) * size + d[None, :]
+    k_at = ((b * groups + g) * count + keys[None, :]) * size + d[:, None]
+    inside = d < size
+    left = tl.load(q + q_at, mask=(rows < queries)[:, None] & inside[None, :], other=0.0)
+    right = tl.load(k + k_at, mask=(keys < count)[None, :] & inside[:, None], other=0.0)
+    if CAST:  # the interpreter's bf16 is not to be trusted
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, input_precision="tf32x3") * scale
+
+
+@triton.jit
+def allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL: tl.constexpr, MASKED: tl.constexpr):
+    """BoolTensor [ROWS, KEYS]: which keys a query may see."""
+    allowed = (rows < queries)[:, None] & (keys < count)[None, :]
+    if CAUSAL:
+        limit = tl.load(at + b * queries + rows, mask=rows < queries, other=-1)
+        allowed = allowed & (keys[None, :] <= limit[:, None])
+    if MASKED:
+        there = tl.load(seen + b * count + keys, mask=keys < count, other=0)
+        allowed = allowed & (there != 0)[None, :]
+    return allowed
+
+
+@triton.jit
+def normalisers(
+    q, k, at, seen, lse, queries, count, groups, heads, size, scale,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
+    CAST: tl.constexpr,
+):  # fmt: skip
+    """log of the softmax denominators, [B, H, R]; +inf for a query that sees nothing."""
+    b = (tl.program_id(1) // heads).to(tl.int64)
+    h = (tl.program_id(1) % heads).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    for start in range(0, count, KEYS):
+        keys = start + tl.arange(0, KEYS)
+        logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
+        allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+        logits = tl.where(allowed, logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
+        top = higher
+    result = tl.where(total > 0, top + tl.log(tl.maximum(total, 1e-38)), float("inf"))
+    tl.store(lse + (b * heads + h) * queries + rows, result, mask=rows < queries)
+
+
+@triton.jit
+def _rows(
+    q, k, at, seen, lse, out, queries, count, groups, heads, size, scale,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
+    CAST: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+    mean = tl.zeros([ROWS, KEYS], dtype=tl.float32)
+    for h in range(heads):
+        logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
+        bottom = tl.load(lse + (b * heads + h) * queries + rows, mask=rows < queries, other=float("inf"))
+        mean += tl.where(allowed, tl.exp(logits - bottom[:, None]), 0.0)
+    place = (b * queries + rows[:, None]) * count + keys[None, :]
+    tl.store(out + place, mean / heads, mask=(rows < queries)[:, None] & (keys < count)[None, :])
+
+
+def prepare(q: Tensor, k: Tensor, at: Tensor | None, seen: Tensor | None, scale: float) -> tuple:
+    """(q, k, at, seen contiguous, normalisers [B, H, R], sizes, constants) of both kernels that need them."""
+    q, k = q.contiguous(), k.contiguous()
+    b, heads, queries, size = q.shape
+    groups, count = k.shape[1], k.shape[2]
+    full = q.dtype == torch.float32  # three products each: smaller tiles, or registers run out
+    at = None if at is None else at.contiguous()
+    seen = None if seen is None else seen.expand(b, -1).to(torch.uint8).contiguous()
+    constants = dict(
+        CAUSAL=at is not None,
+        MASKED=seen is not None,
+        ROWS=16 if queries <= 16 or full else 32,
+        KEYS=32 if full else 64,
+        SIZE=max(16, triton.next_power_of_2(size)),
+        CAST=os.environ.get("TRITON_INTERPRET") == "1",
+    )
+    lse = torch.empty(b, heads, queries, dtype=torch.float32, device=q.device)
+    sizes = (queries, count, groups, heads, size, scale)
+    at_, seen_ = (q if x is None else x for x in (at, seen))  # never read where the constant says so
+    normalisers[(triton.cdiv(queries, constants["ROWS"]), b * heads)](q, k, at_, seen_, lse, *sizes, **constants)
+    return q, k, at_, seen_, lse, sizes, constants
+
+
+def attention_rows(q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    out = torch.empty(q.shape[0], q.shape[2], k.shape[2], dtype=torch.float32, device=q.device)
+    if out.numel():
+        q, k, at_, seen_, lse, sizes, constants = prepare(q, k, at, seen, scale)
+        grid = (triton.cdiv(q.shape[2], constants["ROWS"]), triton.cdiv(k.shape[2], constants["KEYS"]), q.shape[0])
+        _rows[grid](q, k, at_, seen_, lse, out, *sizes, **constants)
+    return out
