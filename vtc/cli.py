@@ -80,7 +80,7 @@ def _yes(value: bool) -> str:
 
 def _eval(options: argparse.Namespace) -> None:
     """Print the table of accuracy by task, method and budget."""
-    names = options.methods or [info.name for info in vtc.methods()]
+    names = options.methods or [info.name for info in vtc.methods() if info.stage.startswith("input")]
     _check_methods(names)
     for file in filter(None, (options.json, options.markdown, options.plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "accuracy by task, method and budget"
     command = commands.add_parser("eval", parents=[running], help=about, description=_eval.__doc__)
     command.add_argument("--data", default="tiny", metavar="NAME_OR_PATH", help="tiny, easy-vqa, or a .jsonl file")
-    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all")
+    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all that act before the LLM")
     command.add_argument("--keep", type=_listed(_keep), default=list(runner.KEEPS), metavar="N,N", help="budgets")
     command.add_argument(
         "--budget",

@@ -111,6 +111,8 @@ class Report:
             "tokens_by_layer": list(self.tokens_by_layer),
             "flops": {"full": self.flops[0], "compressed": self.flops[1]},
             "kv_bytes": {"full": self.kv_bytes[0], "compressed": self.kv_bytes[1]},
+            "flops_by_layer": [{"full": full, "compressed": kept} for full, kept in self.flops_by_layer],
+            "kv_bytes_by_layer": [{"full": full, "compressed": kept} for full, kept in self.kv_bytes_by_layer],
             "stages": [vars(stage) | {"ms": round(stage.ms, 4)} for stage in self.stages],
             "spans": [
                 {

@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 @triton.jit
-def logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE: tl.constexpr, CAST: tl.constexpr):
+def logits_of(
+    q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE: tl.constexpr, CAST: tl.constexpr
+):
     """Logits [ROWS, KEYS] of one head: q [B, H, R, d], k [B, G, N, d], both contiguous."""
     d = tl.arange(0, SIZE)
     g = h // (heads // groups)
@@ -80,21 +82,30 @@ def _rows(
     tl.store(out + place, mean / heads, mask=(rows < queries)[:, None] & (keys < count)[None, :])
 
 
+STAGES = 2
+
+
+def tile(full: bool) -> tuple[dict[str, int], int]:
+    """Block sizes and warps; fp32 takes three products each, so smaller blocks, or registers run out."""
+    return (dict(ROWS=16, KEYS=32), 8) if full else (dict(ROWS=32, KEYS=64), 4)
+
+
 def prepare(q: Tensor, k: Tensor, at: Tensor | None, seen: Tensor | None, scale: float) -> tuple:
     """(q, k, at, seen contiguous, normalisers [B, H, R], sizes, constants) of both kernels that need them."""
     q, k = q.contiguous(), k.contiguous()
     b, heads, queries, size = q.shape
     groups, count = k.shape[1], k.shape[2]
-    full = q.dtype == torch.float32  # three products each: smaller tiles, or registers run out
+    blocks, warps = tile(q.dtype == torch.float32)
     at = None if at is None else at.contiguous()
     seen = None if seen is None else seen.expand(b, -1).to(torch.uint8).contiguous()
     constants = dict(
         CAUSAL=at is not None,
         MASKED=seen is not None,
-        ROWS=16 if queries <= 16 or full else 32,
-        KEYS=32 if full else 64,
         SIZE=max(16, triton.next_power_of_2(size)),
         CAST=os.environ.get("TRITON_INTERPRET") == "1",
+        num_warps=warps,
+        num_stages=STAGES,
+        **blocks,
     )
     lse = torch.empty(b, heads, queries, dtype=torch.float32, device=q.device)
     sizes = (queries, count, groups, heads, size, scale)
