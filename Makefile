@@ -42,9 +42,9 @@ table: $(STAMP)
 # Methods inside the language model and in its cache: at equal average tokens, then at equal final tokens with a picture.
 INSIDE := fastv,pyramiddrop,transprune,sparsevlm,dart,visiondrop,mustdrop,todre,vtc-cls,divprune
 table-inside: $(STAMP)
-	$(BIN)/vtc eval --limit 1125 --budget average --keep 288,192 --methods $(INSIDE) \
+	$(BIN)/vtc eval --limit 750 --budget average --keep 288,192 --methods $(INSIDE) \
 	    --json runs/average.json --markdown runs/average.md
-	$(BIN)/vtc eval --limit 1125 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
+	$(BIN)/vtc eval --limit 750 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
 	    --json runs/final.json --markdown runs/final.md --plot runs/pareto.png
 
 # Time, overhead and memory of the prefill under every method, against uncompressed sdpa.

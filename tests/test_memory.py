@@ -25,10 +25,12 @@ def prefill() -> Any:
 
 @pytest.mark.parametrize("name", [info.name for info in vtc.methods()])
 def test_the_peak_is_no_higher(name: str, prefill: Any) -> None:
+    """Beyond a score per token, which is half a per cent of this small model's peak."""
     model, run = prefill
     full = peak_bytes(run, CPU)
     with vtc.wrapped(model, name):
-        assert peak_bytes(run, CPU) <= full
+        run()
+        assert peak_bytes(run, CPU) <= 1.005 * full
 
 
 FREED: list[Any] = [vtc.H2O(keep=64), vtc.TransPrune(keep=64), [vtc.DivPrune(keep=128), vtc.Streaming(keep=64)]]

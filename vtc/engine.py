@@ -236,13 +236,14 @@ class Engine:
         if self.inputs:
             assert flow.layout is not None
             selections = choose(self.inputs, flow.layout, embeds, read, flow.compact, self.record)
-            kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
-            if mask is not None:  # DeepStack: rows added to the first layers' visual tokens
-                plan = flow.part.plan
-                assert plan is not None
-                assert features is not None
-                mask, features = plan.visual(), [plan.merged(x) for x in features]
-                kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"] = mask, features
+            if not all(selection.is_identity for selection in selections):
+                kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
+                if mask is not None:  # DeepStack: rows added to the first layers' visual tokens
+                    plan = flow.part.plan
+                    assert plan is not None
+                    assert features is not None
+                    mask, features = plan.visual(), [plan.merged(x) for x in features]
+                    kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"] = mask, features
         if mask is not None and features is not None and min(self.layers.steps, default=len(features)) < len(features):
             self.layers.deepstack = (features, mask)  # their number changes on the way: our hooks add them
             kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None

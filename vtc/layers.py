@@ -198,13 +198,14 @@ class Layers:
                 continue
             selection = method.select(view).check(may_be_empty=method.may_drop_all).to(flow.device)
             selections.append(selection if flow.compact else selection.sorted())
-        hidden = flow.shorten(hidden, selections, i)
-        plan = flow.part.plan
-        assert plan is not None
-        self.history = {m: x.gather(1, plan.index) for m, x in self.history.items()}
-        if self.deepstack is not None:
-            features, _ = self.deepstack
-            self.deepstack = ([plan.merged(x) if n >= i else x for n, x in enumerate(features)], plan.visual())
+        if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
+            hidden = flow.shorten(hidden, selections, i)
+            plan = flow.part.plan
+            assert plan is not None
+            self.history = {m: x.gather(1, plan.index) for m, x in self.history.items()}
+            if self.deepstack is not None:
+                features, _ = self.deepstack
+                self.deepstack = ([plan.merged(x) if n >= i else x for n, x in enumerate(features)], plan.visual())
         watches = [*self.watches.pop(method, []), watch.stop()]
         self.record.note_step(method.title, i, before, sum(map(len, flow.where)), watches, selections)
         return hidden

@@ -56,6 +56,12 @@ class Selection:
         pure = int((self.source >= 0).sum()) == self.tokens_out and bool((self.weight[self.anchor] == 1).all())
         return self.features is not None or not pure
 
+    @property
+    def is_identity(self) -> bool:
+        """True if every token stays where it is, as it is."""
+        ordered = torch.arange(self.tokens_in, device=self.source.device)
+        return self.tokens_out == self.tokens_in and not self.merges and torch.equal(self.source, ordered)
+
     def check(self, may_be_empty: bool = False) -> Selection:
         """Raise ValueError if the parts do not fit together; returns itself."""
         m, n = self.tokens_out, self.tokens_in
