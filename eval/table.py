@@ -118,13 +118,13 @@ def terminal(result: Result) -> Table:
 
 
 def markdown(result: Result) -> str:
-    """The same as a Markdown table, a row in bold where the method beats random beyond the interval."""
+    """The same as a Markdown table, the gain in bold where the method beats random beyond the interval."""
     header = _header(result)
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for row in rows(result):
         cells = _cells(row, digits=1)
         if row.gain is not None and row.gain.low > 0:
-            cells = [f"**{cell}**" if cell else "" for cell in cells]
+            cells[header.index("vs random")] = f"**{cells[header.index('vs random')]}**"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", caption(result), ""])
 

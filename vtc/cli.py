@@ -106,7 +106,7 @@ def _eval(options: argparse.Namespace) -> None:
     if options.markdown:
         Path(options.markdown).write_text(table.markdown(result))
     if options.plot:
-        plot.pareto([result], Path(options.plot))
+        plot.pareto(result, Path(options.plot))
     Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(result))
     print(f"{result.seconds:.0f} s")
 
@@ -263,8 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=_count, default=64, metavar="N", help="default: %(default)s")
     command.add_argument("--json", metavar="FILE", help="write rows and answers here")
     command.add_argument("--markdown", metavar="FILE", help="write the table here")
-    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs into this picture file")
-    command.set_defaults(run=_eval)
+    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs and over KV bytes into this picture
+    file") command.set_defaults(run=_eval)
 
     about = "prefill time, memory and overhead of methods"
     command = commands.add_parser("bench", help=about, description=_bench.__doc__)

@@ -59,7 +59,7 @@ def test_printed_forms_agree(result):
         assert "40 questions on 20 pictures" in form
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert "| **good** |" in markdown  # better than random beyond the interval
+    assert "| **+25.0 ±" in markdown  # better than random beyond the interval
     assert "| full |" in markdown
 
 
