@@ -1,4 +1,4 @@
-# make demo | test | table | table-inside | bench: each sets up .venv first, once; later runs start at once.
+# make demo | test | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PICTURES := eval/data/tiny/pictures
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test table table-inside bench clean
+.PHONY: env demo test table table-inside bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -47,9 +47,17 @@ table-inside: $(STAMP)
 	$(BIN)/vtc eval --limit 750 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
 	    --json runs/final.json --markdown runs/final.md --plot runs/pareto.png
 
-# Time, overhead and memory of the prefill under every method, against uncompressed sdpa.
+# Speed, each table with its CSV and picture: ops by provider, then whole models against uncompressed sdpa.
+BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png
 bench: $(STAMP)
-	$(BIN)/vtc bench model --json runs/bench.json --markdown runs/bench.md
+	$(call BENCH,ops,cpu,runs)
+	$(call BENCH,model,cpu,runs)
+
+# Everything that wants a GPU: the kernels' tests, then both tables.
+bench-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu tests/kernels
+	$(call BENCH,ops,cuda,runs)
+	$(call BENCH,model,cuda,runs) --rounds 3
 
 clean:
 	rm -rf $(VENV) runs overlays build dist *.egg-info

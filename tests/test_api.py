@@ -291,9 +291,9 @@ def test_hybrid_language_models_are_refused() -> None:
 def test_caches_that_cannot_lose_rows(model: Any) -> None:
     inputs = batch("llava", [[0]])
     with vtc.wrapped(model, vtc.FastV(layers=(1,))):
+        offloaded = DynamicCache(config=model.config.text_config)
+        offloaded.offloading = True  # as offloading=True leaves it, which takes a GPU
         with pytest.raises(ValueError, match="offloaded KV cache"):
-            offloaded = DynamicCache(config=model.config.text_config)
-            offloaded.offloading = True  # as offloading=True leaves it, which takes a GPU
             model(**inputs, past_key_values=offloaded)
         quantised: Any = DynamicCache(config=model.config.text_config)
         quantised.layers = [type("QuantizedLayer", (DynamicLayer,), {})() for _ in quantised.layers]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval.bench import Shape, build, peak_bytes
+from vtc.eval.bench.archs import IMAGE, SMALL_CLIP, Arch, build
+from vtc.eval.bench.model import peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -16,10 +17,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def prefill() -> Any:
     """(model, a prefill of 576 visual and 64 text tokens whose pictures are already encoded)"""
-    model = build(Shape(layers=6, width=256, heads=4, mlp=688), "cpu", torch.float32)
+    model = build(Arch("llava", 6, 256, 4, 688, SMALL_CLIP), CPU, torch.float32)
     names = [info.name for info in vtc.methods() if info.name != "wants-depth"]
     encoded = vtc.encode(model, names, pixel_values=torch.randn(1, 3, 336, 336))
-    ids = torch.tensor([[*range(10, 30), *[model.config.image_token_id] * 576, *range(10, 54)]])
+    ids = torch.tensor([[*range(10, 30), *[IMAGE] * 576, *range(10, 54)]])
     return model, lambda: model(input_ids=ids, **encoded.take([0]), use_cache=True, logits_to_keep=1)
 
 

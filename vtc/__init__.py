@@ -17,6 +17,7 @@ from vtc.methods.scissorhands import Scissorhands
 from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
+from vtc.methods.tome import PiToMe, ToMe
 from vtc.methods.transprune import TransPrune
 from vtc.methods.visiondrop import VisionDrop
 from vtc.methods.visionzip import VisionZip
@@ -41,6 +42,7 @@ __all__ = [
     "MethodInfo",
     "MustDrop",
     "Paper",
+    "PiToMe",
     "Pool",
     "PyramidDrop",
     "Random",
@@ -50,6 +52,7 @@ __all__ = [
     "SparseVLM",
     "Streaming",
     "ToDRE",
+    "ToMe",
     "TransPrune",
     "VisionDrop",
     "VisionZip",

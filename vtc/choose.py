@@ -39,18 +39,21 @@ def choose(
         for span in layout.spans
     ]
     chosen: list[Selection | None] = [None] * len(views)
-    for method in methods:
+    for number, method in enumerate(methods):
         watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
-        done: dict[tuple[int, int], Selection] = {}  # one picture is chosen from once, for all who ask about it
-        for i, span in enumerate(layout.spans):
-            key = (span.picture, span.row // layout.expansion if method.query_aware else 0)
-            if key not in done:
-                selection = method.select(replace(views[i], read=reader(method, span))).check()
-                done[key] = selection if reorder else selection.sorted()
-            selection, earlier = done[key], chosen[i]
+        # one picture is chosen from once, for all who ask about it
+        keys = [(s.picture, s.row // layout.expansion if method.query_aware else 0) for s in layout.spans]
+        asked = {key: i for i, key in reversed(list(enumerate(keys)))}
+        done = method.select_many([replace(views[i], read=reader(method, layout.spans[i])) for i in asked.values()])
+        ready = [s.check() if reorder else s.check().sorted() for s in Selection.on_host(done)]
+        found = dict(zip(asked, ready, strict=True))
+        for i, key in enumerate(keys):
+            selection, earlier = found[key], chosen[i]
             chosen[i] = selection if earlier is None else earlier.then(selection)
-            views[i] = views[i].after(selection.anchor, selection.apply(views[i].features))
-        after = sum(len(view.features) for view in views)
+            if number + 1 < len(methods):
+                own = selection.to(embeds.device)
+                views[i] = views[i].after(own.anchor, own.apply(views[i].features))
+        after = sum(found[key].tokens_out for key in keys)
         record.stages.append((method.title, None, before, after, [watch.stop()]))
     selections = [selection for selection in chosen if selection is not None]
     record.steps.append((0, selections))

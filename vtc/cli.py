@@ -1,17 +1,13 @@
 """The command `vtc`: ask a model about a picture, list the methods, measure what they cost in accuracy."""
 
 import argparse
-import difflib
 import importlib.util
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-import transformers
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,8 +16,10 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 import vtc
+from vtc import arguments
 from vtc.ask import ask, save_overlays, show
-from vtc.eval import bench, datasets, plot, runner, table
+from vtc.eval import datasets, plot, runner, table
+from vtc.eval.bench.cli import add_command as bench_command
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
     if options.method:
-        _check_methods([options.method])
+        arguments.check_methods([options.method])
     elif options.keep is not None or options.save:
         given = "--save" if options.save else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
@@ -81,7 +79,7 @@ def _yes(value: bool) -> str:
 def _eval(options: argparse.Namespace) -> None:
     """Print the table of accuracy by task, method and budget."""
     names = options.methods or [info.name for info in vtc.methods() if info.stage.startswith("input")]
-    _check_methods(names)
+    arguments.check_methods(names)
     for file in filter(None, (options.json, options.markdown, options.plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     data = datasets.load(options.data).first(options.limit)
@@ -111,45 +109,6 @@ def _eval(options: argparse.Namespace) -> None:
     print(f"{result.seconds:.0f} s")
 
 
-def _bench(options: argparse.Namespace) -> None:
-    """Time the prefill with and without compression, on a full-size architecture with random weights."""
-    names = options.methods or [info.name for info in vtc.methods()]
-    _check_methods(names)
-    shape = bench.SHAPES[options.shape]
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
-    for file in filter(None, (options.json, options.markdown)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    model = bench.build(shape, device, dtype)
-    settings = [(name, keep) for keep in options.keep for name in names]
-    columns = (TextColumn("prefills"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("prefills", total=None)
-        lines = bench.measure(
-            model,
-            settings,
-            options.rounds,
-            options.batch,
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    machine = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    about = {
-        "shape": options.shape,
-        "machine": machine,
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch": options.batch,
-        "rounds": options.rounds,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    if options.json:
-        Path(options.json).write_text(json.dumps(about | {"lines": bench.as_dict(lines)}, indent=1))
-    if options.markdown:
-        Path(options.markdown).write_text(bench.markdown(lines))
-    Console(width=None if sys.stdout.isatty() else 200).print(bench.terminal(lines))
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-
-
 def _import_plugin(name: str | None) -> None:
     """Run a user's file, if one is named; methods defined in it register themselves."""
     if name is None:
@@ -168,50 +127,12 @@ def _import_plugin(name: str | None) -> None:
         raise ImportError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_methods(names: Sequence[str]) -> None:
-    """Refuse an unknown name before a model is loaded."""
-    known = [info.name for info in vtc.methods()]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            raise ValueError(f"there is no method {name!r}; {hint}")
-
-
 def _load(options: argparse.Namespace):
     if options.device and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: no CUDA device is available here; leave it out to run on the CPU")
     if not sys.stderr.isatty():
         disable_progress_bar()
     return vtc.load(options.model, device=options.device, dtype=options.dtype)
-
-
-def _keep(text: str) -> int | float:
-    """'64' is a count, '0.1' a fraction."""
-    try:
-        value = int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a count of 1 or more nor a fraction in (0, 1]")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def _device(text: str) -> str:
-    try:
-        return str(torch.device(text))
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device: try cpu, cuda or cuda:0") from None
-
-
-def _listed(kind):
-    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -226,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--model", default="tiny-llava", metavar="NAME_OR_PATH", help="default: %(default)s, which ships"
     )
-    running.add_argument("--device", type=_device, help="default: a GPU if there is one")
+    running.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
     running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
     running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
     parser = _Parser(prog="vtc", description=__doc__)
@@ -239,9 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--image", action="append", required=True, metavar="FILE", help="a picture; may repeat")
     command.add_argument("--question", required=True)
     command.add_argument("--method", help="compress with this method, too")
-    command.add_argument("--keep", type=_keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth")
+    command.add_argument(
+        "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
+    )
     command.add_argument("--save", metavar="FILE", help="draw the kept patches into this picture file")
-    command.add_argument("--max-new-tokens", type=_count, default=48, metavar="N", help="default: %(default)s")
+    command.add_argument("--max-new-tokens", type=arguments.count, default=48, metavar="N", help="default: %(default)s")
     command.set_defaults(run=_ask)
 
     command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
@@ -250,33 +173,25 @@ def _parser() -> argparse.ArgumentParser:
     about = "accuracy by task, method and budget"
     command = commands.add_parser("eval", parents=[running], help=about, description=_eval.__doc__)
     command.add_argument("--data", default="tiny", metavar="NAME_OR_PATH", help="tiny, easy-vqa, or a .jsonl file")
-    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all that act before the LLM")
-    command.add_argument("--keep", type=_listed(_keep), default=list(runner.KEEPS), metavar="N,N", help="budgets")
+    command.add_argument(
+        "--methods", type=arguments.listed(str), metavar="A,B", help="default: all that act before the LLM"
+    )
+    command.add_argument(
+        "--keep", type=arguments.listed(arguments.keep), default=list(runner.KEEPS), metavar="N,N", help="budgets"
+    )
     command.add_argument(
         "--budget",
         choices=runner.BUDGETS,
         default="final",
         help="what --keep means for methods inside the language model: tokens at the end, or mean over its layers",
     )
-    command.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
+    command.add_argument("--limit", type=arguments.count, metavar="N", help="only the first N questions")
     command.add_argument("--blind", action="store_true", help="add a baseline that sees a grey picture instead")
-    command.add_argument("--batch-size", type=_count, default=64, metavar="N", help="default: %(default)s")
+    command.add_argument("--batch-size", type=arguments.count, default=64, metavar="N", help="default: %(default)s")
     command.add_argument("--json", metavar="FILE", help="write rows and answers here")
     command.add_argument("--markdown", metavar="FILE", help="write the table here")
-    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs and over KV bytes into this picture
-    file") command.set_defaults(run=_eval)
+    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs and over KV bytes into this file")
+    command.set_defaults(run=_eval)
 
-    about = "prefill time, memory and overhead of methods"
-    command = commands.add_parser("bench", help=about, description=_bench.__doc__)
-    command.add_argument("what", choices=("model",), help="model: prefill of a whole language model")
-    command.add_argument("--shape", choices=bench.SHAPES, default="cpu-24x1024", help="default: %(default)s")
-    command.add_argument("--methods", type=_listed(str), metavar="A,B", help="default: all")
-    command.add_argument("--keep", type=_listed(_keep), default=[64], metavar="N,N", help="budgets; default: 64")
-    command.add_argument("--rounds", type=_count, default=5, metavar="N", help="default: %(default)s")
-    command.add_argument("--batch", type=_count, default=1, metavar="N", help="default: %(default)s")
-    command.add_argument("--device", type=_device, help="default: a GPU if there is one")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
-    command.add_argument("--json", metavar="FILE", help="write the measurements here")
-    command.add_argument("--markdown", metavar="FILE", help="write the table here")
-    command.set_defaults(run=_bench)
+    bench_command(commands)
     return parser

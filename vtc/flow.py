@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
+from vtc import ops
 from vtc.cache import CompressedLayer, later_mask
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.plan import Plan
@@ -119,7 +120,7 @@ class Flow:
             tuple(replace(span, index=where) for span, where in zip(self.spans, self.where, strict=True)),
         )
         plan = Plan.of(layout, selections, self.device, None if now.plan is None else now.plan.unused)
-        short = plan.gather(hidden)
+        short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
         for i, (span, selection) in enumerate(zip(layout.spans, selections, strict=True)):
             slots = plan.slots_of(span, selection)
             if selection.merges:
@@ -137,20 +138,26 @@ class Flow:
             shift = None
         elif now.shift is not None:
             shift = shift + now.shift
-        part = Part(first, plan.width, valid, positions, shift, now.slot.gather(1, plan.slot), plan)
-        if not self.compact and now.rotary is not None:
-            part.rotary = (self._carried(plan, now.rotary[0]), self._carried(plan, now.rotary[1]))
+        part = Part(first, plan.width, valid, positions, shift, now.slot.gather(1, plan.slot), plan, rotary)
         if now.plan is None and first == 0:
             self.parts.pop()
         self.parts.append(part)
         return short
 
+    def _gathered(self, plan: Plan, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
+        """What stays of the hidden states, and of tables that stay valid: where positions do, tokens keep their order,
+        so one index does for both."""
+        if rotary is None or rotary[0].dim() != 3 or rotary[0].device != hidden.device:
+            carried = None if rotary is None else (self._carried(plan, rotary[0]), self._carried(plan, rotary[1]))
+            return plan.gather(hidden), carried
+        short, cos, sin = ops.gather_rows(plan.index.to(hidden.device), [hidden, *rotary])
+        return short, (cos, sin)
+
     def _carried(self, plan: Plan, table: Tensor) -> Tensor:
         """Rotary table [..., B or 1, S, d] of the slots that stay."""
-        taken = (plan.index if self.mrope else plan.slot).to(table.device).unsqueeze(-1)
-        before, size = table.shape[:-3], table.shape[-1]
+        taken, before = plan.index.to(table.device).unsqueeze(-1), table.shape[:-3]
         rows = table.expand(*before, self.rows, -1, -1)
-        return rows.gather(-2, taken.expand(*before, -1, -1, size))
+        return rows.gather(-2, taken.expand(*before, -1, -1, table.shape[-1]))
 
     # -- where the text is -------------------------------------------------------------------------------------
 

@@ -183,9 +183,8 @@ class Layers:
         else:
             normed = module.input_layernorm(hidden) if self._hears(method) else hidden
             readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))
-        selections = []
-        for number, span in enumerate(flow.spans):
-            view = VisualTokens(
+        views = [
+            VisualTokens(
                 features=hidden[span.row, flow.where[number].to(hidden.device)],
                 span=span,
                 index=flow.index[number],
@@ -193,10 +192,13 @@ class Layers:
                 step=step,
                 depth=self.depth,
             )
-            if not len(view.features):
-                selections.append(Selection.prune(view.index, 0))
-                continue
-            selection = method.select(view).check(may_be_empty=method.may_drop_all).to(flow.device)
+            for number, span in enumerate(flow.spans)
+        ]
+        found = iter(Selection.on_host(method.select_many([view for view in views if len(view.index)])))
+        nothing = Selection.prune(torch.arange(0), 0)
+        selections = []
+        for view in views:
+            selection = next(found).check(may_be_empty=method.may_drop_all) if len(view.index) else nothing
             selections.append(selection if flow.compact else selection.sorted())
         if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
             hidden = flow.shorten(hidden, selections, i)

@@ -8,20 +8,26 @@ too, slowly, for tests.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "attention_rows",
+    "bipartite_match",
     "dpc_knn",
+    "gather_rows",
     "greedy_diversity",
+    "kmeans",
     "provider",
     "received_attention",
+    "segment_mean",
     "segment_sum",
     "transition",
 ]
@@ -51,6 +57,18 @@ def provider(op: str, tensor: Tensor) -> str:
     if choice == "triton" and reason:
         raise RuntimeError(f"VTC_KERNELS=triton, but {op} cannot run in Triton: {reason}.")
     return "reference" if reason else "triton"
+
+
+def reference(op: str) -> Any:
+    """The definition of an op, which runs anywhere and has gradients where that makes sense."""
+    module = _load(op, "reference")
+    assert module is not None
+    return getattr(module, op)
+
+
+def _learning(x: Tensor) -> bool:
+    """Whether a gradient is wanted, which kernels do not have."""
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _run(op: str, tensor: Tensor, *args: Any) -> Any:
@@ -90,17 +108,81 @@ def transition(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     return _run("transition", before, after)
 
 
-def greedy_diversity(features: Tensor, k: int, mode: str = "maxmin", first: Tensor | None = None) -> Tensor:
+def greedy_diversity(
+    features: Tensor, k: int, mode: str = "maxmin", first: Tensor | None = None, lengths: Tensor | None = None
+) -> Tensor:
     """Greedy choice of k mutually different tokens: features [B, N, D] -> LongTensor [B, k] in order of selection.
 
     Args:
         mode: "maxmin" takes the token farthest (in cosine distance) from its nearest chosen one (k-center, DivPrune);
             "maxsum" the one least similar to all chosen ones together (max-sum diversification, ToDRE).
         first: LongTensor [B], the first token; None takes the token whose nearest neighbour is farthest.
+        lengths: LongTensor [B], tokens of each picture, for pictures of different sizes in one batch; what fills up
+            the others is chosen last. The first j of k chosen are what k = j would choose.
     """
-    return _run("greedy_diversity", features, k, mode, first)
+    if mode not in ("maxmin", "maxsum"):
+        raise ValueError(f'mode={mode!r} is not one of "maxmin", "maxsum".')
+    if not 1 <= k <= features.shape[1]:
+        raise ValueError(f"k={k} of {features.shape[1]} tokens: choose at least 1 and at most all.")
+    return _run("greedy_diversity", features.detach(), k, mode, first, lengths)
+
+
+def kmeans(
+    features: Tensor, k: int, metric: str = "cosine", iterations: int = 100, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """k-means without chance: features [B, N, D] -> (centroids [B, k, D] in fp32, label LongTensor [B, N]).
+
+    Lloyd's iterations until no label changes, from k-means++ seeds at fixed quantiles. An empty cluster keeps its
+    centroid; ties go to the lowest label; zero rows and rows that are no numbers count as 0.
+
+    Args:
+        metric: "cosine" (centroids are means of unit rows) or "euclidean".
+        lengths: LongTensor [B], tokens of each picture; the label behind them is -1.
+    """
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f'metric={metric!r} is not one of "cosine", "euclidean".')
+    if k < 1 or not features.shape[1]:
+        raise ValueError(f"k={k} clusters of {features.shape[1]} tokens: both must be at least 1.")
+    return _run("kmeans", features.detach(), k, metric, iterations, lengths)
+
+
+def bipartite_match(
+    features: Tensor, r: int | Tensor, margin: float | None = None, lengths: Tensor | None = None
+) -> Tensor:
+    """Which tokens to merge: features [B, N, D] -> LongTensor [B, N], the token each one joins (itself if it stays).
+
+    Args:
+        r: tokens that are merged away, for all pictures or LongTensor [B]; at most half of a picture's.
+        margin: None takes the r best pairs of even and odd tokens (ToMe, arXiv 2210.09461, section 3). A number takes
+            the 2r tokens of highest energy, which every second one of joins its most similar other one (PiToMe, arXiv
+            2405.16148, section 3.2): the mean over all tokens of ELU(cosine - margin).
+        lengths: LongTensor [B], tokens of each picture; what fills up the others joins nobody.
+    """
+    b, n, _ = features.shape
+    lengths = torch.full((b,), n) if lengths is None else lengths
+    r = torch.full((b,), r) if isinstance(r, int) else r
+    if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths).any()):
+        raise ValueError(f"r={r.tolist()} of {lengths.tolist()} tokens: at most half of them can be merged away.")
+    return _run("bipartite_match", features.detach(), r.to(features.device), margin, lengths.to(features.device))
+
+
+def gather_rows(index: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same rows of several tensors in one launch: index [B, S]; tensors [B or 1, N, ...] -> [B, S, ...] each."""
+    if any(_learning(x) for x in tensors):
+        return reference("gather_rows")(index, tensors)
+    return _run("gather_rows", index, tensors)
 
 
 def segment_sum(x: Tensor, source: Tensor, weight: Tensor, segments: int) -> Tensor:
     """Weighted sum per segment: x [N, D], source [N] (-1 = nowhere), weight [N] -> [segments, D]."""
+    if _learning(x):
+        return reference("segment_sum")(x, source, weight, segments)
     return _run("segment_sum", x, source, weight, segments)
+
+
+def segment_mean(x: Tensor, source: Tensor, segments: int, weight: Tensor | None = None) -> Tensor:
+    """Weighted mean per segment, 0 where nothing falls: arguments as `segment_sum`; no weight = all alike."""
+    weight = torch.ones(len(x), device=x.device) if weight is None else weight.float()
+    total = segment_sum(weight[:, None], source, torch.ones_like(weight), segments)[:, 0]
+    share = torch.where(source >= 0, weight / total[source.clamp(min=0)], 0.0)
+    return segment_sum(x, source, share, segments)

@@ -1,4 +1,4 @@
-"""Plan: how one batch is shortened — pure index arithmetic from the Selections of its spans.
+"""Plan: how one batch is shortened — pure index arithmetic from the Selections of its spans, done in main memory.
 
 A row keeps all its text (and padding) and one slot per output of each span. Rows are aligned on the right, so the
 last token stays last; a row that keeps fewer tokens than another begins with unused slots, which are masked.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc import ops
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.selection import Selection
 
@@ -48,16 +49,17 @@ class Plan:
         unused: tuple[int, ...] | None = None,
     ) -> Plan:
         """Plan for the spans of `layout`; `unused` slots at the start of each row (of an earlier Plan) go first."""
+        selections = Selection.on_host(selections)
         b, length = layout.rows, layout.length
-        keep = torch.ones(b, length, dtype=torch.bool, device=device)
-        source = torch.arange(length, device=device).repeat(b, 1)  # [B, L]
+        keep = torch.ones(b, length, dtype=torch.bool)
+        source = torch.arange(length).repeat(b, 1)  # [B, L]
         stays = [length] * b
         for row, count in enumerate(unused or ()):
             keep[row, :count] = False
             stays[row] -= count
         for span, selection in zip(layout.spans, selections, strict=True):
-            where = span.index.to(device)
-            anchor = where[selection.anchor.to(device)]  # [M] positions in the row
+            where = span.index.cpu()
+            anchor = where[selection.anchor]  # [M] positions in the row
             slots = anchor.sort().values
             keep[span.row, where] = False
             keep[span.row, slots] = True
@@ -73,13 +75,13 @@ class Plan:
         return cls(
             layout=layout,
             selections=tuple(selections),
-            keep=keep,
-            gone=gone,
-            index=source.gather(1, slot),
-            slot=slot,
-            valid=keep.gather(1, slot),
+            keep=keep.to(device),
+            gone=gone.to(device),
+            index=source.gather(1, slot).to(device),
+            slot=slot.to(device),
+            valid=keep.gather(1, slot).to(device),
             unused=tuple(width - n for n in stays),
-            place=(keep.cumsum(dim=1) - 1 + width - counts).clamp(min=0),
+            place=(keep.cumsum(dim=1) - 1 + width - counts).clamp(min=0).to(device),
         )
 
     @property
@@ -93,14 +95,14 @@ class Plan:
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows [B, L, D] -> [B, S, D]."""
-        return x.gather(1, self.index.to(x.device).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return ops.gather_rows(self.index.to(x.device), [x])[0]
 
     def restore(self, x: Tensor) -> Tensor:
         """Rows [B, S, D] -> [B, L, D]: a position that is gone shows the last kept one before it.
 
         So row i still predicts the token after position i, whatever was dropped in between.
         """
-        return x.gather(1, self.place.to(x.device).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return ops.gather_rows(self.place.to(x.device), [x])[0]
 
     def merged(self, features: Tensor) -> Tensor:
         """Compress rows aligned with all visual tokens in reading order, [sum N, D] -> [sum M, D]."""
@@ -134,13 +136,16 @@ class Plan:
             gone = self.gone.cumsum(dim=1)  # [B, L]
             shift = gone[:, -1] if compact else torch.zeros_like(gone[:, -1])
             return (kept - gone.gather(1, self.slot) if compact else kept), shift
-        new = position_ids.clone() if compact else position_ids
-        shift = torch.zeros(position_ids.shape[1], dtype=torch.long, device=position_ids.device)
+        device = position_ids.device
+        new = position_ids.cpu().clone() if compact else position_ids
+        shift = torch.zeros(position_ids.shape[1], dtype=torch.long)
         if compact:
             for span, selection in zip(self.layout.spans, self.selections, strict=True):
                 if span.tokens:
                     shift[span.row] += _renumber_grid(new, span, selection)
-        return new.gather(2, self.index.expand(3, -1, -1)), shift  # a token brings its own place in the picture
+        return new.to(device).gather(2, self.index.expand(3, -1, -1)), shift.to(
+            device
+        )  # a token brings its own place in the picture
 
 
 def _renumber_grid(positions: Tensor, span: VisualSpan, selection: Selection) -> int:

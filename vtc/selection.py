@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,22 @@ class Selection:
         if not torch.equal(self.source[self.anchor], torch.arange(m, device=self.source.device)):
             raise ValueError("each anchor must be absorbed by its own output: source[anchor[m]] == m.")
         return self
+
+    @staticmethod
+    def on_host(selections: Sequence[Selection]) -> list[Selection]:
+        """The same selections in main memory, read from their device all at once: it is waited for once, not often.
+
+        What follows — checks, the layout of the shortened batch — is arithmetic on a few hundred numbers.
+        """
+        if all(s.anchor.device.type == "cpu" for s in selections):
+            return list(selections)
+        numbers = torch.cat([x for s in selections for x in (s.anchor, s.source)]).cpu()
+        weights = torch.cat([s.weight for s in selections]).cpu().split([s.tokens_in for s in selections])
+        parts = iter(numbers.split([n for s in selections for n in (s.tokens_out, s.tokens_in)]))
+        return [
+            Selection(next(parts), next(parts), weight, s.features)
+            for s, weight in zip(selections, weights, strict=True)
+        ]
 
     def to(self, device: torch.device) -> Selection:
         """The same selection on `device`; `features` stay where they are."""

@@ -1,32 +1,85 @@
-"""Greedy diversity from a Gram matrix: farthest-first (max-min) and max-sum diversification."""
+"""Greedy diversity: farthest-first (max-min) and max-sum diversification, from a Gram matrix or its rows on demand."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+LARGEST_GRAM = 32_768  # tokens; beyond that the matrix alone takes more than 4 GiB
+FEW = 40  # with N / FEW steps or fewer, k rows of the Gram matrix cost less than all N
 
-def greedy_diversity(features: Tensor, k: int, mode: str, first: Tensor | None) -> Tensor:
-    """features [B, N, D], first [B] or None -> LongTensor [B, k], distinct, in order of selection.
 
-    Ties go to the lowest index. A zero row, or one that holds NaN or infinity, is similar to nothing (cosine 0).
+def numbers(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows in fp32, 1 / norm [B, N]); a zero row, or one that holds NaN or infinity, becomes 0."""
+    x = features.float()
+    norms = torch.linalg.vector_norm(x, dim=-1)
+    usable = norms.isfinite() & (norms > 0)
+    if not bool(usable.all()):
+        x = torch.where(usable.unsqueeze(-1), x, 0.0)
+        norms = torch.where(usable, norms, 1.0)
+    return x, 1.0 / norms
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows scaled to length 1, in fp32; a zero row, or one that holds NaN or infinity, becomes 0."""
+    x, scale = numbers(features)
+    return x * scale.unsqueeze(-1)
+
+
+def cosines(features: Tensor) -> Tensor:
+    """[B, N, N] of features [B, N, D]; whichever is smaller, rows or their products, is brought to scale."""
+    x, scale = numbers(features)
+    if x.shape[1] < x.shape[2]:
+        return (x @ x.transpose(-1, -2)).mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
+    x = x * scale.unsqueeze(-1)
+    return x @ x.transpose(-1, -2)
+
+
+def absent(lengths: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+    """BoolTensor [B, N], True for what fills up the shorter rows of a batch; None if nothing does."""
+    return None if lengths is None else torch.arange(count, device=device) >= lengths.to(device)[:, None]
+
+
+def most_isolated(x: Tensor, empty: Tensor | None, gram: Tensor | None) -> Tensor:
+    """LongTensor [B], the token whose nearest neighbour is farthest; the Gram matrix loses its diagonal."""
+    b, n = x.shape[:2]
+    nearest = torch.empty(b, n, device=x.device)
+    step = n if gram is not None else max(1, LARGEST_GRAM * 128 // n)
+    for start in range(0, n, step):
+        block = x[:, start : start + step] @ x.transpose(-1, -2) if gram is None else gram
+        block.diagonal(offset=start, dim1=-2, dim2=-1).fill_(-2.0)
+        if empty is not None:
+            block.masked_fill_(empty[:, None, :], -2.0)
+        nearest[:, start : start + step] = block.amax(dim=-1)
+    if empty is not None:
+        nearest.masked_fill_(empty, torch.inf)
+    return nearest.argmin(dim=-1)
+
+
+def greedy_diversity(
+    features: Tensor, k: int, mode: str, first: Tensor | None = None, lengths: Tensor | None = None
+) -> Tensor:
+    """features [B, N, D], first [B] or None, lengths [B] or None -> LongTensor [B, k], in order of selection.
+
+    Ties go to the lowest index. A zero row, or one that holds NaN or infinity, is similar to nothing (cosine 0). Rows
+    behind a picture's own length are chosen only after all others.
     """
-    b = features.shape[0]
-    x = F.normalize(features.float(), dim=-1).nan_to_num(0.0)
-    cosine = x @ x.transpose(-1, -2)  # [B, N, N]
+    b, n = features.shape[:2]
+    on_demand = n > LARGEST_GRAM or (first is not None and k * FEW <= n)
+    gram, x = (None, unit(features)) if on_demand else (cosines(features), features)
+    empty = absent(lengths, n, x.device)
     if first is None:
-        nearest = cosine.clone()
-        nearest.diagonal(dim1=-2, dim2=-1).fill_(-2.0)
-        first = nearest.amax(dim=-1).argmin(dim=-1)  # the token whose nearest neighbour is farthest
-    chosen = torch.empty(b, k, dtype=torch.long, device=features.device)
-    chosen[:, 0] = first
-    rows = torch.arange(b, device=features.device)
+        first = most_isolated(x, empty, gram)
+    chosen = torch.empty(b, k, dtype=torch.long, device=x.device)
+    rows = torch.arange(b, device=x.device)
     # Similarity to the chosen set, to be minimised: the largest (maxmin) or the sum (maxsum) over its members.
-    score = cosine[rows, first].clone()  # [B, N]
-    score[rows, first] = torch.inf
-    for step in range(1, k):
-        pick = score.argmin(dim=-1)
+    score = torch.full((b, n), 0.0 if mode == "maxsum" else -torch.inf, device=x.device)
+    if empty is not None:
+        score.masked_fill_(empty, 1e30)  # behind all others, before what is chosen already
+    pick = first
+    for step in range(k):
+        if step:
+            pick = score.argmin(dim=-1)
         chosen[:, step] = pick
-        update = cosine[rows, pick]
-        score = torch.maximum(score, update) if mode == "maxmin" else score + update
+        similar = torch.bmm(x, x[rows, pick].unsqueeze(-1)).squeeze(-1) if gram is None else gram[rows, pick]
+        score = score.add_(similar) if mode == "maxsum" else torch.maximum(score, similar, out=score)
         score[rows, pick] = torch.inf
     return chosen

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vtc.kernels.attention_rows.reference import blocks
 
-BLOCK = 256  # queries at a time: memory is [B, H, BLOCK, N]
+BLOCK = 2**21  # logits held at a time: memory is [B, H, queries of a block, N]
 
 
 def received_attention(
@@ -17,7 +17,8 @@ def received_attention(
     [B, N], keys that are there at all.
     """
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
-    for rows, _ in blocks(q, k, scale, at, seen, BLOCK):
+    step = max(16, BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
+    for rows, _ in blocks(q, k, scale, at, seen, step):
         total += rows.sum(dim=1)
     if at is None:
         return total / q.shape[2]

@@ -14,7 +14,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vtc.kernels.attention_rows import triton as attention_rows
+from vtc.kernels.bipartite_match import triton as bipartite_match
+from vtc.kernels.gather_rows import triton as gather_rows
 from vtc.kernels.greedy_diversity import triton as greedy_diversity
+from vtc.kernels.kmeans import triton as kmeans
 from vtc.kernels.received_attention import triton as received_attention
 from vtc.kernels.segment_sum import triton as segment_sum
 from vtc.kernels.transition import triton as transition
@@ -33,12 +36,38 @@ def kernels(kind: str) -> list[Kernel]:
     attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", lse="*fp32") | numbers
     pair = dict(before=f"*{kind}", after=f"*{kind}", ratio="*fp32", cosine="*fp32", size="i32")
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
-    greedy = dict(gram="*fp32", score="*fp32", first="*i64", chosen="*i64", count="i32", k="i32")
+    sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32")
+    gram = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", chosen="*i64", out="*fp32") | sizes
+    cluster = dict(x="*fp32", centroids="*fp32", bias="*fp32", label="*i64") | sizes
+    match = (
+        dict(x="*fp32", left="*fp32", right="*fp32", scale="*fp32", counts="*i64", best="*fp32", where="*i64") | sizes
+    )
+    words = {"fp32": "*i32", "bf16": "*i16", "fp16": "*i16"}[kind]
+    copies = {f"{name}{i}": words for name in ("x", "out") for i in range(4)} | {f"size{i}": "i32" for i in range(4)}
+    shared = {f"SHARED{i}": i == 1 for i in range(4)}
+    tile_of_kmeans = dict(CAST=False) | kmeans.TILE
     found = [
         Kernel(transition._transition, pair, dict(BLOCK=1024)),
         Kernel(segment_sum._segment_sum, rows, dict(BLOCK=256)),
-        *(Kernel(greedy_diversity._greedy, greedy, dict(SUM=flag, BLOCK=4096), 8) for flag in (False, True)),
+        Kernel(greedy_diversity._nearest, gram, dict(BLOCK=1024)),
+        *(
+            Kernel(greedy_diversity._greedy, gram, dict(SUM=flag, BLOCK=block), greedy_diversity.warps(block))
+            for flag in (False, True)
+            for block in (1024, 4096, greedy_diversity.RESIDENT)
+        ),
+        Kernel(greedy_diversity._greedy_long, gram | dict(score="*fp32"), dict(SUM=True, BLOCK=8192), 16),
+        Kernel(
+            gather_rows._gather,
+            dict(index="*i64", count="i32", slots="i32") | copies,
+            shared | dict(TENSORS=4, BLOCK=1024),
+        ),
     ]
+    if kind == "fp32":  # unit rows are
+        found += [
+            Kernel(kmeans._assign, cluster, tile_of_kmeans, kmeans.WARPS),
+            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp32"), tile_of_kmeans, kmeans.WARPS),
+            Kernel(bipartite_match._nearest, match, tile_of_kmeans, kmeans.WARPS),
+        ]
     tile, warps = attention_rows.tile(kind == "fp32")
     for size in (64, 128):
         constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile

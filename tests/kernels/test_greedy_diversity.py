@@ -92,3 +92,52 @@ def test_duplicates_are_never_chosen_twice():
 def test_half_precision_is_compared_in_fp32(dtype):
     x = torch.randn(1, 63, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(ops.greedy_diversity(x, 20), ops.greedy_diversity(x.float(), 20))
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("given", [False, True])
+def test_unequal_lengths_are_as_each_alone(mode, given):
+    g = torch.Generator().manual_seed(0)
+    pictures = [torch.randn(n, 16, generator=g) for n in (40, 97, 13)]
+    batch = torch.full((3, 97, 16), float("nan"))
+    for row, picture in zip(batch, pictures, strict=True):
+        row[: len(picture)] = picture
+    first = torch.tensor([7, 0, 12]) if given else None
+    out = ops.greedy_diversity(batch, 20, mode, first, lengths=torch.tensor([40, 97, 13]))
+    for i, picture in enumerate(pictures):
+        k = min(20, len(picture))
+        alone = ops.greedy_diversity(picture[None], k, mode, None if first is None else first[i : i + 1])[0]
+        assert out[i, :k].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+def test_rows_on_demand_choose_like_the_gram_matrix(mode, monkeypatch):
+    """Few steps of many tokens, and pictures whose matrix would not fit."""
+    from vtc.kernels.greedy_diversity import reference
+
+    x = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0))
+    first = torch.tensor([3, 200])
+    expected = [reference.greedy_diversity(x, 40, mode, given) for given in (first, None)]
+    monkeypatch.setattr(reference, "LARGEST_GRAM", 100)
+    for given, chosen in zip((first, None), expected, strict=True):
+        assert torch.equal(reference.greedy_diversity(x, 40, mode, given), chosen)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="maxmin"):
+        ops.greedy_diversity(torch.zeros(1, 4, 4), 2, "best")
+    with pytest.raises(ValueError, match="k=5 of 4"):
+        ops.greedy_diversity(torch.zeros(1, 4, 4), 5)
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+def test_more_tokens_than_registers(mode, monkeypatch):
+    if ops.provider("greedy_diversity", torch.zeros(1)) == "reference":
+        pytest.skip("only the Triton kernel has registers: it runs this test, too")
+    from vtc.kernels.greedy_diversity import triton
+
+    x = torch.randn(2, 150, 16, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([150, 90])
+    expected = ops.greedy_diversity(x, 40, mode, None, lengths)
+    monkeypatch.setattr(triton, "RESIDENT", 64)
+    assert torch.equal(ops.greedy_diversity(x, 40, mode, None, lengths), expected)

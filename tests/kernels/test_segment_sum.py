@@ -1,4 +1,4 @@
-"""`segment_sum`: weighted sums of rows per segment, against loops in float64."""
+"""`segment_sum` and `segment_mean`: weighted sums and means of rows per segment, against loops in float64."""
 
 import pytest
 import torch
@@ -37,3 +37,21 @@ def test_half_precision_is_summed_in_fp32(dtype):
     out = ops.segment_sum(x, torch.zeros(4096, dtype=torch.long), torch.ones(4096), 1)
     assert out.dtype == dtype
     assert out.item() == 4096.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_means_are_weighted_and_empty_segments_zero(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(127, 17, generator=g).to(dtype), torch.rand(127, generator=g) + 0.1
+    source = torch.randint(-1, 9, (127,), generator=g)
+    out = ops.segment_mean(x, source, 11, weight)
+    expected = define(x, source, weight, 11) / define(torch.ones(127, 1), source, weight, 11).clamp(min=1e-9)
+    assert out.dtype == dtype
+    error = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(out.double(), expected, atol=error, rtol=error)
+    assert (out[9:] == 0).all()
+
+
+def test_a_mean_without_weights_counts_everybody_once():
+    x = torch.tensor([[1.0], [3.0], [8.0]])
+    assert ops.segment_mean(x, torch.tensor([0, 0, 1]), 2).tolist() == [[2.0], [8.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
 from numbers import Integral
@@ -102,6 +103,10 @@ class Method:
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
         return Selection.prune(top_k(self.score(tokens), self.count(tokens)), tokens.features.shape[0])
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
+        """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
+        return [self.select(tokens) for tokens in many]
 
 
 def check_seed(seed: object) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtc import ops
 from vtc.methods.base import Method, Paper
+from vtc.methods.diversity import diverse
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -34,7 +35,10 @@ class DivPrune(Method):
             raise ValueError(f'order={self.order!r} is not one of "raster", "selection".')
 
     def select(self, tokens: VisualTokens) -> Selection:
-        chosen = ops.greedy_diversity(tokens.features.unsqueeze(0), self.count(tokens), "maxmin")[0]
+        return self.select_many([tokens])[0]
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
+        chosen = diverse(many, [self.count(tokens) for tokens in many], "maxmin")
         if self.order == "raster":
-            chosen = chosen.sort().values
-        return Selection.prune(chosen, tokens.features.shape[0])
+            chosen = [tokens.sort().values for tokens in chosen]
+        return [Selection.prune(kept, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)]

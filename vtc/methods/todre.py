@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc import ops
 from vtc.budget import check_layer
 from vtc.methods.base import Method, Paper, check_seed
+from vtc.methods.diversity import diverse
 from vtc.methods.layered import LayerMethod
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -74,11 +75,15 @@ class ToDRE(Method):
         return (depth - 1,)
 
     def select(self, tokens: VisualTokens) -> Selection:
-        n = tokens.features.shape[0]
+        return self.select_many([tokens])[0]
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         mode = "maxmin" if self.mode == "kcenter" else "maxsum"
-        first = self._pivot(tokens).view(1)
-        chosen = ops.greedy_diversity(tokens.features.unsqueeze(0), self.count(tokens), mode, first)[0]
-        return Selection.prune(chosen.sort().values, n)
+        pivots = [self._pivot(tokens) for tokens in many]
+        chosen = diverse(many, [self.count(tokens) for tokens in many], mode, pivots)
+        return [
+            Selection.prune(kept.sort().values, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)
+        ]
 
     def _pivot(self, tokens: VisualTokens) -> Tensor:
         """Index of the first token, a LongTensor scalar."""
@@ -90,8 +95,7 @@ class ToDRE(Method):
                 if tile.role == "thumbnail":
                     thumbnail[tile.indices().flatten()] = True
             inside = thumbnail.to(score.device)[tokens.index]
-            if inside.any():
-                score = score.masked_fill(~inside, -torch.inf)
+            score = score.masked_fill(~(inside | ~inside.any()), -torch.inf)
             return score.argmax()
         if self.pivot == "random":
             pick = torch.randint(features.shape[0], (), generator=torch.Generator().manual_seed(self.seed))

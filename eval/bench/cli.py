@@ -1,0 +1,152 @@
+"""The command `vtc bench`: runs a benchmark and writes it as CSV, Markdown and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import vtc
+from vtc import arguments
+from vtc.eval.bench import archs, model, ops, table
+from vtc.eval.bench.roofs import machine
+
+FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
+ALL = ()
+# Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
+SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
+    "cpu": [
+        ("cpu-24x1024", 1, ALL, [64]),
+        ("cpu-next", 1, FEW, [288]),
+        ("cpu-qwen2.5-vl", 1, FEW, [130]),
+        ("cpu-qwen2.5-vl", 8, FEW[:4], [130]),
+    ],
+    "cuda": [
+        ("llava-1.5-7b", 1, ALL, [192, 64]),
+        ("llava-1.5-7b", 8, FEW, [64]),
+        ("llava-1.5-7b", 32, FEW, [64]),
+        ("llava-1.5-13b", 1, FEW, [64]),
+        ("llava-next-7b", 1, FEW, [320, 288]),
+        ("llava-next-7b", 8, FEW, [288]),
+        ("qwen2.5-vl-7b", 1, FEW, [130]),
+        ("qwen2.5-vl-7b", 32, FEW[:4], [130]),
+        ("llava-onevision-7b", 1, FEW, [0.1]),
+    ],
+}
+
+
+def add_command(commands: Any) -> None:
+    """Register `vtc bench` with the command line's subparsers."""
+    about = "what methods cost and save in time and memory"
+    command = commands.add_parser("bench", help=about, description=__doc__)
+    kinds = command.add_subparsers(required=True, metavar="ops|model")
+
+    def kind(name: str, run: Any, about: str) -> Any:
+        own = kinds.add_parser(name, help=about, description=run.__doc__)
+        own.add_argument("--rounds", type=arguments.count, default=5, metavar="N", help="default: %(default)s")
+        own.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
+        own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+        own.add_argument("--csv", metavar="FILE", help="write every number here")
+        own.add_argument("--markdown", metavar="FILE", help="write the tables here")
+        own.add_argument("--plot", metavar="FILE", help="draw into this picture file")
+        own.set_defaults(run=run)
+        return own
+
+    own = kind("ops", _ops, "scoring and gathering at the shapes of real models")
+    own.add_argument("--only", type=arguments.listed(str), default=[], metavar="A,B", help="these ops; default: all")
+    own = kind("model", _model, "prefill and decoding of whole models with random weights")
+    own.add_argument("--arch", choices=archs.ARCHS, help="default: a suite for the device")
+    own.add_argument("--methods", type=arguments.listed(str), metavar="A,B", help="default: all")
+    own.add_argument(
+        "--keep", type=arguments.listed(arguments.keep), default=[64], metavar="N,N", help="budgets; default: 64"
+    )
+    own.add_argument("--batch", type=arguments.listed(arguments.count), default=[1], metavar="N,N", help="default: 1")
+
+
+def _where(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
+    arguments.existing_folders(options.csv, options.markdown, options.plot)
+    return device, getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+
+
+def _bar(unit: str) -> Progress:
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _print(titles: Sequence[str], cells: Sequence[Sequence[str]], heading: str) -> None:
+    Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(titles, cells, heading))
+
+
+def _ops(options: argparse.Namespace) -> None:
+    """Time every op at the shapes of real models, by provider, against its own matmul and the usual loop."""
+    device, dtype = _where(options)
+    unknown = set(options.only) - {case.op for case in ops.cases(torch.device("cpu"), torch.float32)}
+    if unknown:
+        raise ValueError(f"--only {','.join(sorted(unknown))}: no such op here; leave it out to see all of them")
+    found = []
+    with _bar("cases") as progress:
+        bar = progress.add_task("cases", total=None)
+        for case in ops.measure(device, dtype, options.only, options.rounds):
+            found += ops.rows(case, device, dtype)
+            progress.update(bar, advance=1)
+    about = machine(device)
+    cells = ops.cells(found)
+    titles = list(ops.COLUMNS.values())
+    if options.csv:
+        table.write_csv(found, about, Path(options.csv))
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(titles, cells))
+    if options.plot:
+        ops.plot(found, Path(options.plot))
+    _print(titles, cells, f"{dtype}, median of {options.rounds} rounds".removeprefix("torch."))
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+
+
+def _model(options: argparse.Namespace) -> None:
+    """Time to first token by part, decoding and memory, with and without compression, of models with random weights."""
+    device, dtype = _where(options)
+    arguments.check_methods(options.methods or [])
+    every = [info.name for info in vtc.methods()]
+    suite = SUITES[device.type] if device.type in SUITES else SUITES["cpu"]
+    if options.arch:
+        suite = [(options.arch, batch, options.methods or ALL, options.keep) for batch in options.batch]
+    lines: list[model.Line] = []
+    built: tuple[str, Any] = ("", None)
+    with _bar("prefills") as progress:
+        for name, batch, methods, keeps in suite:
+            bar = progress.add_task(f"{name}, batch {batch}", total=None)
+            if built[0] != name:
+                built = ("", None)  # frees the one before
+                built = (name, archs.build(archs.ARCHS[name], device, dtype))
+            bench = model.Bench(archs.ARCHS[name], device, dtype, batch, built[1])
+            settings = [(method, keep) for keep in keeps for method in (options.methods or methods or every)]
+
+            def advance(done: int, total: int, bar: Any = bar) -> None:
+                progress.update(bar, completed=done, total=total)
+
+            lines += model.measure(name, bench, settings, options.rounds, advance)
+    rows = table.model_rows(lines)
+    about = {"dtype": str(dtype).removeprefix("torch."), **machine(device)}
+    titles = list(table.MODEL_COLUMNS.values())
+    pages = []
+    for (name, batch), own in table.groups(rows, "arch", "batch").items():
+        heading = f"{name}, batch {batch}"
+        cells = table.model_cells(own)
+        _print(titles, cells, heading)
+        pages.append(f"{heading}:\n\n{table.markdown(titles, cells)}")
+    if options.csv:
+        table.write_csv(rows, about, Path(options.csv))
+    if options.markdown:
+        Path(options.markdown).write_text("\n".join(pages))
+    if options.plot:
+        table.plot_model(rows, Path(options.plot))
+    print(", ".join(f"{key} {value}" for key, value in about.items()))

@@ -1,0 +1,87 @@
+"""Bipartite soft matching: half of the candidates each find the most similar one of the other half."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.kernels.greedy_diversity.reference import absent, numbers
+
+BLOCK = 2**24  # similarities held at a time
+
+
+def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
+    """PiToMe's energy of rows x [B, N, D] times scale [B, N]: mean of ELU(cosine - margin) over a picture, [B, N]."""
+    b, n = x.shape[:2]
+    out = torch.empty(b, n, device=x.device)
+    empty = absent(lengths, n, x.device)
+    step = max(1, BLOCK // (b * n))
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        cosine = (x[:, part] @ x.transpose(1, 2)).mul_(scale[:, None]).mul_(scale[:, part, None])
+        value = F.elu(cosine.sub_(margin), inplace=True)
+        if empty is not None and bool(empty.any()):
+            value.masked_fill_(empty[:, None], 0.0)
+        out[:, part] = value.sum(dim=-1)
+    return out / lengths[:, None]
+
+
+def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the first count[b] rows `right` [B, R, D] times scale [B, R], the one most along each of `left` [B, A, D].
+
+    Returns:
+        product [B, A] (-inf if there is none), place in `right` LongTensor [B, A]; ties: the lowest.
+    """
+    b, a = left.shape[:2]
+    best = torch.full((b, a), -torch.inf, device=left.device)
+    where = torch.zeros(b, a, dtype=torch.long, device=left.device)
+    empty = absent(count, right.shape[1], left.device)
+    step = max(1, BLOCK // (b * right.shape[1]))
+    for start in range(0, a, step):
+        part = slice(start, start + step)
+        product = (left[:, part] @ right.transpose(1, 2)).mul_(scale[:, None])
+        if empty is not None and bool(empty.any()):
+            product.masked_fill_(empty[:, None], -torch.inf)
+        best[:, part], where[:, part] = product.max(dim=-1)
+    return best, where
+
+
+def match(
+    features: Tensor,
+    r: Tensor,
+    margin: float | None,
+    lengths: Tensor,
+    energy: Callable[[Tensor, Tensor, float, Tensor], Tensor],
+    nearest: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """LongTensor [B, N], the token that each one joins: itself unless it is one of the r [B] that are merged."""
+    b, n = features.shape[:2]
+    x, scale = numbers(features)
+    target = torch.arange(n, device=x.device).repeat(b, 1)
+    most = int(r.max())
+    if not most:
+        return target
+    if margin is None:  # ToMe: every second token is a candidate
+        left, right = target[:, 0::2], target[:, 1::2]
+        best, where = nearest(x[:, 0::2], x[:, 1::2], scale[:, 1::2], lengths // 2)
+        best = (best * scale[:, 0::2]).masked_fill(left >= lengths[:, None], -torch.inf)
+        rank = torch.empty_like(left)
+        places = torch.arange(left.shape[1], device=x.device).expand(b, -1)
+        rank.scatter_(1, best.argsort(dim=1, descending=True, stable=True), places)
+    else:  # PiToMe: of the 2r tokens that have most company, every second one
+        crowded = (energy(x, scale, margin, lengths) * 2**20).round()  # equal if equal but for rounding
+        if bool((lengths < n).any()):
+            crowded = crowded.masked_fill(target >= lengths[:, None], -torch.inf)
+        order = crowded.argsort(dim=1, descending=True, stable=True)
+        left, right = order[:, 0 : 2 * most : 2], order[:, 1 : 2 * most : 2]
+        row = torch.arange(b, device=x.device)[:, None]
+        _, where = nearest(x[row, left], x[row, right], scale[row, right], r)
+        rank = torch.arange(left.shape[1], device=x.device).expand(b, -1)
+    joined = torch.where(rank < r[:, None], right.gather(1, where), left)
+    return target.scatter(1, left, joined)
+
+
+def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
+    """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins."""
+    return match(features, r, margin, lengths, energy, nearest)

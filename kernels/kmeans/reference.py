@@ -1,0 +1,113 @@
+"""k-means with deterministic seeding, cosine or Euclidean."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vtc.kernels.greedy_diversity.reference import absent, unit
+from vtc.kernels.segment_sum.reference import segment_sum
+
+SEED_TOKENS = 8  # per centroid, evenly strided: seeding looks at no more of them
+BLOCK = 2**24  # scores of the assignment held at a time
+
+
+def assign(x: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
+    """x [B, N, D], centroids [B, K, D], bias [B, K] -> LongTensor [B, N], argmax of x . c + bias; ties: the lowest."""
+    b, n = x.shape[:2]
+    step = max(1, BLOCK // (b * centroids.shape[1]))
+    label = torch.empty(b, n, dtype=torch.long, device=x.device)
+    for start in range(0, n, step):
+        scores = torch.baddbmm(bias[:, None], x[:, start : start + step], centroids.transpose(1, 2))
+        label[:, start : start + step] = scores.argmax(dim=-1)
+    return label
+
+
+def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
+    """Greedy k-means++ without chance: LongTensor [B, k] of tokens; see Arthur and Vassilvitskii 2007, section 2.2.
+
+    The first is the token nearest to the mean. Each later one is the best of a few candidates, which lie at evenly
+    spread quantiles of the squared distance to the nearest seed. With fewer different tokens than k some repeat.
+    """
+    b, n = x.shape[:2]
+    few = lengths.clamp(max=SEED_TOKENS * k)  # [B]
+    place = torch.arange(min(n, SEED_TOKENS * k), device=x.device)
+    there = place < few[:, None]
+    at = (place * lengths[:, None] // few[:, None].clamp(min=1)).clamp(max=n - 1)  # [B, F], evenly strided
+    some = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * there.unsqueeze(-1)
+    rows = torch.arange(b, device=x.device)
+    trials = 2 + int(math.log(k))
+    spread = (torch.arange(trials, device=x.device, dtype=torch.float64) + 0.5) / trials
+    products = torch.bmm(some, some.transpose(1, 2))  # [B, F, F]
+    squares = products.diagonal(dim1=-2, dim2=-1).clone()
+    apart = products.mul_(-2).add_(squares[:, None]).add_(squares[:, :, None]).clamp_(min=0.0)
+    apart.masked_fill_(~there[:, None], 0.0)  # what is not there is never drawn, and never missed
+    # Nearest to the mean is nearest to all others, in squares.
+    pick = apart.sum(dim=-1).masked_fill_(~there, torch.inf).argmin(dim=-1)
+    chosen = torch.empty(b, k, dtype=torch.long, device=x.device)
+    chosen[:, 0] = at[rows, pick]
+    nearest = apart[rows, pick]  # squared distance to the nearest seed
+    for step in range(1, k):
+        nearest[rows, pick] = 0.0
+        total = nearest.double().cumsum(dim=-1)
+        candidates = torch.searchsorted(total, total[:, -1:] * spread).clamp(max=place.numel() - 1)  # [B, C]
+        closer = torch.minimum(nearest[:, None], apart[rows[:, None], candidates])  # [B, C, F]
+        best = closer.sum(dim=-1).argmin(dim=-1)
+        pick, nearest = candidates[rows, best], closer[rows, best]
+        chosen[:, step] = at[rows, pick]
+    return chosen
+
+
+def means(
+    x: Tensor, label: Tensor, old: Tensor, segment_sum: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+) -> Tensor:
+    """Centroids [B, K, D] of the labels [B, N] (-1: nobody's); an empty cluster keeps its `old` one."""
+    b, n, d = x.shape
+    k = old.shape[1]
+    used = label >= 0
+    size = torch.zeros(b, k, device=x.device).scatter_add_(1, label.clamp(min=0), used.float())
+    flat = torch.where(used, label + k * torch.arange(b, device=x.device)[:, None], -1).flatten()
+    total = segment_sum(x.reshape(-1, d), flat, torch.ones(b * n, device=x.device), b * k).view(b, k, d)
+    return torch.where((size > 0).unsqueeze(-1), total / size.clamp(min=1.0).unsqueeze(-1), old)
+
+
+def lloyd(
+    features: Tensor,
+    k: int,
+    metric: str,
+    iterations: int,
+    lengths: Tensor | None,
+    assign: Callable[[Tensor, Tensor, Tensor], Tensor],
+    segment_sum: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations until no label changes: (centroids [B, K, D] in fp32, label [B, N], -1 behind the lengths)."""
+    cosine = metric == "cosine"
+    n = features.shape[1]
+    x = unit(features) if cosine else features.float().nan_to_num(0.0, 0.0, 0.0)
+    empty = absent(lengths, n, x.device)
+    if lengths is None:
+        lengths = torch.full((x.shape[0],), n, device=x.device)
+    if empty is not None:
+        x = x.masked_fill(empty.unsqueeze(-1), 0.0)
+    seeds = seed(x, k, lengths.to(x.device))
+    centroids = x.gather(1, seeds.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    label = torch.full(x.shape[:2], -2, dtype=torch.long, device=x.device)
+    for _ in range(iterations):
+        ends = unit(centroids) if cosine else centroids
+        bias = torch.zeros_like(ends[..., 0]) if cosine else -0.5 * ends.square().sum(dim=-1)
+        new = assign(x, ends, bias)
+        if empty is not None:
+            new = new.masked_fill(empty, -1)
+        if torch.equal(new, label):
+            break
+        label = new
+        centroids = means(x, label, centroids, segment_sum)
+    return centroids, label
+
+
+def kmeans(
+    features: Tensor, k: int, metric: str, iterations: int, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """features [B, N, D] -> (centroids [B, k, D] in fp32, label LongTensor [B, N])."""
+    return lloyd(features, k, metric, iterations, lengths, assign, segment_sum)

@@ -1,0 +1,77 @@
+"""The benchmark of models measures what it says, on models small enough for a test."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+import vtc
+from vtc.eval.bench import archs, table
+from vtc.eval.bench.model import CEILING, FULL, Bench, measure
+
+CPU = torch.device("cpu")
+SMALL = archs.Arch("llava", 4, 64, 4, 96, archs.SMALL_CLIP)
+
+
+@pytest.fixture(scope="module")
+def lines():
+    settings = [("divprune", 64), ("transprune", 64), ("h2o", 64)]
+    seen = []
+    bench = Bench(SMALL, CPU, torch.float32, 2)
+    lines = measure("small", bench, settings, rounds=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    return lines
+
+
+def test_one_line_per_setting(lines):
+    assert [line.method for line in lines] == [FULL, CEILING, "divprune", "transprune", "h2o"]
+    full, ceiling, divprune, transprune, h2o = lines
+    for line in lines:
+        assert len(line.prefill) == len(line.decode) == len(line.speedups) == 2
+        assert len(line.encode) == (0 if line is ceiling else 2)
+        assert line.peak_bytes > 0
+    assert full.speedups == [1.0, 1.0]
+    assert (divprune.tokens, ceiling.tokens, h2o.tokens, full.tokens) == (64, 64, 576, 576)
+    assert 64 < transprune.tokens < 576
+    assert 1 < transprune.ideal < divprune.ideal
+    assert divprune.ideal == pytest.approx(ceiling.ideal, rel=0.05)
+    assert divprune.kv_bytes == h2o.kv_bytes == ceiling.kv_bytes < full.kv_bytes
+    assert divprune.flops > transprune.flops > h2o.flops == 1.0
+
+
+def test_csv_markdown_and_picture(lines, tmp_path):
+    rows = table.model_rows(lines)
+    table.write_csv(rows, {"device": "this one"}, tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["method"] for row in read] == [line.method for line in lines]
+    assert {row["device"] for row in read} == {"this one"}
+    assert float(read[2]["ttft_ms"]) == pytest.approx(
+        float(read[2]["encode_ms"]) + float(read[2]["prefill_ms"]), rel=0.3
+    )
+    assert read[1]["ttft_ms"] == ""
+    text = table.markdown(list(table.MODEL_COLUMNS.values()), table.model_cells(rows))
+    assert text.count("\n") == 7
+    assert f"| {FULL} |" in text
+    table.plot_model(rows, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "llava_onevision"])
+def test_other_families(name):
+    tower = archs.SMALL_QWEN if name == "qwen2_5_vl" else archs.SMALL_CLIP
+    picture = {"llava_next": (336, 672), "qwen2_5_vl": (112, 112), "llava_onevision": (384, 768)}[name]
+    bench = Bench(archs.Arch(name, 2, 64, 4, 96, tower, 2, picture), CPU, torch.float32, 2)
+    assert bench.tokens > 10
+    lines = measure(name, bench, [("divprune", 8)], rounds=1)
+    assert lines[-1].tokens == 8
+
+
+def test_a_method_that_is_wrong_is_not_timed(monkeypatch):
+    bench = Bench(SMALL, CPU, torch.float32, 1)
+    monkeypatch.setattr(vtc.Selection, "apply", lambda self, x: x[self.anchor] * 2)
+    monkeypatch.setattr(vtc.Selection, "merges", True)
+    with pytest.raises(RuntimeError, match="divprune changes the answer"):
+        measure("small", bench, [("divprune", 64)], rounds=1)
