@@ -31,5 +31,5 @@ def blocks(q: Tensor, k: Tensor, scale: float, at: Tensor | None, seen: Tensor |
         if allowed is None:
             yield logits.softmax(dim=-1).mean(dim=(1, 2)), None
             continue
-        logits = logits.masked_fill(~allowed[:, None, None], torch.finfo(logits.dtype).min)
+        logits = logits.masked_fill_(~allowed[:, None, None], torch.finfo(logits.dtype).min)
         yield logits.softmax(dim=-1).mean(dim=(1, 2)) * allowed, allowed

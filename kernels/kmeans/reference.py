@@ -38,25 +38,22 @@ def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
     some = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * there.unsqueeze(-1)
     rows = torch.arange(b, device=x.device)
     trials = 2 + int(math.log(k))
-    spread = (torch.arange(trials, device=x.device, dtype=torch.float64) + 0.5) / trials
+    spread = (torch.arange(trials, device=x.device) + 0.5) / trials
     products = torch.bmm(some, some.transpose(1, 2))  # [B, F, F]
     squares = products.diagonal(dim1=-2, dim2=-1).clone()
     apart = products.mul_(-2).add_(squares[:, None]).add_(squares[:, :, None]).clamp_(min=0.0)
     apart.masked_fill_(~there[:, None], 0.0)  # what is not there is never drawn, and never missed
     # Nearest to the mean is nearest to all others, in squares.
     pick = apart.sum(dim=-1).masked_fill_(~there, torch.inf).argmin(dim=-1)
-    chosen = torch.empty(b, k, dtype=torch.long, device=x.device)
-    chosen[:, 0] = at[rows, pick]
-    nearest = apart[rows, pick]  # squared distance to the nearest seed
-    for step in range(1, k):
-        nearest[rows, pick] = 0.0
-        total = nearest.double().cumsum(dim=-1)
-        candidates = torch.searchsorted(total, total[:, -1:] * spread).clamp(max=place.numel() - 1)  # [B, C]
+    picks, nearest = [pick], apart[rows, pick]  # squared distance to the nearest seed
+    for _ in range(1, k):
+        total = nearest.cumsum(dim=-1)
+        candidates = torch.searchsorted(total, total[:, -1:] * spread)  # [B, C]
         closer = torch.minimum(nearest[:, None], apart[rows[:, None], candidates])  # [B, C, F]
         best = closer.sum(dim=-1).argmin(dim=-1)
         pick, nearest = candidates[rows, best], closer[rows, best]
-        chosen[:, step] = at[rows, pick]
-    return chosen
+        picks.append(pick)
+    return at.gather(1, torch.stack(picks, dim=1))
 
 
 def means(
