@@ -43,7 +43,7 @@ def choose(
         watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
         # one picture is chosen from once, for all who ask about it
         keys = [(s.picture, s.row // layout.expansion if method.query_aware else 0) for s in layout.spans]
-        asked = {key: i for i, key in reversed(list(enumerate(keys)))}
+        asked = {key: keys.index(key) for key in keys}
         done = method.select_many([replace(views[i], read=reader(method, layout.spans[i])) for i in asked.values()])
         ready = [s.check() if reorder else s.check().sorted() for s in Selection.on_host(done)]
         found = dict(zip(asked, ready, strict=True))
