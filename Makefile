@@ -25,7 +25,7 @@ demo: $(STAMP)
 	}; \
 	ask 0006.webp "What color is the heart?"; \
 	ask 0008.webp "What word is printed?"; \
-	ask 0004.webp "Where is the yellow triangle?"
+	ask 0004.webp "Where is the white square?"
 	@printf '\nWhat was kept of each picture is drawn in overlays/\n'
 
 test: $(STAMP)
