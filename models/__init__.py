@@ -9,7 +9,7 @@ from torch import nn
 from vtc.models.base import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
-from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
+from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen25VLAdapter, QwenVLAdapter
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -26,6 +26,7 @@ for _family in (
     LlavaAdapter,
     LlavaNextAdapter,
     LlavaOnevisionAdapter,
+    LlavaNextVideoAdapter,
     QwenVLAdapter,
     Qwen25VLAdapter,
     InternVLAdapter,

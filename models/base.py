@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from vtc.layout import Tile
 
+#: What transformers calls the pixels and patch grids of each modality, in the order in which a model runs its tower.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+
 #: Vision towers (config.model_type) whose first token is a trained CLS token.
 CLS_TOWERS = ("clip_vision_model", "internvl_vision")
 
@@ -36,15 +40,16 @@ class TowerCall:
 
 
 class Known(NamedTuple):
-    """What is known of one image besides its tokens: its (t, h, w) grid of patches, its number of crops."""
+    """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
+    modality: str = "image"
 
 
 @dataclass(frozen=True, eq=False)
 class ImageLayout:
-    """How the visual tokens of one image are arranged.
+    """How the visual tokens of one image or video are arranged; a video's crops are its frames.
 
     Attributes:
         grid: (t, h, w) of the finest tile.
@@ -104,11 +109,14 @@ class Adapter:
         last = max(c % (depth + 1) for c in chosen) if isinstance(chosen, list | tuple) else chosen % (depth + 1)
         return max(last - 1, 0)  # hidden_states[i] is the output of layer i - 1
 
-    def image_token_id(self, model: nn.Module) -> int:
-        return model.config.image_token_id
-
-    def video_token_id(self, model: nn.Module) -> int | None:
-        return getattr(model.config, "video_token_id", None)
+    def token_id(self, model: nn.Module, modality: str) -> int:
+        """The placeholder of one visual token of an "image" or "video" in `input_ids`."""
+        config: Any = model.config
+        if modality == "image":
+            return config.image_token_id
+        if getattr(config, "video_token_id", None) is None:
+            raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
+        return config.video_token_id
 
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         """Modules of an attention layer whose outputs are its queries and keys."""
@@ -140,7 +148,7 @@ class Adapter:
         return []
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        """Arrangement of the visual tokens `features` [N, D] of one image."""
+        """Arrangement of the visual tokens `features` [N, D] of one image or, if `known.modality` says so, video."""
         raise TypeError(f"{type(self).__name__} does not define layout(); every family needs it.")
 
 
@@ -151,3 +159,22 @@ def square_layout(tokens: int, role: str = "image") -> ImageLayout:
         raise ValueError(f"{tokens} visual tokens do not form a square grid.")
     index = torch.arange(tokens)
     return ImageLayout((1, side, side), (Tile(0, 1, side, side, role=role),), index, torch.zeros_like(index), tokens)
+
+
+def frames_layout(frames: int, side: int, places: Tensor, separators: int = 0) -> ImageLayout:
+    """A video of square frames, pooled: row (and column) i of a frame's tokens shows row `places[i]` of `side`.
+
+    `separators` tokens follow the last frame.
+    """
+    rows = len(places)
+    patch = places[:, None] * side + places[None, :]  # [rows, rows]
+    frame = torch.arange(frames)[:, None, None].expand(-1, rows, rows)
+    ends = torch.full((separators,), -1)
+    return ImageLayout(
+        (frames, rows, rows),
+        (Tile(0, frames, rows, rows, role="frames"),),
+        torch.cat([(frame * side * side + patch).flatten(), ends]),
+        torch.cat([frame.flatten(), ends]),
+        frames * side * side,
+        frames,
+    )

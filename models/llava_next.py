@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import ImageLayout, Known, square_layout
+from vtc.models.base import ImageLayout, Known, frames_layout, square_layout
 from vtc.models.llava import LlavaAdapter
 
 
@@ -49,6 +49,8 @@ class LlavaNextAdapter(LlavaAdapter):
         return list(dict.fromkeys(counts))
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        if known.modality == "video":
+            return self.video_layout(model, features)
         side, rows, cols = self._shape(model, features)
         per_crop = side * side
         if cols == 0:
@@ -76,10 +78,18 @@ class LlavaNextAdapter(LlavaAdapter):
             crops=1 + mosaic.crops_h * mosaic.crops_w,
         )
 
+    def video_layout(self, model: nn.Module, features: Tensor) -> ImageLayout:
+        """Arrangement of the visual tokens [N, D] of one video, for families that read videos."""
+        raise ValueError(f"{self.model_types[0]} does not read videos.")
+
+    def _side(self, model: nn.Module) -> int:
+        """Patches along a crop."""
+        config: Any = model.config.vision_config
+        return config.image_size // config.patch_size
+
     def _shape(self, model: nn.Module, features: Tensor) -> tuple[int, int, int]:
         """Tokens along a crop, rows and columns of the mosaic; columns are 0 if only newlines follow the thumbnail."""
-        whole: Any = model.config
-        side = whole.vision_config.image_size // whole.vision_config.patch_size
+        side = self._side(model)
         n, per_crop = features.shape[0], side * side
         newline = self.base(model).image_newline.to(features)
         breaks = (features == newline).all(dim=-1).nonzero().flatten().tolist()
@@ -107,6 +117,28 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     def max_crops(self, model: nn.Module) -> int | None:
         config: Any = model.config
         return int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+
+    def video_layout(self, model: nn.Module, features: Tensor) -> ImageLayout:
+        side = self._side(model)
+        rows = math.ceil(side / 2)  # frames are scaled down to half; one newline ends the video
+        frames, left = divmod(len(features) - 1, rows * rows)
+        if left or not frames:
+            raise ValueError(f"{len(features)} visual tokens are no frames of {rows} x {rows} and one newline.")
+        places = ((torch.arange(rows) + 0.5) * side / rows).long()
+        return frames_layout(frames, side, places, separators=1)
+
+
+class LlavaNextVideoAdapter(LlavaNextAdapter):
+    model_types = ("llava_next_video",)
+
+    def video_layout(self, model: nn.Module, features: Tensor) -> ImageLayout:
+        side, config = self._side(model), model.config
+        stride: Any = config.spatial_pool_stride
+        rows = side // stride
+        frames, left = divmod(len(features), rows * rows)
+        if left or not frames:
+            raise ValueError(f"{len(features)} visual tokens are no frames of {rows} x {rows}.")
+        return frames_layout(frames, side, torch.arange(rows) * stride + stride // 2)
 
 
 def _sample(tokens: int, cut: int, full: int) -> Tensor:

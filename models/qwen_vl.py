@@ -55,16 +55,17 @@ class QwenVLAdapter(Adapter):
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:
-            raise ValueError("image_grid_thw is missing: pass it as the processor returned it.")
+            raise ValueError(f"{known.modality}_grid_thw is missing: pass it as the processor returned it.")
         merge = self.tower(model).spatial_merge_size
         t, h, w = known.thw
         h, w = h // merge, w // merge
         if t * h * w != features.shape[0]:
             raise ValueError(
-                f"an image of grid {(t, h, w)} has {t * h * w} tokens, but {features.shape[0]} were found."
+                f"{known.modality} of grid {(t, h, w)} has {t * h * w} tokens, but {features.shape[0]} were found."
             )
         index = torch.arange(t * h * w)
-        return ImageLayout((t, h, w), (Tile(0, t, h, w),), index, torch.zeros_like(index), index.numel())
+        tile = Tile(0, t, h, w, role="image" if known.modality == "image" else "frames")
+        return ImageLayout((t, h, w), (tile,), index, torch.zeros_like(index), index.numel())
 
 
 class Qwen25VLAdapter(QwenVLAdapter):

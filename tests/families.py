@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-PAD, BOS, IMAGE, START, END, VOCAB = 0, 1, 2, 3, 4, 99
+PAD, BOS, IMAGE, START, END, VIDEO, VOCAB = 0, 1, 2, 3, 4, 5, 99
 TEXT = dict(
     hidden_size=32,
     intermediate_size=48,
@@ -35,11 +35,13 @@ MROPE = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], 
 class Family:
     """How to build a family's tiny model and the pixels of its images.
 
-    `images(seeds)` gives the vision inputs of a batch's images in reading order and, per image, its prompt ids.
+    `images(seeds)` gives the vision inputs of a batch's images in reading order and, per image, its prompt ids;
+    `videos(seeds)` the same for videos, where the family reads them.
     """
 
     config: Callable[[], Any]
     images: Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
+    videos: Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]] | None = None
 
 
 def _noise(seed: int, *shape: int) -> Tensor:
@@ -65,9 +67,9 @@ SIZES = [(40, 30), (24, 60), (70, 70), (64, 18)]  # heights and widths, one per 
 
 
 def _next(family: str, tower: str) -> Any:
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if family == "llava_next" else {"video_token_index": VIDEO}
     if family == "llava_onevision":
-        extra = {"video_token_index": 5, "vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+        extra |= {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
         extra["vision_aspect_ratio"] = "anyres_max_2"
     vision = {"model_type": tower, **VISION, "projection_dim": 16}
     lm = "qwen2" if family == "llava_onevision" else "llama"
@@ -119,7 +121,7 @@ def _qwen(family: str) -> Any:
         vision_config=vision,
         text_config=text,
         image_token_id=IMAGE,
-        video_token_id=5,
+        video_token_id=VIDEO,
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
@@ -135,6 +137,37 @@ def _packed(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     pixels = torch.cat([_noise(s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)])
     prompts = [[START, *[IMAGE] * (t * h * w // 4), END] for t, h, w in grids]
     return {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}, prompts
+
+
+def _frames(ends: int) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]:
+    """Videos of four frames of 3 x 3 tokens after pooling, and so many tokens behind the last frame."""
+
+    def videos(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        pixels = torch.stack([_noise(100 + s, 4, 3, 24, 24) for s in seeds])
+        return {"pixel_values_videos": pixels}, [[VIDEO] * (4 * 9 + ends) for _ in seeds]
+
+    return videos
+
+
+CLIPS = [(3, 4, 6), (2, 6, 4), (5, 4, 4)]  # patches; 2 x 2 of them make a token
+
+
+def _clips(family: str) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]:
+    def videos(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        grids = [CLIPS[s % len(CLIPS)] for s in seeds]
+        pixels = [_noise(100 + s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)]
+        inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}
+        if family == "qwen2_5_vl":
+            inputs["second_per_grid_ts"] = torch.tensor([0.5 + s for s in seeds])
+        if family == "qwen3_vl":  # a timestamp before every frame
+            prompts = [
+                [x for i in range(t) for x in (40 + i, START, *[VIDEO] * (h * w // 4), END)] for t, h, w in grids
+            ]
+        else:
+            prompts = [[START, *[VIDEO] * (t * h * w // 4), END] for t, h, w in grids]
+        return inputs, prompts
+
+    return videos
 
 
 def _internvl() -> Any:
@@ -160,10 +193,15 @@ FAMILIES: dict[str, Family] = {
     "llava": Family(lambda: _llava("clip_vision_model"), _square),
     "llava_siglip": Family(lambda: _llava("siglip_vision_model"), _square),
     "llava_next": Family(lambda: _next("llava_next", "clip_vision_model"), _anyres("llava_next")),
-    "llava_onevision": Family(lambda: _next("llava_onevision", "siglip_vision_model"), _anyres("llava_onevision")),
-    "qwen2_vl": Family(lambda: _qwen("qwen2_vl"), _packed),
-    "qwen2_5_vl": Family(lambda: _qwen("qwen2_5_vl"), _packed),
-    "qwen3_vl": Family(lambda: _qwen("qwen3_vl"), _packed),
+    "llava_next_video": Family(
+        lambda: _next("llava_next_video", "clip_vision_model"), _anyres("llava_next_video"), _frames(0)
+    ),
+    "llava_onevision": Family(
+        lambda: _next("llava_onevision", "siglip_vision_model"), _anyres("llava_onevision"), _frames(1)
+    ),
+    "qwen2_vl": Family(lambda: _qwen("qwen2_vl"), _packed, _clips("qwen2_vl")),
+    "qwen2_5_vl": Family(lambda: _qwen("qwen2_5_vl"), _packed, _clips("qwen2_5_vl")),
+    "qwen3_vl": Family(lambda: _qwen("qwen3_vl"), _packed, _clips("qwen3_vl")),
     "internvl": Family(_internvl, _tiles),
 }
 
@@ -181,19 +219,28 @@ def model_of(family: str, attention: str = "sdpa") -> Any:
             torch.nn.init.normal_(parameter, std=0.5)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
-    model.generation_config.suppress_tokens = [IMAGE, 5]  # without a cache, transformers would look for their pictures
+    model.generation_config.suppress_tokens = [
+        IMAGE,
+        VIDEO,
+    ]  # without a cache, transformers would look for their pictures
     return model.eval()
 
 
-def batch(family: str, rows: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
-    """Inputs of a batch: one list of image seeds per row (empty = text only), padded on `side`."""
-    vision, prompts = FAMILIES[family].images([seed for row in rows for seed in row])
-    queue = iter(prompts)
+def batch(family: str, rows: Sequence[Sequence[int | str]], side: str = "left") -> dict[str, Tensor]:
+    """Inputs of a batch, padded on `side`: per row image seeds and video seeds ("v0"); an empty row is text only."""
+    seeds = [seed for row in rows for seed in row]
+    vision, prompts = FAMILIES[family].images([seed for seed in seeds if isinstance(seed, int)])
+    clips = [int(seed[1:]) for seed in seeds if isinstance(seed, str)]
+    pictures, films = iter(prompts), iter(())
+    videos = FAMILIES[family].videos
+    if clips and videos is not None:
+        moving, prompts = videos(clips)
+        vision, films = vision | moving, iter(prompts)
     texts: list[list[int]] = []
     for r, row in enumerate(rows):
         ids = [BOS, 10 + r, 11]
-        for i, _ in enumerate(row):
-            ids += next(queue) + [20 + i] * (1 + r)
+        for i, seed in enumerate(row):
+            ids += next(pictures if isinstance(seed, int) else films) + [20 + i] * (1 + r)
         texts.append([*ids, 30 + r, 31, 32 + len(row)])
     length = max(map(len, texts))
     ids = torch.full((len(rows), length), PAD)
@@ -204,5 +251,5 @@ def batch(family: str, rows: Sequence[Sequence[int]], side: str = "left") -> dic
         mask[r, where] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, **vision}
     if family.startswith("qwen"):
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     return inputs

@@ -26,6 +26,16 @@ class Choice:
     anchor: list[int]
     source: list[int]
     weight: Tensor
+    whole: list[int]  # places of all the span's tokens, before any step
+
+    def runs(self) -> list[list[int]]:
+        """`index` in parts that had no text between them: one for an image, one per frame for some videos."""
+        number, parts = {}, {}
+        for i, p in enumerate(self.whole):
+            number[p] = number[p - 1] if i and p - 1 in number else i
+        for p in self.index:
+            parts.setdefault(number[p], []).append(p)
+        return list(parts.values())
 
     @property
     def slots(self) -> list[int]:
@@ -56,7 +66,8 @@ def decisions(model: Any) -> Decisions:
     for layer, selections in record.steps:
         choices = []
         for i, (span, c) in enumerate(zip(record.spans, selections, strict=True)):
-            choices.append(Choice(span.row, now[i], c.anchor.tolist(), c.source.tolist(), c.weight.cpu()))
+            whole = span.index.tolist()
+            choices.append(Choice(span.row, now[i], c.anchor.tolist(), c.source.tolist(), c.weight.cpu(), whole))
             now[i] = choices[-1].slots
         made.steps.append((layer, choices))
     for eviction in record.evictions:
@@ -197,14 +208,18 @@ class _Stage:
                 continue
             for choice in [c for row, c in self.mine if row == r and c.index]:
                 places = {p: [int(ids[a, r, p]) for a in range(3)] for p in choice.index}
-                kept = [choice.index[a] for a in choice.anchor]
-                start = min(v for own in places.values() for v in own)
-                end = max(v for own in places.values() for v in own) + 1
-                ranks = [sorted({places[p][a] for p in kept}) for a in range(3)]
-                for p, slot in zip(kept, choice.slots, strict=True):  # a token brings its place in the picture along
-                    for a in range(3):
-                        new[a, r, slot] = start - self.shift[r] + ranks[a].index(places[p][a])
-                self.shift[r] += end - start - max(map(len, ranks))
-                after = choice.index[-1] + 1
-                new[:, r, after:] = ids[:, r, after:] - self.shift[r]
+                kept = dict(zip([choice.index[a] for a in choice.anchor], choice.slots, strict=True))
+                for run in choice.runs():
+                    mine = [p for p in run if p in kept]
+                    axes = [0, 1, 2] if all(places[p][0] == places[p][1] for p in run) else [1, 2]  # not time
+                    start = min(places[p][a] for p in run for a in (1, 2))
+                    end = max(places[p][a] for p in run for a in (1, 2)) + 1
+                    ranks = {a: sorted({places[p][a] for p in mine}) for a in axes}
+                    for p in mine:  # a token brings its place in the picture along
+                        for a in range(3):
+                            value = start + ranks[a].index(places[p][a]) if a in axes else places[p][a]
+                            new[a, r, kept[p]] = value - self.shift[r]
+                    self.shift[r] += end - start - max(map(len, ranks.values()))
+                    after = run[-1] + 1
+                    new[:, r, after:] = ids[:, r, after:] - self.shift[r]
         return new

@@ -176,12 +176,6 @@ def test_what_a_wrapped_forward_refuses(model: Any) -> None:
     assert vtc.report(model).tokens_out == 4
 
 
-def test_videos_are_refused() -> None:
-    model, inputs = model_of("qwen2_vl"), batch("qwen2_vl", [[]])
-    with vtc.wrapped(model, "divprune"), pytest.raises(ValueError, match="video"):
-        model(**inputs, pixel_values_videos=torch.zeros(4, 96), video_grid_thw=torch.tensor([[1, 2, 2]]))
-
-
 def test_embeddings_with_a_mask_are_handled() -> None:
     model, inputs = model_of("qwen2_vl"), batch("qwen2_vl", [[0]])
     captured: dict[str, Any] = {}

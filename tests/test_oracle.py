@@ -22,7 +22,7 @@ BATCHES = {
 GREEDY: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
 
 
-def equal_to_oracle(family: str, attention: str, rows: list[list[int]], side: str, method: Any, **wrap: Any) -> Any:
+def equal_to_oracle(family: str, attention: str, rows: Any, side: str, method: Any, **wrap: Any) -> Any:
     """Assert logits (1e-5 relative, fp32) and, where generation makes sense, 8 identical greedy ids."""
     model, inputs = model_of(family, attention), batch(family, rows, side)
     with vtc.wrapped(model, method, **wrap):

@@ -5,6 +5,7 @@ from vtc.methods.base import Method, Paper, top_k
 from vtc.methods.cached import CacheMethod
 from vtc.methods.dart import DART
 from vtc.methods.divprune import DivPrune
+from vtc.methods.evs import EVS
 from vtc.methods.fastv import FastV
 from vtc.methods.h2o import H2O
 from vtc.methods.layered import LayerMethod
@@ -19,6 +20,7 @@ from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
 from vtc.methods.tome import PiToMe, ToMe
 from vtc.methods.transprune import TransPrune
+from vtc.methods.uniform_frames import UniformFrames
 from vtc.methods.visiondrop import VisionDrop
 from vtc.methods.visionzip import VisionZip
 from vtc.methods.vtc_cls import VTCCLS
@@ -29,12 +31,15 @@ from vtc.prompts import prompt
 from vtc.report import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.video import Clip, load_clip
 
 __all__ = [
     "DART",
+    "EVS",
     "H2O",
     "VTCCLS",
     "CacheMethod",
+    "Clip",
     "DivPrune",
     "FastV",
     "LayerMethod",
@@ -54,11 +59,13 @@ __all__ = [
     "ToDRE",
     "ToMe",
     "TransPrune",
+    "UniformFrames",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
     "encode",
     "load",
+    "load_clip",
     "load_picture",
     "methods",
     "overlay",

@@ -16,6 +16,7 @@ from vtc.encode import Encoded, encode_with
 from vtc.engine import Engine
 from vtc.layout import single_span
 from vtc.methods.base import Method
+from vtc.methods.frames import select_scoped
 from vtc.methods.registry import resolve
 from vtc.report import Report
 from vtc.selection import Selection
@@ -125,7 +126,7 @@ def select(
     span = single_span(n, grid)
     index = torch.arange(n, device=features.device)
     read = given_signals(signals, n, features.device)
-    return chosen.select(VisualTokens(features, span, index, read)).check()
+    return select_scoped(chosen, [VisualTokens(features, span, index, read)])[0].check()
 
 
 def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encoded:
@@ -135,7 +136,8 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         model: a supported model, wrapped or not.
         methods: every method that will be wrapped when the result is used; their signals are computed along.
         vision_inputs: `pixel_values=` and what else the processor returned for the images (`image_sizes=`,
-            `image_grid_thw=`); for InternVL also `input_ids=`, which tell how many tiles each image has.
+            `image_grid_thw=`); for InternVL also `input_ids=`, which tell how many tiles each image has. Or, for
+            videos, `pixel_values_videos=`, `video_grid_thw=`, `second_per_grid_ts=`.
 
     Returns:
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.methods.base import Method
+from vtc.methods.frames import select_scoped
 from vtc.record import Record
 from vtc.report import Stopwatch
 from vtc.selection import Selection
@@ -42,13 +43,18 @@ def choose(
     for number, method in enumerate(methods):
         watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
         # one picture is chosen from once, for all who ask about it
-        keys = [(s.picture, s.row // layout.expansion if method.query_aware else 0) for s in layout.spans]
+        keys = [(s.modality, s.picture, s.row // layout.expansion if method.query_aware else 0) for s in layout.spans]
         asked = {key: keys.index(key) for key in keys}
-        done = method.select_many([replace(views[i], read=reader(method, layout.spans[i])) for i in asked.values()])
-        ready = [s.check() if reorder else s.check().sorted() for s in Selection.on_host(done)]
-        found = dict(zip(asked, ready, strict=True))
+        asked = {key: i for key, i in asked.items() if key[0] in method.modality}
+        done = select_scoped(method, [replace(views[i], read=reader(method, layout.spans[i])) for i in asked.values()])
+        checked = [selection.check() for selection in Selection.on_host(done)]
+        found = {
+            key: selection if reorder and layout.spans[i].unbroken else selection.sorted()
+            for (key, i), selection in zip(asked.items(), checked, strict=True)
+        }
         for i, key in enumerate(keys):
-            selection, earlier = found[key], chosen[i]
+            size, earlier = len(views[i].features), chosen[i]
+            selection = found.setdefault(key, Selection.prune(torch.arange(size), size))  # not its modality
             chosen[i] = selection if earlier is None else earlier.then(selection)
             if number + 1 < len(methods):
                 own = selection.to(embeds.device)

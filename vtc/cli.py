@@ -63,7 +63,7 @@ def _methods(options: argparse.Namespace) -> None:
     """List the registered methods."""
     listing = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("name", "stage", "needs", "query aware", "merges"):
-        listing.add_column(title)
+        listing.add_column(title, no_wrap=title == "name")
     listing.add_column("paper", ratio=1)
     for info in vtc.methods():
         paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
@@ -78,7 +78,7 @@ def _yes(value: bool) -> str:
 
 def _eval(options: argparse.Namespace) -> None:
     """Print the table of accuracy by task, method and budget."""
-    names = options.methods or [info.name for info in vtc.methods() if info.stage.startswith("input")]
+    names = options.methods or [m.name for m in vtc.methods() if m.stage.startswith("input") and "image" in m.modality]
     arguments.check_methods(names)
     for file in filter(None, (options.json, options.markdown, options.plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)

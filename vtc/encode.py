@@ -1,4 +1,4 @@
-"""Encoded: image features and signals of one run of the vision tower, to be used by many prompts."""
+"""Encoded: features and signals of one run of the vision tower over images or videos, for many prompts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.methods.base import Method
 from vtc.models import adapter_for
-from vtc.models.base import Adapter, TowerCall
+from vtc.models.base import GRIDS, PIXELS, Adapter, TowerCall
 from vtc.sources import Sources
 from vtc.spans import layouts_of
 from vtc.tap import ATTRIBUTE, TowerTap
 
 
 class Encoded:
-    """Features of some images, ready for `generate` or `forward` (transformers >= 5.18)."""
+    """Features of some images, or of some videos, ready for `generate` or `forward` (transformers >= 5.18)."""
 
     def __init__(
         self,
@@ -29,7 +29,9 @@ class Encoded:
         call: TowerCall,
         grids: dict[str, Tensor],
         pieces: list[int],
+        modality: str = "image",
     ) -> None:
+        self.modality = modality
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
         self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
@@ -39,7 +41,7 @@ class Encoded:
             self._features.append(rest[:count])
             rest = rest[count:]
         whole = [torch.cat(own) for own in self._features]
-        layouts = layouts_of(adapter, model, whole, call.grid_thw, call)
+        layouts = layouts_of(adapter, model, [x.flatten(0, -2) for x in whole], call.grid_thw, call, modality)
         if layouts is None:
             raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
         self._tokens = [layout.tower_tokens for layout in layouts]
@@ -66,7 +68,7 @@ class Encoded:
             signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
         )
         setattr(output, ATTRIBUTE, call)
-        return {"mm_encoder_outputs": {"image": output}, **{k: v[list(images)] for k, v in self._grids.items()}}
+        return {"mm_encoder_outputs": {self.modality: output}, **{k: v[list(images)] for k, v in self._grids.items()}}
 
     @staticmethod
     def _pick(values: Any, sizes: list[int], images: Sequence[int]) -> Any:
@@ -84,19 +86,25 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     tap = TowerTap(model, adapter, Sources(model, adapter, parts).wanted)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
-    if vision_inputs.get("pixel_values") is None:
-        raise ValueError("pass pixel_values=..., as the processor returned them.")
-    accepted = inspect.signature(adapter.base(model).get_image_features).parameters
+    given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
+    if len(given) != 1:
+        wrong = "both" if given else "neither"
+        raise ValueError(
+            f"pass pixel_values=... or pixel_values_videos=..., as the processor returned them; got {wrong}."
+        )
+    modality = given[0]
+    features = getattr(adapter.base(model), f"get_{modality}_features")
+    accepted = inspect.signature(features).parameters
     inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
     tap.attach()
     try:
         with torch.no_grad():
-            output = adapter.base(model).get_image_features(**inputs, return_dict=True)
+            output = features(**inputs, return_dict=True)
     finally:
         tap.detach()
-    grids = {k: v for k, v in vision_inputs.items() if k == "image_grid_thw"}
+    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
     pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
-    return Encoded(model, adapter, output, getattr(tap.latest, ATTRIBUTE), grids, pieces)
+    return Encoded(model, adapter, output, getattr(tap.outputs[-1], ATTRIBUTE), grids, pieces, modality)
 
 
 def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
@@ -105,7 +113,7 @@ def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor
         return [1] * len(features)
     if input_ids is None:
         raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
-    visual = (input_ids == adapter.image_token_id(model)).int()
+    visual = (input_ids == adapter.token_id(model, "image")).int()
     edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
     lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
     return (lengths // len(features[0])).tolist()

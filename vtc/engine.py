@@ -36,19 +36,20 @@ from vtc.methods.base import STAGES, Method
 from vtc.methods.cached import CacheMethod
 from vtc.methods.layered import LayerMethod
 from vtc.models import adapter_for
-from vtc.models.base import TowerCall
+from vtc.models.base import GRIDS, PIXELS
 from vtc.record import Record
 from vtc.report import Report
 from vtc.signals import text_raters
 from vtc.sources import Sources
-from vtc.spans import find_layout
+from vtc.spans import Seen, find_layout
 from vtc.tap import ATTRIBUTE, TowerTap
 
 
 @dataclass
 class Prompt:
-    """What is known of a forward that brings visual tokens, before they reach the language model."""
+    """What is known of a forward's images, or of its videos, before they reach the language model."""
 
+    modality: str
     visual: Tensor  # BoolTensor [B, L]
     encoded: Any = None  # the tower's output object, if it was handed in
     grid_thw: Tensor | None = None
@@ -79,7 +80,7 @@ class Engine:
         self.sources = Sources(model, self.adapter, parts)
         self.tap = TowerTap(model, self.adapter, self.sources.wanted)
         self.handles: list[RemovableHandle] = []
-        self.prompt: Prompt | None = None
+        self.prompts: list[Prompt] = []  # images first, as the tower reads them
         self.flow: Flow | None = None
         self.record = Record()
 
@@ -129,63 +130,52 @@ class Engine:
         given = _bind(module, args, kwargs)
         past = given.get("past_key_values")
         decoding = past is not None and past.get_seq_length() > 0
-        encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-        has_images = encoded is not None or given.get("pixel_values") is not None
-        self.prompt = None
+        encoded = given.get("mm_encoder_outputs") or {}
+        brought = [m for m in PIXELS if encoded.get(m) is not None or given.get(PIXELS[m]) is not None]
+        self.prompts = []
         if not decoding:
             self.record = Record()
-        if decoding and not has_images and (given.get("input_ids") is not None or given["inputs_embeds"].shape[1] == 1):
+        if decoding and not brought and (given.get("input_ids") is not None or given["inputs_embeds"].shape[1] == 1):
             return  # a decode step, or a turn of plain text
-        visual = self._visual_mask(given, has_images)
-        if visual is not None:
-            self.tap.latest = None
-            self.prompt = Prompt(visual, encoded, given.get("image_grid_thw"))
+        masks = self._visual_masks(given, brought)
+        self.tap.outputs.clear()
+        self.prompts = [Prompt(m, mask, encoded.get(m), given.get(GRIDS[m])) for m, mask in masks.items()]
 
-    def _visual_mask(self, given: dict[str, Any], has_images: bool) -> Tensor | None:
-        """BoolTensor [B, L] of visual tokens, None for plain text; refuses what cannot be told."""
+    def _visual_masks(self, given: dict[str, Any], brought: list[str]) -> dict[str, Tensor]:
+        """BoolTensor [B, L] of each modality's tokens, none for plain text; refuses what cannot be told."""
         ids, embeds, types = given.get("input_ids"), given.get("inputs_embeds"), given.get("mm_token_type_ids")
-        image_id = self.adapter.image_token_id(self.model)
-        if (
-            given.get("pixel_values_videos") is not None
-            or (given.get("mm_encoder_outputs") or {}).get("video") is not None
-        ):
-            raise ValueError(
-                "this prompt holds a video; vtc compresses images so far: vtc.unwrap the model for videos."
-            )
         if ids is not None:
-            return ids == image_id if has_images else None
+            return {m: ids == self.adapter.token_id(self.model, m) for m in brought}
         assert embeds is not None
         if types is not None:
             types = types[:, -embeds.shape[1] :]
-            return types == 1
-        if has_images:  # transformers itself looks for the placeholder's embedding
+            return {m: types == number for number, m in enumerate(PIXELS, start=1)}
+        if brought:  # transformers itself looks for the placeholder's embedding
             table: Any = self.model.get_input_embeddings
-            placeholder = table()(torch.tensor(image_id, device=embeds.device))
-            return (embeds == placeholder).all(dim=-1)
+            found = {}
+            for m in brought:
+                placeholder = table()(torch.tensor(self.adapter.token_id(self.model, m), device=embeds.device))
+                found[m] = (embeds == placeholder).all(dim=-1)
+            return found
         raise ValueError(
             "inputs_embeds came without input_ids, so vtc cannot tell which tokens are visual: pass input_ids, "
-            "or mm_token_type_ids [batch, length] with 1 at image tokens (all 0 for plain text)."
+            "or mm_token_type_ids [batch, length] with 1 at image and 2 at video tokens (all 0 for plain text)."
         )
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.prompt = self.flow = None  # also after an exception
-        self.tap.latest = None
+        self.prompts, self.flow = [], None  # also after an exception
+        self.tap.outputs.clear()
         self.layers.end()
         self.evictor.end()
 
     # -- 4: shorten --------------------------------------------------------------------------------------------
 
     def _before_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        prompt, embeds, cache = self.prompt, kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:
             return None
-        layout, call = None, None
-        if prompt is not None:
-            output = prompt.encoded if prompt.encoded is not None else self.tap.latest
-            call = getattr(output, ATTRIBUTE, None)
-            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            pooled = getattr(output, "pooler_output", None)
-            layout = find_layout(self.adapter, self.model, prompt.visual, embeds, pooled, grid, call)
+        seen = self._seen()
+        layout = find_layout(self.adapter, self.model, embeds, seen) if seen else None
         if layout is None or not layout.spans:
             if not any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", ())):
                 return None
@@ -196,10 +186,10 @@ class Engine:
         flow = self.flow = Flow(
             self.adapter.language_model(self.model), kwargs, layout, self.compact, self.adapter.mrope
         )
-        if layout is not None and prompt is not None:
+        if layout is not None:
             self.record = Record(notes=list(self.sources.notes))
             self.record.begin(flow)
-            read = self._tower_reader(prompt, kwargs, call)
+            read = self._tower_reader(seen, kwargs)
             self.layers.begin(flow, self.record, read)
             self._compress(flow, kwargs, read)
         else:
@@ -215,15 +205,27 @@ class Engine:
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.adapter.mrope else text
         return args, kwargs
 
-    def _tower_reader(self, prompt: Prompt, kwargs: dict[str, Any], call: TowerCall | None) -> TowerReader:
+    def _seen(self) -> list[Seen]:
+        """The prompts, with what the tower made of their pixels."""
+        found, ran = [], iter(self.tap.outputs)
+        for prompt in self.prompts:
+            output = prompt.encoded if prompt.encoded is not None else next(ran, None)
+            call = getattr(output, ATTRIBUTE, None)
+            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
+            found.append(Seen(prompt.modality, prompt.visual, getattr(output, "pooler_output", None), grid, call))
+        return found
+
+    def _tower_reader(self, seen: list[Seen], kwargs: dict[str, Any]) -> TowerReader:
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        words = ~prompt.visual if mask is None else ~prompt.visual & mask[:, -embeds.shape[1] :].bool()
+        words = ~torch.stack([one.visual for one in seen]).any(dim=0)
+        words = words if mask is None else words & mask[:, -embeds.shape[1] :].bool()
+        calls = {one.modality: one.call for one in seen}
 
         def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
             def text(row: int) -> Tensor:
                 return embeds[row, words[row].to(embeds.device)]
 
-            return self.sources.reader(method, span, call, text, embeds.device)
+            return self.sources.reader(method, span, calls[span.modality], text, embeds.device)
 
         return reader
 

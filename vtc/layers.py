@@ -199,7 +199,7 @@ class Layers:
         selections = []
         for view in views:
             selection = next(found).check(may_be_empty=method.may_drop_all) if len(view.index) else nothing
-            selections.append(selection if flow.compact else selection.sorted())
+            selections.append(selection if flow.compact and view.span.unbroken else selection.sorted())
         if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
             hidden = flow.shorten(hidden, selections, i)
             plan = flow.part.plan

@@ -68,6 +68,11 @@ class VisualSpan:
         return self.index.numel()
 
     @property
+    def unbroken(self) -> bool:
+        """Whether no text stands between its tokens, as it does between the frames of Qwen3-VL's videos."""
+        return int(self.index[-1]) - int(self.index[0]) + 1 == self.tokens
+
+    @property
     def separators(self) -> Tensor:
         """BoolTensor [N]: True where the token is no patch of the picture (LLaVA-NeXT's `image_newline`)."""
         mask = torch.ones(self.tokens, dtype=torch.bool)

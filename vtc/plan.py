@@ -151,18 +151,25 @@ class Plan:
 def _renumber_grid(positions: Tensor, span: VisualSpan, selection: Selection) -> int:
     """Close the gaps of one span in `positions` [3, B, L], in place, and pull up what follows it in its row.
 
-    Along each of (t, h, w) the kept tokens' coordinates become their ranks; text after an image starts one past its
-    largest coordinate. With one position per token in reading order this is plain renumbering.
+    Along each of (h, w) the kept tokens' coordinates become their ranks; what follows an image starts one past its
+    largest coordinate. Time stays as it is: it counts seconds, not tokens. With one position per token in reading order
+    this is plain renumbering. A video whose frames have text between them (Qwen3-VL) is renumbered frame by frame.
     """
-    where = span.index.to(positions.device)
-    own = positions[:, span.row, where]  # [3, N], already shifted by earlier spans
-    start, end = own.min(), own.max() + 1
-    anchors = selection.anchor.to(positions.device)
-    extent = 0
-    for axis in range(3):
-        values, rank = own[axis, anchors].unique(return_inverse=True)
-        positions[axis, span.row, where[anchors]] = start + rank
-        extent = max(extent, values.numel())
-    closed = int(end - start) - extent
-    positions[:, span.row, int(where[-1]) + 1 :] -= closed
-    return closed
+    where, anchors = span.index.to(positions.device), selection.anchor.to(positions.device)
+    kept = torch.zeros(span.tokens, dtype=torch.bool, device=positions.device)
+    kept[anchors] = True
+    breaks = ((where.diff() != 1).nonzero()[:, 0] + 1).tolist()
+    total = 0
+    for run, stays in zip(where.tensor_split(breaks), kept.tensor_split(breaks), strict=True):
+        own = positions[:, span.row, run]  # [3, n], already shifted by what came before
+        axes = (0, 1, 2) if torch.equal(own[0], own[1]) else (1, 2)
+        start, end = own[1:].min(), own[1:].max() + 1
+        extent = 0
+        for axis in axes:
+            values, rank = own[axis, stays].unique(return_inverse=True)
+            positions[axis, span.row, run[stays]] = start + rank
+            extent = max(extent, values.numel())
+        closed = int(end - start) - extent
+        positions[:, span.row, int(run[-1]) + 1 :] -= closed
+        total += closed
+    return total

@@ -96,6 +96,7 @@ class VisualTokens:
         read: name -> signal; of the whole, uncompressed span where it is the vision tower's. Methods use `signal`.
         step: which of its layers a method of the stage `layer` is asked at, from 0.
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
+        budget: how many tokens to keep, where that is not for the method to say (frames of a video).
     """
 
     features: Tensor
@@ -104,6 +105,7 @@ class VisualTokens:
     read: Callable[[str], Tensor]
     step: int = 0
     depth: int = 0
+    budget: int | None = None
 
     @property
     def total(self) -> int:

@@ -1,8 +1,9 @@
-"""Find the visual spans of a batch: which tokens belong to which image, and to which run of the vision tower."""
+"""Find the visual spans of a batch: which tokens belong to which image or video, and to which run of the tower."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,54 +13,69 @@ from vtc.models.base import Adapter, ImageLayout, Known, TowerCall
 
 _CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
 _MISMATCH = (
-    "the image tokens of the prompt are not those of the images that were encoded: pass whole prompts with the "
-    f"features of their own images, in order ({_CHUNKS})."
+    "the visual tokens of the prompt are not those of the images or videos that were encoded: pass whole prompts with "
+    f"the features of their own images, in order ({_CHUNKS})."
 )
 
 
-def find_layout(
-    adapter: Adapter,
-    model: nn.Module,
-    visual: Tensor,
-    embeds: Tensor,
-    pooled: Any,
-    grid_thw: Tensor | None,
-    call: TowerCall | None,
-) -> VisualLayout:
-    """The layout of one batch.
+class Seen(NamedTuple):
+    """What is known of the images, or of the videos, of one batch.
 
-    Args:
-        visual: BoolTensor [B, L], True at visual tokens.
-        embeds: [B, L, D], the language model's input with image features in place.
-        pooled: the encoder's features, one [N, D] per image (or tile), in reading order; None if unknown, then every
-            unbroken run of visual tokens is one image.
+    Attributes:
+        modality: "image" or "video".
+        visual: BoolTensor [B, L], True at their tokens.
+        pooled: the encoder's features, one [N, D] per image (or tile) or video, in reading order; None if unknown, then
+            every unbroken run of their tokens is one of them.
         grid_thw: [images, 3] patch grids where the family has them.
         call: the tower's run, if known; its signals are addressed by each span's `patch`.
     """
-    where = visual.cpu().nonzero()  # [V, 2], reading order
-    rows, length = visual.shape
+
+    modality: str
+    visual: Tensor
+    pooled: Any = None
+    grid_thw: Tensor | None = None
+    call: TowerCall | None = None
+
+
+def find_layout(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Sequence[Seen]) -> VisualLayout:
+    """The layout of one batch, from the language model's input `embeds` [B, L, D] with features in place."""
+    rows, length = embeds.shape[:2]
+    spans: list[VisualSpan] = []
+    expansion = 1
+    for one in seen:
+        found, repeated = _spans(adapter, model, embeds, one)
+        spans += found
+        expansion = max(expansion, repeated)
+    spans.sort(key=lambda span: (span.row, int(span.index[0])))
+    return VisualLayout(rows, length, tuple(spans), expansion)
+
+
+def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tuple[list[VisualSpan], int]:
+    """Spans of one modality, and how many rows in a row share one prompt."""
+    where = seen.visual.cpu().nonzero()  # [V, 2], reading order
     if not len(where):
-        return VisualLayout(rows, length, ())
-    pieces = _pieces(where, pooled, adapter.joins_pieces)
+        return [], 1
+    pieces = _pieces(where, seen.pooled, adapter.joins_pieces)
     placed: list[tuple[int, Tensor]] = []
     for piece in pieces:
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
             raise ValueError(_MISMATCH)
         placed.append((row, piece[:, 1]))
-
     rows_of = [row for row, _ in placed]
     features = [embeds[row, index.to(embeds.device)] for row, index in placed]
-    images, layouts, expansion = _arrange(adapter, model, rows_of, features, grid_thw, call)
+    images, layouts, expansion = _arrange(adapter, model, rows_of, features, seen)
     starts = [0]
     for layout in layouts:
         starts.append(starts[-1] + layout.tower_tokens)
+    call = seen.call
     spans = [
         VisualSpan(
             row=row,
             index=index,
             grid=layout.grid,
             tiles=layout.tiles,
+            modality=seen.modality,
             picture=image if call is None or call.pictures is None else call.pictures[image],
             crop=layout.crop,
             patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
@@ -67,22 +83,27 @@ def find_layout(
         for (row, index), image in zip(placed, images, strict=True)
         for layout in [layouts[image]]
     ]
-    return VisualLayout(rows, length, tuple(spans), expansion)
+    return spans, expansion
 
 
 def layouts_of(
-    adapter: Adapter, model: nn.Module, features: list[Tensor], grid_thw: Tensor | None, call: TowerCall | None
+    adapter: Adapter,
+    model: nn.Module,
+    features: list[Tensor],
+    grid_thw: Tensor | None,
+    call: TowerCall | None,
+    modality: str = "image",
 ) -> list[ImageLayout] | None:
-    """Layouts of the images of one run of the tower, from their tokens; None if they do not fit that run."""
+    """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run."""
     grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
     if len(grids) != len(features):
         return None
     crops: list[int] | list[None] | None = [None] * len(features)
-    if call is not None and call.first is not None:
+    if call is not None and call.first is not None and modality == "image":
         crops = _crop_counts([adapter.crop_counts(model, x) for x in features], [x[0] for x in features], call.first)
         if crops is None:
             return None
-    known = [Known(thw, count) for thw, count in zip(grids, crops, strict=True)]
+    known = [Known(thw, count, modality) for thw, count in zip(grids, crops, strict=True)]
     layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
     fits = call is None or sum(layout.crops for layout in layouts) == call.crops
     return layouts if fits else None
@@ -93,8 +114,7 @@ def _arrange(
     model: nn.Module,
     rows: list[int],
     features: list[Tensor],
-    grid_thw: Tensor | None,
-    call: TowerCall | None,
+    seen: Seen,
 ) -> tuple[list[int], list[ImageLayout], int]:
     """(image of each span, layout of each image, how many rows in a row share one prompt).
 
@@ -106,9 +126,10 @@ def _arrange(
             continue
         first = [images.index(image) for image in range(max(images) + 1)]
         try:
-            layouts = layouts_of(adapter, model, [features[i] for i in first], grid_thw, call)
+            own = [features[i] for i in first]
+            layouts = layouts_of(adapter, model, own, seen.grid_thw, seen.call, seen.modality)
         except ValueError as error:
-            if call is not None:
+            if seen.call is not None:
                 raise
             raise ValueError(f"{error} ({_CHUNKS})") from error  # features of unknown origin: a chunk, maybe
         if layouts is not None:
@@ -143,7 +164,7 @@ def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
     runs = list(where.tensor_split(breaks))
     if pooled is None or join:
         return runs
-    lengths = [len(features) for features in pooled]
+    lengths = [features.shape[:-1].numel() for features in pooled]  # LLaVA-NeXT-Video's have a frame axis
     if sum(lengths) != len(where):
         raise ValueError(_MISMATCH)
     return list(where.split(lengths))

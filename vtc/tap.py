@@ -33,7 +33,7 @@ class TowerTap:
         for name, layer in sorted(set(wanted)):
             self.wanted.setdefault(layer, []).append(name)
         self.call = TowerCall()
-        self.latest: Any = None
+        self.outputs: list[Any] = []  # of the runs since somebody cleared it
         self.seen: dict[tuple[int, str], Tensor] = {}
         self.has_cls = adapter.has_cls(model)
         self.handles: list[RemovableHandle] = []
@@ -101,5 +101,5 @@ class TowerTap:
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if hasattr(output, "last_hidden_state"):  # a ModelOutput, not a bare tuple
             setattr(output, ATTRIBUTE, self.call)
-            self.latest = output
+            self.outputs.append(output)
         self.seen.clear()

@@ -5,11 +5,14 @@ How fast a model is does not depend on what it has learned; how many tokens it r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vtc.models.base import GRIDS, PIXELS
 
 TEXT_BEFORE, TEXT_AFTER = 20, 44  # tokens around the picture, as in a chat prompt with a question
 IMAGE, VIDEO, START, END, VOCAB = 31_000, 31_001, 31_002, 31_003, 32_064
@@ -18,7 +21,7 @@ WORDS = 30_000  # ids up to here are plain text
 
 @dataclass(frozen=True)
 class Arch:
-    """A family's model: decoder and vision tower sizes, and the picture it is shown (`tokens` of it after merging)."""
+    """A family's model: decoder and vision tower sizes, and the picture, or video of so many frames, it is shown."""
 
     family: str
     layers: int
@@ -28,7 +31,7 @@ class Arch:
     tower: dict[str, Any]
     kv_heads: int | None = None
     picture: tuple[int, int] = (336, 336)  # pixels, height and width
-    extra: dict[str, Any] = field(default_factory=dict)
+    frames: int = 0  # of a video; 0 = a picture
 
 
 CLIP = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
@@ -43,9 +46,14 @@ ARCHS = {
     "llava-next-7b": Arch("llava_next", 32, 4096, 32, 11_008, CLIP, picture=(672, 672)),
     "qwen2.5-vl-7b": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(1008, 1008)),
     "llava-onevision-7b": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, kv_heads=4, picture=(768, 768)),
+    "llava-onevision-7b-video": Arch(
+        "llava_onevision", 28, 3584, 28, 18_944, SIGLIP, kv_heads=4, picture=(384, 384), frames=32
+    ),
+    "qwen2.5-vl-7b-video": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(448, 448), frames=128),
     "cpu-24x1024": Arch("llava", 24, 1024, 16, 2816, SMALL_CLIP),
     "cpu-next": Arch("llava_next", 8, 512, 8, 1376, SMALL_CLIP, picture=(672, 672)),
     "cpu-qwen2.5-vl": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(1008, 1008)),
+    "cpu-video": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=64),
 }
 
 
@@ -106,7 +114,7 @@ def build(arch: Arch, device: torch.device, dtype: torch.dtype) -> Any:
 
 @torch.inference_mode()
 def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:
-    """A batch of prompts with one different random picture each."""
+    """A batch of prompts with one different random picture or video each."""
     weight = next(model.parameters())
     height, width = arch.picture
     random = torch.Generator().manual_seed(0)
@@ -114,10 +122,13 @@ def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random).to(weight.device, weight.dtype)
 
+    kind, marker = ("video", VIDEO) if arch.frames else ("image", IMAGE)
     if arch.family == "qwen2_5_vl":
-        rows, columns = height // 14, width // 14
-        vision = {"pixel_values": noise(batch * rows * columns, 3 * 2 * 14 * 14)}
-        vision["image_grid_thw"] = torch.tensor([[1, rows, columns]] * batch, device=weight.device)
+        grid = [max(1, arch.frames // 2), height // 14, width // 14]  # two frames make a patch
+        vision = {PIXELS[kind]: noise(batch * math.prod(grid), 3 * 2 * 14 * 14)}
+        vision[GRIDS[kind]] = torch.tensor([grid] * batch, device=weight.device)
+    elif arch.frames:
+        vision = {PIXELS[kind]: noise(batch, arch.frames, 3, height, width)}
     elif arch.family == "llava":
         vision = {"pixel_values": noise(batch, 3, height, width)}
     else:
@@ -125,12 +136,13 @@ def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:
         crops = 1 + (height // side) * (width // side)
         vision = {"pixel_values": noise(batch, crops, 3, side, side)}
         vision["image_sizes"] = torch.tensor([[height, width]] * batch, device=weight.device)
-    tokens = len(model.model.get_image_features(**vision, return_dict=True).pooler_output[0])
+    features = getattr(model.model, f"get_{kind}_features")(**vision, return_dict=True).pooler_output
+    tokens = features[0].shape[:-1].numel()
     words = torch.randint(10, WORDS, (TEXT_BEFORE + TEXT_AFTER,), generator=random).tolist()
-    picture = [IMAGE] * tokens
+    picture = [marker] * tokens
     if arch.family == "qwen2_5_vl":
         picture = [START, *picture, END]
     ids = torch.tensor([words[:TEXT_BEFORE] + picture + words[TEXT_BEFORE:]] * batch, device=weight.device)
     if arch.family == "qwen2_5_vl":
-        vision["mm_token_type_ids"] = (ids == IMAGE).int()
+        vision["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     return {"input_ids": ids, **vision}

@@ -18,6 +18,7 @@ from vtc.eval.bench import archs, model, ops, table
 from vtc.eval.bench.roofs import machine
 
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
+VIDEO = ("random", "uniform-frames", "evs", "divprune", "todre", "fastv", "transprune")
 ALL = ()
 # Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
 SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
@@ -26,6 +27,7 @@ SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
         ("cpu-next", 1, FEW, [288]),
         ("cpu-qwen2.5-vl", 1, FEW, [130]),
         ("cpu-qwen2.5-vl", 8, FEW[:4], [130]),
+        ("cpu-video", 1, VIDEO, [0.1]),
     ],
     "cuda": [
         ("llava-1.5-7b", 1, ALL, [192, 64]),
@@ -37,6 +39,8 @@ SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
         ("qwen2.5-vl-7b", 1, FEW, [130]),
         ("qwen2.5-vl-7b", 32, FEW[:4], [130]),
         ("llava-onevision-7b", 1, FEW, [0.1]),
+        ("llava-onevision-7b-video", 1, VIDEO, [0.1]),
+        ("qwen2.5-vl-7b-video", 1, VIDEO, [0.1]),
     ],
 }
 
@@ -115,7 +119,7 @@ def _model(options: argparse.Namespace) -> None:
     """Time to first token by part, decoding and memory, with and without compression, of models with random weights."""
     device, dtype = _where(options)
     arguments.check_methods(options.methods or [])
-    every = [info.name for info in vtc.methods()]
+    every = [info.name for info in vtc.methods() if "image" in info.modality]
     suite = SUITES[device.type] if device.type in SUITES else SUITES["cpu"]
     if options.arch:
         suite = [(options.arch, batch, options.methods or ALL, options.keep) for batch in options.batch]

@@ -65,7 +65,7 @@ class Bench:
         self.inputs = archs.inputs(arch, self.model, batch)
         self.ids = self.inputs["input_ids"]
         self.device, self.dtype, self.batch = device, dtype, batch
-        self.tokens = int((self.ids[0] == archs.IMAGE).sum())
+        self.tokens = int(((self.ids[0] == archs.IMAGE) | (self.ids[0] == archs.VIDEO)).sum())
         self.text = self.ids.shape[1] - self.tokens
 
     def encode(self, methods: Sequence[str]) -> Any:

@@ -35,10 +35,13 @@ class Method:
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
         positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None stands for
             `positions_default`.
+        scope: how a video is treated before the language model: "clip" chooses among all of its tokens, "frame" in each
+            frame for itself, with an equal share of the budget; None stands for `scope_default`.
     """
 
     keep: int | float = 0.25
     positions: str | None = None
+    scope: str | None = None
 
     name: ClassVar[str] = ""
     stage: ClassVar[str] = "input"
@@ -49,6 +52,8 @@ class Method:
     trained: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
+    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
+    scope_default: ClassVar[str] = "clip"
     paper: ClassVar[Paper | None] = None
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -71,6 +76,10 @@ class Method:
             object.__setattr__(self, "positions", self.positions_default)
         if self.positions not in POSITIONS:
             raise ValueError(f'positions={self.positions!r} is not one of "original", "compact".')
+        if self.scope is None:
+            object.__setattr__(self, "scope", self.scope_default)
+        if self.scope not in self.scopes:
+            raise ValueError(f"scope={self.scope!r} is not one of {', '.join(self.scopes)}.")
 
     @property
     def title(self) -> str:
@@ -94,6 +103,8 @@ class Method:
 
     def count(self, tokens: VisualTokens) -> int:
         """How many outputs `keep` asks for; fractions refer to the uncompressed span."""
+        if tokens.budget is not None:
+            return min(tokens.budget, tokens.features.shape[0])
         return min(token_count(self.keep, tokens.total), tokens.features.shape[0])
 
     def score(self, tokens: VisualTokens) -> Tensor:

@@ -12,8 +12,6 @@ from vtc.budget import check_first
 from vtc.methods.base import Method
 from vtc.signals import VisualTokens
 
-SCOPES = ("visual", "all")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMethod(Method):
@@ -28,19 +26,18 @@ class CacheMethod(Method):
         first: the first decoder layer (an int from 0, or a share of the depth) whose cache is touched.
     """
 
-    scope: str = "visual"
     every: int | None = None
     first: int | float = 0
 
     stage: ClassVar[str] = "cache"
+    scopes: ClassVar[tuple[str, ...]] = ("visual", "all")
+    scope_default: ClassVar[str] = "visual"
     #: how many of the prompt's last queries the method hears: None = all of them, 0 = it needs no attention
     window: ClassVar[int | None] = 0
     may_drop_all: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in SCOPES:
-            raise ValueError(f'scope={self.scope!r} is not one of "visual", "all".')
         if self.positions == "compact":
             raise ValueError(
                 f'{self.title} cannot renumber: keys are cached already rotated; use positions="original".'

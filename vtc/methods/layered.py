@@ -35,6 +35,7 @@ class LayerMethod(Method):
     average: bool = False
 
     stage: ClassVar[str] = "layer"
+    scopes: ClassVar[tuple[str, ...]] = ("clip",)
     #: "previous": hears the layer just run; "next": the queries and keys of the layer about to run
     reads: ClassVar[str] = "next"
     #: the paper's budget after each layer, as fractions of the original number

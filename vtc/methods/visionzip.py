@@ -30,6 +30,7 @@ class VisionZip(Method):
     needs = ("cls_attention", "keys")
     merges = True
     positions_default = "compact"
+    scope_default = "frame"  # the vision tower's attention is each frame's own
     paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467")
 
     def __post_init__(self) -> None:

@@ -69,6 +69,16 @@ def test_other_families(name):
     assert lines[-1].tokens == 8
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
+def test_videos(name):
+    tower = archs.SMALL_QWEN if name == "qwen2_5_vl" else archs.SMALL_CLIP
+    picture = (112, 112) if name == "qwen2_5_vl" else (384, 384)
+    bench = Bench(archs.Arch(name, 2, 64, 4, 96, tower, 2, picture, frames=4), CPU, torch.float32, 2)
+    lines = measure(name, bench, [("uniform-frames", 0.5), ("divprune", 8)], rounds=1)
+    assert bench.tokens in (32, 785)
+    assert [round(line.tokens) for line in lines if line.compressed] == [bench.tokens // 2, 8]
+
+
 def test_a_method_that_is_wrong_is_not_timed(monkeypatch):
     bench = Bench(SMALL, CPU, torch.float32, 1)
     monkeypatch.setattr(vtc.Selection, "apply", lambda self, x: x[self.anchor] * 2)

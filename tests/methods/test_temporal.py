@@ -1,0 +1,102 @@
+"""evs and uniform-frames: which tokens of a clip stay."""
+
+import pytest
+import torch
+
+import vtc
+from vtc.layout import Tile, VisualSpan
+from vtc.signals import VisualTokens
+
+
+def clip(t=6, h=3, w=4, seed=0):
+    """Tokens of a still scene, [t * h * w, 8]: every frame the same but for a little noise."""
+    g = torch.Generator().manual_seed(seed)
+    still = torch.randn(1, h * w, 8, generator=g).expand(t, -1, -1)
+    return (still + 0.01 * torch.randn(t, h * w, 8, generator=g)).flatten(0, 1)
+
+
+def define(x, t, hw, budget):
+    """vLLM's rule: the first frame, then the largest 1 - cosine to the same place one frame earlier."""
+    unit = x.double() / x.double().norm(dim=1, keepdim=True)
+    frames = unit.view(t, hw, -1)
+    score = [float("inf")] * hw + (1 - (frames[1:] * frames[:-1]).sum(-1)).flatten().tolist()
+    order = sorted(range(t * hw), key=lambda i: (-score[i], i))
+    return sorted(order[: max(hw, budget)])
+
+
+@pytest.mark.parametrize("keep", [1, 12, 13, 40, 72])
+def test_evs_against_the_definition(keep):
+    x = torch.randn(72, 8, generator=torch.Generator().manual_seed(0))
+    selection = vtc.select("evs", x, grid=(6, 3, 4), keep=keep)
+    assert selection.anchor.tolist() == define(x, 6, 12, keep)
+
+
+def test_evs_finds_what_moves():
+    x = clip()
+    moved = [3 * 12 + 5, 4 * 12 + 6, 5 * 12 + 7]
+    x[moved] = -x[moved]
+    selection = vtc.select("evs", x, grid=(6, 3, 4), keep=12 + 5)
+    # what appears is new; what it uncovers one frame later is, too
+    assert set(moved) <= set(selection.anchor.tolist())
+
+
+def test_evs_on_short_clips():
+    """vLLM's rule keeps nothing but the first frame; with `first` the budget is exact and shared."""
+    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    assert vtc.select("evs", x, grid=(2, 3, 4), keep=6).anchor.tolist() == list(range(12))
+    shared = vtc.select(vtc.EVS(keep=6, first=0.5), x, grid=(2, 3, 4))
+    assert shared.tokens_out == 6
+    assert int((shared.anchor < 12).sum()) == 3
+
+
+@pytest.mark.parametrize("first", [0.0, 1.5, True])
+def test_evs_refuses(first):
+    with pytest.raises(ValueError, match="first="):
+        vtc.EVS(first=first)
+
+
+@pytest.mark.parametrize(
+    ("keep", "frames"), [(12, [3]), (1, [3]), (30, [1, 4]), (36, [1, 3, 5]), (72, [0, 1, 2, 3, 4, 5])]
+)
+def test_uniform_frames(keep, frames):
+    selection = vtc.select("uniform-frames", clip(), grid=(6, 3, 4), keep=keep)
+    assert selection.anchor.tolist() == [12 * f + i for f in frames for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["evs", "uniform-frames"])
+def test_separators_go_first_and_what_is_gone_is_no_trouble(name):
+    """A clip of 4 frames of 2 x 2 and one newline, of which an earlier stage has left every third token."""
+    span = VisualSpan(0, torch.arange(17), (4, 2, 2), (Tile(0, 4, 2, 2, role="frames"),), modality="video")
+    x = torch.randn(17, 8, generator=torch.Generator().manual_seed(0))
+
+    def read(signal):
+        raise AssertionError(signal)
+
+    whole = vtc.EVS(keep=10) if name == "evs" else vtc.UniformFrames(keep=10)
+    assert 16 not in whole.select(VisualTokens(x, span, torch.arange(17), read)).anchor.tolist()
+    index = torch.arange(0, 17, 3)
+    selection = whole.select(VisualTokens(x[index], span, index, read)).check()
+    assert 0 < selection.tokens_out <= len(index)
+
+
+def test_frame_by_frame_is_each_frame_for_itself():
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    attention = torch.rand(60, generator=torch.Generator().manual_seed(1))
+    selection = vtc.select(vtc.VTCCLS(keep=12, scope="frame"), x, grid=(5, 3, 4), cls_attention=attention)
+    expected = []
+    for frame, few in enumerate([3, 3, 2, 2, 2]):  # 12 in 5 frames
+        own = vtc.select("vtc-cls", x[:12], keep=few, cls_attention=attention[12 * frame : 12 * frame + 12])
+        expected += [12 * frame + i for i in own.anchor.tolist()]
+    assert selection.anchor.tolist() == expected
+
+
+def test_merging_stays_within_a_frame():
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    selection = vtc.select(vtc.ToMe(keep=15, scope="frame"), x, grid=(5, 3, 4))
+    assert (selection.anchor[selection.source] // 12).tolist() == [i // 12 for i in range(60)]
+
+
+@pytest.mark.parametrize(("method", "scope"), [(vtc.DivPrune, "image"), (vtc.FastV, "frame"), (vtc.H2O, "clip")])
+def test_scopes_that_are_none(method, scope):
+    with pytest.raises(ValueError, match=f"scope='{scope}' is not one of"):
+        method(scope=scope)
