@@ -27,7 +27,6 @@ SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
         ("cpu-next", 1, FEW, [288]),
         ("cpu-qwen2.5-vl", 1, FEW, [130]),
         ("cpu-qwen2.5-vl", 8, FEW[:4], [130]),
-        ("cpu-video", 1, VIDEO, [0.1]),
     ],
     "cuda": [
         ("llava-1.5-7b", 1, ALL, [192, 64]),

@@ -255,7 +255,7 @@ def test_it_is_listed_and_selects(own):
     assert torch.equal(vtc.select("longest", x).anchor, longest)
     assert torch.equal(vtc.select(own(keep=3), x).anchor, longest)
     (info,) = [i for i in vtc.methods() if i.name == "longest"]
-    assert (info.stage, info.default_keep, info.options) == ("input", 3, ("positions", "power"))
+    assert (info.stage, info.default_keep, info.options) == ("input", 3, ("positions", "scope", "power"))
     assert info.summary == "Keep the tokens with the longest feature vectors."
 
 

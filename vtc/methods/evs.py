@@ -33,6 +33,7 @@ class EVS(Method):
     needs = ("grid",)
     exact_count = False
     modality = ("video",)
+    scopes = ("clip",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

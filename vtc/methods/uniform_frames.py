@@ -24,6 +24,7 @@ class UniformFrames(Method):
     needs = ("grid",)
     exact_count = False
     modality = ("video",)
+    scopes = ("clip",)
 
     def select(self, tokens: VisualTokens) -> Selection:
         t, h, w = tokens.span.grid
