@@ -1,13 +1,14 @@
-"""One question about some pictures, answered with all visual tokens and with fewer, timed and drawn."""
+"""One question about some pictures or videos, answered with all visual tokens and with fewer, timed and drawn."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -16,10 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import vtc
+from vtc.filmstrip import save_film
 from vtc.prompts import seen
 
 if TYPE_CHECKING:
     from vtc.report import Report
+    from vtc.video import Clip
 
 _TTFT_RUNS = 5
 
@@ -42,14 +45,19 @@ def ask(
     method: str | None = None,
     keep: int | float | None = None,
     max_new_tokens: int = 48,
+    clips: Sequence[Clip] = (),
 ) -> list[Answer]:
     """Answer greedily with all visual tokens and, if `method` is given, once more with that.
 
     Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
     a warm-up.
     """
-    text = vtc.prompt(processor, question, len(pictures))
-    inputs = processor(text=[text], images=[pictures], return_tensors="pt").to(model.device, model.dtype)
+    text = vtc.prompt(processor, question, len(pictures), len(clips))
+    given: dict[str, Any] = {"images": [pictures]} if pictures else {}
+    if clips:  # sampled already
+        given |= {"videos": [clip.frames for clip in clips], "video_metadata": [clip.metadata() for clip in clips]}
+        given["do_sample_frames"] = False
+    inputs = processor(text=[text], **given, return_tensors="pt").to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
         with torch.inference_mode(), vtc.wrapped(model, name, keep) if name else nullcontext():
@@ -102,13 +110,19 @@ def _si(value: float) -> str:
     return f"{value:.3g} "
 
 
-def save_overlays(pictures: list[Image.Image], processor, answer: Answer, path: Path) -> list[Path]:
-    """Draw what was kept of each picture; `out.png` becomes `out-1.png`, `out-2.png` for several."""
+def save_overlays(
+    pictures: list[Image.Image], processor, answer: Answer, path: Path, clips: Sequence[Clip] = ()
+) -> list[Path]:
+    """Draw what was kept of each picture and video; `out.png` becomes `out-1.png`, `out-2.png` for several."""
     assert answer.report is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, (picture, span) in enumerate(zip(pictures, answer.report.spans, strict=True), 1):
-        file = path if len(pictures) == 1 else path.with_stem(f"{path.stem}-{number}")
-        vtc.overlay(seen(picture, processor), span).save(file)
+    shown = [*pictures, *clips]
+    for number, (item, span) in enumerate(zip(shown, answer.report.spans, strict=True), 1):
+        file = path if len(shown) == 1 else path.with_stem(f"{path.stem}-{number}")
+        if isinstance(item, Image.Image):
+            vtc.overlay(seen(item, processor), span).save(file)
+        else:
+            save_film(item, span, file)
         paths.append(file)
     return paths

@@ -48,14 +48,26 @@ def _ask(options: argparse.Namespace) -> None:
     elif options.keep is not None or options.save:
         given = "--save" if options.save else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
+    if not options.image and not options.video:
+        raise ValueError("there is nothing to ask about: give --image or --video")
+    if not options.video and (options.frames or options.fps):
+        raise ValueError(f"--{'frames' if options.frames else 'fps'} is about videos: give --video too")
     if options.save and Path(options.save).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
     pictures = [vtc.load_picture(path) for path in options.image]
+    clips = [vtc.load_clip(path, options.frames, options.fps) for path in options.video]
     model, processor = _load(options)
-    answers = ask(model, processor, pictures, options.question, options.method, options.keep, options.max_new_tokens)
+    answers = ask(
+        model, processor, pictures, options.question, options.method, options.keep, options.max_new_tokens, clips
+    )
+    for path, clip in zip(options.video, clips, strict=True):
+        first, last = clip.times[0], clip.times[-1]
+        print(f"{len(clip)} frames of {Path(path).name}, {first:.1f} to {last:.1f} s, read by {clip.reader}")
+        for note in clip.notes:
+            print(f"note: {note}")
     show(answers)
     if options.save:
-        for path in save_overlays(pictures, processor, answers[-1], Path(options.save)):
+        for path in save_overlays(pictures, processor, answers[-1], Path(options.save), clips):
             print(f"overlay: {path}")
 
 
@@ -155,15 +167,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "ask", parents=[running], help="ask a model about a picture", description=_ask.__doc__
+        "ask", parents=[running], help="ask a model about pictures or videos", description=_ask.__doc__
     )
-    command.add_argument("--image", action="append", required=True, metavar="FILE", help="a picture; may repeat")
+    command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may repeat")
+    command.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; may repeat")
+    command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
+    command.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
     command.add_argument("--question", required=True)
     command.add_argument("--method", help="compress with this method, too")
     command.add_argument(
         "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
     )
-    command.add_argument("--save", metavar="FILE", help="draw the kept patches into this picture file")
+    command.add_argument(
+        "--save", metavar="FILE", help="draw the kept patches into this picture file; of a video .gif and .webp move"
+    )
     command.add_argument("--max-new-tokens", type=arguments.count, default=48, metavar="N", help="default: %(default)s")
     command.set_defaults(run=_ask)
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from vtc.report import ReportSpan
 
 _LONG_SIDE = 768  # px; small pictures are enlarged so that a patch stays visible
-_GAP, _BAR = 16, 40  # px between panels; height of the caption
-_PAPER, _INK, _FRAME = (18, 20, 26), (235, 238, 245), (255, 255, 255)
+GAP, BAR = 16, 40  # px between panels; height of the caption
+PAPER, _INK, _FRAME = (18, 20, 26), (235, 238, 245), (255, 255, 255)
 _TINT = np.array([30.0, 34.0, 44.0])  # lifts dropped patches off black, so that kept black ones differ from them
 
 
@@ -39,21 +39,22 @@ def overlay(picture: Image.Image, span: ReportSpan) -> Image.Image:
     thumbnail = [tile for tile in placed if tile.role == "thumbnail"]
     image = [tile for tile in placed if tile.role != "thumbnail"]
     panels = [(name, tiles) for name, tiles in (("thumbnail", thumbnail), ("crops", image)) if tiles]
-    drawn = [_panel(picture, span, tiles) for _, tiles in panels]
+    drawn = [panel(picture, span, tiles) for _, tiles in panels]
 
-    width = sum(panel.width for panel in drawn) + _GAP * (len(drawn) + 1)
-    sheet = Image.new("RGB", (width, drawn[0].height + _GAP + _BAR), _PAPER)
-    draw, x = ImageDraw.Draw(sheet), _GAP
-    middle = drawn[0].height + _GAP + _BAR // 2
-    for panel, (name, tiles) in zip(drawn, panels, strict=True):
-        sheet.paste(panel, (x, _GAP))
-        text = _caption(span) if len(panels) == 1 else f"{name}: {_kept_in(span, tiles)}"
-        _write(draw, (x, middle), text, panel.width)
-        x += panel.width + _GAP
+    width = sum(part.width for part in drawn) + GAP * (len(drawn) + 1)
+    sheet = Image.new("RGB", (width, drawn[0].height + GAP + BAR), PAPER)
+    draw, x = ImageDraw.Draw(sheet), GAP
+    middle = drawn[0].height + GAP + BAR // 2
+    for part, (name, tiles) in zip(drawn, panels, strict=True):
+        sheet.paste(part, (x, GAP))
+        text = caption(span) if len(panels) == 1 else f"{name}: {kept_in(span, tiles)}"
+        write(draw, (x, middle), text, part.width)
+        x += part.width + GAP
     return sheet
 
 
-def _caption(span: ReportSpan) -> str:
+def caption(span: ReportSpan) -> str:
+    """How many tokens stayed and how many were merged."""
     source = np.asarray(span.source.cpu())
     sizes = np.bincount(source[source >= 0], minlength=1)
     text = f"{span.tokens_out} of {span.tokens_in} visual tokens"
@@ -61,7 +62,8 @@ def _caption(span: ReportSpan) -> str:
     return f"{text}, {merged.size} of them merged from {merged.sum()}" if merged.size else text
 
 
-def _kept_in(span: ReportSpan, tiles: list[Tile]) -> str:
+def kept_in(span: ReportSpan, tiles: list[Tile]) -> str:
+    """How many tokens stayed in some tiles, and of all."""
     kept = _kept(span)
     return (
         f"{sum(int(kept[_indices(tile)].sum()) for tile in tiles)} of {sum(tile.h * tile.w for tile in tiles)}"
@@ -80,8 +82,9 @@ def _indices(tile: Tile) -> np.ndarray:
     return np.asarray(tile.indices())[0]
 
 
-def _panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile]) -> Image.Image:
-    scale = _LONG_SIDE / max(picture.size)
+def panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile], side: int = _LONG_SIDE) -> Image.Image:
+    """The picture with the patches of `tiles` marked, its long side `side` px."""
+    scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     bright = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale > 1 else Image.Resampling.BOX)
     grey = np.asarray(ImageEnhance.Color(bright).enhance(0.25), dtype=np.float32)
@@ -97,14 +100,14 @@ def _panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile]) -> Image.I
         shade = np.where(kept[index], 1.0, np.where(group[index] >= 0, 0.5, 0.0))
         level[ys[0] : ys[-1], xs[0] : xs[-1]] = shade.repeat(np.diff(ys), 0).repeat(np.diff(xs), 1)
     mixed = level[..., None] * pixels + (1 - level[..., None]) * (0.3 * grey + _TINT)
-    panel = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(panel)
+    drawn = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(drawn)
     for tile in tiles:
         index, edges = _indices(tile), _edges(tile, *size)
         alone = np.where(kept[index] & (group[index] < 0), 0, -1)
         _outline(draw, alone, edges, lambda _: _FRAME, width=1)
         _outline(draw, rank[group[index]], edges, _color, width=2)
-    return panel
+    return drawn
 
 
 def _edges(tile: Tile, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +143,8 @@ def _color(rank: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, room: int) -> None:
+def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, room: int) -> None:
+    """Text from its left middle, as large as fits into `room` px."""
     for points in range(20, 7, -1):
         font = ImageFont.load_default(points)
         if draw.textlength(text, font=font) <= room:

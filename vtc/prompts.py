@@ -3,14 +3,16 @@
 from PIL import Image
 
 
-def prompt(processor, question: str, pictures: int = 1) -> str:
-    """One user turn with `pictures` pictures before the question, in the model's own chat format.
+def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
+    """One user turn with `pictures` pictures and `videos` videos before the question, in the model's own chat format.
 
     Raises:
         ValueError: the question is empty or holds an image placeholder of its own, or the processor's chat template
-            does not make room for every picture.
+            does not make room for every picture and video, or the model reads no videos.
     """
-    token = processor.image_token
+    token, film = processor.image_token, getattr(processor, "video_token", "")
+    if videos and (not film or getattr(processor, "video_processor", None) is None):
+        raise ValueError(f"this model does not read videos ({type(processor).__name__}): give it pictures")
     if not question.strip():
         raise ValueError("the question is empty: ask something")
     for placeholder in {token, "<image>", getattr(processor, "video_token", None)} - {None}:
@@ -19,12 +21,14 @@ def prompt(processor, question: str, pictures: int = 1) -> str:
                 f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"
             )
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+        content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
-        text = "USER: " + f"{token}\n" * pictures + f"{question} ASSISTANT:"
+        text = "USER: " + f"{token}\n" * pictures + f"{film}\n" * videos + f"{question} ASSISTANT:"
     if text.count(token) != pictures:
         raise ValueError(f"the prompt has room for {text.count(token)} pictures and {pictures} were given")
+    if videos and text.count(film) != videos:
+        raise ValueError(f"the prompt has room for {text.count(film)} videos and {videos} were given")
     return text
 
 

@@ -1,0 +1,64 @@
+"""Draw what a method did on a video: one panel per time step, as a strip or as an animation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+from vtc.layout import Tile
+from vtc.overlay import BAR, GAP, PAPER, caption, kept_in, panel, write
+
+if TYPE_CHECKING:
+    from vtc.report import ReportSpan
+    from vtc.video import Clip
+
+_SIDE = 320  # px, the long side of a panel
+_COLUMNS = 6
+_ANIMATED = (".gif", ".webp", ".apng")
+
+
+def frame_overlays(clip: Clip, span: ReportSpan) -> list[Image.Image]:
+    """One picture per time step of a video's tokens: kept patches bright, dropped ones dim, merged ones outlined.
+
+    Args:
+        clip: what the model saw; where its tower joins neighbouring frames, the first of them is drawn on.
+        span: the video's entry of `vtc.report(model).spans`.
+
+    Raises:
+        ValueError: the span is no video.
+    """
+    frames = [tile for tile in span.tiles if tile.role == "frames" and tile.box is not None]
+    if span.modality != "video" or len(frames) != 1:
+        raise ValueError("a film strip is drawn of a video, and this span is none")
+    tile = frames[0]
+    drawn = []
+    for step in range(tile.t):
+        number = min(len(clip) - 1, step * len(clip) // tile.t)
+        own = Tile(tile.start + step * tile.h * tile.w, 1, tile.h, tile.w, box=tile.box)
+        picture = panel(Image.fromarray(clip.frames[number]), span, [own], _SIDE)
+        sheet = Image.new("RGB", (picture.width, picture.height + BAR), PAPER)
+        sheet.paste(picture, (0, 0))
+        text = f"{clip.times[number]:.1f} s: {kept_in(span, [own])}"
+        write(ImageDraw.Draw(sheet), (4, picture.height + BAR // 2), text, picture.width - 8)
+        drawn.append(sheet)
+    return drawn
+
+
+def save_film(clip: Clip, span: ReportSpan, file: Path) -> None:
+    """Save the overlays of a video: animated for .gif, .webp and .apng, else one picture with all of them."""
+    drawn = frame_overlays(clip, span)
+    if file.suffix.lower() in _ANIMATED:
+        pause = max(80, round(1000 * clip.duration / len(drawn)))
+        drawn[0].save(file, save_all=True, append_images=drawn[1:], duration=pause, loop=0)
+        return
+    columns = min(_COLUMNS, len(drawn))
+    rows = -(-len(drawn) // columns)
+    width, height = drawn[0].size
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP + BAR), PAPER)
+    for number, picture in enumerate(drawn):
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    write(ImageDraw.Draw(sheet), (GAP, sheet.height - BAR // 2), caption(span), sheet.width - 2 * GAP)
+    sheet.save(file)
