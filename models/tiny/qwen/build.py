@@ -142,14 +142,21 @@ def inherit(built: Qwen2_5_VLForConditionalGeneration, start: LlavaForConditiona
     for i, token in enumerate(vocabulary()):
         if token not in old:
             mine.embed_tokens.weight[i].normal_(std=float(spread))
-    for layer in mine.layers[:_NEW_LAYERS]:
-        layer.self_attn.o_proj.weight.zero_()
-        layer.mlp.down_proj.weight.zero_()
-    for layer, source in zip(mine.layers[_NEW_LAYERS:], theirs.layers, strict=True):
-        layer.load_state_dict(source.state_dict(), strict=False)  # the biases of q, k and v stay at zero
     for layer in mine.layers:
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             projection.bias.zero_()
+    for layer in mine.layers[:_NEW_LAYERS]:
+        look = layer.self_attn
+        # Same content attends to same content, and the biases give every head a liking of its own for where and when:
+        # the rotation of a constant depends on the distance alone.
+        look.k_proj.weight.normal_(std=0.06)
+        look.q_proj.weight.copy_(look.k_proj.weight)
+        look.q_proj.bias.normal_(std=1.2)
+        look.k_proj.bias.normal_(std=1.2)
+        look.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    for layer, source in zip(mine.layers[_NEW_LAYERS:], theirs.layers, strict=True):
+        layer.load_state_dict(source.state_dict(), strict=False)  # which has no biases
     mine.norm.load_state_dict(theirs.norm.state_dict())
 
 

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vtc.models.tiny import common, packing
 from vtc.models.tiny.qwen import asking, clips, film, vision
-from vtc.models.tiny.qwen.clips import GRID, STEPS
+from vtc.models.tiny.qwen.clips import CELL, GRID, STEPS
 from vtc.models.tiny.qwen.pool import Pool
 from vtc.models.tiny.qwen.symbols import Symbols, places_of, spoil, subset
 
@@ -41,9 +41,10 @@ class Joint:
     tower_lr: float = 0.0
 
 
-TOWER = ("tower", 16, 3000, 2e-3)  # name, steps of clips in a batch, training steps, learning rate
-LANGUAGE = ("language", 96, 16, 16, 2400, 2e-3)  # name, visual tokens, clips, questions a clip, steps, learning rate
-ALIGN = ("align", 24, 300, 2e-3)
+# name, steps of clips in a batch, their side in visual tokens (8: windows of 128 px), training steps, learning rate
+TOWER = (("tower-128px", 24, 8, 1500, 2e-3), ("tower-192px", 14, 12, 250, 5e-4))
+LANGUAGE = ("language", 80, 14, 12, 1400, 2e-3)  # name, visual tokens, clips, questions a clip, steps, learning rate
+ALIGN = ("align", 16, 200, 2e-3)
 JOINT = (
     Joint("joint-part", 256, 6, 16, 300, 6e-4),
     Joint("joint-all", 1152, 3, 24, 500, 4e-4, 2e-4),
@@ -52,42 +53,50 @@ JOINT = (
 
 def tower(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vision.Heads) -> None:
     """Every visual token says what it shows."""
-    name, batch, full, lr = TOWER
     visual = model.model.visual
-    optimizers = common.optimizers([visual, heads], lr)
-    steps = run.steps(full)
-    checkpoint = common.Checkpoint(run, name, {"tower": visual, "heads": heads}, optimizers)
-    first, done = checkpoint.load()
-    if done:
-        return
-    pool = Pool(4 if run.quick else 400, (run.seed * 10) * 10_000_000 + first * 2)
-    pool.refresh(4 if run.quick else 150)
-    for step in range(first, steps):
-        rng = np.random.default_rng([run.seed, step])
-        common.schedule(optimizers, step, steps)
-        frames, labels = lesson(run, rng, pool, batch)
-        with torch.autocast(run.device, torch.bfloat16):
-            logits = heads(vision.states(visual, frames)[1])
-        loss, shown = vision.loss_of(logits, labels)
-        loss.backward()
-        common.step_all(optimizers, [visual, heads])
-        if step % 2 == 0:
+    for number, (name, batch, side, full, lr) in enumerate(TOWER):
+        optimizers = common.optimizers([visual, heads], lr)
+        steps = run.steps(full)
+        checkpoint = common.Checkpoint(run, name, {"tower": visual, "heads": heads}, optimizers)
+        first, done = checkpoint.load()
+        if done:
+            continue
+        pool = Pool(4 if run.quick else 400, (run.seed * 10 + number) * 10_000_000 + first * 2)
+        pool.refresh(4 if run.quick else 150)
+        for step in range(first, steps):
+            rng = np.random.default_rng([run.seed, number, step])
+            common.schedule(optimizers, step, steps)
+            frames, labels = lesson(run, rng, pool, batch, side)
+            with torch.autocast(run.device, torch.bfloat16):
+                logits = heads(vision.states(visual, frames)[1])
+            loss, shown = vision.loss_of(logits, labels)
+            loss.backward()
+            common.step_all(optimizers, [visual, heads])
             pool.refresh(1)
-        if step % 50 == 0 or step + 1 == steps:
-            run.log(stage=name, step=step, loss=float(loss.detach()), **shown, seconds=round(checkpoint.elapsed()))
-        if (step + 1) % checkpoint.every == 0:
-            checkpoint.save(step + 1)
-    checkpoint.save(steps, done=True)
+            if step % 50 == 0 or step + 1 == steps:
+                run.log(stage=name, step=step, loss=float(loss.detach()), **shown, seconds=round(checkpoint.elapsed()))
+            if (step + 1) % checkpoint.every == 0:
+                checkpoint.save(step + 1)
+        checkpoint.save(steps, done=True)
 
 
-def lesson(run: common.Run, rng: np.random.Generator, pool: Pool, count: int) -> tuple[Tensor, Tensor]:
-    """Frames [S, 2, 192, 192, 3] and labels [S, 144, 3] of single steps out of clips, those with a number first."""
+def lesson(
+    run: common.Run, rng: np.random.Generator, pool: Pool, count: int, side: int = GRID
+) -> tuple[Tensor, Tensor]:
+    """Frames [S, 2, 16 * side, 16 * side, 3] and labels [S, side * side, 3] of single steps out of clips, often those
+    with a number, cut to a window of `side` visual tokens around something."""
     frames, labels = [], []
     for i in pool.pick(rng, run.batch(count)):
         signs = (pool.labels[i, ..., film.SLOT] > 0).any(-1).nonzero()[0]
         at = rng.choice(signs) if len(signs) and rng.random() < 0.7 else rng.integers(pool.steps)
-        frames.append(pool.frames[i, at])
-        labels.append(pool.labels[i, at])
+        grid = pool.labels[i, at].reshape(GRID, GRID, 3)
+        center = rng.permutation(np.argwhere(grid[..., film.SLOT if at in signs else film.KIND] > 0))[:1]
+        low = np.maximum(0, center - side + 1).min(0, initial=GRID - side)
+        high = np.minimum(GRID - side, center).max(0, initial=0)
+        top, left = (int(rng.integers(min(a, b), max(a, b) + 1)) for a, b in zip(low, high, strict=True))
+        labels.append(grid[top : top + side, left : left + side].reshape(-1, 3))
+        top, left, size = top * CELL, left * CELL, side * CELL
+        frames.append(pool.frames[i, at, :, top : top + size, left : left + size])
     return torch.from_numpy(np.stack(frames)).to(run.device), torch.from_numpy(np.stack(labels)).long().to(run.device)
 
 
@@ -167,7 +176,7 @@ def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, symbols: S
     first, done = checkpoint.load()
     if done:
         return
-    pool = Pool(4 if run.quick else 300, (run.seed * 10 + 1) * 10_000_000 + first * 2)
+    pool = Pool(4 if run.quick else 300, (run.seed * 10 + 3) * 10_000_000 + first * 2)
     pool.refresh(4 if run.quick else 100)
     for step in range(first, steps):
         rng = np.random.default_rng([run.seed, 200, step])
@@ -213,7 +222,7 @@ def joint(
         first, done = checkpoint.load()
         if done:
             continue
-        seed = (run.seed * 10 + 2 + 2 * number) * 10_000_000
+        seed = (run.seed * 10 + 4 + 2 * number) * 10_000_000
         films = Pool(4 if run.quick else 300, seed + first * 3)
         films.refresh(4 if run.quick else 120)
         pictures = Pool(4 if run.quick else 300, seed + 10_000_000 + first, steps=1)

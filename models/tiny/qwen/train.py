@@ -38,7 +38,7 @@ def train(run: common.Run, only: str | None = None) -> Path | None:
     folder = run.out / "tiny-qwen"
     build.save(model.cpu().eval(), folder)
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")
-    print(f"saved {folder}; measure it with: python -m vtc.models.tiny.qwen.evaluate --model {folder}")
+    print(f"saved {folder}; measure it with: python -m vtc.models.tiny.evaluate --model {folder}")
     return folder
 
 
