@@ -1,6 +1,7 @@
 """tiny-qwen is a genuine Qwen2.5-VL: what training computes is what the released classes compute."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_words_and_layers_come_from_tiny_llava(built):
     mine, theirs = model.get_input_embeddings().weight, source.get_input_embeddings().weight
     for word in ("star", "red", "yes", "##7"):
         assert torch.equal(mine[new.convert_tokens_to_ids(word)], theirs[old.convert_tokens_to_ids(word)])
-    layer, last = model.model.language_model.layers[-1], source.model.language_model.layers[-1]
+    language: Any = model.model.language_model
+    layer, last = language.layers[-1], source.model.language_model.layers[-1]
     assert torch.equal(layer.mlp.up_proj.weight, last.mlp.up_proj.weight)
 
 
