@@ -6,25 +6,30 @@ import numpy as np
 from PIL import Image
 
 from vtc.models.tiny import render, words
-from vtc.models.tiny.qwen.clips import CELL, GRID, SIDE, Clip
-from vtc.models.tiny.scenes import Item, letter_centers
+from vtc.models.tiny.qwen.clips import CELL, DIRECTIONS, GRID, SIDE, STEPS, Actor, Clip
+from vtc.models.tiny.scenes import letter_centers
 
 KINDS = ["", *words.SHAPES, *words.DIGITS]  # class 0: nothing there
-KIND, COLOR, SLOT = range(3)
-SIZES = (len(KINDS), len(words.COLORS) + 1, 4)  # classes of each label; a number has three digits at most
+EVENTS = ["", *DIRECTIONS, "appeared", "blinked once", "blinked twice", "blinked thrice", "gone"]
+KIND, COLOR, SLOT, EVENT, SINCE = range(5)
+LABELS = 5
+LOOKS = (len(KINDS), len(words.COLORS) + 1, 4)  # classes of the first three; a number has three digits at most
+PASTS = (len(EVENTS), STEPS + 1)  # of the others
 IGNORE = -100
 
 
 def draw(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """(frames uint8 [2 * steps, 192, 192, 3], labels int8 [steps, 12, 12, 3]: kind, colour, slot of the digit).
+    """(frames uint8 [2 * steps, 192, 192, 3], labels int8 [steps, 12, 12, 5]).
 
-    A label is IGNORE where a thing covers so little of a token that nobody could say.
+    Three labels say what a token shows: kind, colour, slot of the digit; IGNORE where a thing covers so little of it
+    that nobody could say. Two say what has become known by this step: what the thing has done, and the step, from 1,
+    in which it was first seen; a token from which something has just gone says so.
     """
     rng = random.Random(f"film {clip.split} {clip.seed}")
     ground = render.background(rng, SIDE)
     count = 2 * clip.steps
     frames = np.repeat(ground[None], count, 0)
-    labels = np.zeros((clip.steps, GRID, GRID, 3), dtype=np.int8)
+    labels = np.zeros((clip.steps, GRID, GRID, LABELS), dtype=np.int8)
     for actor in clip.actors:
         style = random.Random(actor.item.style)
         sprite = render.sign(actor.item, style, clip.split) if actor.item.text else render.shape(actor.item, style)
@@ -42,13 +47,13 @@ def draw(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
                 under[:] = (under * (1 - alpha) + color * alpha + 0.5).astype(np.uint8)
                 cover[y : y + height, x : x + width] += alpha[..., 0] / 2
             share = cover.reshape(GRID, CELL, GRID, CELL).mean((1, 3))
-            _label(labels[step], actor.item, share, actor.offset(2 * step, count))
-    return _worn(frames, rng), labels
+            _label(labels[step], actor, share, step, actor.offset(2 * step, count))
+    return _worn(frames, rng), _left(labels)
 
 
 def sketch(clip: Clip) -> np.ndarray:
     """Labels guessed from boxes alone, without drawing."""
-    labels = np.zeros((clip.steps, GRID, GRID, 3), dtype=np.int8)
+    labels = np.zeros((clip.steps, GRID, GRID, LABELS), dtype=np.int8)
     edges = np.arange(GRID + 1) * CELL
     for actor in clip.actors:
         x0, y0, x1, y1 = actor.item.box
@@ -59,22 +64,40 @@ def sketch(clip: Clip) -> np.ndarray:
                     (np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)).clip(0) / CELL
                     for low, high in ((y0 + dy, y1 + dy), (x0 + dx, x1 + dx))
                 ]
-                _label(labels[step], actor.item, along[0][:, None] * along[1][None], (dx, dy))
+                _label(labels[step], actor, along[0][:, None] * along[1][None], step, (dx, dy))
+    return _left(labels)
+
+
+def _event(actor: Actor, step: int) -> int:
+    """What an actor has been seen to do, up to this step."""
+    if actor.role == "moves" and step:
+        return EVENTS.index(actor.direction)
+    if actor.role in ("appears", "flashes") and actor.first:
+        return EVENTS.index("appeared")
+    blinks = actor.shown[:step].count(False) if actor.role == "blinks" else 0
+    return EVENTS.index("appeared") + blinks if blinks else 0
+
+
+def _left(labels: np.ndarray) -> np.ndarray:
+    """Mark tokens that show nothing where something was a step before."""
+    before, now = labels[:-1, ..., KIND], labels[1:, ..., KIND]
+    labels[1:, ..., EVENT][(before > 0) & (now == 0)] = EVENTS.index("gone")
     return labels
 
 
-def _label(labels: np.ndarray, item: Item, share: np.ndarray, offset: tuple[int, int]) -> None:
-    """Enter a thing that covers this share of each token into the labels [12, 12, 3] of one step."""
+def _label(labels: np.ndarray, actor: Actor, share: np.ndarray, step: int, offset: tuple[int, int]) -> None:
+    """Enter an actor that covers this share of each token into the labels [12, 12, 5] of one step."""
+    item, past = actor.item, (_event(actor, step), actor.first + 1)
     mine = share > 0.3
     labels[(share > 0.06) & ~mine] = IGNORE
     if not item.text:
-        labels[mine] = (KINDS.index(item.name), words.COLORS.index(item.color) + 1, 0)
+        labels[mine] = (KINDS.index(item.name), words.COLORS.index(item.color) + 1, 0, *past)
         return
     centers = np.array(letter_centers(item)) + offset[0]
     columns = np.nonzero(mine.any(0))[0]
     nearest = np.abs((columns + 0.5)[:, None] * CELL - centers[None]).argmin(1)
     for column, digit in zip(columns, nearest, strict=True):
-        labels[mine[:, column], column] = (KINDS.index(item.text[digit]), 0, digit + 1)
+        labels[mine[:, column], column] = (KINDS.index(item.text[digit]), 0, digit + 1, *past)
 
 
 def _worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:

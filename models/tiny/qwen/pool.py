@@ -12,7 +12,7 @@ class Pool:
     def __init__(self, size: int, first_seed: int, steps: int = clips.STEPS, split: str = "train"):
         self.size, self.next_seed, self.steps, self.split = size, first_seed, steps, split
         self.frames = np.zeros((size, steps, 2, SIDE, SIDE, 3), dtype=np.uint8)
-        self.labels = np.zeros((size, steps, GRID * GRID, 3), dtype=np.int8)
+        self.labels = np.zeros((size, steps, GRID * GRID, film.LABELS), dtype=np.int8)
         self.clips: list[clips.Clip] = [clips.Clip(0, split, steps, ())] * size
         self.filled = 0
         self._at = 0
@@ -22,7 +22,7 @@ class Pool:
             clip = clips.sample(self.next_seed, self.split, self.steps)
             frames, labels = film.draw(clip)
             self.frames[self._at] = frames.reshape(self.steps, 2, SIDE, SIDE, 3)
-            self.labels[self._at] = labels.reshape(self.steps, GRID * GRID, 3)
+            self.labels[self._at] = labels.reshape(self.steps, GRID * GRID, -1)
             self.clips[self._at] = clip
             self.next_seed += 1
             self._at = (self._at + 1) % self.size

@@ -20,23 +20,25 @@ class Symbols(nn.Module):
         later = [vocab["##" + k] if k.isdigit() else vocab.get(k, 0) for k in film.KINDS]
         self.register_buffer("kind_ids", torch.tensor([first, later]), persistent=False)  # [2, kinds]
         self.register_buffer("color_ids", torch.tensor([0] + [vocab[c] for c in words.COLORS]), persistent=False)
-        self.slots = nn.Embedding(film.SIZES[film.SLOT], width)
+        self.slots = nn.Embedding(film.LOOKS[film.SLOT], width)
         nn.init.normal_(self.slots.weight, std=0.04)
 
     def forward(self, table: Tensor, dense: Tensor) -> Tensor:
-        """table [V, D] word embeddings; dense [B, N, 3] labels -> [B, N, D]."""
-        kind, color, slot = dense.clamp_min(0).unbind(-1)
+        """table [V, D] word embeddings; dense [B, N, 5] labels -> [B, N, D]."""
+        kind, color, slot = dense[..., :3].clamp_min(0).unbind(-1)
         named = table[self.kind_ids[(slot > 1).long(), kind]] * (kind > 0)[..., None]
         tinted = table[self.color_ids[color]] * (color > 0)[..., None]
         return named + tinted + self.slots(slot)
 
 
 def subset(dense: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `count` of a clip's tokens [T, H * W, 3], ascending: of each thing at least one in every step, of a
-    number every digit, the rest at random."""
-    flat = dense.reshape(-1, 3).astype(np.int64)
+    """Indices of `count` of a clip's tokens [T, H * W, 5], ascending: of each thing at least one in every step, of a
+    number every digit, of a thing that has just gone the empty place; the rest at random."""
+    before = np.zeros_like(dense[..., :2])
+    before[1:] = dense[:-1, ..., :2] * (dense[1:, ..., film.EVENT :][..., :1] == film.EVENTS.index("gone"))
+    flat = np.concatenate([dense[..., :3], before], -1).reshape(-1, 5).astype(np.int64)
     score = rng.random(len(flat)) + 0.4 * (flat[:, film.KIND] > 0)
-    seen = np.nonzero(flat[:, film.KIND] > 0)[0]
+    seen = np.nonzero((flat[:, film.KIND] > 0) | (flat[:, 3] > 0))[0]
     steps = seen // dense.shape[1]
     names = np.concatenate([steps[:, None], flat[seen]], 1)
     order = rng.permutation(len(seen))
@@ -53,7 +55,7 @@ def places_of(index: Tensor, width: int = GRID, height: int = GRID) -> Tensor:
 def spoil(dense: np.ndarray, rng: np.random.Generator, rate: float = 0.02) -> np.ndarray:
     """Labels as a real tower sees them: now and then a token is misread or says nothing."""
     out = np.maximum(dense, 0).copy()
-    for i, size in enumerate(film.SIZES[:2]):
+    for i, size in enumerate(film.LOOKS[:2]):
         wrong = (rng.random(out.shape[:-1]) < rate / 2) & (out[..., i] > 0) & (out[..., film.SLOT] == 0)
         out[wrong, i] = rng.integers(1, 7 if i == film.KIND else size, int(wrong.sum()))
     out[(rng.random(out.shape[:-1]) < rate) & (out[..., film.SLOT] == 0)] = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vtc.models.tiny import common, packing
-from vtc.models.tiny.qwen import build, stages
+from vtc.models.tiny.qwen import build, stage_joint, stage_language, stage_tower
 from vtc.models.tiny.qwen.symbols import Symbols
 from vtc.models.tiny.qwen.vision import Heads
 
@@ -27,14 +27,15 @@ def train(run: common.Run, only: str | None = None) -> Path | None:
     packer = packing.Packer(tokenizer)
     heads = Heads(model.config.vision_config.hidden_size).to(run.device)
     symbols = Symbols(tokenizer.get_vocab(), model.config.text_config.hidden_size).to(run.device)
+    past = stage_language.Past(model.config.text_config.hidden_size).to(run.device)
     if only != "language":
-        stages.tower(run, model, heads)
+        stage_tower.train(run, model, heads)
     if only != "tower":
-        stages.language(run, model, symbols, packer)
+        stage_language.train(run, model, symbols, past, packer)
     if only:
         return None
-    stages.align(run, model, symbols)
-    stages.joint(run, model, heads, symbols, packer)
+    stage_joint.align(run, model, symbols)
+    stage_joint.train(run, model, heads, symbols, past, packer)
     folder = run.out / "tiny-qwen"
     build.save(model.cpu().eval(), folder)
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")

@@ -74,8 +74,8 @@ def _half(x: Tensor) -> Tensor:
 # Most of a clip shows nothing, and digits are rare: without weights they are learned last.
 _WEIGHTS = (
     [0.1] + [1.0] * 6 + [2.0] * 10,
-    [0.2] + [1.0] * (film.SIZES[film.COLOR] - 1),
-    [0.1] + [1.0] * (film.SIZES[film.SLOT] - 1),
+    [0.2] + [1.0] * (film.LOOKS[film.COLOR] - 1),
+    [0.1] + [1.0] * (film.LOOKS[film.SLOT] - 1),
 )
 
 
@@ -84,14 +84,14 @@ class Heads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear = nn.Linear(4 * width, sum(film.SIZES))
+        self.linear = nn.Linear(4 * width, sum(film.LOOKS))
 
     def forward(self, normed: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(normed).split(film.SIZES, -1)
+        return self.linear(normed).split(film.LOOKS, -1)
 
 
 def loss_of(logits: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Sum of the losses, and the share of right labels where something is shown. labels [S, N, 3]."""
+    """Sum of the losses, and the share of right labels where something is shown. labels [S, N, 3 or more]."""
     total, shown = labels.new_zeros((), dtype=torch.float32), {}
     for i, name in enumerate(("kind", "color", "slot")):
         scores, wanted = logits[i].float().flatten(0, 1), labels[..., i].flatten()

@@ -11,7 +11,7 @@ from vtc.models import tiny
 from vtc.models.tiny import packing, render
 from vtc.models.tiny.common import Run
 from vtc.models.tiny.questions import Question
-from vtc.models.tiny.qwen import build, stages, train, vision
+from vtc.models.tiny.qwen import build, stage_language, train, vision
 from vtc.models.tiny.qwen.symbols import places_of
 
 needs_fonts = pytest.mark.skipif(not Path(render.FONT_FOLDER).is_dir(), reason="needs the Debian package fonts-dejavu")
@@ -49,11 +49,12 @@ def test_the_training_loss_is_the_model_s_own(built):
     frames = torch.randint(0, 256, (16, 192, 192, 3), dtype=torch.uint8)
     packer = packing.Packer(processor.tokenizer)
     asked = [Question("a", "What moves?", "red star"), Question("b", "Is there ever a blue heart?", "no")]
-    prefix, suffix = stages.prefix_of(packer)
     with torch.no_grad():
         tokens = vision.states(model.model.visual, frames.view(8, 2, 192, 192, 3))[0].flatten(0, 1)[None]
         places = places_of(torch.arange(1152)[None])
         core = model.model.language_model
+        answers = stage_language.Answers(core, stage_language.Past(192), packer)
+        prefix, suffix = answers.prefix, answers.suffix
         together, _ = packing.forward(core, prefix, tokens, places, packer.pack([asked]), suffix)
         total, count = 0.0, 0
         for q in asked:

@@ -83,7 +83,7 @@ def test_frames_show_what_the_labels_say():
         clip = clips.sample(seed)
         frames, labels = film.draw(clip)
         assert frames.shape == (clips.FRAMES, clips.SIDE, clips.SIDE, 3)
-        assert labels.shape == (clips.STEPS, clips.GRID, clips.GRID, 3)
+        assert labels.shape == (clips.STEPS, clips.GRID, clips.GRID, film.LABELS)
         for actor in clip.actors:
             kind = film.KINDS.index(actor.item.name) if not actor.item.text else None
             for step, shown in enumerate(actor.shown):
@@ -120,7 +120,7 @@ def test_a_sketch_agrees_with_the_drawing_on_where_things_are():
 def test_a_subset_holds_every_thing_at_every_step():
     rng = np.random.default_rng(0)
     for seed in range(20):
-        labels = film.sketch(clips.sample(seed)).reshape(clips.STEPS, -1, 3)
+        labels = film.sketch(clips.sample(seed)).reshape(clips.STEPS, -1, film.LABELS)
         kept = symbols.subset(labels, 96, rng)
         assert len(kept) == 96
         assert (np.diff(kept) > 0).all()
