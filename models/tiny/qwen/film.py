@@ -10,20 +10,21 @@ from vtc.models.tiny.qwen.clips import CELL, DIRECTIONS, GRID, SIDE, STEPS, Acto
 from vtc.models.tiny.scenes import letter_centers
 
 KINDS = ["", *words.SHAPES, *words.DIGITS]  # class 0: nothing there
-EVENTS = ["", *DIRECTIONS, "appeared", "blinked once", "blinked twice", "blinked thrice", "gone"]
-KIND, COLOR, SLOT, EVENT, SINCE = range(5)
-LABELS = 5
+EVENTS = ["", *DIRECTIONS, "appeared", "blinked once", "blinked twice", "blinked thrice", "gone", "moved on"]
+KIND, COLOR, SLOT, EVENT, SINCE, WAS_KIND, WAS_COLOR = range(7)
+LABELS = 7
 LOOKS = (len(KINDS), len(words.COLORS) + 1, 4)  # classes of the first three; a number has three digits at most
-PASTS = (len(EVENTS), STEPS + 1)  # of the others
+PASTS = (len(EVENTS), STEPS + 1, *LOOKS[:2])  # of the others
+LEFT = EVENTS.index("gone")  # from here on: events of empty places
 IGNORE = -100
 
 
 def draw(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """(frames uint8 [2 * steps, 192, 192, 3], labels int8 [steps, 12, 12, 5]).
+    """(frames uint8 [2 * steps, 192, 192, 3], labels int8 [steps, 12, 12, 7]).
 
     Three labels say what a token shows: kind, colour, slot of the digit; IGNORE where a thing covers so little of it
-    that nobody could say. Two say what has become known by this step: what the thing has done, and the step, from 1,
-    in which it was first seen; a token from which something has just gone says so.
+    that nobody could say. Four say what has become known by this step: what the thing has done, and the step, from 1,
+    in which it was first seen; of an empty place, that something has gone or moved on, and its kind and colour.
     """
     rng = random.Random(f"film {clip.split} {clip.seed}")
     ground = render.background(rng, SIDE)
@@ -48,7 +49,7 @@ def draw(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
                 cover[y : y + height, x : x + width] += alpha[..., 0] / 2
             share = cover.reshape(GRID, CELL, GRID, CELL).mean((1, 3))
             _label(labels[step], actor, share, step, actor.offset(2 * step, count))
-    return _worn(frames, rng), _left(labels)
+    return _worn(frames, rng), _left(labels, clip)
 
 
 def sketch(clip: Clip) -> np.ndarray:
@@ -65,7 +66,7 @@ def sketch(clip: Clip) -> np.ndarray:
                     for low, high in ((y0 + dy, y1 + dy), (x0 + dx, x1 + dx))
                 ]
                 _label(labels[step], actor, along[0][:, None] * along[1][None], step, (dx, dy))
-    return _left(labels)
+    return _left(labels, clip)
 
 
 def _event(actor: Actor, step: int) -> int:
@@ -78,26 +79,36 @@ def _event(actor: Actor, step: int) -> int:
     return EVENTS.index("appeared") + blinks if blinks else 0
 
 
-def _left(labels: np.ndarray) -> np.ndarray:
-    """Mark tokens that show nothing where something was a step before."""
-    before, now = labels[:-1, ..., KIND], labels[1:, ..., KIND]
-    labels[1:, ..., EVENT][(before > 0) & (now == 0)] = EVENTS.index("gone")
+def _left(labels: np.ndarray, clip: Clip) -> np.ndarray:
+    """Mark empty places where something was before with what it was."""
+    moving = {(KINDS.index(a.item.name), words.COLORS.index(a.item.color) + 1) for a in clip.actors if a.direction}
+    was = np.zeros((GRID, GRID, 2), dtype=np.int8)
+    for now in labels:
+        here, empty = now[..., KIND] > 0, now[..., KIND] == 0
+        left = empty & (was[..., 0] > 0)
+        now[left, WAS_KIND], now[left, WAS_COLOR] = was[left].T
+        moved = np.zeros_like(left)
+        for kind, color in moving:
+            moved |= left & (was[..., 0] == kind) & (was[..., 1] == color)
+        now[left, EVENT] = LEFT
+        now[moved, EVENT] = LEFT + 1
+        was[here] = now[here][:, :2]
     return labels
 
 
 def _label(labels: np.ndarray, actor: Actor, share: np.ndarray, step: int, offset: tuple[int, int]) -> None:
-    """Enter an actor that covers this share of each token into the labels [12, 12, 5] of one step."""
+    """Enter an actor that covers this share of each token into the labels [12, 12, 7] of one step."""
     item, past = actor.item, (_event(actor, step), actor.first + 1)
     mine = share > 0.3
     labels[(share > 0.06) & ~mine] = IGNORE
     if not item.text:
-        labels[mine] = (KINDS.index(item.name), words.COLORS.index(item.color) + 1, 0, *past)
+        labels[mine] = (KINDS.index(item.name), words.COLORS.index(item.color) + 1, 0, *past, 0, 0)
         return
     centers = np.array(letter_centers(item)) + offset[0]
     columns = np.nonzero(mine.any(0))[0]
     nearest = np.abs((columns + 0.5)[:, None] * CELL - centers[None]).argmin(1)
     for column, digit in zip(columns, nearest, strict=True):
-        labels[mine[:, column], column] = (KINDS.index(item.text[digit]), 0, digit + 1, *past)
+        labels[mine[:, column], column] = (KINDS.index(item.text[digit]), 0, digit + 1, *past, 0, 0)
 
 
 def _worn(frames: np.ndarray, rng: random.Random) -> np.ndarray:

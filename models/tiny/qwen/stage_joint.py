@@ -122,7 +122,7 @@ def train(
                 seen = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
                 known = labels.gather(1, index[..., None].expand(-1, -1, labels.shape[-1]))
                 loss, shown = answers(seen, known, index, packed)
-                dense, at, practice = imagined(rng, packer, run.batch(8), 80, 12)
+                dense, at, practice = imagined(rng, packer, run.batch(8), 96, 12)
                 dense, at, practice = dense.to(run.device), at.to(run.device), practice.to(run.device)
                 total = total + loss + 0.5 * answers(symbols(table, dense), dense, at, practice)[0]
                 if part.tower_lr:  # keep teaching what the tower's own stage taught
@@ -143,7 +143,7 @@ def train(
 def _batch(
     rng: np.random.Generator, run: common.Run, part: Part, pool: Pool, packer: packing.Packer, more: int
 ) -> tuple[Tensor, Tensor, Tensor, packing.Packed]:
-    """Frames [S, 2, 192, 192, 3], labels [B, N, 5], indices [B, n] of the tokens to be shown, questions."""
+    """Frames [S, 2, 192, 192, 3], labels [B, N, 7], indices [B, n] of the tokens to be shown, questions."""
     picked = pool.pick(rng, run.batch(part.batch * more))
     ask = random.Random(int(rng.integers(1 << 40)))
     packed = packer.pack([asking.ask_many(pool.clips[i], ask, part.questions, TASK_WEIGHTS) for i in picked])

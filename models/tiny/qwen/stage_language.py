@@ -14,7 +14,7 @@ from vtc.models.tiny.qwen import asking, clips, film
 from vtc.models.tiny.qwen.clips import GRID, STEPS
 from vtc.models.tiny.qwen.symbols import Symbols, places_of, spoil, subset
 
-STAGE = ("language", 80, 14, 12, 1300, 2e-3)  # name, visual tokens, clips, questions a clip, steps, learning rate
+STAGE = ("language", 96, 14, 12, 1300, 2e-3)  # name, visual tokens, clips, questions a clip, steps, learning rate
 TASK_WEIGHTS = {
     "direction": 1.5,
     "order": 1.5,
@@ -43,8 +43,8 @@ class Past(nn.Module):
         self.linear = nn.Linear(width, sum(film.PASTS) + STEPS)
 
     def loss(self, states: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """states [B, N, D] behind layer LAYER, labels [B, N, 5], step [B, N]."""
-        event, since, at = self.linear(self.norm(states)).float().split((*film.PASTS, STEPS), -1)
+        """states [B, N, D] behind layer LAYER, labels [B, N, 7], step [B, N]."""
+        event, since, was, tint, at = self.linear(self.norm(states)).float().split((*film.PASTS, STEPS), -1)
         kind, wanted, first = (labels[..., i].flatten() for i in (film.KIND, film.EVENT, film.SINCE))
         known = kind != film.IGNORE
         weight = torch.where((kind > 0) | (wanted > 0), 1.0, 0.1) * known
@@ -54,6 +54,10 @@ class Past(nn.Module):
         total = total + 0.3 * F.cross_entropy(at.flatten(0, 1), step.flatten())
         if seen.any():
             total = total + 0.5 * F.cross_entropy(since.flatten(0, 1)[seen], first[seen])
+        left = (wanted >= film.LEFT) & known
+        if left.any():
+            for guess, label in ((was, film.WAS_KIND), (tint, film.WAS_COLOR)):
+                total = total + 0.5 * F.cross_entropy(guess.flatten(0, 1)[left], labels[..., label].flatten()[left])
         right = (event.flatten(0, 1).argmax(-1) == wanted)[happened].float()
         return total, {"event": float(right.mean()) if len(right) else 1.0}
 
@@ -69,7 +73,7 @@ class Answers:
     def __call__(
         self, tokens: Tensor, labels: Tensor, index: Tensor, packed: packing.Packed
     ) -> tuple[Tensor, dict[str, float]]:
-        """(loss, numbers to print). tokens [B, N, D] and labels [B, N, 5] of the clips' tokens at `index` [B, N]."""
+        """(loss, numbers to print). tokens [B, N, D] and labels [B, N, 7] of the clips' tokens at `index` [B, N]."""
         places, heard = places_of(index), []
         layers: Any = self.core.layers
         handle = layers[Past.LAYER].register_forward_hook(
@@ -85,7 +89,7 @@ class Answers:
 def imagined(
     rng: np.random.Generator, packer: packing.Packer, count: int, visual: int, questions: int
 ) -> tuple[Tensor, Tensor, packing.Packed]:
-    """(labels [B, N, 5], token indices [B, N], questions) of fresh clips or pictures, none of them drawn."""
+    """(labels [B, N, 7], token indices [B, N], questions) of fresh clips or pictures, none of them drawn."""
     ask = random.Random(int(rng.integers(1 << 40)))
     steps = 1 if ask.random() < PICTURES else STEPS
     dense, index, asked = [], [], []

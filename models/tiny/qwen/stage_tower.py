@@ -46,7 +46,7 @@ def train(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vis
 def lesson(
     run: common.Run, rng: np.random.Generator, pool: Pool, count: int, side: int = GRID
 ) -> tuple[Tensor, Tensor]:
-    """Frames [S, 2, 16 * side, 16 * side, 3] and labels [S, side * side, 5] of single steps out of clips, often those
+    """Frames [S, 2, 16 * side, 16 * side, 3] and labels [S, side * side, 7] of single steps out of clips, often those
     with a number, cut to a window of `side` visual tokens around something."""
     frames, labels = [], []
     for i in pool.pick(rng, run.batch(count)):

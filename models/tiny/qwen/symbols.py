@@ -24,7 +24,7 @@ class Symbols(nn.Module):
         nn.init.normal_(self.slots.weight, std=0.04)
 
     def forward(self, table: Tensor, dense: Tensor) -> Tensor:
-        """table [V, D] word embeddings; dense [B, N, 5] labels -> [B, N, D]."""
+        """table [V, D] word embeddings; dense [B, N, 7] labels -> [B, N, D]."""
         kind, color, slot = dense[..., :3].clamp_min(0).unbind(-1)
         named = table[self.kind_ids[(slot > 1).long(), kind]] * (kind > 0)[..., None]
         tinted = table[self.color_ids[color]] * (color > 0)[..., None]
@@ -32,11 +32,10 @@ class Symbols(nn.Module):
 
 
 def subset(dense: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `count` of a clip's tokens [T, H * W, 5], ascending: of each thing at least one in every step, of a
-    number every digit, of a thing that has just gone the empty place; the rest at random."""
-    before = np.zeros_like(dense[..., :2])
-    before[1:] = dense[:-1, ..., :2] * (dense[1:, ..., film.EVENT :][..., :1] == film.EVENTS.index("gone"))
-    flat = np.concatenate([dense[..., :3], before], -1).reshape(-1, 5).astype(np.int64)
+    """Indices of `count` of a clip's tokens [T, H * W, 7], ascending: of each thing at least one in every step, of a
+    number every digit, of a thing that has gone the empty place; the rest at random."""
+    names = [film.KIND, film.COLOR, film.SLOT, film.WAS_KIND, film.WAS_COLOR]
+    flat = dense[..., names].reshape(-1, len(names)).astype(np.int64)
     score = rng.random(len(flat)) + 0.4 * (flat[:, film.KIND] > 0)
     seen = np.nonzero((flat[:, film.KIND] > 0) | (flat[:, 3] > 0))[0]
     steps = seen // dense.shape[1]
