@@ -1,6 +1,7 @@
 """Writes the held-out set that ships in eval/data/tiny-video: real mp4 files, pictures, and their questions.
 
 python -m vtc.models.tiny.qwen.heldout --out eval/data/tiny-video
+python -m vtc.models.tiny.qwen.heldout --train 600 --out runs/clips  # to train methods on
 """
 
 import argparse
@@ -80,6 +81,17 @@ def write_clip(frames: np.ndarray, file: Path, quality: int = 21) -> None:
         container.mux(stream.encode())
 
 
+def write_train(out: Path, count: int, first_seed: int = 2_000_000_000, per_clip: int = 24) -> None:
+    """Clips for training, which have nothing of the held-out ones, with as many questions as there are."""
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    rng, lines = random.Random(first_seed), []
+    for number in range(1, count + 1):
+        clip, name = clips.sample(first_seed + number), f"clips/{number:05d}.mp4"
+        write_clip(film.draw(clip)[0], out / name)
+        lines += _lines(f"{number:05d}", "video", name, asking.ask_many(clip, rng, per_clip, {}))
+    (out / "questions.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def write(out: Path, number_of_clips: int = CLIPS, pictures: int = PICTURES) -> None:
     (out / "clips").mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -107,7 +119,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("eval/data/tiny-video"))
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--train", type=int, metavar="N", help="write N clips for training instead")
     arguments = parser.parse_args()
+    if arguments.train:
+        write_train(arguments.out, arguments.train)
+        return
     write(arguments.out, arguments.clips, arguments.pictures)
 
 

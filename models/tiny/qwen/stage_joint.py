@@ -14,7 +14,7 @@ from vtc.models.tiny.qwen.clips import GRID
 from vtc.models.tiny.qwen.pool import Pool
 from vtc.models.tiny.qwen.stage_language import PICTURES, TASK_WEIGHTS, Answers, Past, imagined
 from vtc.models.tiny.qwen.stage_tower import lesson
-from vtc.models.tiny.qwen.symbols import Symbols
+from vtc.models.tiny.qwen.symbols import Symbols, subset
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Part:
 
 ALIGN = ("align", 16, 200, 2e-3)  # name, steps of clips in a batch, training steps, learning rate
 PARTS = (
-    Part("joint-part", 256, 6, 16, 300, 6e-4),
-    Part("joint-all", 1152, 3, 24, 400, 4e-4, 2e-4),
+    Part("joint-part", 256, 6, 14, 150, 6e-4),
+    Part("joint-all", 1152, 3, 20, 400, 4e-4, 2e-4),
 )
 
 
@@ -150,5 +150,5 @@ def _batch(
     frames = torch.from_numpy(pool.frames[picked]).flatten(0, 1)
     labels = torch.from_numpy(pool.labels[picked]).long().flatten(1, 2)
     shown = min(part.shown, labels.shape[1])
-    index = np.stack([np.sort(rng.permutation(labels.shape[1])[:shown]) for _ in picked])
+    index = np.stack([subset(pool.labels[i], shown, rng) for i in picked])
     return frames.to(run.device), labels.to(run.device), torch.from_numpy(index).to(run.device), packed.to(run.device)
