@@ -32,8 +32,8 @@ class Part:
 
 ALIGN = ("align", 16, 200, 2e-3)  # name, steps of clips in a batch, training steps, learning rate
 PARTS = (
-    Part("joint-part", 256, 6, 14, 150, 6e-4),
-    Part("joint-all", 1152, 3, 20, 400, 4e-4, 2e-4),
+    Part("joint-part", 256, 4, 14, 80, 6e-4),
+    Part("joint-all", 1152, 3, 20, 280, 4e-4, 2e-4),
 )
 
 
