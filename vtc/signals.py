@@ -25,8 +25,8 @@ SIGNALS: Mapping[str, str] = {
     "last_attention": "[N] attention of the row's last token onto each token, in a decoder layer (softmax over the "
     "whole row, mean over heads)",
     "text_attention": "[T, N] attention of the text after the row's pictures onto each token, in a decoder layer",
-    "peak_attention": "[N] largest attention that any head of any text token after the row's pictures gives each token, "
-    "in a decoder layer",
+    "peak_attention": "[N] largest attention that any head of any text token after the row's pictures gives each "
+    "token, in a decoder layer",
     "visual_attention": "[N] mean attention that the picture's own tokens give each token, in a decoder layer",
     "relevance": "[2] mean share of its attention that text behind the first picture gives to visual tokens, and that "
     "visual tokens give to such text, in a decoder layer",

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtc.methods.base import top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
 def frame_rows(tokens: VisualTokens) -> Tensor:
-    """LongTensor [T, P]: the row of `tokens.features` at each frame and place; -1 where an earlier stage has dropped it.
+    """LongTensor [T, P]: the row of `tokens.features` at each frame and place; -1 where there is none any more.
 
     Places are those of the grid, h * w of them; separators have none.
     """
@@ -48,12 +49,34 @@ def with_separators(tokens: VisualTokens, kept: Tensor, budget: int) -> Tensor:
 
 
 def absorbed(target: Tensor) -> Selection:
-    """Average the tokens that share a target: `target` [N] is the token each one goes to (itself: it stays), -1 = none."""
+    """Average the tokens that share a target: `target` [N], the token each one goes to (itself: it stays), -1 = none."""
     here = torch.arange(len(target), device=target.device)
     anchor = (target == here).nonzero()[:, 0]
     rank = torch.full_like(target, -1)
     rank[anchor] = torch.arange(len(anchor), device=target.device)
     return Selection.merge(anchor, torch.where(target >= 0, rank[target.clamp(min=0)], -1))
+
+
+def merge_frames(tokens: VisualTokens, similar: float, least: int) -> Selection:
+    """Merge each token into the one left at its place before it, if their cosine is at least `similar`.
+
+    No more than leave `least` tokens; the most similar first.
+    """
+    n, rows = len(tokens.features), frame_rows(tokens)
+    target = torch.arange(n, device=rows.device)
+    cosine = cosine_to(tokens, rows, earlier(rows)).flatten()  # [T * P]
+    merging = torch.zeros_like(cosine, dtype=torch.bool)
+    merging[top_k(cosine, max(0, n - least))] = True
+    merging = (merging & (cosine >= similar)).view_as(rows)
+    there = rows >= 0
+    target[rows[there]] = _roots(rows, there & ~merging)[there]
+    return absorbed(target)
+
+
+def _roots(rows: Tensor, stays: Tensor) -> Tensor:
+    """LongTensor [T, P]: the row at the last frame so far at which each place `stays`."""
+    number = torch.arange(len(rows), device=rows.device)[:, None]
+    return rows.gather(0, torch.where(stays, number, -1).cummax(dim=0).values.clamp(min=0))
 
 
 def share_out(total: int, weights: Sequence[float], sizes: Sequence[int], least: int = 0) -> list[int]:

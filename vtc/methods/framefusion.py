@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from vtc.budget import counts_for_average, layer_number, token_count
 from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.clips import absorbed, check_rate, cosine_to, earlier, frame_rows
+from vtc.methods.clips import check_rate, merge_frames
 from vtc.methods.layered import LayerMethod
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -29,7 +26,8 @@ class FrameFusion(Method):
     one frame nothing can merge: it is pruned. Images are left alone.
 
     Args:
-        keep: what is left after the prune; with `average=True` the mean over the decoder layers, the paper's cost (0.3).
+        keep: what is left after the prune.
+        average: read `keep` as the mean over the decoder layers: the paper's cost, 0.3.
         similar: least cosine of what merges: 0.6 in the paper, 0.5 for Qwen2-VL.
         ratio: least share of a layer's tokens for which merging goes on.
     """
@@ -130,25 +128,3 @@ class FuseLayers(LayerMethod):
             if before - after < self.ratio * before:
                 return layer
         return None
-
-
-def merge_frames(tokens: VisualTokens, similar: float, least: int) -> Selection:
-    """Merge each token into the one left at its place before it, if their cosine is at least `similar`.
-
-    No more than leave `least` tokens; the most similar first.
-    """
-    n, rows = len(tokens.features), frame_rows(tokens)
-    target = torch.arange(n, device=rows.device)
-    cosine = cosine_to(tokens, rows, earlier(rows)).flatten()  # [T * P]
-    merging = torch.zeros_like(cosine, dtype=torch.bool)
-    merging[top_k(cosine, max(0, n - least))] = True
-    merging = (merging & (cosine >= similar)).view_as(rows)
-    there = rows >= 0
-    target[rows[there]] = _roots(rows, there & ~merging)[there]
-    return absorbed(target)
-
-
-def _roots(rows: Tensor, stays: Tensor) -> Tensor:
-    """LongTensor [T, P]: the row at the last frame so far at which each place `stays`."""
-    number = torch.arange(len(rows), device=rows.device)[:, None]
-    return rows.gather(0, torch.where(stays, number, -1).cummax(dim=0).values.clamp(min=0))

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vtc import ops
 from vtc.budget import check_keep, check_layer
 from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.clips import absorbed, check_rate, frame_rows, share_out
+from vtc.methods.clips import check_rate
 from vtc.methods.layered import LayerMethod
 from vtc.methods.mustdrop import OutputAware
-from vtc.methods.segments import frame_means, segments, still_places
+from vtc.methods.still import MergeStill
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -84,54 +79,6 @@ class PruneVid(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeStill(Method):
-    """PruneVid's first two stages."""
-
-    ratio: float | None = None
-    cut: float = 0.25
-    tau: float = 0.8
-    neighbours: int = 7
-    needs = ("grid",)
-    merges = True
-    modality = ("video",)
-    scopes = ("clip",)
-
-    @property
-    def title(self) -> str:
-        return "prunevid"
-
-    def select(self, tokens: VisualTokens) -> Selection:
-        x, rows, n = tokens.features.detach().float(), frame_rows(tokens), len(tokens.features)
-        patches = int((rows >= 0).sum())
-        budget = n if self.ratio is not None else self.count(tokens)
-        runs = segments(frame_means(x, rows), max(1, int(self.cut * len(rows))), self.neighbours)
-        save = n if self.ratio is not None else max(0, patches - budget)
-        still = still_places(F.normalize(x, dim=-1), rows, runs, self.tau, save)
-        stand = torch.arange(n, device=rows.device)  # the token that stands for each one after merging over time
-        groups: list[Tensor] = []  # tokens that stand for themselves or a still place, and are clustered together
-        for (first, last), fixed in zip(runs, still, strict=True):
-            held = rows[first:last, fixed]  # [t, S]
-            there = held >= 0
-            opening = held.gather(0, there.long().argmax(dim=0, keepdim=True)) if len(held) else held
-            stand[held[there]] = opening.expand_as(held)[there]
-            groups += [opening.flatten(), *(row[row >= 0] for row in rows[first:last, ~fixed])]
-        sizes = [len(group) for group in groups]
-        if self.ratio is None:
-            shares = share_out(budget, sizes, sizes)
-        else:
-            shares = [max(1, int(self.ratio * size)) if size else 0 for size in sizes]
-        means = ops.segment_mean(x, stand, n)
-        centre = torch.full_like(stand, -1)
-        for group, share in zip(groups, shares, strict=True):
-            if share:
-                centres, member = ops.dpc_knn(means[group], share, self.neighbours)
-                centre[group] = group[centres[member]]
-        spare = tokens.separators.nonzero()[:, 0][: max(0, budget - patches)]
-        centre[spare] = spare
-        return absorbed(centre[stand])
 
 
 @dataclass(frozen=True, kw_only=True)
