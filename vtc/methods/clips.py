@@ -49,7 +49,7 @@ def with_separators(tokens: VisualTokens, kept: Tensor, budget: int) -> Tensor:
 
 
 def absorbed(target: Tensor) -> Selection:
-    """Average the tokens that share a target: `target` [N], the token each one goes to (itself: it stays), -1 = none."""
+    """Average the tokens that share a target: `target` [N], what each one goes to (itself: it stays), -1 = nothing."""
     here = torch.arange(len(target), device=target.device)
     anchor = (target == here).nonzero()[:, 0]
     rank = torch.full_like(target, -1)

@@ -21,7 +21,7 @@ class FrameFusion(Method):
     with the last token left at its place is at least `similar` merges into it; runs of such tokens become their mean,
     at the place of the first. When a layer merges less than `ratio` of its tokens, the next one keeps what the prompt's
     last token looks at most, in its own queries and keys, so that the budget is met; when merging alone meets it, only
-    the most similar merge. Each video of a batch goes at its own pace. The released code merges between attention and
+    the most similar merge; before the last layer, at the latest, it is met. Each video of a batch goes at its own pace. The released code merges between attention and
     feed-forward part, and prunes there by the attention just computed; here both happen between layers. Of a clip of
     one frame nothing can merge: it is pruned. Images are left alone.
 
@@ -111,7 +111,8 @@ class FuseLayers(LayerMethod):
     def select(self, tokens: VisualTokens) -> Selection:
         counts = tokens.counts or (len(tokens.features),)
         budget = self._budget(tokens.total, counts, tokens.depth)
-        if self._ended(tokens.total, counts) is None:
+        last = len(counts) == tokens.depth - 1  # the budget is met in any case
+        if self._ended(tokens.total, counts) is None and not last:
             return merge_frames(tokens, self.similar, budget)
         return Selection.prune(top_k(tokens.signal("last_attention"), budget), len(tokens.features))
 
