@@ -78,7 +78,7 @@ def decisions(model: Any) -> Decisions:
 
 @contextmanager
 def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
-    """Notes, for every forward of a wrapped model, which cached tokens each layer did not read (`Decisions.resting`)."""
+    """Notes, for every forward of a wrapped model, which cached tokens each layer did not read: `Decisions.resting`."""
     found: dict[tuple[int, int], list[list[int]]] = {}
 
     def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:

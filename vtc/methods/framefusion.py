@@ -21,9 +21,9 @@ class FrameFusion(Method):
     with the last token left at its place is at least `similar` merges into it; runs of such tokens become their mean,
     at the place of the first. When a layer merges less than `ratio` of its tokens, the next one keeps what the prompt's
     last token looks at most, in its own queries and keys, so that the budget is met; when merging alone meets it, only
-    the most similar merge; before the last layer, at the latest, it is met. Each video of a batch goes at its own pace. The released code merges between attention and
-    feed-forward part, and prunes there by the attention just computed; here both happen between layers. Of a clip of
-    one frame nothing can merge: it is pruned. Images are left alone.
+    the most similar merge. In a model too shallow for all that, the last layer meets it. Each video of a batch goes at
+    its own pace. The released code merges between attention and feed-forward part, and prunes there by the attention
+    just computed; here both happen between layers. A clip of one frame is pruned only. Images are left alone.
 
     Args:
         keep: what is left after the prune.
