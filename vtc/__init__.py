@@ -10,6 +10,7 @@ from vtc.methods.evs import EVS
 from vtc.methods.fastv import FastV
 from vtc.methods.framefusion import FrameFusion
 from vtc.methods.h2o import H2O
+from vtc.methods.holitom import HoliTom
 from vtc.methods.layered import LayerMethod
 from vtc.methods.mustdrop import MustDrop
 from vtc.methods.pool import Pool
@@ -49,6 +50,7 @@ __all__ = [
     "DyCoke",
     "FastV",
     "FrameFusion",
+    "HoliTom",
     "LayerMethod",
     "Method",
     "MethodInfo",

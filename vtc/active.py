@@ -58,9 +58,9 @@ class Activator:
         """Refuse, before any compute, a forward that leaves no cache."""
         check_use(self.methods, self.adapter.language_model(self.model), given)
 
-    def before(self, cache: Any, tokens: int) -> None:
-        """Recall everything, unless this is a step of one token that the method is to decide on."""
-        if self.methods and tokens == 1:
+    def before(self, cache: Any, step: bool) -> None:
+        """Recall everything, unless this is a decode step that a method is to decide on."""
+        if self.methods and step:
             return
         for layer in getattr(cache, "layers", ()):
             if isinstance(layer, CompressedLayer):

@@ -180,7 +180,7 @@ class Engine:
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:
             return None
-        self.activator.before(cache, embeds.shape[1])
+        self.activator.before(cache, embeds.shape[1] == 1 and not self.prompts)
         seen = self._seen()
         layout = find_layout(self.adapter, self.model, embeds, seen) if seen else None
         if layout is None or not layout.spans:

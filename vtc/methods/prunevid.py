@@ -58,9 +58,7 @@ class PruneVid(Method):
             value = getattr(self, name)
             if value is not None and check_rate(value, name, "a share") == 0:
                 raise ValueError(f"{name}=0 leaves nothing; give more than 0.")
-        check_rate(self.tau, "tau", "a cosine", -1.0)
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 1:
-            raise ValueError(f"neighbours={self.neighbours!r} is no number of neighbours, 1 or more.")
+        self.parts()
         check_layer(self.layer)
 
     def parts(self) -> tuple[Method, ...]:
