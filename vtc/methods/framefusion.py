@@ -43,7 +43,10 @@ class FrameFusion(Method):
     merges = True
     modality = ("video",)
     scopes = ("clip",)
-    paper = Paper("FrameFusion: Combining Similarity and Importance for Video Token Reduction on LVLMs", "2501.01986")
+    paper = Paper(
+        "FrameFusion: Combining Similarity and Importance for Video Token Reduction on Large Visual Language Models",
+        "2501.01986",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
