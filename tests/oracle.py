@@ -49,6 +49,7 @@ class Decisions:
 
     steps: list[tuple[int, list[Choice]]] = field(default_factory=list)  # (from layer, one Choice per span)
     evicted: list[tuple[int, int, list[list[int]]]] = field(default_factory=list)  # (length, layer, places per row)
+    resting: dict[tuple[int, int], list[list[int]]] = field(default_factory=dict)  # (length before, layer): likewise
 
     def visual(self) -> list[tuple[int, list[int], list[int]]]:
         """Per span: its row, all its places, and those left at the end."""
@@ -73,6 +74,31 @@ def decisions(model: Any) -> Decisions:
     for eviction in record.evictions:
         made.evicted.append((eviction.length, eviction.layer, [x.tolist() for x in eviction.slots]))
     return made
+
+
+@contextmanager
+def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
+    """Notes, for every forward of a wrapped model, which cached tokens each layer did not read: `Decisions.resting`."""
+    found: dict[tuple[int, int], list[list[int]]] = {}
+
+    def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        cache = output.past_key_values
+        for i, layer in enumerate(cache.layers):
+            aside = getattr(layer, "aside", None)
+            if aside is None:
+                continue
+            held = torch.zeros_like(aside.order, dtype=torch.bool)
+            valid = torch.ones(len(held), layer.prompt, dtype=torch.bool) if layer.mask is None else layer.mask
+            held.scatter_(1, aside.order[:, aside.keys.shape[2] :], valid)
+            real = torch.ones_like(held) if aside.mask is None else aside.mask
+            slots = [row[there].tolist() for row, there in zip(aside.tags["slot"], real & ~held, strict=True)]
+            found[cache.get_seq_length() - kwargs["inputs_embeds"].shape[1], i] = slots
+
+    handle = model.model.language_model.register_forward_hook(after, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -157,6 +183,8 @@ class _Play:
             for length, layer, lost in [*(self.earlier.evicted if self.earlier else []), *self.made.evicted]:
                 if layer == i and self.seen >= length:
                     visible[r, lost[r // (self.batch // self.rows)]] = False
+        for r, slots in enumerate(self.made.resting.get((self.seen, i), [])):
+            visible[r, slots] = False
         places = torch.arange(end)
         allowed = visible[:, None, :] & (places <= places[self.seen :, None])  # [B, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything

@@ -23,6 +23,23 @@ BATCHES: dict[str, tuple[list[list[int | str]], str]] = {
     "right padded, unequal": ([["v0", "v2"], ["v1"]], "right"),
 }
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "tome"]
+TEMPORAL: dict[str, Any] = {
+    "evs": lambda **o: vtc.EVS(keep=0.3, **o),
+    "evs, first shared": lambda **o: vtc.EVS(keep=0.3, first=0.5, **o),
+    "uniform-frames": lambda **o: vtc.UniformFrames(keep=0.3, **o),
+    "dycoke": lambda **o: vtc.DyCoke(keep=0.5, p=None, **o),
+    "dycoke, the paper's k": lambda **o: vtc.DyCoke(k=0.7, p=None, **o),
+    "dycoke, below a quarter": lambda **o: vtc.DyCoke(keep=0.2, first=0.5, p=None, **o),
+    "framefusion": lambda **o: vtc.FrameFusion(keep=0.3, similar=0.2, **o),
+    "framefusion, all merges": lambda **o: vtc.FrameFusion(keep=0.3, similar=-1.0, **o),
+    "framefusion, mean": lambda **o: vtc.FrameFusion(keep=0.6, similar=0.2, ratio=0.05, average=True, **o),
+    "prunevid": lambda **o: vtc.PruneVid(keep=0.3, tau=0.1, **o),
+    "prunevid, the paper's counts": lambda **o: vtc.PruneVid(ratio=0.5, tau=0.1, **o),
+    "holitom": lambda **o: vtc.HoliTom(keep=0.3, tau=0.1, context=0.4, **o),
+    "quota": lambda **o: vtc.QuoTA(keep=0.3, **o),
+    "quota, divprune": lambda **o: vtc.QuoTA(keep=0.3, within="divprune", least=0, power=8.0, **o),
+    "quota, uniform": lambda **o: vtc.QuoTA(keep=0.3, within="uniform", **o),
+}
 INSIDE = [*LAYERS, "h2o", "input + layer + cache"]
 
 
@@ -92,14 +109,31 @@ def test_a_video_where_the_family_reads_none() -> None:
         model(**inputs, pixel_values_videos=inputs["pixel_values"])
 
 
-@pytest.mark.parametrize("method", ["evs", vtc.EVS(keep=0.3, first=0.5), "uniform-frames"], ids=str)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("method", TEMPORAL)
 @pytest.mark.parametrize("family", VIDEOS)
-def test_temporal_methods_leave_images_alone(family: str, method: Any) -> None:
-    report = equal_to_oracle(family, "sdpa", [["v0", 0], ["v2"]], "left", method, keep=0.3)
-    video, image, other = report.spans
-    assert image.tokens_out == image.tokens_in
-    assert video.tokens_out < video.tokens_in
-    assert other.tokens_out < other.tokens_in
+def test_temporal_methods_leave_images_alone(family: str, method: str, positions: str) -> None:
+    rows = [["v0", 0], ["v2"], []]
+    report = inside_equal(family, TEMPORAL[method](positions=positions), (rows, "left"), max_new_tokens=3)
+    for span in report.spans:
+        assert (span.tokens_out < span.tokens_in) == (span.modality == "video")
+
+
+@pytest.mark.parametrize("method", ["framefusion", "prunevid", "quota"])
+@pytest.mark.parametrize("family", VIDEOS)
+def test_temporal_methods_with_beams(family: str, method: str) -> None:
+    inside_equal(family, TEMPORAL[method](), ([["v0", 0], ["v2"]], "left"), num_beams=3, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("inside", ["framefusion", "fastv"])
+@pytest.mark.parametrize("family", VIDEOS)
+def test_after_an_earlier_stage(family: str, inside: str) -> None:
+    """What is left of a clip has holes; layer methods go on with it, and eviction after them."""
+    fused = vtc.FrameFusion(keep=0.2, similar=0.0).parts()[1] if inside == "framefusion" else vtc.FastV(keep=0.2)
+    stages = [vtc.DyCoke(keep=0.6, p=None), vtc.Random(keep=0.4), fused, vtc.H2O(keep=0.1)]
+    report = inside_equal(family, stages, ([["v0", 0], ["v2"]], "left"))
+    videos = [span for span in report.spans if span.modality == "video"]
+    assert [span.tokens_out for span in videos] == [max(1, round(0.2 * span.tokens_in)) for span in videos]
 
 
 @pytest.mark.parametrize("family", VIDEOS)

@@ -5,13 +5,18 @@ from vtc.methods.base import Method, Paper, top_k
 from vtc.methods.cached import CacheMethod
 from vtc.methods.dart import DART
 from vtc.methods.divprune import DivPrune
+from vtc.methods.dycoke import DyCoke
 from vtc.methods.evs import EVS
 from vtc.methods.fastv import FastV
+from vtc.methods.framefusion import FrameFusion
 from vtc.methods.h2o import H2O
+from vtc.methods.holitom import HoliTom
 from vtc.methods.layered import LayerMethod
 from vtc.methods.mustdrop import MustDrop
 from vtc.methods.pool import Pool
+from vtc.methods.prunevid import PruneVid
 from vtc.methods.pyramiddrop import PyramidDrop
+from vtc.methods.quota import QuoTA
 from vtc.methods.random import Random
 from vtc.methods.registry import MethodInfo, methods
 from vtc.methods.scissorhands import Scissorhands
@@ -29,6 +34,7 @@ from vtc.overlay import overlay
 from vtc.pictures import load_picture
 from vtc.prompts import prompt
 from vtc.report import Report
+from vtc.scorers import OpenClipScorer
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.video import Clip, load_clip
@@ -41,15 +47,21 @@ __all__ = [
     "CacheMethod",
     "Clip",
     "DivPrune",
+    "DyCoke",
     "FastV",
+    "FrameFusion",
+    "HoliTom",
     "LayerMethod",
     "Method",
     "MethodInfo",
     "MustDrop",
+    "OpenClipScorer",
     "Paper",
     "PiToMe",
     "Pool",
+    "PruneVid",
     "PyramidDrop",
+    "QuoTA",
     "Random",
     "Report",
     "Scissorhands",

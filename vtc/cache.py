@@ -6,11 +6,39 @@ it holds as the last ones of that length, as sliding-window layers do; masks are
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Aside:
+    """Rows of a layer that rest beside it, and what the layer was like with them.
+
+    Attributes:
+        keys, values: [B, G, Q, d]. order: LongTensor [B, prompt], the old row of each of the Q rows aside and then of
+            each row of the prompt still held.
+        mask, prompt, group, tags: the layer's, before.
+    """
+
+    keys: Tensor
+    values: Tensor
+    order: Tensor
+    mask: Tensor | None
+    prompt: int
+    group: object
+    tags: dict[str, Tensor]
+
+    def each_row(self, change: Change) -> None:
+        self.keys, self.values, self.order = change(self.keys), change(self.values), change(self.order)
+        self.mask = None if self.mask is None else change(self.mask)
+        self.tags = {name: change(tag) for name, tag in self.tags.items()}
 
 
 class CompressedLayer(DynamicLayer):
@@ -23,6 +51,7 @@ class CompressedLayer(DynamicLayer):
         prompt: rows held when it was compressed.
         group: the same object in layers that hold the same rows.
         tags: name -> [B, rows], what `evict.py` notes of the first rows held. age: decode steps since the prefill.
+        aside: rows that are not held for the moment (`active.py`), None = none.
     """
 
     dropped: int = 0
@@ -31,6 +60,7 @@ class CompressedLayer(DynamicLayer):
     prompt: int = 0
     group: object = None
     age: int = 0
+    aside: Aside | None = None
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -60,14 +90,50 @@ class CompressedLayer(DynamicLayer):
         width = int(counts.max())
         taken = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, held - width :]  # [B, width]
         valid = keep.gather(1, taken)
-        at = taken.to(self.keys.device)[:, None, :, None]
-        self.keys = self.keys.gather(2, at.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
-        self.values = self.values.gather(2, at.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
+        self.keys, self.values = _rows(self.keys, taken), _rows(self.values, taken)
         self.tags = {name: tag.gather(1, taken.to(tag.device)) for name, tag in self.tags.items()}
         self.dropped, self.prompt = self.dropped + held - width, width
         self.mask = None if int(counts.min()) == width else valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if self.mask is None else object()
+
+    def set_aside(self, keep: Tensor, width: int, ragged: bool, group: object) -> None:
+        """Hold only the rows `keep` BoolTensor [B, prompt] of the prompt, right-aligned; the others can be recalled.
+
+        Args:
+            width: most rows that any batch row keeps. ragged: whether another keeps fewer.
+            group: as `self.group`, of the layer as it becomes.
+        """
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.aside is None
+        order = keep.to(torch.uint8).argsort(dim=1, stable=True)  # [B, prompt], what rests goes first
+        cut = self.prompt - width
+        aside, stays = order[:, :cut], order[:, cut:]
+        rest = _rows(self.keys, aside), _rows(self.values, aside)
+        new = Aside(*rest, order, self.mask, self.prompt, self.group, self.tags)
+        self.keys = torch.cat([_rows(self.keys, stays), self.keys[:, :, self.prompt :]], dim=2)
+        self.values = torch.cat([_rows(self.values, stays), self.values[:, :, self.prompt :]], dim=2)
+        self.aside, self.tags, self.group = new, {}, group
+        self.prompt, self.dropped = width, self.dropped + cut
+        self.mask = keep.gather(1, stays) if ragged else None
+
+    def recall(self) -> None:
+        """Hold again what has been set aside, every row at its old place."""
+        old, self.aside = self.aside, None
+        if old is None:
+            return
+        assert self.keys is not None
+        assert self.values is not None
+        back = old.order.argsort(dim=1)
+
+        def whole(aside: Tensor, held: Tensor) -> Tensor:
+            prompt = _rows(torch.cat([aside, held[:, :, : self.prompt]], dim=2), back)
+            return torch.cat([prompt, held[:, :, self.prompt :]], dim=2)
+
+        self.keys, self.values = whole(old.keys, self.keys), whole(old.values, self.values)
+        self.dropped -= old.prompt - self.prompt
+        self.prompt, self.mask, self.group, self.tags = old.prompt, old.mask, old.group, old.tags
 
     @property
     def state(self) -> tuple[int, int, object]:
@@ -92,10 +158,12 @@ class CompressedLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         self.tags = {name: tag[:, : self.keys.shape[-2]] for name, tag in self.tags.items()}
 
-    def _each_row(self, change: Any) -> None:
+    def _each_row(self, change: Change) -> None:
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
         self.tags = {name: change(tag) for name, tag in self.tags.items()}
+        if self.aside is not None:
+            self.aside.each_row(change)
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
@@ -111,7 +179,12 @@ class CompressedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.dropped, self.mask, self.shift, self.prompt, self.tags = 0, None, None, 0, {}
+        self.dropped, self.mask, self.shift, self.prompt, self.tags, self.aside = 0, None, None, 0, {}, None
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [B, R] of keys or values [B, G, N, d]."""
+    return x.gather(2, index.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def check_cache(cache: Any) -> None:

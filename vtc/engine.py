@@ -9,7 +9,7 @@ Hook by hook, in the order in which a forward meets them:
 5. its rotary embedding: rotate by the tokens' own positions;
 6. its layers: choose again between them (stage `layer`, `layers.py`), give each its mask and positions;
 7. the language model, after: give hidden states their old length back, mark the KV cache as shortened (`cache.py`)
-   and drop more of its rows (stage `cache`, `evict.py`).
+   and drop more of its rows, or let decode steps read a part of them (stage `cache`, `evict.py`, `active.py`).
 
 `forward` is never replaced, and no state is kept outside this object and the cache.
 """
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vtc.active import Activator
 from vtc.cache import CompressedLayer, check_cache
 from vtc.choose import choose
 from vtc.evict import Evictor
@@ -33,7 +34,7 @@ from vtc.flow import Flow
 from vtc.layers import Layers, TowerReader
 from vtc.layout import VisualSpan
 from vtc.methods.base import STAGES, Method
-from vtc.methods.cached import CacheMethod
+from vtc.methods.cached import ActiveMethod, CacheMethod
 from vtc.methods.layered import LayerMethod
 from vtc.models import adapter_for
 from vtc.models.base import GRIDS, PIXELS
@@ -77,7 +78,10 @@ class Engine:
                 )
         self.inputs = tuple(part for part in parts if part.stage == "input")
         self.layers = Layers(model, self.adapter, [part for part in parts if isinstance(part, LayerMethod)])
-        self.evictor = Evictor(model, self.adapter, [part for part in parts if isinstance(part, CacheMethod)])
+        resting = [part for part in parts if isinstance(part, ActiveMethod)]
+        evicting = [part for part in parts if isinstance(part, CacheMethod) and part not in resting]
+        self.evictor = Evictor(model, self.adapter, evicting)
+        self.activator = Activator(model, self.adapter, self.evictor, resting)
         self.compact = any(part.positions == "compact" for part in parts if part.stage != "cache")
         self.sources = Sources(model, self.adapter, parts)
         self.tap = TowerTap(model, self.adapter, self.sources.wanted)
@@ -105,7 +109,7 @@ class Engine:
         ]
         if not adapter.mrope:
             self.handles.append(lm.rotary_emb.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
-        self.handles += self.layers.attach() + self.evictor.attach()
+        self.handles += self.layers.attach() + self.evictor.attach() + self.activator.attach()
         self.tap.attach()
 
     def detach(self) -> None:
@@ -124,6 +128,7 @@ class Engine:
             )
         check_cache(given.get("past_key_values"))
         self.evictor.check(given)
+        self.activator.check(given)
         mask = given.get("attention_mask")
         if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
             raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
@@ -173,6 +178,7 @@ class Engine:
         self.tap.outputs.clear()
         self.layers.end()
         self.evictor.end()
+        self.activator.end()
 
     # -- 4: shorten --------------------------------------------------------------------------------------------
 
@@ -180,6 +186,7 @@ class Engine:
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:
             return None
+        self.activator.before(cache, embeds.shape[1] == 1 and not self.prompts)
         seen = self._seen()
         layout = find_layout(self.adapter, self.model, embeds, seen) if seen else None
         if layout is None or not layout.spans:
@@ -201,6 +208,7 @@ class Engine:
         else:
             self.layers.begin(flow, self.record, None)
         self.evictor.begin(flow, self.record)
+        self.activator.begin(flow, self.record)
         part = flow.part
         mask = flow.visible(0, part)
         if mask is None and cache is None:
@@ -283,6 +291,7 @@ class Engine:
         if cache is not None:
             flow.mark(cache)
             self.evictor.evict(cache)
+            self.activator.after(cache)
         return output
 
     def report(self) -> Report:

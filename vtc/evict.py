@@ -25,8 +25,10 @@ from vtc.report import Stopwatch
 from vtc.signals import VisualTokens
 
 BLOCK = 64  # queries listened to at a time
-#: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens
-SLOT, OWNER, TOTAL = "slot", "owner", "total"
+#: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
+#: and what it is a part of, an index into KINDS
+SLOT, OWNER, TOTAL, KIND = "slot", "owner", "total", "kind"
+KINDS = ("text", "image", "video")
 
 
 class Evictor:
@@ -49,10 +51,7 @@ class Evictor:
 
     def check(self, given: dict[str, Any]) -> None:
         """Refuse, before any compute, a forward that leaves no cache."""
-        config: Any = self.adapter.language_model(self.model).config
-        use = given.get("use_cache")
-        if self.methods and not (getattr(config, "use_cache", True) if use is None else use):
-            raise ValueError(f"{self.methods[0].title} compresses the KV cache, but use_cache is False; leave it on.")
+        check_use(self.methods, self.adapter.language_model(self.model), given)
 
     def begin(self, flow: Flow, record: Record) -> None:
         self.flow, self.record = flow, record
@@ -110,7 +109,7 @@ class Evictor:
             self._remember(cache, number, i, heard)
         if not due:
             return
-        layers = [self._tagged(cache, i) for i in range(self.depth)]
+        layers = [self.tagged(cache, i) for i in range(self.depth)]
         for number in due:
             method = self.methods[number]
             watch, before = Stopwatch(flow.device), [int((x.tags[OWNER] >= 0).sum()) for x in layers]
@@ -141,7 +140,7 @@ class Evictor:
             layer = cache.layers[i] = CompressedLayer.of(layer, 0, visible, None, None)
         return layer
 
-    def _tagged(self, cache: Any, i: int) -> CompressedLayer:
+    def tagged(self, cache: Any, i: int) -> CompressedLayer:
         """Layer `i` of the cache, with tags for the rows that this forward has added."""
         flow, layer = self.flow, self._compressed(cache, i)
         assert flow is not None
@@ -153,18 +152,19 @@ class Evictor:
         if known is None or known.shape[1] < earlier:  # rows of forwards without this engine: text, for all we know
             start = 0 if known is None else known.shape[1]
             slot = torch.arange(start, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
-            _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot))
+            _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
             known = layer.tags[SLOT]
         if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
             layer.mask, layer.prompt = seen, held
         if known.shape[1] < held:
             owner = torch.full((flow.rows, flow.length), -1, device=flow.device)
-            total = torch.zeros_like(owner)
+            total, kind = torch.zeros_like(owner), torch.zeros_like(owner)
             offset = int(layer.tags[OWNER].amax()) + 1 if known.numel() else 0
             for number, span in enumerate(flow.spans):
                 where = span.index.to(flow.device)
                 owner[span.row, where], total[span.row, where] = offset + number, span.tokens
-            _extend(layer, flow.seen + part.slot, owner.gather(1, part.slot), total.gather(1, part.slot))
+                kind[span.row, where] = KINDS.index(span.modality)
+            _extend(layer, flow.seen + part.slot, *(tag.gather(1, part.slot) for tag in (owner, total, kind)))
         return layer
 
     def _evict_layer(self, i: int, layer: CompressedLayer, method: CacheMethod, number: int) -> None:
@@ -178,6 +178,8 @@ class Evictor:
                     continue
                 where = (real[row] if unit is None else real[row] & (owner == unit)).nonzero().squeeze(1)
                 if not len(where):
+                    continue
+                if unit is not None and KINDS[int(layer.tags[KIND][row, where[0]])] not in method.modality:
                     continue
                 if unit is None:  # all that the row has said so far
                     slots = layer.tags[SLOT][row, where]
@@ -234,7 +236,15 @@ def _real(layer: CompressedLayer) -> Tensor:
     return real
 
 
-def _extend(layer: CompressedLayer, slot: Tensor, owner: Tensor, total: Tensor) -> None:
-    for name, new in ((SLOT, slot), (OWNER, owner), (TOTAL, total)):
+def check_use(methods: Sequence[CacheMethod], language_model: nn.Module, given: dict[str, Any]) -> None:
+    """Refuse a forward that leaves no cache, if there are methods that need one."""
+    config: Any = language_model.config
+    use = given.get("use_cache")
+    if methods and not (getattr(config, "use_cache", True) if use is None else use):
+        raise ValueError(f"{methods[0].title} compresses the KV cache, but use_cache is False; leave it on.")
+
+
+def _extend(layer: CompressedLayer, slot: Tensor, owner: Tensor, total: Tensor, kind: Tensor) -> None:
+    for name, new in ((SLOT, slot), (OWNER, owner), (TOTAL, total), (KIND, kind)):
         old = layer.tags.get(name)
         layer.tags[name] = new.clone() if old is None else torch.cat([old, new], dim=1)

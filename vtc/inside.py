@@ -94,6 +94,18 @@ class LayerView:
         scale: Any = self.attention.scaling
         return ops.attention_rows(self._queries(at), self.keys, scale, limit, self.seen)
 
+    def peak(self, at: Tensor) -> Tensor:
+        """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
+        limit = torch.where(at >= 0, at + self.past, -1)
+        queries, keys, scale = self._queries(at), self.keys, self.attention.scaling
+        shared = queries.shape[1] // keys.shape[1]
+        most = torch.zeros(len(at), keys.shape[2], device=queries.device)
+        for head in range(queries.shape[1]):  # one at a time: [B, R, P + S] is the largest tensor made
+            own = keys[:, head // shared, None]
+            rows = ops.attention_rows(queries[:, head, None], own, scale, limit, self.seen)  # type: ignore[arg-type]
+            most = torch.maximum(most, rows.amax(dim=1))
+        return most
+
     def received(self, at: Tensor) -> Tensor:
         """Mean attention that the queries in slots `at` [B, R] (-1 = none) give each key, [B, P + S]."""
         limit = torch.where(at >= 0, at + self.past, -1)

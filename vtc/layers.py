@@ -59,6 +59,7 @@ class Layers:
         self.before: dict[int, Readings] = {}  # by the layer they were measured in
         self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
         self.watches: dict[LayerMethod, list[Stopwatch]] = {}  # time spent listening since the last choice
+        self.sizes: list[list[int]] = []  # tokens of each span that each layer has seen
 
     def attach(self) -> list[RemovableHandle]:
         handles: list[RemovableHandle] = []
@@ -82,7 +83,7 @@ class Layers:
     def check(self, spans: Sequence[VisualSpan]) -> None:
         """Refuse, before the language model runs, budgets that pictures of this size cannot be held to."""
         for method in self.methods:
-            for total in {span.tokens for span in spans}:
+            for total in {span.tokens for span in spans if span.modality in method.modality}:
                 method.counts(total, self.depth)
 
     def end(self) -> None:
@@ -106,8 +107,11 @@ class Layers:
         i = self.current = _number(module)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         changes = flow.for_layer(i, hidden, kwargs)
-        if i in self.steps and any(len(where) for where in flow.where):
+        if self.steps and flow.spans:
+            self.sizes.append([len(where) for where in flow.where])
+        if i in self.steps and self._asked(i):
             hidden = self._choose(i, module, hidden, {**kwargs, **(changes or {})})
+            self.sizes[-1] = [len(where) for where in flow.where]
             changes = flow.for_layer(i, hidden, kwargs)
         if changes is None:
             return None
@@ -174,6 +178,22 @@ class Layers:
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
+    def _counts(self, number: int) -> tuple[int, ...]:
+        """Tokens of span `number` that the layers before the one in progress have seen."""
+        return tuple(sizes[number] for sizes in self.sizes[:-1])
+
+    def _asked(self, i: int) -> list[int]:
+        """Numbers of the spans that the method before layer `i` is to choose from."""
+        flow, (method, _) = self.flow, self.steps[i]
+        assert flow is not None
+        return [
+            number
+            for number, span in enumerate(flow.spans)
+            if len(flow.where[number])
+            and span.modality in method.modality
+            and method.due(span.tokens, self._counts(number), self.depth)
+        ]
+
     def _choose(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         flow, (method, step) = self.flow, self.steps[i]
         assert flow is not None
@@ -183,23 +203,29 @@ class Layers:
         else:
             normed = module.input_layernorm(hidden) if self._hears(method) else hidden
             readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))
+        asked = self._asked(i)
         views = [
             VisualTokens(
-                features=hidden[span.row, flow.where[number].to(hidden.device)],
-                span=span,
+                features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
+                span=flow.spans[number],
                 index=flow.index[number],
                 read=self._reader(method, readings, number, hidden),
                 step=step,
                 depth=self.depth,
+                counts=self._counts(number),
             )
-            for number, span in enumerate(flow.spans)
+            for number in asked
         ]
-        found = iter(Selection.on_host(method.select_many([view for view in views if len(view.index)])))
-        nothing = Selection.prune(torch.arange(0), 0)
+        found = dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
         selections = []
-        for view in views:
-            selection = next(found).check(may_be_empty=method.may_drop_all) if len(view.index) else nothing
-            selections.append(selection if flow.compact and view.span.unbroken else selection.sorted())
+        for number, span in enumerate(flow.spans):
+            selection = found.get(number)
+            if selection is None:  # everything has gone, or it is not for this method
+                size = len(flow.where[number])
+                selections.append(Selection.prune(torch.arange(size), size))
+                continue
+            selection = selection.check(may_be_empty=method.may_drop_all)
+            selections.append(selection if flow.compact and span.unbroken else selection.sorted())
         if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
             hidden = flow.shorten(hidden, selections, i)
             plan = flow.part.plan

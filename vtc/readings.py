@@ -28,6 +28,7 @@ class Readings:
         return {
             "last_attention": lambda: self.last_rows,
             "text_attention": lambda: self.text_rows,
+            "peak_attention": lambda: self.peak,
             "visual_attention": lambda: self.own_rows,
             "relevance": lambda: self.relevance,
             "layer_keys": lambda: self.view.keys,
@@ -43,6 +44,8 @@ class Readings:
             return self.last_rows[row, 0, keys]
         if name == "text_attention":
             return self.text_rows[row][self.flow.text_after[row] >= 0][:, keys]
+        if name == "peak_attention":
+            return self.peak[row, keys]
         if name == "visual_attention":
             return self.own_rows[number]
         if name == "relevance":
@@ -63,6 +66,11 @@ class Readings:
     def text_rows(self) -> Tensor:
         """[B, R, K]: rows of the text after the pictures."""
         return self.view.rows(self.flow.text_after)
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """[B, K]: largest attention of any head of the text after the pictures."""
+        return self.view.peak(self.flow.text_after)
 
     @cached_property
     def own_rows(self) -> list[Tensor]:

@@ -36,6 +36,8 @@ class Record:
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
     cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
+    decoded: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
+    active: tuple[int, int] = (0, 0)  # cached tokens that were active after the last choice, of how many
 
     def begin(self, flow: Flow) -> None:
         """Remember the spans and the uncompressed rows."""
@@ -51,6 +53,19 @@ class Record:
         self.stages.append((name, layer, before, after, watches))
         self.steps.append((layer, selections))
 
+    def note_decode(self, name: str, layer: int, anew: bool) -> None:
+        """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""
+        _, steps, choices = self.decoded.get(name, (layer, 0, 0))
+        self.decoded[name] = (layer, steps + 1, choices + anew)
+
+    def _notes(self) -> list[str]:
+        active, total = self.active
+        return self.notes + [
+            f"{name}: decode steps read {active} of {total} visual tokens of the cache from layer {layer} on, chosen "
+            f"{choices} times in {steps} steps; the others rest in memory, so the KV cache is no smaller for it."
+            for name, (layer, steps, choices) in self.decoded.items()
+        ]
+
     def note_flow(self, flow: Flow) -> None:
         """Remember what the forward came to."""
         for part in flow.parts:
@@ -64,7 +79,7 @@ class Record:
     def report(self, language_model: nn.Module) -> Report:
         """The report, with the cost model's account for this language model."""
         if self.rows_full is None or not self.rows_kept:
-            return Report(notes=list(self.notes))
+            return Report(notes=self._notes())
         table: Any = language_model.get_input_embeddings
         cost = DecoderCost.of(language_model.config, table().weight.element_size())
         full = self.rows_full.tolist()
@@ -89,5 +104,5 @@ class Record:
                 (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
             ],
             head_flops=len(full) * cost.head_flops(),
-            notes=list(self.notes),
+            notes=self._notes(),
         )

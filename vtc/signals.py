@@ -25,6 +25,8 @@ SIGNALS: Mapping[str, str] = {
     "last_attention": "[N] attention of the row's last token onto each token, in a decoder layer (softmax over the "
     "whole row, mean over heads)",
     "text_attention": "[T, N] attention of the text after the row's pictures onto each token, in a decoder layer",
+    "peak_attention": "[N] largest attention that any head of any text token after the row's pictures gives each "
+    "token, in a decoder layer",
     "visual_attention": "[N] mean attention that the picture's own tokens give each token, in a decoder layer",
     "relevance": "[2] mean share of its attention that text behind the first picture gives to visual tokens, and that "
     "visual tokens give to such text, in a decoder layer",
@@ -44,6 +46,7 @@ TOWER_SIGNALS = ("cls_attention", "received_attention", "keys")
 LAYER_SIGNALS = (
     "last_attention",
     "text_attention",
+    "peak_attention",
     "visual_attention",
     "relevance",
     "transition",
@@ -63,6 +66,7 @@ _SHAPES: Mapping[str, tuple[str, ...]] = {
     "text": ("T", "D"),
     "last_attention": ("N",),
     "text_attention": ("T", "N"),
+    "peak_attention": ("N",),
     "visual_attention": ("N",),
     "relevance": ("2",),
     "transition": ("N",),
@@ -97,6 +101,7 @@ class VisualTokens:
         step: which of its layers a method of the stage `layer` is asked at, from 0.
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
+        counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
     """
 
     features: Tensor
@@ -106,6 +111,7 @@ class VisualTokens:
     step: int = 0
     depth: int = 0
     budget: int | None = None
+    counts: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:

@@ -29,6 +29,7 @@ def picture(h, w, dim=8, seed=0):
         "text": torch.randn(4, dim, generator=g),
         "last_attention": torch.rand(n, generator=g) / n,
         "text_attention": torch.rand(4, n, generator=g) / n,
+        "peak_attention": torch.rand(n, generator=g),
         "visual_attention": torch.rand(n, generator=g) / n,
         "relevance": torch.rand(2, generator=g),
         "transition": torch.rand(n, generator=g),

@@ -1,9 +1,12 @@
-"""evs and uniform-frames: which tokens of a clip stay."""
+"""evs and uniform-frames: which tokens of a clip stay; and what holds for every temporal method."""
+
+import copy
 
 import pytest
 import torch
 
 import vtc
+from tests.families import batch, model_of
 from vtc.layout import Tile, VisualSpan
 from vtc.signals import VisualTokens
 
@@ -100,3 +103,40 @@ def test_merging_stays_within_a_frame():
 def test_scopes_that_are_none(method, scope):
     with pytest.raises(ValueError, match=f"scope='{scope}' is not one of"):
         method(scope=scope)
+
+
+TEMPORAL = ["dycoke", "evs", "framefusion", "holitom", "prunevid", "quota", "uniform-frames"]
+
+
+def test_temporal_methods_say_so():
+    infos = {info.name: info for info in vtc.methods()}
+    assert sorted(name for name, info in infos.items() if info.modality == ("video",)) == TEMPORAL
+    assert infos["dycoke"].stage == "input+cache"
+    assert infos["framefusion"].stage == "input+layer"
+    assert infos["prunevid"].stage == "input+layer+cache"
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+def test_half_precision_keeps_as_many(family, name):
+    model, inputs = model_of(family), batch(family, [["v0", 0], ["v2"]])
+    half = copy.deepcopy(model).bfloat16()
+    how = dict(max_new_tokens=4, do_sample=False)
+    with vtc.wrapped(model, name, keep=0.4):
+        model.generate(**inputs, **how)
+        expected = [span.tokens_out for span in vtc.report(model).spans]
+    with vtc.wrapped(half, name, keep=0.4):
+        ids = half.generate(**inputs, **how)
+        assert [span.tokens_out for span in vtc.report(half).spans] == expected
+    assert ids.shape[1] == inputs["input_ids"].shape[1] + 4
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_a_clip_of_one_frame(name):
+    """Nothing to compare it with: the budget is kept, or the whole frame where the method keeps first frames whole."""
+    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    heard = torch.rand(24, generator=torch.Generator().manual_seed(1))
+    text = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    selection = vtc.select(name, x, grid=(1, 4, 6), keep=8, received_attention=heard, text=text)
+    whole = name in ("evs", "uniform-frames", "framefusion")  # FrameFusion prunes inside the language model
+    assert selection.tokens_out == (24 if whole else 20 if name == "prunevid" else 8)

@@ -88,6 +88,10 @@ class LayerMethod(Method):
             return counts_for_average(shape, tuple(which), wanted, total, depth, self.title)
         return scaled(shape, wanted, total)
 
+    def due(self, total: int, counts: tuple[int, ...], depth: int) -> bool:
+        """Whether there may be anything to choose, for a span of `total` tokens; see `VisualTokens.counts`."""
+        return True
+
     def count(self, tokens: VisualTokens) -> int:
         if not tokens.depth:
             return super().count(tokens)
