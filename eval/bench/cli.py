@@ -18,7 +18,7 @@ from vtc.eval.bench import archs, clip, model, ops, table
 from vtc.eval.bench.roofs import machine
 
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
-VIDEO = (
+VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
     "random",
     "uniform-frames",
     "evs",
