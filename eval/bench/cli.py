@@ -19,17 +19,6 @@ from vtc.eval.bench.roofs import machine
 
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
 VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
-    "random",
-    "uniform-frames",
-    "evs",
-    "dycoke",
-    "framefusion",
-    "prunevid",
-    "quota",
-    "divprune",
-    "todre",
-    "transprune",
-)
 ALL = ()
 # Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
 SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
