@@ -2,10 +2,11 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vtc.models.tiny import common, packing
@@ -30,10 +31,11 @@ class Part:
     tower_lr: float = 0.0
 
 
-ALIGN = ("align", 16, 200, 2e-3)  # name, steps of clips in a batch, training steps, learning rate
+# name, steps of clips in a batch, side of their windows in visual tokens, training steps, learning rates
+ALIGN = ("align", 24, 8, 300, 2e-3, 5e-4)
 PARTS = (
-    Part("joint-part", 256, 4, 14, 80, 6e-4),
-    Part("joint-all", 1152, 3, 20, 280, 4e-4, 2e-4),
+    Part("joint-part", 320, 4, 14, 120, 6e-4),
+    Part("joint-all", 1152, 3, 20, 80, 3e-4, 1e-4),
 )
 
 
@@ -46,13 +48,20 @@ def alignment(projected: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
     return (error * weight).sum() / weight.sum().clamp_min(1)
 
 
-def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, symbols: Symbols) -> None:
-    """The merger's projection learns to say the words' embeddings."""
-    name, batch, full, lr = ALIGN
+def body_of(visual: nn.Module, heads: vision.Heads) -> list[Any]:
+    """All of the tower but the merger's projection."""
+    tower: Any = visual
+    return [tower.patch_embed, tower.blocks, tower.merger.ln_q, heads]
+
+
+def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vision.Heads, symbols: Symbols) -> None:
+    """The merger's projection learns to say the words' embeddings, the tower to make that easy."""
+    name, batch, side, full, lr, tower_lr = ALIGN
     visual, table = model.model.visual, model.get_input_embeddings().weight.detach()
     optimizers = common.optimizers([visual.merger.mlp], lr, weight_decay=0.0)
+    optimizers += common.optimizers(body_of(visual, heads), tower_lr)
     steps = run.steps(full)
-    checkpoint = common.Checkpoint(run, name, {"merger": visual.merger}, optimizers)
+    checkpoint = common.Checkpoint(run, name, {"tower": visual, "heads": heads}, optimizers)
     first, done = checkpoint.load()
     if done:
         return
@@ -61,16 +70,16 @@ def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, symbols: S
     for step in range(first, steps):
         rng = np.random.default_rng([run.seed, 200, step])
         common.schedule(optimizers, step, steps)
-        frames, labels = lesson(run, rng, pool, batch)
+        frames, labels = lesson(run, rng, pool, batch, side)
         with torch.autocast(run.device, torch.bfloat16):
+            tokens, normed = vision.states(visual, frames)
             with torch.no_grad():
-                normed = vision.states(visual, frames)[1]
                 wanted = symbols(table, labels)
-            loss = alignment(visual.merger.mlp(normed), wanted, labels)
-        loss.backward()
-        common.step_all(optimizers, [visual.merger.mlp])
-        if step % 2 == 0:
-            pool.refresh(1)
+            loss = alignment(tokens, wanted, labels)
+            taught, _ = vision.loss_of(heads(normed), labels)
+        (loss + 0.3 * taught).backward()
+        common.step_all(optimizers, [visual, heads])
+        pool.refresh(1)
         if step % 50 == 0 or step + 1 == steps:
             run.log(stage=name, step=step, loss=float(loss.detach()), seconds=round(checkpoint.elapsed()))
     checkpoint.save(steps, done=True)
@@ -95,8 +104,7 @@ def train(
         visual.merger.mlp.requires_grad_(True)
         optimizers = common.optimizers([core, visual.merger.mlp, past], part.lr)
         if part.tower_lr:
-            body = [visual.patch_embed, visual.blocks, visual.merger.ln_q, heads]
-            optimizers += common.optimizers(body, part.tower_lr)
+            optimizers += common.optimizers(body_of(visual, heads), part.tower_lr)
         modules = {"language": core, "tower": visual, "heads": heads, "past": past}
         checkpoint = common.Checkpoint(run, part.name, modules, optimizers)
         first, done = checkpoint.load()

@@ -34,7 +34,7 @@ def train(run: common.Run, only: str | None = None) -> Path | None:
         stage_language.train(run, model, symbols, past, packer)
     if only:
         return None
-    stage_joint.align(run, model, symbols)
+    stage_joint.align(run, model, heads, symbols)
     stage_joint.train(run, model, heads, symbols, past, packer)
     folder = run.out / "tiny-qwen"
     build.save(model.cpu().eval(), folder)
