@@ -71,15 +71,16 @@ class Clip:
     actors: tuple[Actor, ...]
 
 
-def sample(seed: int, split: str = "train", steps: int = STEPS) -> Clip:
-    """The clip of this seed; `steps=1` gives a picture. `split` decides which numbers and fonts it may show."""
+def sample(seed: int, split: str = "train", steps: int = STEPS, signs: int = 0) -> Clip:
+    """The clip of this seed; `steps=1` gives a picture. `split` decides which numbers and fonts it may show; `signs` of
+    numbers more than usual: digits are what a tower learns last."""
     rng = random.Random(f"clip {split} {seed}")
     actors: list[Actor] = []
     phrases: set[str] = set()
-    for role in _roles(rng, steps):
+    for role in ["flashes"] * signs + _roles(rng, steps):
         for _ in range(60):
             actor = _actor(rng, role, split, steps)
-            if actor.phrase in phrases:
+            if actor.phrase in phrases and not (signs and actor.item.text):
                 continue  # everything can be named without doubt
             if all(_apart(actor.envelope, other.envelope) for other in actors):
                 actors.append(actor)

@@ -9,17 +9,17 @@ from vtc.models.tiny.qwen.clips import GRID, SIDE
 class Pool:
     """`size` clips (or pictures) with frames and labels; `refresh` replaces the oldest by new seeds."""
 
-    def __init__(self, size: int, first_seed: int, steps: int = clips.STEPS, split: str = "train"):
-        self.size, self.next_seed, self.steps, self.split = size, first_seed, steps, split
+    def __init__(self, size: int, first_seed: int, steps: int = clips.STEPS, signs: int = 0):
+        self.size, self.next_seed, self.steps, self.signs = size, first_seed, steps, signs
         self.frames = np.zeros((size, steps, 2, SIDE, SIDE, 3), dtype=np.uint8)
         self.labels = np.zeros((size, steps, GRID * GRID, film.LABELS), dtype=np.int8)
-        self.clips: list[clips.Clip] = [clips.Clip(0, split, steps, ())] * size
+        self.clips: list[clips.Clip] = [clips.Clip(0, "train", steps, ())] * size
         self.filled = 0
         self._at = 0
 
     def refresh(self, count: int) -> None:
         for _ in range(count):
-            clip = clips.sample(self.next_seed, self.split, self.steps)
+            clip = clips.sample(self.next_seed, "train", self.steps, self.signs)
             frames, labels = film.draw(clip)
             self.frames[self._at] = frames.reshape(self.steps, 2, SIDE, SIDE, 3)
             self.labels[self._at] = labels.reshape(self.steps, GRID * GRID, -1)

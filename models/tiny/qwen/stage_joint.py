@@ -14,7 +14,7 @@ from vtc.models.tiny.qwen import asking, film, vision
 from vtc.models.tiny.qwen.clips import GRID
 from vtc.models.tiny.qwen.pool import Pool
 from vtc.models.tiny.qwen.stage_language import PICTURES, TASK_WEIGHTS, Answers, Past, imagined
-from vtc.models.tiny.qwen.stage_tower import lesson
+from vtc.models.tiny.qwen.stage_tower import lesson, pools
 from vtc.models.tiny.qwen.symbols import Symbols, subset
 
 
@@ -31,8 +31,8 @@ class Part:
     tower_lr: float = 0.0
 
 
-# name, steps of clips in a batch, side of their windows in visual tokens, training steps, learning rates
-ALIGN = ("align", 24, 8, 300, 2e-3, 5e-4)
+# name, steps of clips in a batch, as many pictures, side of windows in visual tokens, training steps, learning rates
+ALIGN = ("align", 8, 16, 8, 250, 2e-3, 5e-4)
 PARTS = (
     Part("joint-part", 320, 4, 14, 120, 6e-4),
     Part("joint-all", 1152, 3, 20, 80, 3e-4, 1e-4),
@@ -56,7 +56,7 @@ def body_of(visual: nn.Module, heads: vision.Heads) -> list[Any]:
 
 def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vision.Heads, symbols: Symbols) -> None:
     """The merger's projection learns to say the words' embeddings, the tower to make that easy."""
-    name, batch, side, full, lr, tower_lr = ALIGN
+    name, batch, stills, side, full, lr, tower_lr = ALIGN
     visual, table = model.model.visual, model.get_input_embeddings().weight.detach()
     optimizers = common.optimizers([visual.merger.mlp], lr, weight_decay=0.0)
     optimizers += common.optimizers(body_of(visual, heads), tower_lr)
@@ -65,12 +65,11 @@ def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vis
     first, done = checkpoint.load()
     if done:
         return
-    pool = Pool(4 if run.quick else 300, (run.seed * 10 + 3) * 10_000_000 + first * 2)
-    pool.refresh(4 if run.quick else 100)
+    films, pictures = pools(run, 10, first)
     for step in range(first, steps):
         rng = np.random.default_rng([run.seed, 200, step])
         common.schedule(optimizers, step, steps)
-        frames, labels = lesson(run, rng, pool, batch, side)
+        frames, labels = lesson(run, rng, films, batch, pictures, stills, side)
         with torch.autocast(run.device, torch.bfloat16):
             tokens, normed = vision.states(visual, frames)
             with torch.no_grad():
@@ -79,7 +78,8 @@ def align(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vis
             taught, _ = vision.loss_of(heads(normed), labels)
         (loss + 0.3 * taught).backward()
         common.step_all(optimizers, [visual, heads])
-        pool.refresh(1)
+        films.refresh(1)
+        pictures.refresh(8)
         if step % 50 == 0 or step + 1 == steps:
             run.log(stage=name, step=step, loss=float(loss.detach()), seconds=round(checkpoint.elapsed()))
     checkpoint.save(steps, done=True)
@@ -110,7 +110,7 @@ def train(
         first, done = checkpoint.load()
         if done:
             continue
-        seed = (run.seed * 10 + 4 + 2 * number) * 10_000_000
+        seed = (run.seed * 100 + 20 + 2 * number) * 10_000_000
         pools = [Pool(4 if run.quick else 300, seed + first * 3), Pool(4 if run.quick else 300, seed + 10_000_000, 1)]
         for pool in pools:
             pool.refresh(4 if run.quick else 120)

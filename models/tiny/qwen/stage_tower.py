@@ -10,32 +10,37 @@ from vtc.models.tiny.qwen import film, vision
 from vtc.models.tiny.qwen.clips import CELL, GRID
 from vtc.models.tiny.qwen.pool import Pool
 
-# name, steps of clips in a batch, their side in visual tokens (8: windows of 128 px), training steps, learning rate
-STAGES = (("tower-128px", 24, 8, 1500, 2e-3), ("tower-192px", 14, 12, 250, 5e-4))
+# name, steps of clips in a batch, as many pictures, their side in visual tokens (8: windows of 128 px), training steps,
+# learning rate
+STAGES = (
+    ("tower-128px", 10, 14, 8, 1500, 2e-3),
+    ("tower-192px", 6, 8, 12, 250, 5e-4),
+    ("tower-signs", 6, 18, 8, 450, 1e-3),
+)
 
 
 def train(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vision.Heads) -> None:
     """Every visual token says what it shows."""
     visual = model.model.visual
-    for number, (name, batch, side, full, lr) in enumerate(STAGES):
+    for number, (name, batch, stills, side, full, lr) in enumerate(STAGES):
         optimizers = common.optimizers([visual, heads], lr)
         steps = run.steps(full)
         checkpoint = common.Checkpoint(run, name, {"tower": visual, "heads": heads}, optimizers)
         first, done = checkpoint.load()
         if done:
             continue
-        pool = Pool(4 if run.quick else 400, (run.seed * 10 + number) * 10_000_000 + first * 2)
-        pool.refresh(4 if run.quick else 150)
+        films, pictures = pools(run, number, first)
         for step in range(first, steps):
             rng = np.random.default_rng([run.seed, number, step])
             common.schedule(optimizers, step, steps)
-            frames, labels = lesson(run, rng, pool, batch, side)
+            frames, labels = lesson(run, rng, films, batch, pictures, stills, side)
             with torch.autocast(run.device, torch.bfloat16):
                 logits = heads(vision.states(visual, frames)[1])
             loss, shown = vision.loss_of(logits, labels)
             loss.backward()
             common.step_all(optimizers, [visual, heads])
-            pool.refresh(1)
+            films.refresh(1)
+            pictures.refresh(8)
             if step % 50 == 0 or step + 1 == steps:
                 run.log(stage=name, step=step, loss=float(loss.detach()), **shown, seconds=round(checkpoint.elapsed()))
             if (step + 1) % checkpoint.every == 0:
@@ -43,13 +48,25 @@ def train(run: common.Run, model: Qwen2_5_VLForConditionalGeneration, heads: vis
         checkpoint.save(steps, done=True)
 
 
+def pools(run: common.Run, number: int, first: int) -> tuple[Pool, Pool]:
+    """Clips, and pictures with many numbers, of seeds that no other stage uses."""
+    seed = (run.seed * 100 + number) * 10_000_000
+    films = Pool(4 if run.quick else 300, seed + first)
+    pictures = Pool(4 if run.quick else 2000, seed + 5_000_000 + 8 * first, steps=1, signs=3)
+    films.refresh(4 if run.quick else 80)
+    pictures.refresh(4 if run.quick else 600)
+    return films, pictures
+
+
 def lesson(
-    run: common.Run, rng: np.random.Generator, pool: Pool, count: int, side: int = GRID
+    run: common.Run, rng: np.random.Generator, films: Pool, count: int, pictures: Pool, stills: int, side: int
 ) -> tuple[Tensor, Tensor]:
-    """Frames [S, 2, 16 * side, 16 * side, 3] and labels [S, side * side, 7] of single steps out of clips, often those
-    with a number, cut to a window of `side` visual tokens around something."""
+    """Frames [S, 2, 16 * side, 16 * side, 3] and labels [S, side * side, 7] of pictures and of single steps out of
+    clips, often those with a number, cut to a window of `side` visual tokens around something."""
     frames, labels = [], []
-    for i in pool.pick(rng, run.batch(count)):
+    drawn = [(films, i) for i in films.pick(rng, run.batch(count))]
+    drawn += [(pictures, i) for i in pictures.pick(rng, run.batch(stills))]
+    for pool, i in drawn:
         signs = (pool.labels[i, ..., film.SLOT] > 0).any(-1).nonzero()[0]
         at = rng.choice(signs) if len(signs) and rng.random() < 0.7 else rng.integers(pool.steps)
         grid = pool.labels[i, at].reshape(GRID, GRID, -1)
