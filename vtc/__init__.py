@@ -13,7 +13,7 @@ from vtc.methods.mustdrop import MustDrop
 from vtc.methods.pool import Pool
 from vtc.methods.pyramiddrop import PyramidDrop
 from vtc.methods.random import Random
-from vtc.methods.registry import MethodInfo, methods
+from vtc.methods.registry import MethodInfo, methods, resolve
 from vtc.methods.scissorhands import Scissorhands
 from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
@@ -72,6 +72,7 @@ __all__ = [
     "prompt",
     "register_adapter",
     "report",
+    "resolve",
     "select",
     "supported",
     "top_k",
