@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,24 +33,11 @@ _READ = {*_PLAIN, *_SAMPLED, "max_new_tokens", "max_gen_toks", "do_sample", "unt
 _BLANK_LINE = "\n\n"
 
 
-@dataclass
-class _Seen:
-    """What went through the model in one call of lmms-eval."""
-
-    visuals: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_average: float = 0.0
-    generated: int = 0
-    seconds: float = 0.0
-    unread: int = 0  # requests whose pictures or videos are broken
-
-
 class VTCModel(lmms):
     """A VLM of one family, wrapped by `vtc.wrap` unless method=none; `arguments` are those of `arguments.Settings`.
 
-    A request whose picture or video cannot be read is answered with nothing, logged and counted; lmms-eval's response
-    cache does not keep empty answers, so that the next run asks it again.
+    A question whose picture or video cannot be read is answered with nothing, logged and counted; lmms-eval's response
+    cache does not keep empty answers, so that the next run asks it again. If none can be read, that is an error.
     """
 
     name: ClassVar[str] = ""
@@ -69,7 +56,7 @@ class VTCModel(lmms):
         if s.methods:
             vtc.wrap(self._model, list(s.methods))
         self._load_clip = partial(rows.sample_clip, frames=s.max_frames, fps=s.fps)
-        self._seen = _Seen()
+        self._seen: Any = Counter()  # what went through the model in one call of lmms-eval
         self._ignored: set[str] = set()
 
     @classmethod
@@ -81,10 +68,6 @@ class VTCModel(lmms):
     def device(self) -> torch.device:
         return self._model.device
 
-    @property
-    def batch_size(self) -> int:
-        return self.settings.batch_size
-
     def generate_until(self, requests: list[Any]) -> list[Any]:
         """One answer per request, in their order."""
         return self._run(requests, self._generate, GenerationResult(""))
@@ -95,13 +78,13 @@ class VTCModel(lmms):
         A loss, although lmms-eval speaks of a likelihood: its multiple choice takes the smallest (Task.process_results
         of 0.7), and its own models return this loss.
         """
-        return self._run(requests, self._score, (float("inf"), False))
+        return self._run(requests, self._score, None)
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         raise NotImplementedError("tasks of several rounds (generate_until_multi_round) are not supported by vtc.")
 
     def _run(self, requests: list[Any], work: Callable[[list[rows.Row], list[Any]], list[Any]], nothing: Any) -> list:
-        results, self._seen = [nothing] * len(requests), _Seen()
+        results, self._seen = [nothing] * len(requests), Counter()
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc=self.name)
         for numbers in self._batches(requests):
             alike: dict[tuple[int, ...], list[tuple[int, rows.Row]]] = {}  # processors stack clips of equal length
@@ -115,6 +98,8 @@ class VTCModel(lmms):
                     results[number] = result
             progress.update(len(numbers))
         progress.close()
+        if requests and self._seen["unread"] == len(requests):
+            raise ValueError(f"none of the {len(requests)} requests could be read; the reasons stand in the log above.")
         self._report(len(requests))
         return results
 
@@ -124,8 +109,8 @@ class VTCModel(lmms):
         for number in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
             groups.setdefault(json.dumps(_generation(requests[number]), default=str, sort_keys=True), []).append(number)
         for numbers in groups.values():
-            for start in range(0, len(numbers), self.batch_size):
-                yield numbers[start : start + self.batch_size]
+            for start in range(0, len(numbers), self.settings.batch_size):
+                yield numbers[start : start + self.settings.batch_size]
 
     def _row(self, request: Any) -> rows.Row | None:
         text, args = request.args[0], request.args
@@ -138,8 +123,10 @@ class VTCModel(lmms):
                 messages = rows.user_turn(text, visuals)
             return rows.read(messages, self.processor, self._load_clip)
         except (OSError, ValueError) as error:
+            if request.request_type == "loglikelihood":
+                raise  # nothing is no answer to how likely something is
             logger.error(f"{request.task_name}, document {request.doc_id}, is answered with nothing: {error}")
-            self._seen.unread += 1
+            self._seen["unread"] += 1
             return None
 
     @torch.inference_mode()
@@ -148,14 +135,13 @@ class VTCModel(lmms):
         until = asked.get("until") or []
         # lmms-eval fills in a blank line wherever a task names no stop; its own models ignore that, too
         stops = [s for s in ([until] if isinstance(until, str) else until) if s and s != _BLANK_LINE]
-        options: dict[str, Any] = {"stop_strings": stops, "tokenizer": self.processor.tokenizer} if stops else {}
         if ignored := asked.keys() - _READ - self._ignored:
             self._ignored |= ignored
             logger.warning(f"generation arguments that mean nothing to {self.name}: {', '.join(sorted(ignored))}")
-        new = self._forward(batch, **_decoding(asked), **options)
+        new = self._forward(batch, stops, **_decoding(asked))
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         lengths = (new != self._pad).sum(dim=1).tolist()
-        self._seen.generated += sum(lengths)
+        self._seen["generated"] += sum(lengths)
         results = []
         for row, text, length in zip(batch, texts, lengths, strict=True):
             for stop in stops:
@@ -173,35 +159,42 @@ class VTCModel(lmms):
             before = len(tokenizer(row.text)["input_ids"])
             wanted.append(tokenizer(row.text + said)["input_ids"][before:])
         forced = _Forced(wanted, self._pad)
-        self._forward(batch, max_new_tokens=max(1, *map(len, wanted)), do_sample=False, num_beams=1, forced=forced)
+        plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}  # likelihoods as the model gives them
+        self._forward(batch, max_new_tokens=max(1, *map(len, wanted)), logits_processor=[forced], **plain)
         for row, result in zip(batch, forced.results(), strict=True):
             self.cache_hook.add_partial("loglikelihood", (row.text,), result)
         return forced.results()
 
-    def _forward(self, batch: list[rows.Row], forced: _Forced | None = None, **options: Any) -> Tensor:
-        """New tokens of a batch, [B, T]."""
+    def _forward(self, batch: list[rows.Row], stops: Sequence[str] = (), **options: Any) -> Tensor:
+        """New tokens of a batch, [B, T]; a row ends once it has said one of `stops`."""
         inputs = rows.batch(batch, self.processor).to(self._model.device, self._model.dtype)
-        if forced is not None:
-            options["logits_processor"] = [forced]
+        begin = inputs["input_ids"].shape[1]
+        if stops:
+            options["stopping_criteria"] = [partial(self._stopped, stops=stops, begin=begin)]
         start = time.perf_counter()
         out = self._model.generate(**inputs, pad_token_id=self._pad, **options)
-        new = out[:, inputs["input_ids"].shape[1] :].cpu()  # waits for the device
-        seen = self._seen
-        seen.seconds += time.perf_counter() - start
+        new = out[:, begin:].cpu()  # waits for the device
+        self._seen["seconds"] += time.perf_counter() - start
+        self._count(batch, inputs["input_ids"])
+        return new
+
+    def _count(self, batch: Sequence[rows.Row], ids: Tensor) -> None:
+        """Add up pictures and videos, their tokens before and after compression, and the mean over decoder layers."""
         if self.settings.methods:
             report = vtc.report(self._model)
-            seen.visuals += len(report.spans)
-            seen.tokens_in += report.tokens_in
-            seen.tokens_out += report.tokens_out
-            seen.tokens_average += report.tokens_average
+            visuals, *tokens = len(report.spans), report.tokens_in, report.tokens_out, report.tokens_average
         else:
-            names = ("image_token", "video_token")
-            ids = [self.processor.tokenizer.convert_tokens_to_ids(getattr(self.processor, n, None)) for n in names]
-            tokens = sum(int((inputs["input_ids"] == i).sum()) for i in ids if i is not None)
-            seen.visuals += sum(len(row.pictures) + len(row.clips) for row in batch)
-            seen.tokens_in, seen.tokens_out = seen.tokens_in + tokens, seen.tokens_out + tokens
-            seen.tokens_average += tokens
-        return new
+            names = [getattr(self.processor, kind, None) for kind in ("image_token", "video_token")]
+            visual = self.processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+            visuals = sum(len(row.pictures) + len(row.clips) for row in batch)
+            tokens = [int(torch.isin(ids, torch.tensor(visual, device=ids.device)).sum())] * 3
+        self._seen.update(dict(zip(("visuals", "in", "out", "mean"), (visuals, *tokens), strict=True)))
+
+    def _stopped(self, ids: Tensor, scores: Tensor, stops: Sequence[str], begin: int) -> Tensor:
+        """Which rows of ids [B, S] end in a stop; transformers' own criterion fails on tokenizers of whole words."""
+        tail = ids[:, max(begin, ids.shape[1] - 8 - max(map(len, stops))) :]
+        said = self.processor.batch_decode(tail, skip_special_tokens=True)
+        return torch.tensor([any(stop in text for stop in stops) for text in said], device=ids.device)
 
     @property
     def _pad(self) -> int:
@@ -210,17 +203,17 @@ class VTCModel(lmms):
 
     def _report(self, requests: int) -> None:
         """The run's means go to the log and, under "throughput", to the results of lmms-eval."""
-        seen, each = self._seen, max(1, self._seen.visuals)
+        seen, each = self._seen, max(1, self._seen["visuals"])
         log_metrics(
-            total_elapsed_time=seen.seconds,
-            total_gen_tokens=seen.generated,
-            avg_speed=seen.generated / seen.seconds if seen.seconds else 0.0,
+            total_elapsed_time=seen["seconds"],
+            total_gen_tokens=seen["generated"],
+            avg_speed=seen["generated"] / seen["seconds"] if seen["seconds"] else 0.0,
             additional_metrics={
                 "total_requests": requests,
-                "requests_unread": seen.unread,
-                "visual_tokens_in": seen.tokens_in / each,
-                "visual_tokens_out": seen.tokens_out / each,
-                "visual_tokens_mean_over_layers": seen.tokens_average / each,
+                "requests_unread": seen["unread"],
+                "visual_tokens_in": seen["in"] / each,
+                "visual_tokens_out": seen["out"] / each,
+                "visual_tokens_mean_over_layers": seen["mean"] / each,
             },
         )
 

@@ -49,6 +49,7 @@ def read(messages: Sequence[dict[str, Any]], processor: Any, load_clip: Callable
     Raises:
         OSError, ValueError: a picture or a video cannot be read.
         NotImplementedError: the model cannot take what is there: sound, videos for a model without a reader, ...
+        RuntimeError: the model's chat format has no room for every picture and video.
     """
     row, turns = Row(), []
     for message in messages:
@@ -72,7 +73,7 @@ def read(messages: Sequence[dict[str, Any]], processor: Any, load_clip: Callable
         (getattr(processor, "video_token", None), row.clips, "videos"),
     ):
         if token and row.text.count(token) != len(things):
-            raise ValueError(f"the prompt has room for {row.text.count(token)} {name} and {len(things)} were given.")
+            raise RuntimeError(f"the prompt has room for {row.text.count(token)} {name} and {len(things)} were given.")
     return row
 
 

@@ -79,6 +79,12 @@ def test_a_processor_without_a_chat_template(llava, monkeypatch):
     assert row.text == vtc.prompt(llava, "Why?") == "USER: <image>\nWhy? ASSISTANT:"
 
 
+def test_a_chat_format_without_room(llava, monkeypatch):
+    monkeypatch.setattr(llava, "chat_template", "{{ messages[0]['content'][-1]['text'] }}")
+    with pytest.raises(RuntimeError, match="the prompt has room for 0 pictures and 1 were given"):
+        rows.read(rows.user_turn("Why?", [picture()]), llava, clip)
+
+
 def test_clips(qwen, folder):
     path = str(folder / "clip.mp4")  # 16 frames at 10 per second
     whole = rows.read(rows.user_turn("what moves ?", [path]), qwen, clip)
