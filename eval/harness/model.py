@@ -72,13 +72,13 @@ class VTCModel(lmms):
         """One answer per request, in their order."""
         return self._run(requests, self._generate, GenerationResult(""))
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """(mean negative log-likelihood of the continuation, whether greedy decoding gives it) per request.
 
         A loss, although lmms-eval speaks of a likelihood: its multiple choice takes the smallest (Task.process_results
         of 0.7), and its own models return this loss.
         """
-        return self._run(requests, self._score, None)
+        return [GenerationResult(_Likelihood(scored)) for scored in self._run(requests, self._score, None)]
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         raise NotImplementedError("tasks of several rounds (generate_until_multi_round) are not supported by vtc.")
@@ -216,6 +216,16 @@ class VTCModel(lmms):
                 "visual_tokens_mean_over_layers": seen["mean"] / each,
             },
         )
+
+
+class _Likelihood(tuple):
+    """(loss, greedy) in the one form that lmms-eval 0.7 does not turn into a string: the text of a GenerationResult.
+
+    Its response cache would give back a list, which it then turns into a string, but it keeps no blank texts.
+    """
+
+    def strip(self) -> str:
+        return ""
 
 
 class _Forced:

@@ -20,7 +20,7 @@ def process_results(doc, results):
 
 
 def choices(doc):
-    return ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
+    return ["red", "green", "blue", "yellow"]
 
 
 def right_choice(doc):
