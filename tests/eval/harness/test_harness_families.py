@@ -17,7 +17,7 @@ pytest.importorskip("av")
 from tests.test_video import write
 
 SPECIAL = ["<pad>", "<s>", "<image>", "<start>", "<end>", "<video>"]
-QWEN = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
+QWEN: Any = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
     "{% if c['type'] == 'text' %} {{ c['text'] }}{% else %}BEFORE<{{ c['type'] }}>AFTER{% endif %}"
