@@ -43,7 +43,7 @@ $(LMMS)/.installed: $(STAMP)
 	echo "$(call SITE,$(VENV))" > "$(call SITE,$(LMMS))/main.pth"
 	grep -v '^av==' constraints.txt > $(LMMS)/constraints.txt
 	$(LMMS)/bin/python -m pip install --constraint $(LMMS)/constraints.txt --editable ".[lmms]"
-	rm -rf "$(call SITE,$(LMMS))/tests"  # latex2sympy2 installs its own there, which would hide ours
+	rm -rf $(LMMS)/lib/python*/site-packages/tests  # latex2sympy2 installs its own there, which would hide ours
 	@touch $@
 
 test-lmms: $(LMMS)/.installed
