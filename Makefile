@@ -1,4 +1,4 @@
-# make demo | test | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
+# make demo | test | test-lmms | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PICTURES := eval/data/tiny/pictures
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test table table-inside bench bench-gpu clean
+.PHONY: env demo test test-lmms table table-inside bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -33,6 +33,21 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n auto
+
+# The lmms-eval plug-in under the real lmms-eval, in an environment of its own that looks into .venv for what it lacks:
+# lmms-eval wants an older PyAV.
+LMMS := .venv-lmms
+SITE = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+$(LMMS)/.installed: $(STAMP)
+	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
+	echo "$(call SITE,$(VENV))" > "$(call SITE,$(LMMS))/main.pth"
+	grep -v '^av==' constraints.txt > $(LMMS)/constraints.txt
+	$(LMMS)/bin/python -m pip install --constraint $(LMMS)/constraints.txt --editable ".[lmms]"
+	rm -rf $(LMMS)/lib/python*/site-packages/tests  # latex2sympy2 installs its own there, which would hide ours
+	@touch $@
+
+test-lmms: $(LMMS)/.installed
+	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/eval/harness
 
 # The accuracy table of the README; its answers and intervals go to runs/table.json.
 table: $(STAMP)
@@ -60,4 +75,4 @@ bench-gpu: $(STAMP)
 	$(call BENCH,model,cuda,runs) --rounds 3
 
 clean:
-	rm -rf $(VENV) runs overlays build dist *.egg-info
+	rm -rf $(VENV) $(LMMS) runs overlays build dist *.egg-info

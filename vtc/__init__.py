@@ -18,7 +18,7 @@ from vtc.methods.prunevid import PruneVid
 from vtc.methods.pyramiddrop import PyramidDrop
 from vtc.methods.quota import QuoTA
 from vtc.methods.random import Random
-from vtc.methods.registry import MethodInfo, methods
+from vtc.methods.registry import MethodInfo, methods, resolve
 from vtc.methods.scissorhands import Scissorhands
 from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
@@ -84,6 +84,7 @@ __all__ = [
     "prompt",
     "register_adapter",
     "report",
+    "resolve",
     "select",
     "supported",
     "top_k",

@@ -153,13 +153,17 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
 
 
 def load(
-    name_or_path: str | Path = "tiny-llava", device: str | None = None, dtype: str | None = None
+    name_or_path: str | Path = "tiny-llava",
+    device: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its processor: a shipped name, a local folder, or a Hugging Face Hub id.
 
     Args:
         device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
         dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
+        attn_implementation: "sdpa", "eager", "flash_attention_2" ...; default what transformers chooses.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -176,8 +180,10 @@ def load(
     chosen: Any = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
     try:
         processor = AutoProcessor.from_pretrained(source)
-        placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
-        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=chosen, **placement)
+        more: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+        if attn_implementation:
+            more["attn_implementation"] = attn_implementation
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=chosen, **more)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(f"cannot load {source!r}: {reason} Shipped models: {', '.join(names())}.") from error
