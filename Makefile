@@ -1,4 +1,5 @@
-# make demo | test | test-lmms | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
+# make demo | test | test-lmms | table | table-inside | bench | bench-gpu
+# Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv

@@ -54,7 +54,7 @@ class VTCModel(lmms):
         s = self.settings
         self._model, self.processor = vtc.load(source, device, s.dtype, attn_implementation=s.attn_implementation)
         if s.methods:
-            vtc.wrap(self._model, list(s.methods))
+            vtc.wrap(self._model, list(s.methods), processor=self.processor)
         self._load_clip = partial(rows.sample_clip, frames=s.max_frames, fps=s.fps)
         self._seen: Any = Counter()  # what went through the model in one call of lmms-eval
         self._ignored: set[str] = set()
