@@ -26,9 +26,7 @@ def html(groups: Sequence[Group]) -> str:
                 "tasks": group.tasks,
                 "caption": caption(group),
                 "rows": [_row(row) for row in group.rows],
-                "tables": [_table(columns(group), group), _table(task_columns(group), group)][
-                    : 1 + (len(group.tasks) > 1)
-                ],
+                "tables": [_table(found, group) for found in tables(group)],
             }
             for group in groups
             if group.rows

@@ -72,8 +72,8 @@ def caption(group: Group) -> str:
         f"tower (median, one question at a time), decoded tokens per second, peak memory without weights.{times} "
         "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
         "TokDense in points per mean token. ±: 95 % intervals, Wilson's for tasks scored right or wrong, else "
-        f"bootstrap over {group.kind}. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over {group.kind}, Holm-"
-        "corrected over the table."
+        f"bootstrap over {group.kind}. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over "
+        f"{group.kind}, Holm-corrected over the table."
     )
 
 
