@@ -85,7 +85,7 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
     last = letter(len(choices) - 1)
     said = answer.strip()
     lead = re.match(rf"(?:option\s+)?[(\[]?([A-{last}])(?:[)\].:,]|\s*$|\s+-)", said, re.IGNORECASE)
-    named = re.search(rf"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[]?([A-{last}])\b", said)
+    named = re.search(rf"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[]?([A-{last}])\b", said)
     texts = [normalise(choice) for choice in choices]
     if normalise(said) in texts:
         return texts.index(normalise(said))

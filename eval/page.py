@@ -10,7 +10,7 @@ from typing import Any
 
 from vtc.eval.compare import Group, Row
 from vtc.eval.plot import style
-from vtc.eval.table import caption
+from vtc.eval.table import caption, tables
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
