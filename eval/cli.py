@@ -23,7 +23,8 @@ _SHOWN = 10  # broken questions that are listed
 
 
 def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
-    """Put `eval` and `compare` into a parser's subcommands; `running` has the options about models."""
+    """Put `eval` and `compare` into a parser's subcommands; `running` has the options about models,
+    without defaults."""
     about = "answer a set of questions with and without compression, and measure"
     own = commands.add_parser(
         "eval",
@@ -32,7 +33,6 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
         description=f"{(datasets.__doc__ or '').strip()}\n\nmetrics:\n" + _metrics(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    own.set_defaults(model=None)
     own.add_argument("--config", metavar="FILE", help="settings from a TOML or YAML file; options here come first")
     own.add_argument("--data", metavar="NAME_OR_PATH", help="a set or a file, see above; default: tiny")
     own.add_argument(
@@ -121,15 +121,20 @@ def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as progress:
-        bars: dict[str, Any] = {}
+    progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
+    bars: dict[str, Any] = {}
 
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in bars or (progress.tasks[bars[what]].finished and done < total):
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
+    def advance(what: str, done: int, total: int) -> None:
+        progress.start()  # not before there is something to show: mistakes end in one line
+        if what not in bars or (progress.tasks[bars[what]].finished and done < total):
+            bars[what] = progress.add_task(what, total=total)
+        progress.update(bars[what], completed=done, total=total)
 
+    try:
         return work(advance)
+    finally:
+        if bars:
+            progress.stop()
 
 
 def _tell_broken(broken: dict[str, str]) -> None:

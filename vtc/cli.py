@@ -119,14 +119,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _running(model: str | None) -> argparse.ArgumentParser:
+    """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
     running = _Parser(add_help=False)
-    running.add_argument(
-        "--model", default="tiny-llava", metavar="NAME_OR_PATH", help="default: %(default)s, which ships"
-    )
+    running.add_argument("--model", default=model, metavar="NAME_OR_PATH", help="default: tiny-llava, which ships")
     running.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
     running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
     running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
+    return running
+
+
+def _parser() -> argparse.ArgumentParser:
+    running, measured = _running("tiny-llava"), _running(None)
     parser = _Parser(prog="vtc", description=__doc__)
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -152,6 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
     command.set_defaults(run=_methods)
 
-    eval_commands(commands, running)
+    eval_commands(commands, measured)
     bench_command(commands)
     return parser

@@ -244,9 +244,10 @@ def test_pictures_for_a_model_that_reads_no_videos(tmp_path, tiny):
 def test_options_and_the_instruction_are_asked_along(tiny, settings):
     from vtc.eval.questions import Media, Question
 
+    model, processor = tiny
     asked = Question("1", Media("image", "a"), "Which?", ("red",), choices=("red", "blue"))
-    text = answer.Answerer(*tiny, settings, {}, {}).text(asked)
+    text = answer.Answerer(model, processor, settings, {}, {}).text(asked)
     assert text.splitlines()[:3] == ["Which?", "A. red", "B. blue"]
     assert "letter" in text.splitlines()[3]
-    told = answer.Answerer(*tiny, replace(settings, instruction="One word."), {}, {}).text(asked)
+    told = answer.Answerer(model, processor, replace(settings, instruction="One word."), {}, {}).text(asked)
     assert told.splitlines()[3:] == ["One word."]
