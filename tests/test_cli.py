@@ -77,12 +77,12 @@ def test_methods_lists_every_method(capsys):
 
 
 def test_eval_prints_a_table_and_leaves_folders(capsys, tmp_path):
-    options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "3", "--blind", "--timing", "1"]
+    options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "2", "--blind", "--timing", "0"]
     assert main(["eval", *options, "--out", str(tmp_path / "runs")]) == 0
     captured = capsys.readouterr()
     names = {"full", "blind", "random@32", "divprune@32", "random@0.5", "divprune@0.5"}
     assert {folder.name for folder in (tmp_path / "runs" / "tiny-llava").iterdir()} == names
-    for expected in ("divprune", "TTFT", "loyalty", f"results: {tmp_path / 'runs'}"):
+    for expected in ("divprune", "TokDense", "loyalty", f"results: {tmp_path / 'runs'}"):
         assert expected in captured.out
     assert "answers" in captured.err  # progress
     assert main(["eval", *options, "--out", str(tmp_path / "runs"), "--max-new-tokens", "3"]) == 2
