@@ -32,7 +32,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # The accuracy table of the README; answers go to runs/table/, numbers and intervals to runs/table.json. Stopped, it goes on.
 COMPARE = $(BIN)/vtc compare runs/$(1) --markdown runs/$(1).md --json runs/$(1).json --plot runs/$(1).png --html runs/$(1).html

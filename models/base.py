@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +17,9 @@ GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
 #: Vision towers (config.model_type) whose first token is a trained CLS token.
 CLS_TOWERS = ("clip_vision_model", "internvl_vision")
+
+#: The token ids that announce frame number 1, 2, ... of a video.
+FrameMarks = Callable[[int], list[int]]
 
 
 @dataclass
@@ -117,6 +121,10 @@ class Adapter:
         if getattr(config, "video_token_id", None) is None:
             raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
         return config.video_token_id
+
+    def frame_marks(self, processor: Any) -> FrameMarks | None:
+        """Of families that write a video as numbered images: the ids of the words before its frame 1, 2, ..."""
+        return None
 
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         """Modules of an attention layer whose outputs are its queries and keys."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import Adapter, ImageLayout, Known
+from vtc.models.base import Adapter, FrameMarks, ImageLayout, Known, frames_layout
 
 
 class InternVLAdapter(Adapter):
-    """How the tiles are arranged in the picture is not part of the model's input: only the thumbnail has a box."""
+    """How the tiles are arranged in the picture is not part of the model's input: only the thumbnail has a box.
+
+    Nor is whether one-tile images are the frames of a video: only the words before them tell, so that the processor is
+    needed to find videos.
+    """
 
     model_types = ("internvl",)
     joins_pieces = True
@@ -30,6 +35,12 @@ class InternVLAdapter(Adapter):
         folded = cells.mean(dim=(2, 4)) if mean else cells.sum(dim=(2, 4))
         return folded.flatten(0, 2)
 
+    def frame_marks(self, processor: Any) -> FrameMarks | None:
+        if processor is None:
+            return None
+        tokenizer, start = processor.tokenizer, processor.start_image_token
+        return cache(lambda frame: tokenizer.encode(f"Frame{frame}: {start}", add_special_tokens=False))
+
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         config: Any = model.config.vision_config
         size, patch = (x[0] if isinstance(x, list | tuple) else x for x in (config.image_size, config.patch_size))
@@ -39,6 +50,8 @@ class InternVLAdapter(Adapter):
         tiles, left = divmod(n, per_tile)
         if left:
             raise ValueError(f"{n} visual tokens are no multiple of the {per_tile} of one tile.")
+        if known.modality == "video":
+            return frames_layout(tiles, side, torch.arange(side))
         index = torch.arange(n)
         if tiles == 1:
             blocks = (Tile(0, 1, side, side),)

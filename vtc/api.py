@@ -27,7 +27,9 @@ MethodLike = str | Method | Sequence[str | Method]
 ATTRIBUTE = "_vtc_engine"
 
 
-def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **options: Any) -> Model:
+def wrap(
+    model: Model, method: MethodLike, keep: int | float | None = None, *, processor: Any = None, **options: Any
+) -> Model:
     """Compress the visual tokens of `model` from now on, in place; nothing else about using it changes.
 
     Args:
@@ -35,6 +37,8 @@ def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **op
         method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another
             (positions are renumbered if any of them asks for it).
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
+        processor: the model's processor; needed for InternVL's videos only, which are images to the model: the words
+            "Frame1: " before them make them one video. Without it each frame is an image with a budget of its own.
         options: the method's options, for example `positions="original"`.
 
     Returns:
@@ -46,7 +50,7 @@ def wrap(model: Model, method: MethodLike, keep: int | float | None = None, **op
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
-    engine = Engine(model, _resolve_all(method, keep, options))
+    engine = Engine(model, _resolve_all(method, keep, options), processor)
     for later in engine.inputs[1:]:
         if "grid" in later.requires():
             raise ValueError(f"{later.title} needs the whole grid: put it first among the methods.")
@@ -74,10 +78,12 @@ def unwrap(model: Model) -> Model:
 
 
 @contextmanager
-def wrapped(model: Model, method: MethodLike, keep: int | float | None = None, **options: Any) -> Iterator[Model]:
+def wrapped(
+    model: Model, method: MethodLike, keep: int | float | None = None, *, processor: Any = None, **options: Any
+) -> Iterator[Model]:
     """`wrap` for the length of a with block; afterwards the model is as before, wrapped or not."""
     old = _engine(model)
-    wrap(model, method, keep, **options)
+    wrap(model, method, keep, processor=processor, **options)
     try:
         yield model
     finally:

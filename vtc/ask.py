@@ -60,7 +60,7 @@ def ask(
     inputs = processor(text=[text], **given, return_tensors="pt").to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
-        with torch.inference_mode(), vtc.wrapped(model, name, keep) if name else nullcontext():
+        with torch.inference_mode(), vtc.wrapped(model, name, keep, processor=processor) if name else nullcontext():
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             report = vtc.report(model) if name else None
             seconds = statistics.median(_first_token(model, inputs) for _ in range(_TTFT_RUNS))

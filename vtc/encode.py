@@ -41,7 +41,9 @@ class Encoded:
             self._features.append(rest[:count])
             rest = rest[count:]
         whole = [torch.cat(own) for own in self._features]
-        layouts = layouts_of(adapter, model, [x.flatten(0, -2) for x in whole], call.grid_thw, call, modality)
+        layouts = layouts_of(
+            adapter, model, [x.flatten(0, -2) for x in whole], call.grid_thw, call, [modality] * len(whole)
+        )
         if layouts is None:
             raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
         self._tokens = [layout.tower_tokens for layout in layouts]

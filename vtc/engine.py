@@ -41,7 +41,7 @@ from vtc.record import Record
 from vtc.report import Report
 from vtc.signals import text_raters
 from vtc.sources import Sources
-from vtc.spans import Seen, find_layout
+from vtc.spans import Seen, find_layout, numbered
 from vtc.tap import ATTRIBUTE, TowerTap
 
 
@@ -53,14 +53,16 @@ class Prompt:
     visual: Tensor  # BoolTensor [B, L]
     encoded: Any = None  # the tower's output object, if it was handed in
     grid_thw: Tensor | None = None
+    frames: Tensor | None = None  # see spans.Seen
 
 
 class Engine:
     """Compression of one model by one or more methods; `attach` and `detach` are exact opposites."""
 
-    def __init__(self, model: nn.Module, methods: tuple[Method, ...]) -> None:
+    def __init__(self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None) -> None:
         self.model, self.methods = model, methods
         self.adapter = adapter_for(model)
+        self.frame_marks = self.adapter.frame_marks(processor)
         parts = tuple(part for method in methods for part in method.parts())
         for part in parts:
             base = {"layer": LayerMethod, "cache": CacheMethod, "input": Method}.get(part.stage)
@@ -139,7 +141,11 @@ class Engine:
             return  # a decode step, or a turn of plain text
         masks = self._visual_masks(given, brought)
         self.tap.outputs.clear()
-        self.prompts = [Prompt(m, mask, encoded.get(m), given.get(GRIDS[m])) for m, mask in masks.items()]
+        marks, ids = self.frame_marks, given.get("input_ids")
+        self.prompts = [
+            Prompt(m, mask, encoded.get(m), given.get(GRIDS[m]), numbered(ids, mask, marks) if marks else None)
+            for m, mask in masks.items()
+        ]
 
     def _visual_masks(self, given: dict[str, Any], brought: list[str]) -> dict[str, Tensor]:
         """BoolTensor [B, L] of each modality's tokens, none for plain text; refuses what cannot be told."""
@@ -212,7 +218,8 @@ class Engine:
             output = prompt.encoded if prompt.encoded is not None else next(ran, None)
             call = getattr(output, ATTRIBUTE, None)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            found.append(Seen(prompt.modality, prompt.visual, getattr(output, "pooler_output", None), grid, call))
+            pooled = getattr(output, "pooler_output", None)
+            found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         return found
 
     def _tower_reader(self, seen: list[Seen], kwargs: dict[str, Any]) -> TowerReader:
@@ -220,6 +227,8 @@ class Engine:
         words = ~torch.stack([one.visual for one in seen]).any(dim=0)
         words = words if mask is None else words & mask[:, -embeds.shape[1] :].bool()
         calls = {one.modality: one.call for one in seen}
+        if len(seen) == 1:  # a family that reads videos as images
+            calls = dict.fromkeys(PIXELS, seen[0].call)
 
         def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
             def text(row: int) -> Tensor:

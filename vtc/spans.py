@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import VisualLayout, VisualSpan
-from vtc.models.base import Adapter, ImageLayout, Known, TowerCall
+from vtc.models.base import Adapter, FrameMarks, ImageLayout, Known, TowerCall
 
 _CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
 _MISMATCH = (
@@ -28,6 +28,8 @@ class Seen(NamedTuple):
             every unbroken run of their tokens is one of them.
         grid_thw: [images, 3] patch grids where the family has them.
         call: the tower's run, if known; its signals are addressed by each span's `patch`.
+        frames: LongTensor [B, L], 1, 2, ... at tokens of a video's frames, 0 at others, for families that write videos
+            as numbered images; None = there are none.
     """
 
     modality: str
@@ -35,6 +37,7 @@ class Seen(NamedTuple):
     pooled: Any = None
     grid_thw: Tensor | None = None
     call: TowerCall | None = None
+    frames: Tensor | None = None
 
 
 def find_layout(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Sequence[Seen]) -> VisualLayout:
@@ -56,6 +59,9 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
     if not len(where):
         return [], 1
     pieces = _pieces(where, seen.pooled, adapter.joins_pieces)
+    firsts, modalities = list(range(len(pieces))), [seen.modality] * len(pieces)
+    if seen.frames is not None:
+        pieces, firsts, modalities = _videos(pieces, seen.frames.cpu())
     placed: list[tuple[int, Tensor]] = []
     for piece in pieces:
         row = int(piece[0, 0])
@@ -64,7 +70,7 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
         placed.append((row, piece[:, 1]))
     rows_of = [row for row, _ in placed]
     features = [embeds[row, index.to(embeds.device)] for row, index in placed]
-    images, layouts, expansion = _arrange(adapter, model, rows_of, features, seen)
+    images, layouts, expansion = _arrange(adapter, model, rows_of, features, modalities, seen)
     starts = [0]
     for layout in layouts:
         starts.append(starts[-1] + layout.tower_tokens)
@@ -75,12 +81,14 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
             index=index,
             grid=layout.grid,
             tiles=layout.tiles,
-            modality=seen.modality,
-            picture=image if call is None or call.pictures is None else call.pictures[image],
+            modality=modality,
+            picture=image if call is None or call.pictures is None else call.pictures[first],
             crop=layout.crop,
             patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
         )
-        for (row, index), image in zip(placed, images, strict=True)
+        for (row, index), image, modality, first in zip(
+            placed, images, modalities, [firsts[images.index(image)] for image in images], strict=True
+        )
         for layout in [layouts[image]]
     ]
     return spans, expansion
@@ -92,18 +100,18 @@ def layouts_of(
     features: list[Tensor],
     grid_thw: Tensor | None,
     call: TowerCall | None,
-    modality: str = "image",
+    modalities: Sequence[str],
 ) -> list[ImageLayout] | None:
     """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run."""
     grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
     if len(grids) != len(features):
         return None
     crops: list[int] | list[None] | None = [None] * len(features)
-    if call is not None and call.first is not None and modality == "image":
+    if call is not None and call.first is not None and set(modalities) == {"image"}:
         crops = _crop_counts([adapter.crop_counts(model, x) for x in features], [x[0] for x in features], call.first)
         if crops is None:
             return None
-    known = [Known(thw, count, modality) for thw, count in zip(grids, crops, strict=True)]
+    known = [Known(*facts) for facts in zip(grids, crops, modalities, strict=True)]
     layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
     fits = call is None or sum(layout.crops for layout in layouts) == call.crops
     return layouts if fits else None
@@ -114,6 +122,7 @@ def _arrange(
     model: nn.Module,
     rows: list[int],
     features: list[Tensor],
+    modalities: list[str],
     seen: Seen,
 ) -> tuple[list[int], list[ImageLayout], int]:
     """(image of each span, layout of each image, how many rows in a row share one prompt).
@@ -126,8 +135,8 @@ def _arrange(
             continue
         first = [images.index(image) for image in range(max(images) + 1)]
         try:
-            own = [features[i] for i in first]
-            layouts = layouts_of(adapter, model, own, seen.grid_thw, seen.call, seen.modality)
+            own, kinds = [features[i] for i in first], [modalities[i] for i in first]
+            layouts = layouts_of(adapter, model, own, seen.grid_thw, seen.call, kinds)
         except ValueError as error:
             if seen.call is not None:
                 raise
@@ -168,6 +177,42 @@ def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
     if sum(lengths) != len(where):
         raise ValueError(_MISMATCH)
     return list(where.split(lengths))
+
+
+def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | None:
+    """LongTensor [B, L]: k at visual tokens behind the words that announce frame k of a video, 0 elsewhere."""
+    if ids is None:
+        return None
+    ids, frames = ids.cpu(), torch.zeros(visual.shape, dtype=torch.long)
+    where = visual.cpu().nonzero()
+    last = (-1, 0)  # row and number of the run before
+    for run in _pieces(where, None, True) if len(where) else []:
+        row, start = run[0].tolist()
+        following = last[1] + 1 if last[0] == row else 1
+        words = {frame: marks(frame) for frame in (1, following)}
+        number = max((k for k, w in words.items() if ids[row, max(0, start - len(w)) : start].tolist() == w), default=0)
+        frames[row, run[:, 1]] = number
+        last = (row, number)
+    return frames
+
+
+def _videos(runs: list[Tensor], frames: Tensor) -> tuple[list[Tensor], list[int], list[str]]:
+    """Join runs that are frames 1, 2, ... of a video: pieces [N, 2], the first run of each, and what each is."""
+    pieces: list[list[Tensor]] = []
+    firsts: list[int] = []
+    modalities: list[str] = []
+    last = (-1, 0)  # row and frame number of the run before
+    for number, run in enumerate(runs):
+        row, start = run[0].tolist()
+        frame = int(frames[row, start])
+        if frame > 1 and last == (row, frame - 1):
+            pieces[-1].append(run)
+        else:
+            pieces.append([run])
+            firsts.append(number)
+            modalities.append("video" if frame else "image")
+        last = (row, frame)
+    return [torch.cat(own) for own in pieces], firsts, modalities
 
 
 def _images(rows: list[int], expansion: int) -> list[int] | None:

@@ -46,9 +46,11 @@ ARCHS = {
     "llava-next-7b": Arch("llava_next", 32, 4096, 32, 11_008, CLIP, picture=(672, 672)),
     "qwen2.5-vl-7b": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(1008, 1008)),
     "llava-onevision-7b": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, kv_heads=4, picture=(768, 768)),
-    "llava-onevision-7b-video": Arch(
-        "llava_onevision", 28, 3584, 28, 18_944, SIGLIP, kv_heads=4, picture=(384, 384), frames=32
-    ),
+    # 196 tokens a frame: 64 frames, and 119, which make as many tokens as 32 frames of 729 that were not pooled
+    "llava-onevision-0.5b-64": Arch("llava_onevision", 24, 896, 14, 4864, SIGLIP, 2, (384, 384), frames=64),
+    "llava-onevision-0.5b-119": Arch("llava_onevision", 24, 896, 14, 4864, SIGLIP, 2, (384, 384), frames=119),
+    "llava-onevision-7b-64": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, 4, (384, 384), frames=64),
+    "llava-onevision-7b-119": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, 4, (384, 384), frames=119),
     "qwen2.5-vl-7b-video": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(448, 448), frames=128),
     "cpu-24x1024": Arch("llava", 24, 1024, 16, 2816, SMALL_CLIP),
     "cpu-next": Arch("llava_next", 8, 512, 8, 1376, SMALL_CLIP, picture=(672, 672)),

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import vtc
 from vtc import arguments
-from vtc.eval.bench import archs, model, ops, table
+from vtc.eval.bench import archs, clip, model, ops, table
 from vtc.eval.bench.roofs import machine
 
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
@@ -27,6 +27,7 @@ SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
         ("cpu-next", 1, FEW, [288]),
         ("cpu-qwen2.5-vl", 1, FEW, [130]),
         ("cpu-qwen2.5-vl", 8, FEW[:4], [130]),
+        ("cpu-video", 1, VIDEO, [0.1]),
     ],
     "cuda": [
         ("llava-1.5-7b", 1, ALL, [192, 64]),
@@ -38,7 +39,10 @@ SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
         ("qwen2.5-vl-7b", 1, FEW, [130]),
         ("qwen2.5-vl-7b", 32, FEW[:4], [130]),
         ("llava-onevision-7b", 1, FEW, [0.1]),
-        ("llava-onevision-7b-video", 1, VIDEO, [0.1]),
+        ("llava-onevision-0.5b-64", 1, VIDEO, [0.1]),
+        ("llava-onevision-0.5b-119", 1, VIDEO, [32]),
+        ("llava-onevision-7b-64", 1, VIDEO, [0.1]),
+        ("llava-onevision-7b-119", 1, VIDEO, [0.1]),
         ("qwen2.5-vl-7b-video", 1, VIDEO, [0.1]),
     ],
 }
@@ -48,7 +52,7 @@ def add_command(commands: Any) -> None:
     """Register `vtc bench` with the command line's subparsers."""
     about = "what methods cost and save in time and memory"
     command = commands.add_parser("bench", help=about, description=__doc__)
-    kinds = command.add_subparsers(required=True, metavar="ops|model")
+    kinds = command.add_subparsers(required=True, metavar="ops|model|clip")
 
     def kind(name: str, run: Any, about: str) -> Any:
         own = kinds.add_parser(name, help=about, description=run.__doc__)
@@ -70,6 +74,16 @@ def add_command(commands: Any) -> None:
         "--keep", type=arguments.listed(arguments.keep), default=[64], metavar="N,N", help="budgets; default: 64"
     )
     own.add_argument("--batch", type=arguments.listed(arguments.count), default=[1], metavar="N,N", help="default: 1")
+    own = kind("clip", _clip, "from a video file to the first word of an answer, part by part")
+    own.add_argument("--video", required=True, metavar="FILE")
+    own.add_argument("--question", default="What moves?", help="default: %(default)s")
+    own.add_argument("--model", default="tiny-qwen", help="shipped name, folder or hub id; default: %(default)s")
+    own.add_argument("--frames", type=arguments.count, metavar="N", help="so many of the video; default: 8")
+    own.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
+    own.add_argument("--methods", type=arguments.listed(str), default=list(VIDEO), metavar="A,B")
+    own.add_argument(
+        "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
+    )
 
 
 def _where(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
@@ -112,6 +126,31 @@ def _ops(options: argparse.Namespace) -> None:
         ops.plot(found, Path(options.plot))
     _print(titles, cells, f"{dtype}, median of {options.rounds} rounds".removeprefix("torch."))
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+
+
+def _clip(options: argparse.Namespace) -> None:
+    """Time a question about a video file from reading it to the first word of the answer."""
+    device, dtype = _where(options)
+    arguments.check_methods(options.methods)
+    vtc.load_clip(options.video, options.frames, options.fps)  # says what is wrong before a model is loaded
+    loaded, processor = vtc.load(options.model, str(device), str(dtype).removeprefix("torch."))
+    asked = clip.Asked(loaded, processor, Path(options.video), options.question, options.frames, options.fps)
+    settings = [(method, keep) for keep in options.keep for method in options.methods]
+    with _bar("answers") as progress:
+        bar = progress.add_task("answers", total=None)
+        lines = clip.measure(
+            asked, settings, options.rounds, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    found, about = clip.rows(lines), {"dtype": str(dtype).removeprefix("torch."), **machine(device)}
+    titles, printed = list(clip.COLUMNS.values()), clip.cells(found)
+    if options.csv:
+        table.write_csv([{"model": options.model, **row} for row in found], about, Path(options.csv))
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(titles, printed))
+    if options.plot:
+        clip.plot(found, Path(options.plot))
+    _print(titles, printed, f"{Path(options.video).name} on {options.model}, median of {options.rounds} rounds")
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
 
 
 def _model(options: argparse.Namespace) -> None:

@@ -148,7 +148,7 @@ def measure(
         lines += [Line(name, bench.batch, method, keep) for method, k in settings if k == keep]
     for number in range(rounds + 2):
         for position, line in enumerate(lines):
-            with _wrapped(bench.model, line.method, line.keep) if line.compressed else nullcontext():
+            with wrapped(bench.model, line.method, line.keep) if line.compressed else nullcontext():
                 if number == 0:
                     line.peak_bytes = peak_bytes(bench.prepare(line)[0], bench.device)
                 elif number == 1:
@@ -166,14 +166,15 @@ def check(model: Any, methods: Sequence[str], forward: Callable[[], Any], tokens
     expected = forward().logits
     limit = 1e-3 if expected.dtype == torch.float32 else 5e-2
     for method in methods:
-        with _wrapped(model, method, 1.0):
+        with wrapped(model, method, 1.0):
             gap = (forward().logits - expected).abs().max() / expected.abs().max()
             kept_all = vtc.report(model).tokens_out == tokens  # thresholds may drop some whatever the budget
         if kept_all and not gap <= limit:
             raise RuntimeError(f"{method} changes the answer by {gap:.1e} although it keeps every token.")
 
 
-def _wrapped(model: Any, method: str, keep: int | float | None) -> Any:
+def wrapped(model: Any, method: str, keep: int | float | None) -> Any:
+    """`vtc.wrapped`, with the exact-count mode of methods that have one."""
     options = next((info.options for info in vtc.methods() if info.name == method), ())
     return vtc.wrapped(model, method, keep, **({"exact": True} if "exact" in options else {}))
 

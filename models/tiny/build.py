@@ -14,7 +14,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
 from vtc.models.tiny import questions, words
@@ -56,8 +58,9 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *punctuation, *characters, *(f"##{c}" for c in characters), *whole]
 
 
-def processor() -> LlavaProcessor:
-    vocab = {token: i for i, token in enumerate(vocabulary())}
+def word_tokenizer(words: list[str], extra_special: dict[str, str]) -> PreTrainedTokenizerFast:
+    """Whole words and, for the rest, single characters; lowercasing; `<s>` before every text."""
+    vocab = {token: i for i, token in enumerate(words)}
     core = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=40))
     core.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -65,17 +68,21 @@ def processor() -> LlavaProcessor:
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocab["<s>"])]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
         padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=extra_special,
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
+
+
+def processor() -> LlavaProcessor:
+    tokenizer = word_tokenizer(vocabulary(), {"image_token": "<image>"})
     pictures = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     return LlavaProcessor(
         image_processor=pictures,
@@ -136,14 +143,14 @@ def model(seed: int = 0) -> LlavaForConditionalGeneration:
     return built
 
 
-def save(built: LlavaForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def save(built: PreTrainedModel, folder: Path, reader: ProcessorMixin, dtype: torch.dtype = torch.float16) -> None:
     """Write model and processor; the weights are replaced in one rename so that a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder.parent / f".{folder.name}.new"
     was = next(built.parameters()).dtype
     built.to(dtype).save_pretrained(staging)
     built.to(was)
-    processor().save_pretrained(staging)
+    reader.save_pretrained(staging)
     for file in sorted(staging.iterdir()):
         file.chmod(0o644)
         file.replace(folder / file.name)

@@ -40,7 +40,7 @@ def optimizers(modules: list[nn.Module], lr: float, weight_decay: float = 0.01) 
             if not p.requires_grad or id(p) in seen:
                 continue
             seen.add(id(p))
-            inside = p.ndim == 2 and "layers." in name and "embed" not in name
+            inside = p.ndim == 2 and ("layers." in name or "attn." in name or "mlp." in name) and "embed" not in name
             (matrices if inside else others).append(p)
     built: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)

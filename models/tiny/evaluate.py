@@ -1,6 +1,7 @@
-"""Scores a checkpoint on the held-out set, with its pictures and blind (a grey picture in place of each).
+"""Scores a shipped checkpoint on its held-out set, seeing and blind (grey in place of every picture and frame).
 
 python -m vtc.models.tiny.evaluate --json models/tiny/tiny-llava/metrics.json
+python -m vtc.models.tiny.evaluate --model tiny-qwen --json models/tiny/tiny-qwen/metrics.json
 """
 
 import argparse
@@ -10,14 +11,18 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vtc.models.tiny import build, path, questions
+from vtc.models.tiny import names, path, questions
+from vtc.prompts import prompt
+from vtc.video import load_clip
 
-DATA = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny"
-GREY = (128, 128, 128)
+_DATA = Path(__file__).resolve().parents[2] / "eval" / "data"
+GREY = 128
+FRAMES = 16
 
 
 def load(folder: Path):
@@ -26,11 +31,30 @@ def load(folder: Path):
     return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
+def data_of(model) -> Path:
+    """The held-out set of a shipped model."""
+    return _DATA / ("tiny" if model.config.model_type == "llava" else "tiny-video")
+
+
+def look(data: Path, line: dict, blind: bool) -> dict[str, list]:
+    """What a processor takes of the picture or clip of one line, grey if `blind`."""
+    if "image" in line:
+        picture = Image.open(data / line["image"]).convert("RGB")
+        return {"images": [Image.new("RGB", picture.size, (GREY,) * 3) if blind else picture]}
+    clip = load_clip(data / line["video"], frames=FRAMES)
+    frames = np.full_like(clip.frames, GREY) if blind else clip.frames
+    return {"videos": [frames], "video_metadata": [clip.metadata()]}
+
+
 @torch.inference_mode()
-def answer(model, processor, pictures: list[Image.Image], asked: list[str], max_new_tokens: int = 48) -> list[str]:
-    """Greedy answers to one question about each picture."""
-    texts = [build.prompt(q) for q in asked]
-    batch = processor(images=pictures, text=texts, padding=True, return_tensors="pt").to(model.device)
+def answer(model, processor, shown: list[dict[str, list]], asked: list[str], max_new_tokens: int = 48) -> list[str]:
+    """Greedy answers to one question each about pictures, or about clips."""
+    given = {name: [part for one in shown for part in one[name]] for name in shown[0]}
+    if "videos" in given:
+        given["do_sample_frames"] = False  # they are sampled
+    count = {"pictures": int("images" in given), "videos": int("videos" in given)}
+    texts = [prompt(processor, q, **count) for q in asked]
+    batch = processor(text=texts, **given, padding=True, return_tensors="pt").to(model.device)
     ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
     said = processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [s.strip() for s in said]
@@ -42,16 +66,15 @@ def read(data: Path) -> list[dict]:
 
 def run(model, processor, data: Path, lines: list[dict], blind: bool = False, batch: int = 10) -> list[dict]:
     """Every line with what the model said and its score."""
-    captions = [x for x in lines if x["task"] == "caption"]
-    others = [x for x in lines if x["task"] != "caption"]
+    groups: dict[tuple[bool, bool], list[dict]] = defaultdict(list)
+    for line in lines:
+        groups["video" in line, line["task"] == "caption"].append(line)
     done = []
-    for group, longest in ((others, 8), (captions, 48)):
+    for (_, caption), group in sorted(groups.items()):
         for at in range(0, len(group), batch):
             part = group[at : at + batch]
-            pictures = [Image.open(data / x["image"]).convert("RGB") for x in part]
-            if blind:
-                pictures = [Image.new("RGB", p.size, GREY) for p in pictures]
-            said = answer(model, processor, pictures, [x["question"] for x in part], longest)
+            shown = [look(data, x, blind) for x in part]
+            said = answer(model, processor, shown, [x["question"] for x in part], 48 if caption else 8)
             done += [{**x, "said": s, "score": questions.score(s, x)} for x, s in zip(part, said, strict=True)]
     return done
 
@@ -86,21 +109,23 @@ def _easy_task(answer: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, default=None, help="checkpoint folder (default: the shipped one)")
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--model", default="tiny-llava", help="a shipped name or a folder; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=None, help="folder of questions.jsonl; default: the model's own")
     parser.add_argument("--limit", type=int, default=None, help="only the first N questions")
     parser.add_argument("--easy-vqa", action="store_true", help="also the published test split of easy-vqa")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
     parser.add_argument("--answers", type=Path, default=None, help="write every answer here (JSONL)")
     arguments = parser.parse_args()
-    model, processor = load(arguments.model or path())
-    lines = read(arguments.data)[: arguments.limit]
+    folder = path(arguments.model) if arguments.model in names() else Path(arguments.model)
+    model, processor = load(folder)
+    data = arguments.data or data_of(model)
+    lines = read(data)[: arguments.limit]
     started = time.monotonic()
-    done = run(model, processor, arguments.data, lines)
-    weights = hashlib.sha256(((arguments.model or path()) / "model.safetensors").read_bytes()).hexdigest()
+    done = run(model, processor, data, lines)
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     metrics: dict[str, object] = {"weights_sha256": weights, "questions": len(lines), "accuracy": summary(done)}
     metrics["seconds"] = round(time.monotonic() - started, 1)
-    metrics["blind"] = summary(run(model, processor, arguments.data, lines, blind=True))
+    metrics["blind"] = summary(run(model, processor, data, lines, blind=True))
     if arguments.easy_vqa:
         root, easy = easy_vqa_lines(arguments.limit)
         metrics["easy_vqa"] = {"questions": len(easy), "accuracy": summary(run(model, processor, root, easy))}

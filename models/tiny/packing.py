@@ -4,6 +4,7 @@ Layout of a row: `<s> user :` | N visual tokens | question 1 `assistant :` answe
 restart after the picture for every question, so that each looks exactly as it does alone at inference.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,17 +67,25 @@ class Packer:
 
 
 def forward(
-    language: nn.Module, prefix: list[int], visual: Tensor, places: Tensor, packed: Packed
+    language: nn.Module, prefix: list[int], visual: Tensor, places: Tensor, packed: Packed, suffix: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """(weighted mean answer loss, correct [B, T] with -1 where no answer token). visual [B, N, D]; places [B, N]: the
-    position of each visual token within the picture, increasing; text goes on after the last."""
-    b, n, _ = visual.shape
+    """(weighted mean answer loss, correct [B, T] with -1 where no answer token).
+
+    visual [B, N, D]; places [B, N] or, for M-RoPE, [3, B, N]: the position of each visual token within the picture;
+    `suffix` and the questions go on after the largest.
+    """
+    b, d = visual.shape[0], visual.shape[-1]
     table = language.get_input_embeddings().weight
-    head = torch.tensor(prefix, device=visual.device).expand(b, -1)
+    head, tail = (torch.tensor(t, dtype=torch.long, device=visual.device).expand(b, -1) for t in (prefix, suffix))
+    visual = torch.cat([visual, table[tail].view(b, -1, d)], 1)
     x = torch.cat([table[head], visual, table[packed.ids]], 1)
-    p = len(prefix)
-    start = places[:, -1:] + 1 + p
-    positions = torch.cat([torch.arange(p, device=head.device).expand(b, -1), places + p, packed.positions + start], 1)
+    p, n = len(prefix), visual.shape[1]
+    start = places.movedim(-2, 0).flatten(1).amax(1, keepdim=True) + 1 + p  # [B, 1]
+    before, behind = (
+        torch.arange(len(t), device=visual.device).expand(*places.shape[:-1], -1) for t in (prefix, suffix)
+    )
+    after = (packed.positions + start + len(suffix)).expand(*places.shape[:-1], -1)
+    positions = torch.cat([before, places + p, behind + start, after], -1)
     spans = torch.cat([torch.zeros(b, p + n, dtype=torch.long, device=head.device), packed.spans], 1)
     length = spans.shape[1]
     order = torch.arange(length, device=head.device)

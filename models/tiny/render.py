@@ -83,7 +83,8 @@ def _outline(name: str) -> list[tuple[float, float]]:
     return [(math.cos(2 * math.pi * i / 48) * 0.96, math.sin(2 * math.pi * i / 48) * 0.96) for i in range(48)]
 
 
-def _shape(item: Item, rng: random.Random) -> Image.Image:
+def shape(item: Item, rng: random.Random) -> Image.Image:
+    """A tilted shape in a shade of its colour, RGBA, as large as its box."""
     side = item.box[2] - item.box[0]
     big = side * 3
     mask = Image.new("L", (big, big), 0)
@@ -144,7 +145,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
         ) from error
 
 
-def _sign(item: Item, rng: random.Random, split: str) -> Image.Image:
+def sign(item: Item, rng: random.Random, split: str) -> Image.Image:
     """Dark letters on a pale plate, or the reverse."""
     x0, y0, x1, y1 = item.box
     plate, ink = (rng.randint(205, 255), rng.randint(0, 60)) if rng.random() < 0.7 else (rng.randint(0, 50), 255)
@@ -158,23 +159,23 @@ def _sign(item: Item, rng: random.Random, split: str) -> Image.Image:
     return sign
 
 
-def _background(rng: random.Random) -> np.ndarray:
+def background(rng: random.Random, side: int = SIZE) -> np.ndarray:
     """A muted gradient with blotches, then thin lines and dots: busy, but never one of the eight colours in full."""
     noise = np.random.default_rng(rng.randrange(1 << 30))
     base = noise.uniform(70, 205, 3).astype(np.float32)
     base = base.mean() + 0.55 * (base - base.mean())
-    ys, xs = np.mgrid[0:SIZE:2, 0:SIZE:2].astype(np.float32) / SIZE - 0.5
+    ys, xs = np.mgrid[0:side:2, 0:side:2].astype(np.float32) / side - 0.5
     direction = noise.uniform(-45, 45, 2)
     canvas = base + (xs * direction[0] + ys * direction[1])[..., None]
     cells = int(noise.integers(4, 28))
     blotches = noise.normal(0, noise.uniform(4, 22), (cells, cells, 3)).clip(-60, 60) + 128
-    half = SIZE // 2
+    half = side // 2
     blotches = Image.fromarray(blotches.astype(np.uint8)).resize((half, half), Image.Resampling.BILINEAR)
     canvas = canvas + (np.asarray(blotches, dtype=np.float32) - 128)
-    picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.randint(5, 60)):
-        x, y = rng.randint(0, SIZE), rng.randint(0, SIZE)
+        x, y = rng.randint(0, side), rng.randint(0, side)
         dx, dy = rng.randint(-60, 60), rng.randint(-60, 60)
         shade = [int(min(255, max(0, c + rng.uniform(-55, 55)))) for c in base]
         fill = (shade[0], shade[1], shade[2])
@@ -194,14 +195,14 @@ def _background(rng: random.Random) -> np.ndarray:
 def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """(picture uint8 [336, 336, 3], owner int8 [24, 24]: 0 background, i + 1 item i, -1 undecided)."""
     rng = random.Random(f"pixels {scene.split} {scene.seed}")
-    picture = Image.fromarray(_background(rng))
+    picture = Image.fromarray(background(rng))
     owner = np.zeros((GRID, GRID), dtype=np.int8)
     for i, item in enumerate(scene.items):
         style = random.Random(item.style)
         if item.text:
-            rgba = _sign(item, style, scene.split)
+            rgba = sign(item, style, scene.split)
         elif item.kind == "shape":
-            rgba = _shape(item, style)
+            rgba = shape(item, style)
         else:
             rgba = _drawing(item, style, scene.split)
         x = int(item.center[0] - rgba.width / 2)

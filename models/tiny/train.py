@@ -31,7 +31,7 @@ def train(run: common.Run) -> Path:
     stage_joint.align(run, model, symbols)
     stage_joint.train(run, model, heads, symbols)
     folder = run.out / "tiny-llava"
-    build.save(model.cpu().eval(), folder)
+    build.save(model.cpu().eval(), folder, build.processor())
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")
     print(f"saved {folder}; measure it with: python -m vtc.models.tiny.evaluate --model {folder}")
     return folder

@@ -13,8 +13,8 @@ from vtc.models import adapter_for
 from vtc.models.internvl import InternVLAdapter
 
 DEPTH = 3
-FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1}
-HAS_CLS = ("llava", "llava_next", "internvl")
+FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
+HAS_CLS = ("llava", "llava_next", "llava_next_video", "internvl")
 
 
 class Probe(vtc.Method):
@@ -135,7 +135,7 @@ def mosaicked(model, inputs, x) -> list[torch.Tensor]:
     """LLaVA-NeXT, OneVision: the model's own packing of patch coordinates tells where each token comes from."""
     x = x if x.dim() == 3 else x.unsqueeze(-1)
     newline, extra = torch.full((3,), -1.0), {}
-    if model.config.model_type == "llava_next":
+    if model.config.model_type in ("llava_next", "llava_next_video"):
         extra["vision_feature_select_strategy"] = "default"
     else:
         extra["vision_aspect_ratio"] = model.config.vision_aspect_ratio

@@ -88,16 +88,15 @@ def test_unseen_words_are_spelled_and_decode_to_plain_english(loaded):
 def test_shipped_questions_are_answered(loaded, lines):
     model, processor = loaded
     asked = [x for x in lines if x["task"] in ("color", "existence")][:12]
-    pictures = [Image.open(DATA / x["image"]).convert("RGB") for x in asked]
-    said = evaluate.answer(model, processor, pictures, [x["question"] for x in asked], 6)
+    shown = [evaluate.look(DATA, x, blind=False) for x in asked]
+    said = evaluate.answer(model, processor, shown, [x["question"] for x in asked], 6)
     assert sum(questions.score(s, x) for s, x in zip(said, asked, strict=True)) >= 9
 
 
 def test_a_question_of_unknown_words_does_not_crash(loaded):
     model, processor = loaded
-    assert isinstance(
-        evaluate.answer(model, processor, [Image.new("RGB", (80, 50))], ["Whose zeppelin is it?"])[0], str
-    )
+    shown = [{"images": [Image.new("RGB", (80, 50))]}]
+    assert isinstance(evaluate.answer(model, processor, shown, ["Whose zeppelin is it?"])[0], str)
 
 
 def test_held_out_files_agree_with_the_questions(lines):
