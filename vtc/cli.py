@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _running(model: str | None) -> argparse.ArgumentParser:
+def _running(model: str | None) -> _Parser:
     """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
     running = _Parser(add_help=False)
     running.add_argument("--model", default=model, metavar="NAME_OR_PATH", help="default: tiny-llava, which ships")

@@ -167,3 +167,9 @@ def test_the_digest_knows_questions_and_files(folder):
     assert datasets.load(written(folder, {**GOOD, "answer": "x"})).digest() != before
     Image.new("RGB", (40, 40)).save(folder / "a.png")
     assert datasets.load(written(folder, GOOD)).digest() != before
+
+
+def test_the_shipped_clips_are_there():
+    data = datasets.load("tiny-video")
+    assert data.kinds == ["video"]
+    assert {"tiny", "tiny-video"} <= set(datasets.shipped())
