@@ -27,7 +27,8 @@ def style(number: int) -> tuple[str, str]:
 def pareto(groups: Sequence[Group], file: Path) -> None:
     """Draw a row of panels per group: accuracy over time to first token, FLOPs and bytes of the KV cache.
 
-    A line per method runs through its budgets, with 95 % intervals; the frontier is shaded, its points are ringed.
+    A line per method runs through its budgets, with 95 % intervals; the frontier is shaded, and its points are ringed,
+    with their keep.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra `eval`.
@@ -59,6 +60,8 @@ def drawn(row: Row, cost: str) -> bool:
 
 def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], handles: dict[str, Any]) -> None:
     rows = [row for row in group.rows if drawn(row, cost) and (row.compressed or row.label == "full")]
+    from matplotlib.patheffects import withStroke
+
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if not rows:
@@ -105,4 +108,9 @@ def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], 
             zorder=3,
         )
     axes.scatter(xs, ys, s=130, facecolors="none", edgecolors="0.3", linewidths=1.1, zorder=5)
-    axes.set_xlim(0, right)
+    halo = withStroke(linewidth=2, foreground="white")
+    for row in best:  # above and left of the frontier there is nothing that a label could hide
+        if row.compressed:
+            place = {"xytext": (-7, 5), "textcoords": "offset points", "ha": "right", "zorder": 6}
+            axes.annotate(f"{row.keep}", at(row), **place, fontsize=8, path_effects=[halo])
+    axes.set_xlim(-0.02 * right, right)
