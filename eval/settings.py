@@ -110,14 +110,14 @@ class Settings:
         """Every combination, model by model: uncompressed, blind if asked for, then per budget `random` first.
 
         Args:
-            kinds: of media in the data set; the methods used by default act on all of them, before the language model.
+            kinds: of media in the data set; the methods used by default act on some of them, before the language model.
         Raises:
             ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
         """
         infos = {info.name: info for info in vtc.methods()}
         entries = [dict(name=e) if isinstance(e, str) else dict(e) for e in self.methods]
         if not entries:
-            fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} <= {*i.modality}]
+            fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
             entries = [dict(name=name) for name in fitting]
         wanted: list[tuple[str, dict[str, Any], tuple[int | float, ...]]] = []
         for entry in entries:

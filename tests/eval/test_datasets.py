@@ -171,5 +171,5 @@ def test_the_digest_knows_questions_and_files(folder):
 
 def test_the_shipped_clips_are_there():
     data = datasets.load("tiny-video")
-    assert data.kinds == ["video"]
+    assert "video" in data.kinds
     assert {"tiny", "tiny-video"} <= set(datasets.shipped())

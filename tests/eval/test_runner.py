@@ -221,12 +221,12 @@ def test_videos_of_several_lengths(tmp_path):
     lines += [{"video": "cut.mp4", "question": "what ?", "answer": "a"}]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     small = vtc.load(save(tmp_path / "qwen"), device="cpu")
-    base = quick(tmp_path, data=str(tmp_path / "clips.jsonl"), methods=("divprune",), keep=(0.5,), blind=True)
+    base = quick(tmp_path, data=str(tmp_path / "clips.jsonl"), methods=("divprune", "evs"), keep=(0.5,), blind=True)
     whole = evaluate(replace(base, out=str(tmp_path / "whole")), small)
     single = evaluate(replace(base, out=str(tmp_path / "single"), batch_size=1), small)
     assert list(whole.broken) == ["8"]
     assert "cannot be read as a video" in whole.broken["8"]
-    for name in ("full", "blind", "divprune@0.5"):
+    for name in ("full", "blind", "divprune@0.5", "evs@0.5"):
         assert samples(whole, name) == samples(single, name)
     full, half = samples(whole, "full"), samples(whole, "divprune@0.5")
     assert full[0]["tokens_in"] == full[1]["tokens_in"] != full[2]["tokens_in"]
