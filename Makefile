@@ -50,18 +50,22 @@ $(LMMS)/.installed: $(STAMP)
 test-lmms: $(LMMS)/.installed
 	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/eval/harness
 
-# The accuracy table of the README; its answers and intervals go to runs/table.json.
+# The accuracy table of the README; answers go to runs/table/, numbers and intervals to runs/table.json. Stopped, it goes on.
+COMPARE = $(BIN)/vtc compare runs/$(1) --markdown runs/$(1).md --json runs/$(1).json --plot runs/$(1).png --html runs/$(1).html
 table: $(STAMP)
-	$(BIN)/vtc eval --blind --limit 2000 --methods vtc-cls,divprune,todre,visionzip,pool --json runs/table.json --markdown runs/table.md
-	@printf '\nThe same as Markdown: runs/table.md\n'
+	$(BIN)/vtc eval --blind --limit 2000 --methods vtc-cls,divprune,todre,visionzip,pool --keep 288,192,128,64,32,16 \
+	    --out runs/table
+	$(call COMPARE,table)
+	@printf '\nThe same as Markdown: runs/table.md; with hover: runs/table.html\n'
 
 # Methods inside the language model and in its cache: at equal average tokens, then at equal final tokens with a picture.
 INSIDE := fastv,pyramiddrop,transprune,sparsevlm,dart,visiondrop,mustdrop,todre,vtc-cls,divprune
 table-inside: $(STAMP)
-	$(BIN)/vtc eval --limit 750 --budget average --keep 288,192 --methods $(INSIDE) \
-	    --json runs/average.json --markdown runs/average.md
+	$(BIN)/vtc eval --limit 750 --budget average --keep 288,192 --methods $(INSIDE) --out runs/average
+	$(call COMPARE,average)
 	$(BIN)/vtc eval --limit 750 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
-	    --json runs/final.json --markdown runs/final.md --plot runs/pareto.png
+	    --out runs/final
+	$(call COMPARE,final)
 
 # Speed, each table with its CSV and picture: ops by provider, then whole models against uncompressed sdpa.
 BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png

@@ -1,217 +1,199 @@
-"""The evaluation loop: every picture goes through the vision tower once, however many methods and budgets are asked."""
+"""The evaluation: every combination of model, method and budget answers every question, each into a folder of its own.
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+All runs of a model go through a batch together, so that the vision tower sees it once. The batches depend on the
+questions and the batch size alone; process r of n takes every n-th. A batch that is not wholly there is answered again
+as a whole. So a run that was interrupted, or shared by several processes, ends with the numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+import transformers
 
 import vtc
-from vtc.eval.datasets import Dataset, Question
-from vtc.eval.metrics import normalise, score
+from vtc.eval import datasets, metrics
+from vtc.eval.answer import Answerer
+from vtc.eval.datasets import Dataset
+from vtc.eval.processes import Processes
+from vtc.eval.results import Run, metrics_of
+from vtc.eval.settings import FULL, Settings, Spec
+from vtc.eval.store import RunFolder
+from vtc.eval.timing import measure
 
-KEEPS = (288, 192, 128, 64, 32, 16)
-BUDGETS = ("final", "average")
-_PICTURES_AT_ONCE = 64  # bounds the memory that encoded pictures take
-_GREY = (127, 127, 127)
-_SLACK = 4  # tokens an answer may run over the longest reference of its task
-
-
-@dataclass
-class Run:
-    """One setting's answers: `method` is "full", "blind" or a method; `keep` is None for the first two."""
-
-    method: str
-    keep: int | float | None = None
-    answers: list[str] = field(default_factory=list)  # in the order of the questions
-    scores: list[float] = field(default_factory=list)
-    tokens_in: int = 0  # visual tokens over all questions
-    tokens_out: int = 0
-    tokens_average: float = 0.0  # the same, mean over the decoder layers
-    flops: tuple[int, int] = (0, 0)  # of the language model's prefill: uncompressed, compressed
-    kv_bytes: tuple[int, int] = (0, 0)  # of the KV cache after the prefill
-    seconds: float = 0.0  # of generation, the vision tower's share not included
+FORMAT = 1  # of the folders
 
 
-@dataclass
-class Result:
-    """Everything an evaluation found; `vtc.eval.table` turns it into tables."""
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation left behind: the folder, its runs, the questions that broke (id -> reason), and notes."""
 
-    data: Dataset
-    model: str
-    runs: list[Run]
-    seconds: float
-
-    @property
-    def full(self) -> Run:
-        return self.runs[0]
-
-    def loyalty(self, run: Run) -> list[float]:
-        """Per question: 1 where the run's answer is that of the uncompressed model, after normalisation."""
-        return [float(normalise(a) == normalise(b)) for a, b in zip(run.answers, self.full.answers, strict=True)]
+    folder: Path
+    runs: list[Path]
+    broken: dict[str, str]
+    notes: list[str]
 
 
 def evaluate(
-    model,
-    processor,
-    data: Dataset,
-    methods: Sequence[str],
-    keeps: Sequence[int | float] = KEEPS,
-    *,
-    blind: bool = False,
-    budget: str = "final",
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Result:
-    """Answer every question uncompressed, with each method at each budget, and greedily, so that runs repeat exactly.
+    settings: Settings,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    processes: Processes | None = None,
+    load: Callable[..., tuple[Any, Any]] = vtc.load,
+) -> Outcome:
+    """Answer every question uncompressed and with each method at each budget, greedily, so that runs repeat exactly.
 
     Args:
-        model, processor: as `vtc.load` returns them; the model must not be wrapped.
-        methods: names; "random" is added if it is not among them.
-        keeps: visual tokens per picture, counts or fractions.
-        budget: what `keeps` means for methods that drop tokens between decoder layers: "final" = left after the last
-            of them, "average" = mean over the layers, where every method spends about the same FLOPs.
-        blind: also answer with a grey picture of the same size in place of each picture.
-        batch_size: questions per call of `generate`.
-        progress: called with (answers so far, answers in all).
+        progress: called with (what is counted, so far, in all), for this process's share.
+        processes: those that share the work; this one alone by default.
+        load: as `vtc.load`.
     Raises:
-        ValueError: no questions, or whatever `vtc.wrap` refuses; before any question is answered.
+        ValueError, FileNotFoundError, ImportError: a setting, a question, a method or a folder is not as it should be;
+            before any question is answered.
+        ValueError: later, if a model answers none of the questions of a whole batch.
+        OSError: no space is left on the device; what was answered is kept.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"budget={budget!r} is not one of {', '.join(BUDGETS)}.")
-    began = time.perf_counter()
-    methods = list(dict.fromkeys(["random", *methods]))
-    full, grey = Run("full"), Run("blind")
-    compressed = [Run(method, keep) for keep in keeps for method in methods]
-    for run in compressed:
-        with _wrapped(model, run, budget):  # refuses here, and not after minutes of work, what the model cannot do
-            pass
-    for image in {question.image for question in data.questions}:
-        vtc.load_picture(image)
-    runs = [full, *([grey] if blind else []), *compressed]
-    for run in runs:
-        run.answers = [""] * len(data.questions)
-    total, done = len(runs) * len(data.questions), 0
-    limits = _answer_limits(processor, data)
-    for chunk in _chunks(data):
-        batches = list(_batches(processor, data, chunk, limits, batch_size))
-        sights = _encode(model, processor, chunk, methods, blind=False)
-        greys = _encode(model, processor, chunk, ["random"], blind=True) if blind else None
-        for run in runs:
-            start = time.perf_counter()
-            with _wrapped(model, run, budget):
-                for batch in batches:
-                    _answer(model, processor, greys if run is grey else sights, batch, run)
-                    done += len(batch.numbers)
-                    progress(done, total)
-            run.seconds += time.perf_counter() - start
-    for run in runs:
-        run.scores = [score(answer, question) for answer, question in zip(run.answers, data.questions, strict=True)]
-    return Result(data, model.config.model_type, runs, time.perf_counter() - began)
+    team = processes or Processes(settings.device)
+    data = datasets.load(settings.data)
+    data = (data.only(settings.tasks) if settings.tasks else data).first(settings.limit)
+    names = metrics.plan(data, settings.metric)
+    specs = settings.specs(data.kinds)
+    folder = settings.folder(data.digest())
+    for spec in specs:  # all of them, before the first model is loaded
+        RunFolder(folder / spec.folder).check(_config(settings, spec, data, names))
+    broken: dict[str, str] = {}
+    notes: list[str] = []
+    for model in settings.models:
+        own = [spec for spec in specs if spec.model == model]
+        runs = _evaluate_model(settings, own, data, names, folder, progress, team, load, notes)
+        broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
+    return Outcome(folder, [folder / spec.folder for spec in specs], broken, notes)
 
 
-def _wrapped(model, run: Run, budget: str):
-    if run.keep is None:
-        return nullcontext()
-    options = next((info.options for info in vtc.methods() if info.name == run.method), ())
-    counted: dict[str, bool] = {"exact": True} if "exact" in options else {}  # thresholds keep any number
-    if "average" in options:
-        counted["average"] = budget == "average"
-    return vtc.wrapped(model, run.method, run.keep, **counted)
+def _evaluate_model(
+    settings: Settings,
+    specs: Sequence[Spec],
+    data: Dataset,
+    names: dict[str, str],
+    folder: Path,
+    progress: Callable[[str, int, int], None],
+    team: Processes,
+    load: Callable[..., tuple[Any, Any]],
+    notes: list[str],
+) -> dict[Spec, RunFolder]:
+    model, processor = load(specs[0].model, device=team.device, dtype=settings.dtype)
+    torch.manual_seed(0)
+    answerer = Answerer(model, processor, settings, metrics.scorers(data, names), names)
+    answerer.check(specs, data.kinds)
+    weights = _fingerprint(model)
+    folders = {spec: RunFolder(folder / spec.folder, team.rank) for spec in specs}
+    for turn in (True, False):  # the first process makes the folders, the others find them
+        if turn == (team.rank == 0):
+            for spec, run in folders.items():
+                config = _config(settings, spec, data, names) | {"weights": weights}
+                run.open(config | {"how": _how(settings, model, team)})
+        team.wait()
+    batches = answerer.batches(data.questions)[team.rank :: team.world]
+    total, done = len(folders) * sum(len(batch.questions) for batch in batches), 0
+    for batch in batches:
+        waiting = [spec for spec, run in folders.items() if run.lacks(batch.ids)]
+        done += (len(folders) - len(waiting)) * len(batch.questions)
+        progress("answers", done, total)
+        for spec, lines in answerer.answer(batch, waiting) if waiting else ():
+            folders[spec].append(lines)
+            if not folders[spec].answered and "asked" in lines[-1]:
+                _refuse_if_hopeless(spec, folders[spec], batch.ids, lines[-1]["error"])
+            done += len(lines)
+            progress("answers", done, total)
+    notes += answerer.notes
+    _finish(settings, answerer, folders, data, names, team, progress)
+    return folders
 
 
-@dataclass
-class _Batch:
-    """Questions that are answered together: `pictures` are indices into the chunk's encoded pictures."""
-
-    numbers: list[int]
-    pictures: list[int]
-    text: dict[str, torch.Tensor]
-    limit: int
+def _refuse_if_hopeless(spec: Spec, run: RunFolder, ids: Sequence[str], reason: str) -> None:
+    """One question may break a model; all of a first batch are no accident."""
+    if len(ids) > 1 and not run.lacks(ids):
+        run.drop()
+        raise ValueError(f"{spec.label} on {spec.model} answers no question at all: {reason}")
 
 
-@dataclass
-class _Chunk:
-    pictures: list[Image.Image]
-    questions: list[tuple[int, int]]  # (number in the data set, index into `pictures`)
+def _finish(
+    settings: Settings,
+    answerer: Answerer,
+    folders: dict[Spec, RunFolder],
+    data: Dataset,
+    names: dict[str, str],
+    team: Processes,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Bring all samples together, measure times, and write the metrics of what has none yet."""
+    for run in folders.values():
+        for line in team.gather(list(run.lines.values())):
+            run.lines.setdefault(line["id"], line)
+    new = [spec for spec, run in folders.items() if not run.finished]
+    if team.rank == 0 and new:
+        times = {}
+        if settings.timing:
+            times = measure(
+                answerer, new, data.questions, settings.timing, lambda done, total: progress("timings", done, total)
+            )
+        order = [question.id for question in data.questions]
+        runs = {spec: Run.of(spec, data, names, [run.lines[i] for i in order]) for spec, run in folders.items()}
+        full = next(run for spec, run in runs.items() if spec.method == FULL)
+        random = {spec.keep: run for spec, run in runs.items() if spec.label == "random"}
+        for spec in new:
+            found = metrics_of(runs[spec], data, full, random.get(spec.keep), times.get(spec))
+            folders[spec].finish(order, found)
+    team.wait()
 
 
-def _chunks(data: Dataset) -> Iterator[_Chunk]:
-    """Split the data set by pictures, so that each picture is encoded once."""
-    by_image: dict[str, list[int]] = {}
-    for number, question in enumerate(data.questions):
-        by_image.setdefault(str(question.image), []).append(number)
-    images = list(by_image)
-    for start in range(0, len(images), _PICTURES_AT_ONCE):
-        part = images[start : start + _PICTURES_AT_ONCE]
-        questions = [(number, index) for index, image in enumerate(part) for number in by_image[image]]
-        yield _Chunk([vtc.load_picture(image) for image in part], questions)
+def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]) -> dict[str, Any]:
+    """What decides a run's numbers, weights left out."""
+    return {
+        "format": FORMAT,
+        "model": spec.model,
+        "method": spec.method,
+        "keep": spec.keep,
+        "options": dict(spec.options),
+        "data": data.name,
+        "kinds": data.kinds,
+        "questions": len(data.questions),
+        "tasks": data.tasks,
+        "metrics": names,
+        "digest": data.digest(),
+        "instruction": settings.instruction,
+        "max_new_tokens": settings.max_new_tokens,
+        "frames": settings.frames,
+        "fps": settings.fps,
+        "dtype": settings.dtype,
+    }
 
 
-def _answer_limits(processor, data: Dataset) -> dict[str, int]:
-    """Most tokens an answer may have, per task: short tasks need not wait for captions to end."""
-    limits: dict[str, int] = {}
-    for question in data.questions:
-        longest = max(len(processor.tokenizer(answer)["input_ids"]) for answer in question.answers)
-        limits[question.task] = max(limits.get(question.task, 0), longest + _SLACK)
-    return limits
+def _how(settings: Settings, model: Any, team: Processes) -> dict[str, Any]:
+    try:
+        own = version("vtc-vlm")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {
+        "model_type": model.config.model_type,
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "batch_size": settings.batch_size,
+        "processes": team.world,
+        "versions": {"vtc": own, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
-def _encode(model, processor, chunk: _Chunk, methods: Sequence[str], *, blind: bool):
-    pictures = [Image.new("RGB", picture.size, _GREY) for picture in chunk.pictures] if blind else chunk.pictures
-    inputs = processor(
-        text=[vtc.prompt(processor, "?")] * len(pictures),
-        images=[[p] for p in pictures],
-        padding=True,
-        return_tensors="pt",
-    )
-    return vtc.encode(model, methods, **inputs.to(model.device))
-
-
-def _batches(processor, data: Dataset, chunk: _Chunk, limits: dict[str, int], size: int) -> Iterator[_Batch]:
-    def effort(entry: tuple[int, int]) -> tuple[int, int]:
-        question = data.questions[entry[0]]
-        return limits[question.task], len(question.question)
-
-    by_limit: dict[int, list[tuple[int, int]]] = {}
-    for entry in sorted(chunk.questions, key=effort):
-        by_limit.setdefault(effort(entry)[0], []).append(entry)
-    for limit, entries in by_limit.items():
-        for start in range(0, len(entries), size):
-            numbers, pictures = zip(*entries[start : start + size], strict=True)
-            questions = [data.questions[number] for number in numbers]
-            text = _tokenise(processor, questions, [chunk.pictures[index] for index in pictures])
-            yield _Batch(list(numbers), list(pictures), text, limit)
-
-
-def _tokenise(processor, questions: list[Question], pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-    """Row-aligned inputs of `generate`, [B, S] each, padded on the left. The pictures only set how many tokens."""
-    texts = [vtc.prompt(processor, question.question) for question in questions]
-    inputs = processor(
-        text=texts, images=[[p] for p in pictures], padding=True, padding_side="left", return_tensors="pt"
-    )
-    return {name: value for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
-
-
-@torch.inference_mode()
-def _answer(model, processor, encoded, batch: _Batch, run: Run) -> None:
-    text = {name: value.to(model.device) for name, value in batch.text.items()}
-    out = model.generate(
-        **text, **encoded.take(batch.pictures), max_new_tokens=batch.limit, do_sample=False, num_beams=1
-    )
-    said = processor.batch_decode(out[:, text["input_ids"].shape[1] :], skip_special_tokens=True)
-    for number, answer in zip(batch.numbers, said, strict=True):
-        run.answers[number] = answer.strip()
-    visual = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    tokens = int((text["input_ids"] == visual).sum())
-    run.tokens_in += tokens
-    if run.keep is None:
-        run.tokens_out, run.tokens_average = run.tokens_in, run.tokens_in
-        return
-    report = vtc.report(model)
-    run.tokens_out += report.tokens_out
-    run.tokens_average += report.tokens_average
-    run.flops = (run.flops[0] + report.flops[0], run.flops[1] + report.flops[1])
-    run.kv_bytes = (run.kv_bytes[0] + report.kv_bytes[0], run.kv_bytes[1] + report.kv_bytes[1])
+def _fingerprint(model: Any) -> str:
+    """Tells models of one name apart by names, shapes and some values of their weights."""
+    known = hashlib.sha256()
+    for name, value in model.named_parameters():
+        some = value.detach().flatten()[:: max(1, value.numel() // 4)][:4]
+        known.update(f"{name}{tuple(value.shape)}{[round(x, 4) for x in some.float().tolist()]}".encode())
+    return known.hexdigest()[:16]

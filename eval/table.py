@@ -1,151 +1,153 @@
-"""An evaluation's result as a table for the terminal, as Markdown for the README, and as JSON."""
+"""Compared runs as tables: for the terminal, as Markdown, as JSON."""
+
+from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vtc.eval.metrics import Score, bootstrap, wilson
-from vtc.eval.runner import Result, Run
+from vtc.eval.compare import LEVEL, Group, Row
+from vtc.eval.statistics import Score
 
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: accuracy by task and over all questions, agreement with the full model, gain over `random`."""
-
-    method: str
-    keep: int | float | None
-    tokens: float  # visual tokens per question, after the last decoder layer that drops any
-    average: float  # the same, mean over the decoder layers
-    flops: float  # of the prefill, as a share of the uncompressed model's
-    kv: float  # bytes of the KV cache, likewise
-    tasks: dict[str, Score]
-    overall: Score
-    loyalty: Score | None
-    gain: Score | None  # mean of the per-question differences to `random` at the same keep
-    seconds: float
-
-
-def rows(result: Result) -> list[Row]:
-    """One row per run, budgets from large to small, `random` first within a budget."""
-    questions = result.data.questions
-    images = {image: index for index, image in enumerate(dict.fromkeys(q.image for q in questions))}
-    groups = [images[question.image] for question in questions]
-    baseline = {run.keep: run for run in result.runs if run.method == "random"}
-
-    def row(run: Run) -> Row:
-        tasks = {}
-        for task in result.data.tasks:
-            picked = [i for i, question in enumerate(questions) if question.task == task]
-            scores = [run.scores[i] for i in picked]
-            graded = any(questions[i].objects for i in picked)
-            tasks[task] = bootstrap(scores, [groups[i] for i in picked]) if graded else wilson(scores)
-        gain = None
-        if run.keep is not None and run.method != "random":
-            base = baseline[run.keep].scores
-            gain = bootstrap([own - other for own, other in zip(run.scores, base, strict=True)], groups)
-        return Row(
-            method=run.method,
-            keep=run.keep,
-            tokens=run.tokens_out / len(questions),
-            average=run.tokens_average / len(questions),
-            flops=_share(run.flops),
-            kv=_share(run.kv_bytes),
-            tasks=tasks,
-            overall=bootstrap(run.scores, groups),
-            loyalty=None if run is result.full else bootstrap(result.loyalty(run), groups),
-            gain=gain,
-            seconds=run.seconds,
-        )
-
-    return [row(run) for run in result.runs]
-
-
-def _share(pair: tuple[int, int]) -> float:
-    return pair[1] / pair[0] if pair[0] else 1.0
+_BETTER, _WORSE = "▲", "▼"
 
 
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
-    if score is None:
+    return "" if score is None else f"{100 * score.mean:{sign}.{digits}f} ±{100 * score.half_width:.{digits}f}"
+
+
+def _marked(score: Score | None, p: float | None) -> str:
+    if score is None or p is None:
         return ""
-    return f"{100 * score.mean:{sign}.{digits}f} ±{100 * score.half_width:.{digits}f}"
+    mark = (_BETTER if score.mean > 0 else _WORSE) if p < LEVEL else " "
+    return f"{_percent(score, '+')} {mark}"
 
 
-def _header(result: Result) -> list[str]:
-    return ["method", "tokens", "mean", "FLOPs", "KV", *result.data.tasks, "all", "vs random", "loyalty"]
+def _number(value: float | None, form: str = ".0f") -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
-def _cells(row: Row, digits: int) -> list[str]:
-    tasks = [_percent(score, digits=digits) for score in row.tasks.values()]
-    return [
-        row.method,
-        f"{row.tokens:.0f}",
-        f"{row.average:.0f}",
-        f"{100 * row.flops:.0f}",
-        f"{100 * row.kv:.0f}",
-        *tasks,
-        _percent(row.overall),
-        _percent(row.gain, "+"),
-        _percent(row.loyalty),
-    ]
+def _si(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
 
 
-def caption(result: Result) -> str:
-    pictures = len({question.image for question in result.data.questions})
+_Cell = Callable[[Row], str]
+_COLUMNS: dict[str, _Cell] = {
+    "method": lambda row: row.label,
+    "tokens": lambda row: _number(row.tokens),
+    "mean": lambda row: _number(row.average),
+    "FLOPs": lambda row: _si(row.flops),
+    "%": lambda row: _number(100 * row.flops_share),
+    "KV": lambda row: f"{_si(row.kv)}B",
+    "% ": lambda row: _number(100 * row.kv_share),
+    "TTFT ms": lambda row: _number(row.ttft_ms, ".1f"),
+    "tok/s": lambda row: _number(row.decode),
+    "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
+    "accuracy": lambda row: _percent(row.accuracy),
+    "vs full": lambda row: _marked(row.versus_full, row.p_full),
+    "vs random": lambda row: _marked(row.versus_random, row.p_random),
+    "retention": lambda row: _percent(row.retention),
+    "loyalty": lambda row: _percent(row.loyalty),
+    "TokDense": lambda row: _number(row.tokdense, ".2f"),
+}
+
+
+def caption(group: Group) -> str:
+    """What the numbers are."""
+    broken = max((row.broken for row in group.rows), default=0)
+    left_out = f" {broken} of them could not be answered and are left out." if broken else ""
+    times = "" if any(row.ttft_ms for row in group.rows) else " Nothing was timed."
     return (
-        f"{result.data.name}: {len(result.data.questions)} questions on {pictures} pictures; model {result.model}. "
-        "Tokens: per picture, at the end and as a mean over the decoder layers; FLOPs of the language model's prefill "
-        "and bytes of its KV cache in % of the uncompressed model's. Scores in %, with 95 % confidence intervals: "
-        "Wilson's for tasks scored right or wrong, bootstrap over pictures for captions (F1 over objects), all "
-        "questions, the paired difference to random, and loyalty (same answer as with all tokens)."
+        f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}.{left_out} "
+        "Per question: visual tokens at the end and as a mean over the decoder layers; FLOPs of the language model's "
+        "prefill and bytes of its KV cache, also in % of the uncompressed model's; time to first token with the vision "
+        f"tower (median, one question at a time), decoded tokens per second, peak memory without weights.{times} "
+        "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
+        "TokDense in points per mean token. ±: 95 % intervals, Wilson's for tasks scored right or wrong, else "
+        f"bootstrap over {group.kind}. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over "
+        f"{group.kind}, Holm-corrected over the table."
     )
 
 
-def terminal(result: Result) -> Table:
-    """A rich table, one section per budget; task columns are rounded so that it fits a wide terminal."""
-    table = Table(box=SIMPLE_HEAD, caption=caption(result), caption_justify="left", pad_edge=False)
-    for title in _header(result):
-        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
-    keep = None
-    for row in rows(result):
-        if row.keep != keep:
+def columns(group: Group) -> dict[str, list[str]]:
+    """The main table, column by column; those that are empty throughout are left out."""
+    found = {title: [cell(row) for row in group.rows] for title, cell in _COLUMNS.items()}
+    return {title: cells for title, cells in found.items() if any(cell.strip() for cell in cells)}
+
+
+def task_columns(group: Group) -> dict[str, list[str]]:
+    """Scores by task, and what a task's metric says beside its score."""
+    found = {"method": [row.label for row in group.rows], "tokens": [_number(row.tokens) for row in group.rows]}
+    for task in group.tasks:
+        found[task] = [_percent(row.tasks.get(task)) for row in group.rows]
+        for name in dict.fromkeys(name for row in group.rows for name in row.extras.get(task, {})):
+            values = [row.extras.get(task, {}).get(name) for row in group.rows]
+            found[f"{task} {name}"] = ["" if value is None else f"{100 * value:.1f}" for value in values]
+    return found
+
+
+def tables(group: Group) -> list[dict[str, list[str]]]:
+    """The main table and, where it says more, the breakdown by task."""
+    return [
+        columns(group),
+        *([task_columns(group)] if len(group.tasks) > 1 or any(r.extras for r in group.rows) else []),
+    ]
+
+
+def terminal(group: Group) -> list[Table]:
+    """The tables for rich; a section per budget, winners over `random` in bold."""
+    return [_rich(group, *pair) for pair in zip(tables(group), (group.title, "by task"), strict=False)]
+
+
+def _rich(group: Group, found: dict[str, list[str]], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in found:
+        table.add_column(name.strip(), justify="left" if name == "method" else "right", no_wrap=True)
+    before: object = None
+    for row, cells in zip(group.rows, zip(*found.values(), strict=True), strict=True):
+        if row.keep != before:
             table.add_section()
-            keep = row.keep
-        better = row.gain is not None and row.gain.low > 0
-        table.add_row(*_cells(row, digits=0), style="bold" if better else None)
+            before = row.keep
+        table.add_row(*cells, style="bold" if row.beats_random else None)
     return table
 
 
-def markdown(result: Result) -> str:
-    """The same as a Markdown table, the gain in bold where the method beats random beyond the interval."""
-    header = _header(result)
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    for row in rows(result):
-        cells = _cells(row, digits=1)
-        if row.gain is not None and row.gain.low > 0:
-            cells[header.index("vs random")] = f"**{cells[header.index('vs random')]}**"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", caption(result), ""])
+def markdown(groups: Sequence[Group]) -> str:
+    """All groups as Markdown: each its table, its breakdown by task, and what the numbers are."""
+    pages = []
+    for group in groups:
+        page = [f"## {group.title}", ""]
+        for found, heading in zip(tables(group), ([], ["By task, in %:", ""]), strict=False):
+            page += [*heading, *_lines(found), ""]
+        pages.append("\n".join([*page, caption(group), ""]))
+    return "\n".join(pages)
 
 
-def as_json(result: Result) -> str:
-    """Every row with its intervals, and every answer by question id."""
-    answers = [
-        {"id": question.id, "task": question.task, "answers": {_key(run): run.answers[i] for run in result.runs}}
-        for i, question in enumerate(result.data.questions)
+def _lines(found: dict[str, list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(title.strip() for title in found) + " |", "|---|" + "---:|" * (len(found) - 1)]
+    return lines + [
+        "| " + " | ".join(cell.strip() for cell in cells) + " |" for cells in zip(*found.values(), strict=True)
     ]
-    return json.dumps(
+
+
+def as_json(groups: Sequence[Group]) -> str:
+    """Every row with its intervals and p-values."""
+    found = [
         {
-            "data": result.data.name,
-            "model": result.model,
-            "seconds": round(result.seconds, 1),
-            "rows": [asdict(row) for row in rows(result)],
-            "questions": answers,
-        },
-        indent=1,
-    )
-
-
-def _key(run: Run) -> str:
-    return run.method if run.keep is None else f"{run.method}@{run.keep}"
+            "model": group.model,
+            "data": group.data,
+            "questions": group.questions,
+            "caption": caption(group),
+            "rows": [asdict(row) for row in group.rows],
+        }
+        for group in groups
+    ]
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"

@@ -76,18 +76,39 @@ def test_methods_lists_every_method(capsys):
         assert info.paper is None or info.paper.arxiv in out
 
 
-def test_eval_writes_table_and_json(capsys, tmp_path):
-    file, markdown = tmp_path / "new" / "a.json", tmp_path / "a.md"
-    options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "6", "--blind", "--batch-size", "4"]
-    assert main(["eval", *options, "--json", str(file), "--markdown", str(markdown)]) == 0
+def test_eval_prints_a_table_and_leaves_folders(capsys, tmp_path):
+    options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "2", "--blind", "--timing", "0"]
+    assert main(["eval", *options, "--out", str(tmp_path / "runs")]) == 0
     captured = capsys.readouterr()
-    rows = json.loads(file.read_text())["rows"]
-    names = [("full", None), ("blind", None), ("random", 32), ("divprune", 32), ("random", 0.5), ("divprune", 0.5)]
-    assert [(row["method"], row["keep"]) for row in rows] == names
-    assert [row["tokens"] for row in rows] == [576, 576, 32, 32, 288, 288]
-    assert "divprune" in captured.out
-    assert "divprune" in markdown.read_text()
+    names = {"full", "blind", "random@32", "divprune@32", "random@0.5", "divprune@0.5"}
+    assert {folder.name for folder in (tmp_path / "runs" / "tiny-llava").iterdir()} == names
+    for expected in ("divprune", "TokDense", "loyalty", f"results: {tmp_path / 'runs'}"):
+        assert expected in captured.out
     assert "answers" in captured.err  # progress
+    assert main(["eval", *options, "--out", str(tmp_path / "runs"), "--max-new-tokens", "3"]) == 2
+    assert "another configuration: max_new_tokens is None there and 3 here" in capsys.readouterr().err
+
+
+def test_eval_says_what_broke(capsys, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"?")
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "good.png")
+    lines = [{"image": f"{name}.png", "question": "What color is it?", "answer": "red"} for name in ("good", "bad")]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--methods", "pool", "--keep", "9", "--timing", "0", "--out", str(tmp_path / "runs")]
+    assert main(["eval", "--data", str(tmp_path / "mine.jsonl"), *options]) == 1
+    captured = capsys.readouterr()
+    assert "question 2 is left out" in captured.err
+    assert "1 questions could not be answered" in captured.err
+    assert "1 of them could not be answered" in " ".join(captured.out.split())
+
+
+def test_eval_by_a_file(capsys, tmp_path):
+    config = tmp_path / "sweep.toml"
+    config.write_text(
+        'methods = [{name = "todre", mode = "kcenter"}]\nkeep = 16\nlimit = 2\ntiming = 0\nout = "none"\n'
+    )
+    assert main(["eval", "--config", str(config), "--out", str(tmp_path / "runs")]) == 0
+    assert "todre(mode=kcenter)" in capsys.readouterr().out
 
 
 def test_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, monkeypatch):
@@ -97,7 +118,7 @@ def test_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, monkeypatch):
     Image.new("RGB", (50, 50), "red").save(tmp_path / "a.png")
     data.write_text(json.dumps({"image": "a.png", "question": "What color is it?", "answer": "red"}) + "\n")
     options = ["--plugin", str(plugin), "--methods", "checkerboard", "--keep", "288", "--data", str(data)]
-    assert main(["eval", *options]) == 0
+    assert main(["eval", *options, "--timing", "0", "--out", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
     assert "checkerboard" in out
     assert "data: 1 questions on 1 pictures" in out
@@ -122,6 +143,14 @@ BAD = [
     (["eval", "--methods", "pool,nope"], "'nope'"),
     (["eval", "--plugin", "none.py"], "there is no plugin file"),
     (["eval", "--limit", "0"], "'0' is not a whole number"),
+    (["eval", "--timing", "-1"], "'-1' is not a whole number"),
+    (["eval", "--tasks", "colour"], "no task 'colour'"),
+    (["eval", "--metric", "exat"], "did you mean 'exact'"),
+    (["eval", "--frames", "4", "--fps", "2"], "give frames or fps, not both"),
+    (["eval", "--fps", "0"], "fps is 0"),
+    (["eval", "--config", "none.toml"], "no settings file at none.toml"),
+    (["compare"], "RUN"),
+    (["compare", "none"], "there is no folder none"),
     (["sing"], "sing"),
     ([], "COMMAND"),
 ] + [(["eval", "--keep", keep], f"'{keep}' is neither") for keep in ("0", "-3", "1.5", "nan", "many", "inf", "0.0")]

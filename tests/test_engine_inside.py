@@ -134,3 +134,18 @@ def test_reports_by_layer() -> None:
     assert {layer.keys.shape[2] for layer in cache.layers} == {inputs["input_ids"].shape[1] - 72 + 4}
     assert report.as_dict()["tokens_by_layer"] == [54, 27, 12]
     assert "31.0 on average over 3 layers" in str(report)
+
+
+@pytest.mark.parametrize("method", ["transprune", "input + layer + cache"])
+def test_the_rows_of_a_report_add_up(method: str) -> None:
+    model, inputs = model_of("llava"), batch("llava", [[0], [1, 2], []])
+    with vtc.wrapped(model, ALL[method]()):
+        model(**inputs)
+        report = vtc.report(model)
+    rows = report.rows
+    assert [row.tokens_in for row in rows] == [36, 72, 0]
+    for name in ("tokens_in", "tokens_out", "tokens_average"):
+        assert sum(getattr(row, name) for row in rows) == pytest.approx(getattr(report, name))
+    for name in ("flops", "kv_bytes"):
+        assert tuple(map(sum, zip(*(getattr(row, name) for row in rows), strict=True))) == getattr(report, name)
+    assert rows[2].flops[0] == rows[2].flops[1]

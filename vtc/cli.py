@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 import vtc
 from vtc import arguments
 from vtc.ask import ask, save_overlays, show
-from vtc.eval import datasets, plot, runner, table
 from vtc.eval.bench.cli import add_command as bench_command
+from vtc.eval.cli import add_commands as eval_commands
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -29,16 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         _import_plugin(getattr(options, "plugin", None))
-        options.run(options)
+        return options.run(options) or 0
     except _MISTAKES as error:
         if options.traceback:
             raise
         print(f"vtc: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vtc: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"vtc: {stop or 'stopped'}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _ask(options: argparse.Namespace) -> None:
@@ -88,39 +86,6 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _eval(options: argparse.Namespace) -> None:
-    """Print the table of accuracy by task, method and budget."""
-    names = options.methods or [m.name for m in vtc.methods() if m.stage.startswith("input") and "image" in m.modality]
-    arguments.check_methods(names)
-    for file in filter(None, (options.json, options.markdown, options.plot)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    data = datasets.load(options.data).first(options.limit)
-    model, processor = _load(options)
-    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("answers", total=None)
-        result = runner.evaluate(
-            model,
-            processor,
-            data,
-            names,
-            options.keep,
-            blind=options.blind,
-            budget=options.budget,
-            batch_size=options.batch_size,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    result.model = options.model
-    if options.json:
-        Path(options.json).write_text(table.as_json(result))
-    if options.markdown:
-        Path(options.markdown).write_text(table.markdown(result))
-    if options.plot:
-        plot.pareto(result, Path(options.plot))
-    Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(result))
-    print(f"{result.seconds:.0f} s")
-
-
 def _import_plugin(name: str | None) -> None:
     """Run a user's file, if one is named; methods defined in it register themselves."""
     if name is None:
@@ -154,14 +119,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _running(model: str | None) -> _Parser:
+    """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
     running = _Parser(add_help=False)
-    running.add_argument(
-        "--model", default="tiny-llava", metavar="NAME_OR_PATH", help="default: %(default)s, which ships"
-    )
+    running.add_argument("--model", default=model, metavar="NAME_OR_PATH", help="default: tiny-llava, which ships")
     running.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
     running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
     running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
+    return running
+
+
+def _parser() -> argparse.ArgumentParser:
+    running, measured = _running("tiny-llava"), _running(None)
     parser = _Parser(prog="vtc", description=__doc__)
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -187,28 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
     command.set_defaults(run=_methods)
 
-    about = "accuracy by task, method and budget"
-    command = commands.add_parser("eval", parents=[running], help=about, description=_eval.__doc__)
-    command.add_argument("--data", default="tiny", metavar="NAME_OR_PATH", help="tiny, easy-vqa, or a .jsonl file")
-    command.add_argument(
-        "--methods", type=arguments.listed(str), metavar="A,B", help="default: all that act before the LLM"
-    )
-    command.add_argument(
-        "--keep", type=arguments.listed(arguments.keep), default=list(runner.KEEPS), metavar="N,N", help="budgets"
-    )
-    command.add_argument(
-        "--budget",
-        choices=runner.BUDGETS,
-        default="final",
-        help="what --keep means for methods inside the language model: tokens at the end, or mean over its layers",
-    )
-    command.add_argument("--limit", type=arguments.count, metavar="N", help="only the first N questions")
-    command.add_argument("--blind", action="store_true", help="add a baseline that sees a grey picture instead")
-    command.add_argument("--batch-size", type=arguments.count, default=64, metavar="N", help="default: %(default)s")
-    command.add_argument("--json", metavar="FILE", help="write rows and answers here")
-    command.add_argument("--markdown", metavar="FILE", help="write the table here")
-    command.add_argument("--plot", metavar="FILE", help="draw accuracy over FLOPs and over KV bytes into this file")
-    command.set_defaults(run=_eval)
-
+    eval_commands(commands, measured)
     bench_command(commands)
     return parser

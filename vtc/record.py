@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vtc.cost import DecoderCost
 from vtc.flow import Flow
 from vtc.layout import VisualSpan
-from vtc.report import Report, ReportSpan, StageReport, Stopwatch
+from vtc.report import Report, ReportSpan, RowReport, StageReport, Stopwatch
 from vtc.selection import Selection
 
 
@@ -104,5 +104,22 @@ class Record:
                 (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
             ],
             head_flops=len(full) * cost.head_flops(),
+            rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
             notes=self._notes(),
+        )
+
+    def _row(
+        self, cost: DecoderCost, row: int, full: int, layers: list[list[int]], cached: list[list[int]]
+    ) -> RowReport:
+        """The account of one batch row: `layers` and `cached` are its tokens by layer, [layers][B]."""
+        mine = [(span.tokens, chosen.tokens_out) for span, chosen in zip(self.spans, self.selections, strict=True)
+                if span.row == row]  # fmt: skip
+        visual = sum(before for before, _ in mine)
+        lengths, held = [own[row] for own in layers], [own[row] for own in cached]
+        return RowReport(
+            tokens_in=visual,
+            tokens_out=sum(after for _, after in mine),
+            tokens_average=visual - full + sum(lengths) / len(lengths),
+            flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
+            kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
         )

@@ -57,6 +57,20 @@ class StageReport:
     ms: float
 
 
+@dataclass(frozen=True)
+class RowReport:
+    """One batch row: visual tokens, and the cost model's account of its prefill, (uncompressed, compressed).
+
+    `tokens_average` is the mean over the decoder layers. The sums over the rows are those of the `Report`.
+    """
+
+    tokens_in: int
+    tokens_out: int
+    tokens_average: float
+    flops: tuple[int, int]
+    kv_bytes: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """What happened: spans in reading order, stages in order of execution, and the cost model's account.
@@ -66,6 +80,7 @@ class Report:
         flops_by_layer: (uncompressed, compressed) FLOPs of each decoder layer's prefill, over all rows.
         kv_bytes_by_layer: (uncompressed, compressed) bytes of each layer's KV cache, padding left out.
         head_flops: FLOPs of one row of logits per row.
+        rows: the same account for each batch row.
         notes: sentences about anything a reader should know, such as a signal that stood in for another.
     """
 
@@ -75,6 +90,7 @@ class Report:
     flops_by_layer: list[tuple[int, int]] = field(default_factory=list)
     kv_bytes_by_layer: list[tuple[int, int]] = field(default_factory=list)
     head_flops: int = 0
+    rows: list[RowReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property

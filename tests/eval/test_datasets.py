@@ -1,4 +1,4 @@
-"""Question sets: the shipped one, the published one, and a user's own file with its possible mistakes."""
+"""Question sets: shipped, published, and a user's own file or saved data set with its possible mistakes."""
 
 import json
 
@@ -25,10 +25,10 @@ def written(folder, *lines, name="mine.jsonl"):
 def test_the_shipped_set_is_whole():
     data = datasets.load("tiny")
     assert len(data.questions) >= 2000
-    assert len({question.image for question in data.questions}) >= 400
-    assert len({question.id for question in data.questions}) == len(data.questions)
+    assert len({question.media.name for question in data.questions}) >= 400
     assert {"color", "object", "existence", "count", "position", "reading", "caption"} <= set(data.tasks)
     assert all(bool(question.objects) == (question.task == "caption") for question in data.questions)
+    assert data.kinds == ["image"]
 
 
 def test_easy_vqa_is_the_published_test_split():
@@ -36,6 +36,7 @@ def test_easy_vqa_is_the_published_test_split():
     assert len(data.questions) == 9673
     assert set(data.tasks) == {"shape", "color", "existence", "negation"}
     assert {q.answers[0] for q in data.questions if q.task == "negation"} == {"yes", "no"}
+    assert data.questions[0].media.picture().size == (64, 64)
 
 
 def test_a_file_and_its_folder(folder):
@@ -43,38 +44,132 @@ def test_a_file_and_its_folder(folder):
     data = datasets.load(path)
     assert data == datasets.Dataset("mine", datasets.load(folder).questions)
     assert [question.answers for question in data.questions] == [("star",), ("a star", "star")]
-    assert data.questions[0].image == folder / "a.png"
+    assert data.questions[0].media.file == folder / "a.png"
     assert [question.id for question in data.first(1).questions] == ["7"]
 
 
-def test_id_and_task_are_optional(folder):
+def test_what_is_optional(folder):
     data = datasets.load(written(folder, {"image": "a.png", "question": "What?", "answer": 3}))
     assert (data.questions[0].id, data.questions[0].task, data.questions[0].answers) == ("1", "all", ("3",))
+
+
+def test_videos_choices_and_metrics(folder):
+    (folder / "clip.mp4").write_bytes(b"?")
+    line = {"video": "clip.mp4", "question": "What?", "answer": "B", "choices": ["red", "blue"], "metric": "choice"}
+    (found,) = datasets.load(written(folder, line)).questions
+    assert (found.media.kind, found.answers, found.metric) == ("video", ("blue",), "choice")
+    assert found.choices == ("red", "blue")
+
+
+def test_a_csv_file(folder):
+    text = (
+        "\ufeffid,image,question,answer,answers,choices,task\n"
+        '1,a.png,"Red, or not?",red,,"[""red"", ""green""]",color\n'
+        ",a.png,How many?,,3|three,,count\n"
+    )
+    (folder / "mine.csv").write_text(text, encoding="utf-8")
+    first, second = datasets.load(folder / "mine.csv").questions
+    assert (first.id, first.question, first.choices, first.task) == ("1", "Red, or not?", ("red", "green"), "color")
+    assert (second.id, second.answers, second.choices) == ("3", ("3", "three"), ())
+
+
+def test_a_saved_data_set(folder):
+    hub = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (4 + i, 4), "red") for i in range(2)]
+    columns = {"image": pictures, "question": ["What?", "How?"], "answers": [["a", "b"], ["c"]], "task": ["x", "y"]}
+    table = hub.Dataset.from_dict(columns).cast_column("image", hub.Image())
+    table.save_to_disk(str(folder / "saved"))
+    data = datasets.load(folder / "saved")
+    assert [(q.id, q.answers, q.task) for q in data.questions] == [("0", ("a", "b"), "x"), ("1", ("c",), "y")]
+    assert [q.media.picture().size for q in data.questions] == [(4, 4), (5, 4)]
+    assert data.questions[0].media.name != data.questions[1].media.name
+    hub.DatasetDict({"test": table}).save_to_disk(str(folder / "splits"))
+    with pytest.raises(ValueError, match=r"several splits: give one of .*test"):
+        datasets.load(folder / "splits")
+    assert len(datasets.load(folder / "splits" / "test").questions) == 2
+
+
+def test_a_saved_data_set_with_a_bad_row(folder):
+    hub = pytest.importorskip("datasets")
+    table = hub.Dataset.from_dict({"image": ["b.png"], "question": ["?"], "answer": ["a"]})
+    table.save_to_disk(str(folder / "saved"))
+    with pytest.raises(FileNotFoundError, match=r"row 0, is not a question: there is no image at .*b\.png"):
+        datasets.load(folder / "saved")
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{not json", "line 2"),
-        ("[1, 2]", "line 2"),
+        ("{not json", "malformed JSON"),
+        ("[1, 2]", "it is a list"),
         ({"image": "a.png", "answer": "x"}, "'question' is missing"),
         ({"image": "a.png", "question": "What?"}, "'answer' is missing"),
+        ({"question": "What?", "answer": "x"}, "'image' or 'video' is missing"),
+        ({**GOOD, "video": "a.mp4"}, "both 'image' and 'video'"),
         ({**GOOD, "answers": []}, "at least one"),
-        ({**GOOD, "question": 3}, "line 2"),
+        ({**GOOD, "answers": "star"}, "'answers' is text, not a list"),
+        ({**GOOD, "answers": ["a", {"b": 1}]}, "an entry of 'answers' is an object"),
+        ({**GOOD, "answer": True}, "'answer' is true or false"),
+        ({**GOOD, "question": 3}, "'question' is a number, not text"),
+        ({**GOOD, "question": "  "}, "'question' is empty"),
+        ({**GOOD, "image": 3}, "'image' is not the path of a file"),
+        ({**GOOD, "task": ["a"]}, "'task' is a list"),
+        ({**GOOD, "choices": ["red", "blue"]}, "none of the choices"),
+        ({**GOOD, "choices": ["star", "star"]}, "some of them alike"),
+        (GOOD, "its id '7' is that of .*line 1: ids must differ"),
     ],
 )
 def test_a_line_that_is_no_question(folder, line, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"line 2, is not a question: .*{said}"):
         datasets.load(written(folder, GOOD, line))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,question,answer\na.png,Red, or not?,red\n", "more cells than the first line"),
+        ("image,question,answer\na.png,What?\n", "'answer' is missing"),
+        ('image,question,answers\na.png,What?,"[""a"""\n', "'answers' is not a JSON list"),
+    ],
+)
+def test_a_bad_line_of_a_csv_file(folder, text, said):
+    (folder / "mine.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"line 2, is not a question: .*{said}"):
+        datasets.load(folder / "mine.csv")
 
 
 def test_missing_things(folder):
     with pytest.raises(FileNotFoundError, match="easy-vqa"):
         datasets.load("tinyy")
-    with pytest.raises(FileNotFoundError, match=r"b\.png"):
-        datasets.load(written(folder, {**GOOD, "image": "b.png"}))
+    with pytest.raises(FileNotFoundError, match=r"line 2, .*there is no image at .*b\.png"):
+        datasets.load(written(folder, GOOD, {**GOOD, "id": "8", "image": "b.png"}))
     with pytest.raises(ValueError, match="no questions"):
         datasets.load(written(folder, ""))
-    written(folder, GOOD, name="other.jsonl")
-    with pytest.raises(ValueError, match=r"2 \.jsonl files"):
+    (folder / "latin.csv").write_bytes("image,question\na.png,caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        datasets.load(folder / "latin.csv")
+    with pytest.raises(ValueError, match=r"2 \.jsonl and \.csv files"):
         datasets.load(folder)
+    with pytest.raises(ValueError, match=r"neither a \.jsonl nor a \.csv"):
+        datasets.load(folder / "a.png")
+
+
+def test_tasks():
+    data = datasets.load("tiny")
+    assert set(data.only(["color", "count"]).tasks) == {"color", "count"}
+    with pytest.raises(ValueError, match="no task 'colour'; it has caption"):
+        data.only(["colour"])
+
+
+def test_the_digest_knows_questions_and_files(folder):
+    before = datasets.load(written(folder, GOOD)).digest()
+    assert datasets.load(written(folder, GOOD)).digest() == before
+    assert datasets.load(written(folder, {**GOOD, "answer": "x"})).digest() != before
+    Image.new("RGB", (40, 40)).save(folder / "a.png")
+    assert datasets.load(written(folder, GOOD)).digest() != before
+
+
+def test_the_shipped_clips_are_there():
+    data = datasets.load("tiny-video")
+    assert "video" in data.kinds
+    assert {"tiny", "tiny-video"} <= set(datasets.shipped())

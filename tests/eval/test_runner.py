@@ -1,12 +1,19 @@
-"""The batched loop gives every question the answer that it gets alone, and refuses before it works."""
+"""Every question gets the answer that it gets alone, whatever the batch, the memory, or the question beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import vtc
-from vtc.eval import datasets, runner
-from vtc.pictures import load_picture
-from vtc.prompts import prompt
+from tests.eval.runs import few
+from tests.small_qwen import save
+from vtc.eval import answer, runner
+from vtc.eval.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -15,99 +22,232 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def data():
-    """Every task, several questions on one picture, and more pictures than one chunk is made to hold here."""
-    whole = datasets.load("tiny")
-    return datasets.Dataset("tiny", tuple(question for question in whole.first(24).questions))
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    return Settings(
+        data=str(few(folder, 6)), methods=("divprune", "fastv"), keep=(64,), blind=True, batch_size=4, timing=1,
+        max_new_tokens=8, out=str(folder / "out"), device="cpu",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def result(tiny, data):
-    return runner.evaluate(tiny[0], tiny[1], data, ["divprune", "visionzip"], [64], blind=True, batch_size=5)
+def outcome(settings, tiny):
+    return evaluate(settings, tiny)
 
 
-def alone(model, processor, question, limit):
-    inputs = processor(
-        text=[prompt(processor, question.question)], images=[[load_picture(question.image)]], return_tensors="pt"
-    )
-    with torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
-    return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+def evaluate(settings, tiny, **more):
+    return runner.evaluate(settings, load=lambda *args, **options: tiny, **more)
 
 
-def test_settings_and_counts(result, data):
-    settings = [(run.method, run.keep) for run in result.runs]
-    assert settings == [("full", None), ("blind", None), ("random", 64), ("divprune", 64), ("visionzip", 64)]
-    for run in result.runs:
-        assert len(run.answers) == len(run.scores) == len(data.questions)
-        assert run.tokens_in == 576 * len(data.questions)
-        assert run.tokens_out == (run.keep or 576) * len(data.questions)
+def samples(outcome, name):
+    path = next(run for run in outcome.runs if run.name == name)
+    return [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
 
 
-def test_batched_answers_are_those_of_each_question_alone(result, tiny, data):
+def metrics(outcome, name):
+    return json.loads((next(run for run in outcome.runs if run.name == name) / "metrics.json").read_text())
+
+
+NAMES = ("full", "blind", "random@64", "divprune@64", "fastv@64")
+
+
+def test_folders_and_counts(outcome):
+    assert [run.name for run in outcome.runs] == list(NAMES)
+    assert outcome.broken == {}
+    for name in NAMES:
+        lines = samples(outcome, name)
+        assert len(lines) == 6
+        assert {line["tokens_in"] for line in lines} == {576}
+        assert {line["tokens_out"] for line in lines} == {576 if "@" not in name else 64}
+        found = metrics(outcome, name)
+        assert found["accuracy"]["mean"] == pytest.approx(sum(line["score"] for line in lines) / 6)
+        assert found["tokens"]["out"] == lines[0]["tokens_out"]
+
+
+def test_answers_are_those_of_each_question_alone(outcome, settings, tiny):
     model, processor = tiny
-    limits = runner._answer_limits(processor, data)
-    for run in (result.runs[0], *result.runs[2:]):
-        for number in range(0, len(data.questions), 7):
-            question = data.questions[number]
-            if run.keep is None:
-                said = alone(model, processor, question, limits[question.task])
-            else:
-                with vtc.wrapped(model, run.method, run.keep):
-                    said = alone(model, processor, question, limits[question.task])
-            assert run.answers[number] == said, (run.method, question)
+    for name, method in (("full", None), ("divprune@64", "divprune"), ("fastv@64", "fastv")):
+        for line in samples(outcome, name)[::2]:
+            text = vtc.prompt(processor, line["question"])
+            inputs = processor(text=[text], images=[[vtc.load_picture(line["media"])]], return_tensors="pt")
+            if method:
+                vtc.wrap(model, method, 64)
+            out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            vtc.unwrap(model)
+            said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+            assert line["answer"] == said, (name, line)
 
 
-def test_the_blind_baseline_does_not_see(result, tiny, data):
-    blind = result.runs[1]
-    by_text = {}
-    for question, answer in zip(data.questions, blind.answers, strict=True):
-        assert by_text.setdefault((question.question, question.task), answer) == answer
+def test_costs_agree_with_the_report(outcome):
+    for full, random, fastv in zip(*(samples(outcome, n) for n in ("full", "random@64", "fastv@64")), strict=True):
+        assert full["flops"][0] == full["flops"][1] == random["flops"][0]
+        assert full["kv_bytes"][0] == full["kv_bytes"][1] == random["kv_bytes"][0]
+        assert random["flops"][1] < fastv["flops"][1] < full["flops"][1]
+        assert random["tokens_mean"] == 64 < fastv["tokens_mean"] < 576
 
 
-def test_the_model_is_left_as_it_was(result, tiny):
+def test_what_the_metrics_say(outcome):
+    full, own = metrics(outcome, "full"), metrics(outcome, "divprune@64")
+    assert "retention" not in full
+    assert own["retention"]["mean"] == pytest.approx(own["accuracy"]["mean"] / full["accuracy"]["mean"], abs=1e-6)
+    assert own["tokdense"] == pytest.approx(100 * own["accuracy"]["mean"] / 64)
+    same = [
+        a["answer"].lower() == b["answer"].lower()
+        for a, b in zip(samples(outcome, "full"), samples(outcome, "divprune@64"), strict=True)
+    ]
+    assert own["loyalty"]["mean"] == pytest.approx(sum(same) / 6)
+    assert set(own["versus_full"]) == set(own["versus_random"]) == {"mean", "low", "high", "n", "p"}
+    assert own["timing"]["ttft_ms"] > 0
+    assert own["timing"]["decode_tokens_per_s"] > 0
+    assert own["timing"]["peak_bytes"] > 0
+    assert metrics(outcome, "blind")["timing"] is None
+
+
+def test_the_model_is_left_as_it_was(outcome, tiny):
     with pytest.raises(ValueError, match="not wrapped"):
         vtc.report(tiny[0])
 
 
-def test_small_chunks_change_nothing(result, tiny, data, monkeypatch):
-    monkeypatch.setattr(runner, "_PICTURES_AT_ONCE", 2)
-    seen = []
-    again = runner.evaluate(
-        tiny[0],
-        tiny[1],
-        data,
-        ["divprune"],
-        [64],
-        batch_size=64,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert again.full.answers == result.full.answers
-    assert again.runs[-1].answers == result.runs[3].answers
-    assert seen[-1] == (3 * len(data.questions), 3 * len(data.questions))
+def test_going_on_answers_nothing_again(outcome, settings, tiny, monkeypatch):
+    before = {run: (run / "samples.jsonl").read_bytes() for run in outcome.runs}
+    monkeypatch.setattr(answer.Answerer, "answer", None)  # would break
+    again = evaluate(replace(settings, batch_size=64), tiny)
+    assert {run: (run / "samples.jsonl").read_bytes() for run in again.runs} == before
 
 
-def test_refusals_come_before_any_answer(tiny, data):
-    def no_answers(done, total):
-        raise AssertionError("a question was answered")
+def test_other_settings_are_refused_before_a_model_is_loaded(outcome, settings):
+    def no_model(*args, **options):
+        raise AssertionError("a model was loaded")
 
-    with pytest.raises(ValueError, match="nope"):
-        runner.evaluate(tiny[0], tiny[1], data, ["nope"], [64], progress=no_answers)
-    with pytest.raises(ValueError, match="keep"):
-        runner.evaluate(tiny[0], tiny[1], data, ["pool"], [0], progress=no_answers)
+    for change, said in [
+        (dict(limit=3), "questions is 6 there and 3 here"),
+        (dict(max_new_tokens=9), "max_new_tokens is 8 there and 9 here"),
+        (dict(metric="anls"), "another configuration: metrics is"),
+        (dict(tasks=("nope",)), "has no task 'nope'"),
+        (dict(methods=("nope",)), "no method 'nope'"),
+        (dict(data="none"), "no data set 'none'"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            runner.evaluate(replace(settings, **change), load=no_model)
 
 
-def test_budgets_inside_the_language_model(tiny, data):
-    few = datasets.Dataset("tiny", data.questions[:4])
-    for budget, keep, final in (("final", 200, 200), ("average", 192, 64)):
-        result = runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [keep], budget=budget)
-        run = result.runs[-1]
-        assert run.tokens_out <= final * 4
-        if budget == "average":
-            assert abs(run.tokens_average / 4 - 192) < 2
-        assert run.flops[1] < run.flops[0]
-        assert run.kv_bytes[1] < run.kv_bytes[0]
-    with pytest.raises(ValueError, match="budget='mean' is not one of"):
-        runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [64], budget="mean")
-    with pytest.raises(ValueError, match="cannot keep 20 of 576 visual tokens on average"):
-        runner.evaluate(tiny[0], tiny[1], few, ["transprune"], [20], budget="average")
+def test_other_weights_are_refused(outcome, settings, tiny):
+    weight = next(tiny[0].parameters())
+    with torch.no_grad():
+        weight.add_(1)
+    try:
+        with pytest.raises(ValueError, match="another configuration: weights is"):
+            evaluate(settings, tiny)
+    finally:
+        with torch.no_grad():
+            weight.sub_(1)
+
+
+def quick(tmp_path, **more):
+    return Settings(**{"methods": ("pool",), "keep": (16,), "timing": 0, "max_new_tokens": 4, "device": "cpu"} | more)
+
+
+def test_broken_questions_are_told_apart(tmp_path, tiny):
+    file = few(tmp_path, 4)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    lines[1]["image"] = "broken.png"
+    lines[2]["question"] = "What is <image>?"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = evaluate(quick(tmp_path, data=str(file), out=str(tmp_path / "out")), tiny)
+    assert set(outcome.broken) == {lines[1]["id"], lines[2]["id"]}
+    assert "is not a picture" in outcome.broken[lines[1]["id"]]
+    assert "placeholder '<image>'" in outcome.broken[lines[2]["id"]]
+    found = metrics(outcome, "pool@16")
+    assert (found["accuracy"]["n"], found["questions"], set(found["broken"])) == (2, 4, set(outcome.broken))
+
+
+def test_memory_that_runs_out_halves_the_batch(tmp_path, tiny, monkeypatch):
+    file, sizes = few(tmp_path, 5), []
+    generate = answer.Answerer._generate
+
+    def limited(self, items, *args):
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return generate(self, items, *args)
+
+    plain = evaluate(quick(tmp_path, data=str(file), out=str(tmp_path / "plain")), tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(answer.Answerer, "_generate", limited)
+        outcome = evaluate(quick(tmp_path, data=str(file), out=str(tmp_path / "out")), tiny)
+    assert sizes[0] == 5
+    assert outcome.broken == {}
+    assert "out of memory with 5 questions at a time: going on with 3" in outcome.notes[0]
+    for name in ("full", "random@16", "pool@16"):
+        assert [s["answer"] for s in samples(outcome, name)] == [s["answer"] for s in samples(plain, name)]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, is_memory):
+    assert answer.out_of_memory(error) == is_memory
+
+
+def test_a_model_that_answers_nothing_stops_the_evaluation(tmp_path, tiny, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(answer.Answerer, "_generate", broken)
+    with pytest.raises(ValueError, match="full on tiny-llava answers no question at all: RuntimeError: no such thing"):
+        evaluate(quick(tmp_path, data=str(few(tmp_path, 3)), out=str(tmp_path / "out")), tiny)
+
+
+def test_videos_of_several_lengths(tmp_path):
+    pytest.importorskip("av")
+    from tests.test_video import write
+
+    for name, frames, size in (("a", 16, (112, 84)), ("b", 6, (84, 112)), ("c", 20, (64, 64))):
+        write(tmp_path / f"{name}.mp4", frames, size)
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "still.png")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:200])
+    lines = [
+        {"video": f"{name}.mp4", "question": q, "answer": "a"} for name in "abc" for q in ("what ?", "what moves ?")
+    ]
+    lines += [{"image": "still.png", "question": "what is there ?", "answer": "b"}]
+    lines += [{"video": "cut.mp4", "question": "what ?", "answer": "a"}]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = vtc.load(save(tmp_path / "qwen"), device="cpu")
+    base = quick(tmp_path, data=str(tmp_path / "clips.jsonl"), methods=("divprune", "evs"), keep=(0.5,), blind=True)
+    whole = evaluate(replace(base, out=str(tmp_path / "whole")), small)
+    single = evaluate(replace(base, out=str(tmp_path / "single"), batch_size=1), small)
+    assert list(whole.broken) == ["8"]
+    assert "cannot be read as a video" in whole.broken["8"]
+    for name in ("full", "blind", "divprune@0.5", "evs@0.5"):
+        assert samples(whole, name) == samples(single, name)
+    full, half = samples(whole, "full"), samples(whole, "divprune@0.5")
+    assert full[0]["tokens_in"] == full[1]["tokens_in"] != full[2]["tokens_in"]
+    assert abs(half[0]["tokens_out"] - full[0]["tokens_in"] / 2) <= 1
+    assert full[0]["flops"][0] == half[0]["flops"][0]
+
+
+def test_pictures_for_a_model_that_reads_no_videos(tmp_path, tiny):
+    (tmp_path / "a.mp4").write_bytes(b"?")
+    (tmp_path / "clips.jsonl").write_text(json.dumps({"video": "a.mp4", "question": "what ?", "answer": "a"}))
+    with pytest.raises(ValueError, match="does not read videos"):
+        evaluate(quick(tmp_path, data=str(tmp_path / "clips.jsonl"), out=str(tmp_path / "out")), tiny)
+
+
+def test_options_and_the_instruction_are_asked_along(tiny, settings):
+    from vtc.eval.questions import Media, Question
+
+    model, processor = tiny
+    asked = Question("1", Media("image", "a"), "Which?", ("red",), choices=("red", "blue"))
+    text = answer.Answerer(model, processor, settings, {}, {}).text(asked)
+    assert text.splitlines()[:3] == ["Which?", "A. red", "B. blue"]
+    assert "letter" in text.splitlines()[3]
+    told = answer.Answerer(model, processor, replace(settings, instruction="One word."), {}, {}).text(asked)
+    assert told.splitlines()[3:] == ["One word."]

@@ -1,0 +1,263 @@
+"""Batches of questions through a model: read, encode once, answer with each method; what breaks is told apart."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vtc
+from vtc.cost import DecoderCost
+from vtc.eval.metrics import Scorer
+from vtc.eval.questions import Question, letter
+from vtc.eval.settings import BLIND, Settings, Spec
+from vtc.eval.store import Line
+from vtc.methods.registry import resolve
+
+_GREY = 127
+_SLACK = 4  # tokens an answer may run over the longest reference of its task
+_SHORTEST = 32  # tokens that any answer may have
+
+Outcome = tuple[Spec, list[Line]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question whose picture or video has been read."""
+
+    question: Question
+    seen: Any  # Image or Clip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions that are answered together, of one kind of media."""
+
+    questions: tuple[Question, ...]
+    limit: int  # most new tokens
+
+    @property
+    def ids(self) -> list[str]:
+        return [question.id for question in self.questions]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A batch as `generate` takes it."""
+
+    inputs: dict[str, Any]
+    length: int  # of the prompts, padded
+    tokens: list[int]  # prompt tokens per row
+    visual: list[int]  # of these, visual ones
+
+
+class Answerer:
+    """Asks one model. `answer` yields as it goes, so that whoever listens can write at once.
+
+    Args:
+        scorers: task -> scorer. metrics: task -> its name.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, settings: Settings, scorers: Mapping[str, Scorer], metrics: Mapping[str, str]
+    ) -> None:
+        self.model, self.processor, self.settings = model, processor, settings
+        self.scorers, self.metrics = scorers, metrics
+        self.largest = settings.batch_size  # goes down when memory runs out
+        self.notes: list[str] = []
+        parameters = inspect.signature(type(model).forward).parameters
+        self._takes_encoded = "mm_encoder_outputs" in parameters
+        table = model.get_input_embeddings().weight
+        self._cost = DecoderCost.of(model.config.get_text_config(), table.element_size())
+        names = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
+        self._visual = [processor.tokenizer.convert_tokens_to_ids(name) for name in names if name]
+
+    def check(self, specs: Sequence[Spec], kinds: Sequence[str]) -> None:
+        """Refuse now, and not after minutes of work, what the model cannot do."""
+        for kind in kinds:
+            vtc.prompt(self.processor, "?", int(kind == "image"), int(kind == "video"))
+        for spec in specs:
+            with self.compressed(spec):
+                pass
+
+    def compressed(self, spec: Spec) -> Any:
+        """The model with the method of a run at work, for the length of a with block."""
+        return vtc.wrapped(self.model, spec.method, **_options(spec)) if spec.compressed else nullcontext()
+
+    def batches(self, questions: Sequence[Question]) -> list[Batch]:
+        """The same batches for the same questions, whoever answers them: by kind of media and by length of answers."""
+        limits: dict[str, int] = {}
+        for q in questions:
+            longest = max(len(self.processor.tokenizer(answer)["input_ids"]) for answer in q.answers)
+            limits[q.task] = max(limits.get(q.task, _SHORTEST), longest + _SLACK)
+        if self.settings.max_new_tokens is not None:
+            limits = dict.fromkeys(limits, self.settings.max_new_tokens)
+        groups: dict[tuple[str, int, str], list[Question]] = {}
+        for q in questions:
+            groups.setdefault((q.media.kind, limits[q.task], q.task), []).append(q)
+        size, found = self.settings.batch_size, []
+        ordered: dict[tuple[str, int], list[Question]] = {}
+        for kind, limit, task in sorted(groups):  # short tasks together: none waits for a caption to end
+            ordered.setdefault((kind, limit), []).extend(groups[kind, limit, task])
+        for (_, limit), own in ordered.items():
+            found += [Batch(tuple(own[i : i + size]), limit) for i in range(0, len(own), size)]
+        return found
+
+    def answer(self, batch: Batch, specs: Sequence[Spec]) -> Iterator[Outcome]:
+        """Yield each run's samples, part by part; what cannot be answered gives a sample with its "error"."""
+        items, broken = [], []
+        for question in batch.questions:
+            try:
+                items.append(Item(question, self.read(question)))
+            except (OSError, ValueError, ImportError) as error:
+                broken.append(_failure(question, error))
+        if broken:
+            yield from ((spec, broken) for spec in specs)
+        parts: dict[int, list[Item]] = {}
+        for item in items:  # some processors stack videos, so a batch of them has one length
+            parts.setdefault(len(item.seen) if item.question.media.kind == "video" else 0, []).append(item)
+        for part in parts.values():
+            step = min(self.largest, len(part))
+            for start in range(0, len(part), step):
+                yield from self._work(part[start : start + step], specs, batch.limit)
+
+    def read(self, question: Question) -> Any:
+        """The picture, or the frames of the video, that a question is about."""
+        if question.media.kind == "image":
+            return question.media.picture()
+        assert question.media.file is not None
+        return vtc.load_clip(question.media.file, self.settings.frames, self.settings.fps)
+
+    def text(self, question: Question) -> str:
+        """The question as the model is asked it: with its options and with the instruction, if there are any."""
+        options = [f"{letter(i)}. {choice}" for i, choice in enumerate(question.choices)]
+        if options and not self.settings.instruction:
+            options.append("Answer with the option's letter from the given choices directly.")
+        return "\n".join(
+            [question.question, *options, *([self.settings.instruction] if self.settings.instruction else [])]
+        )
+
+    def _work(self, items: list[Item], specs: Sequence[Spec], limit: int) -> Iterator[Outcome]:
+        ready: dict[bool, _Ready] = {}
+        for spec in specs:
+            blind, problem = spec.method == BLIND, ""
+            lines: list[Line] = []
+            try:
+                if blind not in ready:
+                    ready[blind] = self._prepare(items, specs, blind)
+                lines = self._generate(items, ready[blind], spec, limit)
+            except Exception as error:  # of any kind: a question that breaks the model is told apart by halving
+                problem = _reason(error)
+                if out_of_memory(error):
+                    ready.clear()
+                    self._shrink(len(items))
+            if not problem:
+                yield spec, lines
+            elif len(items) == 1:
+                yield spec, [{**_failure(items[0].question, problem), "asked": True}]
+            else:
+                half = (len(items) + 1) // 2
+                yield from self._work(items[:half], [spec], limit)
+                yield from self._work(items[half:], [spec], limit)
+
+    def _shrink(self, size: int) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if 1 < size <= self.largest:
+            self.largest = (size + 1) // 2
+            self.notes.append(f"out of memory with {size} questions at a time: going on with {self.largest}")
+
+    def processed(self, items: Sequence[Item], blind: bool = False) -> dict[str, Any]:
+        """What the processor makes of some questions, padded on the left, on the model's device."""
+        seen = [_grey(item.seen) if blind else item.seen for item in items]
+        video = items[0].question.media.kind == "video"
+        texts = [vtc.prompt(self.processor, self.text(i.question), int(not video), int(video)) for i in items]
+        given: dict[str, Any] = {"images": [[picture] for picture in seen]}
+        if video:  # its frames are chosen already
+            given = {"videos": [clip[0] for clip in seen] if blind else [clip.frames for clip in seen]}
+            given |= {"video_metadata": [i.seen.metadata() for i in items], "do_sample_frames": False}
+        made = self.processor(text=texts, **given, padding=True, padding_side="left", return_tensors="pt")
+        moved = made.to(self.model.device, self.model.dtype)
+        return {name: value for name, value in moved.items() if isinstance(value, torch.Tensor)}
+
+    @torch.inference_mode()
+    def _prepare(self, items: Sequence[Item], specs: Sequence[Spec], blind: bool) -> _Ready:
+        inputs = self.processed(items, blind)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
+        if self._takes_encoded:  # the vision tower runs once for all methods
+            methods = [resolve(s.method, **_options(s)) for s in specs if s.compressed]
+            encoded = vtc.encode(self.model, methods or "random", **inputs)
+            text = {name: value for name, value in inputs.items() if value.shape == ids.shape}
+            inputs = {**text, **encoded.take(range(len(items)))}
+        return _Ready(inputs, ids.shape[1], mask.sum(dim=1).tolist(), visual.tolist())
+
+    @torch.inference_mode()
+    def _generate(self, items: Sequence[Item], ready: _Ready, spec: Spec, limit: int) -> list[Line]:
+        with self.compressed(spec):
+            out = self.model.generate(**ready.inputs, max_new_tokens=limit, do_sample=False, num_beams=1)
+            rows = vtc.report(self.model).rows if spec.compressed else None
+        said = self.processor.batch_decode(out[:, ready.length :], skip_special_tokens=True)
+        lines = []
+        for i, (item, text) in enumerate(zip(items, said, strict=True)):
+            question, answer = item.question, text.strip()
+            line = _about(question) | {
+                "question": question.question,
+                "references": list(question.answers),
+                "answer": answer,
+                "metric": self.metrics[question.task],
+                "score": round(self.scorers[question.task](answer, question), 6),
+            }
+            if rows is None:
+                flops, held = self._cost.prefill_flops(ready.tokens[i]), self._cost.kv_bytes(ready.tokens[i])
+                line |= {"tokens_in": ready.visual[i], "tokens_out": ready.visual[i], "tokens_mean": ready.visual[i]}
+                line |= {"flops": [flops, flops], "kv_bytes": [held, held]}
+            else:
+                row = rows[i]
+                line |= {"tokens_in": row.tokens_in, "tokens_out": row.tokens_out}
+                line |= {"tokens_mean": round(row.tokens_average, 4)}
+                line |= {"flops": list(row.flops), "kv_bytes": list(row.kv_bytes)}
+            if notes := getattr(item.seen, "notes", None):
+                line["notes"] = list(notes)
+            lines.append(line)
+        return lines
+
+
+def _options(spec: Spec) -> dict[str, Any]:
+    """`keep` and the method's options; methods with thresholds keep exactly what is asked, as far as they can."""
+    known = next(info.options for info in vtc.methods() if info.name == spec.method)
+    return {"keep": spec.keep, **({"exact": True} if "exact" in known else {}), **spec.options}
+
+
+def _grey(seen: Any) -> Any:
+    if isinstance(seen, Image.Image):
+        return Image.new("RGB", seen.size, (_GREY,) * 3)
+    return (np.full_like(seen.frames, _GREY),)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether fewer questions at a time might help."""
+    said = str(error).lower()
+    told = isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _about(question: Question) -> Line:
+    return {"id": question.id, "task": question.task, "media": question.media.name}
+
+
+def _failure(question: Question, problem: str | BaseException) -> Line:
+    return _about(question) | {"error": problem if isinstance(problem, str) else _reason(problem)}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,177 @@
+"""The commands `vtc eval` and `vtc compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
+
+from vtc import arguments
+from vtc.eval import compare, datasets, page, plot, runner, table
+from vtc.eval.metrics import METRICS
+from vtc.eval.processes import Processes
+from vtc.eval.settings import BUDGETS, KEEPS, Settings, from_file
+
+_SHOWN = 10  # broken questions that are listed
+
+
+def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
+    """Put `eval` and `compare` into a parser's subcommands; `running` has the options about models,
+    without defaults."""
+    about = "answer a set of questions with and without compression, and measure"
+    own = commands.add_parser(
+        "eval",
+        parents=[running],
+        help=about,
+        description=f"{(datasets.__doc__ or '').strip()}\n\nmetrics:\n" + _metrics(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own.add_argument("--config", metavar="FILE", help="settings from a TOML or YAML file; options here come first")
+    own.add_argument("--data", metavar="NAME_OR_PATH", help="a set or a file, see above; default: tiny")
+    own.add_argument(
+        "--methods", type=arguments.listed(str), metavar="A,B", help="default: all that act before the LLM"
+    )
+    keeps = ",".join(map(str, KEEPS))
+    own.add_argument("--keep", type=arguments.listed(arguments.keep), metavar="N,N", help=f"budgets; default: {keeps}")
+    own.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        help="what --keep means for methods inside the language model: tokens at the end, or mean over its layers",
+    )
+    own.add_argument("--tasks", type=arguments.listed(str), metavar="A,B", help="only questions of these tasks")
+    own.add_argument("--limit", type=arguments.count, metavar="N", help="only the first N questions")
+    own.add_argument("--metric", type=_metric, metavar="M|TASK=M,..", help="default: what fits the questions")
+    own.add_argument("--instruction", metavar="TEXT", help="a sentence after every question: 'Answer in a word.'")
+    own.add_argument("--max-new-tokens", type=arguments.count, metavar="N", help="default: by the longest reference")
+    own.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
+    own.add_argument("--fps", type=float, metavar="F", help="so many per second of each video instead")
+    own.add_argument("--blind", action="store_const", const=True, help="add a baseline that sees grey pictures instead")
+    own.add_argument("--batch-size", type=arguments.count, metavar="N", help="default: 64; halved when memory runs out")
+    own.add_argument("--timing", type=_whole, metavar="N", help="questions that are timed; default: 5, 0 for none")
+    own.add_argument("--out", metavar="FOLDER", help="default: runs/<data>-<...>, the same for the same settings")
+    own.set_defaults(run=_eval)
+
+    about = "compare what vtc eval has measured"
+    own = commands.add_parser("compare", help=about, description=_compare.__doc__)
+    own.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders")
+    own.add_argument("--markdown", metavar="FILE", help="write the tables here")
+    own.add_argument("--json", metavar="FILE", help="write all numbers here")
+    own.add_argument("--plot", metavar="FILE.png", help="draw accuracy over TTFT, FLOPs and KV bytes into this picture")
+    own.add_argument("--html", metavar="FILE.html", help="the same as a page to look around in, complete in itself")
+    own.set_defaults(run=_compare)
+
+
+def _metrics() -> str:
+    return "\n".join(f"  {name:9} {metric.about}" for name, metric in METRICS.items())
+
+
+def _metric(text: str) -> str | dict[str, str]:
+    if "=" not in text:
+        return text
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    return {task.strip(): name.strip() for task, name in pairs}
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    """Run the evaluation and print its table; 1 if a question broke."""
+    names = ("data", "methods", "keep", "budget", "tasks", "limit", "metric", "instruction", "max_new_tokens", "frames")
+    names += ("fps", "blind", "batch_size", "timing", "out", "device", "dtype")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.model is not None:
+        given["models"] = (options.model,)
+    settings = from_file(options.config, **given) if options.config else Settings(**given)
+    for device in filter(None, [settings.device]):
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    team = Processes(settings.device)
+    try:
+        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team), team.rank == 0)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
+    team.leave()
+    if team.rank == 0:
+        _show(compare.load(outcome.runs))
+        print(f"results: {outcome.folder}")
+        for note in outcome.notes:
+            print(f"note: {note}", file=sys.stderr)
+        _tell_broken(outcome.broken)
+    return 1 if outcome.broken else 0
+
+
+def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: bool) -> Any:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
+    bars: dict[str, Any] = {}
+
+    def advance(what: str, done: int, total: int) -> None:
+        progress.start()  # not before there is something to show: mistakes end in one line
+        if what not in bars or (progress.tasks[bars[what]].finished and done < total):
+            bars[what] = progress.add_task(what, total=total)
+        progress.update(bars[what], completed=done, total=total)
+
+    try:
+        return work(advance)
+    finally:
+        if bars:
+            progress.stop()
+
+
+def _tell_broken(broken: dict[str, str]) -> None:
+    for identity, reason in list(broken.items())[:_SHOWN]:
+        print(f"question {identity} is left out: {reason}", file=sys.stderr)
+    if len(broken) > _SHOWN:
+        print(f"... and {len(broken) - _SHOWN} more, in the samples.jsonl of the runs", file=sys.stderr)
+    if broken:
+        print(f"vtc: {len(broken)} questions could not be answered", file=sys.stderr)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """One table of runs side by side, with which differences are significant; also as Markdown, picture and page."""
+    if options.plot and Path(options.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot {options.plot}: end the name in .png, .svg or .pdf")
+    paths, notes = compare.find(options.runs)
+    groups = compare.load(paths)
+    if not any(group.rows for group in groups):
+        raise ValueError("none of these runs has an answered question")
+    arguments.existing_folders(options.markdown, options.json, options.plot, options.html)
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(groups), encoding="utf-8")
+    if options.json:
+        Path(options.json).write_text(table.as_json(groups), encoding="utf-8")
+    if options.plot:
+        plot.pareto(groups, Path(options.plot))
+    if options.html:
+        Path(options.html).write_text(page.html(groups), encoding="utf-8")
+    _show(groups)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _show(groups: list[compare.Group]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    for group in groups:
+        if group.rows:
+            for part in table.terminal(group):
+                console.print(part)
+            console.print(table.caption(group), style="dim", markup=False)

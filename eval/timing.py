@@ -1,0 +1,110 @@
+"""How long a model takes and how much memory: one question at a time, every run in turn, after a warm-up."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from vtc.eval.answer import Answerer, Item
+from vtc.eval.bench.model import peak_bytes
+from vtc.eval.questions import Question
+from vtc.eval.settings import BLIND, Spec
+
+DECODE_STEPS = 16
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each token has come, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.ticks = [time.perf_counter()]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize(input_ids.device)
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def measure(
+    answerer: Answerer,
+    specs: Sequence[Spec],
+    questions: Sequence[Question],
+    samples: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Spec, dict[str, float]]:
+    """Times and memory of each run over the same `samples` questions, evenly spread; the first is asked once more,
+    before, as a warm-up that does not count.
+
+    Every question goes through all runs before the next one comes, so that a machine that slows down slows all of
+    them. A run that shows grey pictures is not timed. Processing of the picture is left out, the vision tower is not.
+
+    Returns:
+        per run `ttft_ms` (median time of `generate` to its first token), `decode_tokens_per_s` (from the median time of
+        one of the 16 tokens after it), `peak_bytes` (the most that answering had allocated at a time, weights left
+        out), `samples`.
+    """
+    timed = [spec for spec in specs if spec.method != BLIND]
+    items = _readable(answerer, questions, samples)
+    first: dict[Spec, list[float]] = {spec: [] for spec in timed}
+    later: dict[Spec, list[float]] = {spec: [] for spec in timed}
+    peak: dict[Spec, int] = {}
+    rounds = [items[0], *items] if items else []
+    for number, item in enumerate(rounds):
+        inputs = answerer.processed([item])
+        for position, spec in enumerate(timed):
+            with answerer.compressed(spec):
+                if number == 0:
+                    run = partial(_generate, answerer.model, inputs, new=1)  # the prefill is what takes most
+                    peak[spec] = peak_bytes(run, answerer.model.device)
+                    _generate(answerer.model, inputs)
+                else:
+                    ticks = _generate(answerer.model, inputs)
+                    steps = [after - before for before, after in itertools.pairwise(ticks)]
+                    first[spec].append(steps[0])
+                    later[spec] += steps[1:]
+            progress(number * len(timed) + position + 1, len(rounds) * len(timed))
+    return {
+        spec: {
+            "ttft_ms": round(1000 * statistics.median(first[spec]), 3),
+            "decode_tokens_per_s": round(1 / statistics.median(later[spec]), 2),
+            "peak_bytes": peak[spec],
+            "samples": len(items),
+        }
+        for spec in timed
+        if items
+    }
+
+
+def _generate(model: Any, inputs: dict[str, Any], new: int = DECODE_STEPS + 1) -> list[float]:
+    """When it began, and when each of `new` tokens had come, in seconds."""
+    clock = _Clock()
+    model.generate(
+        **inputs,
+        min_new_tokens=new,
+        max_new_tokens=new,
+        do_sample=False,
+        num_beams=1,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    return clock.ticks
+
+
+def _readable(answerer: Answerer, questions: Sequence[Question], samples: int) -> list[Item]:
+    """So many questions, evenly spread over the set, whose media can be read."""
+    step, found = max(1, len(questions) // max(1, samples)), []
+    for question in questions[::step]:
+        if len(found) < samples:
+            try:
+                found.append(Item(question, answerer.read(question)))
+            except (OSError, ValueError):
+                continue
+    return found

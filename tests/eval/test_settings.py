@@ -1,0 +1,105 @@
+"""What is asked for: from files, with mistakes, and what combinations come of it."""
+
+import pytest
+
+from vtc.eval.settings import Settings, Spec, from_file
+
+TOML = """
+data = "tiny"
+models = ["tiny-llava", "./other"]
+methods = ["divprune", {name = "todre", mode = "kcenter", keep = 32}]
+keep = [64, 0.1]
+blind = true
+"""
+
+
+def test_a_sweep_from_toml(tmp_path):
+    (tmp_path / "sweep.toml").write_text(TOML)
+    settings = from_file(tmp_path / "sweep.toml", limit=5, blind=None)
+    assert settings.limit == 5
+    labels = [(spec.label, spec.keep) for spec in settings.specs(["image"]) if spec.model == "tiny-llava"]
+    assert labels == [
+        ("full", None),
+        ("blind", None),
+        ("random", 64),
+        ("divprune", 64),
+        ("random", 0.1),
+        ("divprune", 0.1),
+        ("random", 32),
+        ("todre(mode=kcenter)", 32),
+    ]
+    folders = [str(spec.folder) for spec in settings.specs(["image"])]
+    assert len(set(folders)) == 2 * len(labels)
+    assert "other/todre(mode=kcenter)@32" in folders
+
+
+def test_a_sweep_from_yaml(tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "sweep.yaml").write_text("model: tiny-llava\nmethods: [pool, {name: todre, keep: [8, 16]}]\nkeep: 64\n")
+    settings = from_file(tmp_path / "sweep.yaml")
+    assert (settings.models, settings.keep) == (("tiny-llava",), (64,))
+    assert Spec("tiny-llava", "todre", 16) in settings.specs(["image"])
+    (tmp_path / "bad.yml").write_text("keep: [")
+    with pytest.raises(ValueError, match=r"bad\.yml: malformed YAML"):
+        from_file(tmp_path / "bad.yml")
+
+
+def test_the_defaults_fit_the_media():
+    names = {spec.method for spec in Settings().specs(["image"])}
+    assert {"full", "random", "divprune", "visionzip"} <= names
+    assert not {"evs", "uniform-frames", "fastv", "h2o"} & names
+    assert "uniform-frames" in {spec.method for spec in Settings().specs(["video"])}
+
+
+def test_average_budgets_are_an_option_of_those_that_have_it():
+    settings = Settings(methods=("fastv", "divprune"), keep=(288,), budget="average")
+    assert [spec.label for spec in settings.specs(["image"])] == ["full", "random", "fastv(average)", "divprune"]
+
+
+def test_the_folder_depends_on_what_is_asked():
+    settings = Settings(limit=5)
+    assert settings.folder("x") == Settings(limit=5, methods=("pool",), batch_size=3).folder("x")
+    assert len({s.folder(d) for s, d in ((settings, "x"), (settings, "y"), (Settings(limit=6), "x"))}) == 3
+    assert str(Settings(out="mine").folder("x")) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("keep = [", "sweep.toml: "),
+        ("keeps = 3", "no setting 'keeps'; did you mean 'keep'"),
+        ("keep = 0", "keep is 0: expected a count"),
+        ("keep = true", "keep is True"),
+        ("keep = 1.5", "keep is 1.5"),
+        ("limit = '5'", "limit is '5': expected a whole number"),
+        ("batch_size = 0", "batch_size is 0"),
+        ("budget = 'mean'", "expected one of final, average"),
+        ("frames = 8\nfps = 2", "frames or fps, not both"),
+        ("methods = [3]", "3 is neither a name nor a table"),
+        ("models = []", "expected at least one"),
+        ("blind = 'yes'", "expected true or false"),
+    ],
+)
+def test_a_bad_file(tmp_path, text, said):
+    (tmp_path / "sweep.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        from_file(tmp_path / "sweep.toml")
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (("divprun",), "no method 'divprun'; did you mean 'divprune'"),
+        (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'; did you mean 'mode'"),
+        (({"name": "todre", "keep": 0},), "keep is 0"),
+        (("pool", "pool"), "asked for twice: .*pool@0.5"),
+    ],
+)
+def test_methods_that_cannot_be(methods, said):
+    with pytest.raises(ValueError, match=said):
+        Settings(methods=methods).specs(["image"])
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no settings file"):
+        from_file(tmp_path / "none.toml")
