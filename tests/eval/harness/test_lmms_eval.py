@@ -19,7 +19,7 @@ import vtc
 from tests.small_qwen import save
 from vtc.eval import datasets
 from vtc.eval.harness import FAMILIES, rows
-from vtc.eval.metrics import score
+from vtc.eval.metrics import exact, objects
 
 pytestmark = pytest.mark.lmms
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,7 +52,7 @@ def own():
             vtc.wrap(model, method, keep)
         answers[method] = []
         for question in datasets.load("tiny").questions[:COUNT]:
-            picture = vtc.load_picture(question.image)
+            picture = question.media.picture()
             inputs = processor(text=vtc.prompt(processor, question.question), images=picture, return_tensors="pt")
             out = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             answers[method].append(processor.batch_decode(out, skip_special_tokens=True)[0].strip())
@@ -97,7 +97,8 @@ def evaluate(method: str, task: str = "vtc_tiny", **more: Any) -> dict[str, Any]
 
 def mean_score(answers: list[str]) -> float:
     questions = datasets.load("tiny").questions
-    return sum(score(answer, question) for answer, question in zip(answers, questions, strict=False)) / len(answers)
+    scores = [(objects if q.objects else exact)(said, q) for said, q in zip(answers, questions, strict=False)]
+    return sum(scores) / len(scores)
 
 
 def answers_of(results: dict[str, Any], task: str = "vtc_tiny") -> list[str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtc.eval.datasets import Question
-from vtc.eval.metrics import score
+from vtc.eval.metrics import exact, objects
+from vtc.eval.questions import Media, Question
 
 DATA = Path("eval/data/tiny")
 
@@ -15,8 +15,9 @@ def doc_to_visual(doc):
 
 
 def process_results(doc, results):
-    question = Question(doc["id"], DATA / doc["image"], doc["question"], (doc["answer"],), doc["task"])
-    return {"vtc_score": score(results[0], Question(**{**vars(question), "objects": tuple(doc["objects"] or ())}))}
+    media, named = Media("image", doc["image"], DATA / doc["image"]), tuple(doc["objects"] or ())
+    question = Question(doc["id"], media, doc["question"], (doc["answer"],), doc["task"], objects=named)
+    return {"vtc_score": (objects if named else exact)(results[0], question)}
 
 
 def choices(doc):

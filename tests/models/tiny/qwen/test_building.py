@@ -78,7 +78,8 @@ def test_words_and_layers_come_from_tiny_llava(built):
     for word in ("star", "red", "yes", "##7"):
         assert torch.equal(mine[new.convert_tokens_to_ids(word)], theirs[old.convert_tokens_to_ids(word)])
     language: Any = model.model.language_model
-    layer, last = language.layers[-1], source.model.language_model.layers[-1]
+    origin: Any = source.model.language_model
+    layer, last = language.layers[-1], origin.layers[-1]
     assert torch.equal(layer.mlp.up_proj.weight, last.mlp.up_proj.weight)
 
 
