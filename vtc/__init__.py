@@ -19,10 +19,12 @@ from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
 from vtc.methods.tome import PiToMe, ToMe
+from vtc.methods.trained import TrainedMethod
 from vtc.methods.transprune import TransPrune
 from vtc.methods.uniform_frames import UniformFrames
 from vtc.methods.visiondrop import VisionDrop
 from vtc.methods.visionzip import VisionZip
+from vtc.methods.vqtoken import VQToken
 from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
 from vtc.overlay import overlay
@@ -58,8 +60,10 @@ __all__ = [
     "Streaming",
     "ToDRE",
     "ToMe",
+    "TrainedMethod",
     "TransPrune",
     "UniformFrames",
+    "VQToken",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
