@@ -31,8 +31,10 @@ from vtc.overlay import overlay
 from vtc.pictures import load_picture
 from vtc.prompts import prompt
 from vtc.report import Report
+from vtc.samples import Sample, read_samples
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.training import Trained, train
 from vtc.video import Clip, load_clip
 
 __all__ = [
@@ -54,12 +56,14 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Report",
+    "Sample",
     "Scissorhands",
     "Selection",
     "SparseVLM",
     "Streaming",
     "ToDRE",
     "ToMe",
+    "Trained",
     "TrainedMethod",
     "TransPrune",
     "UniformFrames",
@@ -74,11 +78,13 @@ __all__ = [
     "methods",
     "overlay",
     "prompt",
+    "read_samples",
     "register_adapter",
     "report",
     "select",
     "supported",
     "top_k",
+    "train",
     "unwrap",
     "wrap",
     "wrapped",

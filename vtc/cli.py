@@ -20,6 +20,7 @@ from vtc import arguments
 from vtc.ask import ask, save_overlays, show
 from vtc.eval import datasets, plot, runner, table
 from vtc.eval.bench.cli import add_command as bench_command
+from vtc.train_command import add_command as train_command
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -211,4 +212,5 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_eval)
 
     bench_command(commands)
+    train_command(commands, running, _load)
     return parser
