@@ -54,9 +54,10 @@ class Recipe:
         for field in fields(self):
             value: Any = getattr(self, field.name)
             least = 1 if field.name in ("steps", "batch_size") else 0
-            kind = Integral if field.type == "int" else Real
+            whole = field.type == "int"
+            kind: Any = Integral if whole else Real
             if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
-                what = f"{'a whole number' if kind is Integral else 'a number'} of {least} or more"
+                what = f"{'a whole number' if whole else 'a number'} of {least} or more"
                 raise ValueError(f"{field.name}={value!r} is not {what}.")
 
     def rate(self, step: int) -> float:
