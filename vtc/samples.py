@@ -222,8 +222,7 @@ class Batches:
 
 def _path(sample: Sample) -> Path:
     path = sample.image or sample.video
-    if path is None:
-        raise ValueError(f"the sample {sample.question!r} is about nothing: give it an image or a video.")
+    assert path is not None
     return path
 
 

@@ -125,6 +125,8 @@ def train(
         clip_norm=clip_norm,
         seed=seed,
     )
+    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
+        raise ValueError(f"log_every={log_every!r} is not a number of steps, 1 or more.")
     adapter, config = adapter_for(model), _config(model)
     width = adapter.language_model(model).config.hidden_size
     chosen.check_model(config.model_type, width)
@@ -135,6 +137,8 @@ def train(
         raise ValueError("samples are read with the model's processor: pass processor=.")
     elif not samples:
         raise ValueError("the dataset is empty: there is nothing to train on.")
+    elif bare := [sample for sample in samples if not (sample.image or sample.video)]:
+        raise ValueError(f"the sample {bare[0].question!r} is about nothing: give it an image or a video.")
     else:
         batches = Batches(model, processor, chosen, samples, batch_size, seed, frames, fps, cache_bytes)
     out = Path(out).expanduser()

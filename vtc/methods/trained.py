@@ -32,31 +32,40 @@ class TrainedMethod(Method):
     weights: str | Path | nn.Module | None = None
 
     trained = True
-    #: options that the weights were trained with; None stands for theirs
-    fixed: ClassVar[tuple[str, ...]] = ()
+    #: options that weights are trained with, and what None stands for where there are none; read them by `option`
+    fixed: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.weights, str | Path):
             return
-        card = read_card(self.weights, self.title)
         for name in self.fixed:
-            stored = card["options"][name]
-            stored = tuple(stored) if isinstance(stored, list) else stored
-            if getattr(self, name) not in (None, stored):
+            given, stored = getattr(self, name), self._stored(name)
+            if given not in (None, stored):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r}, but the weights in {self.weights} were trained with "
-                    f"{name}={stored!r}: leave it out, or train others."
+                    f"{name}={given!r}, but the weights in {self.weights} were trained with {name}={stored!r}: leave "
+                    "it out, or train others."
                 )
-            object.__setattr__(self, name, stored)
+
+    def option(self, name: str) -> Any:
+        """One of the `fixed` options: as given, else as the weights were trained, else the default."""
+        given = getattr(self, name)
+        if given is not None:
+            return given
+        return self._stored(name) if isinstance(self.weights, str | Path) else self.fixed[name]
+
+    def _stored(self, name: str) -> Any:
+        assert isinstance(self.weights, str | Path)
+        value = read_card(self.weights, self.title)["options"].get(name, self.fixed[name])
+        return tuple(value) if isinstance(value, list) else value
 
     def module(self, width: int) -> nn.Module:
         """A new module for features [.., width], its parameters drawn from torch's global generator."""
         raise TypeError(f"{type(self).__name__} defines no module(width): a trained method needs one.")
 
-    def training(self, module: nn.Module) -> TrainedMethod:
+    def training(self, module: nn.Module, **changes: Any) -> TrainedMethod:
         """This method with `module` at work: what is wrapped while it trains."""
-        return replace(self, weights=module)
+        return replace(self, weights=module, **{name: self.option(name) for name in self.fixed}, **changes)
 
     def check_model(self, model_type: str, width: int) -> None:
         if not isinstance(self.weights, str | Path):
@@ -136,7 +145,7 @@ def save_module(
         "method": method.title,
         "model_type": model_type,
         "width": width,
-        "options": {name: getattr(method, name) for name in method.fixed},
+        "options": {name: method.option(name) for name in method.fixed},
         **facts,
     }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

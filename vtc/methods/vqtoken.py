@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 MODES = ("full", "codebook", "hash")
-CELLS = (8, 12, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,51 +64,47 @@ class VQToken(TrainedMethod):
     seed: int = 0
     merges = True
     scopes = ("clip",)
-    fixed = ("magnitude", "roles", "cells")
+    fixed: ClassVar[Mapping[str, Any]] = {"magnitude": "norm", "roles": "codes", "cells": (8, 12, 12)}
     paper = Paper(
         "Neural Discrete Token Representation Learning for Extreme Token Reduction in Video LLMs", "2503.16980"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        defaults = {"magnitude": "norm", "roles": "codes", "cells": CELLS}
-        defaults["mode"] = "codebook" if self.weights is None else "full"
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         choices = {
-            "mode": MODES,
-            "elbow": codebook.ELBOWS,
-            "magnitude": codebook.MAGNITUDES,
-            "roles": vq_attention.ROLES,
+            "mode": (self.at_work, MODES),
+            "elbow": (self.elbow, codebook.ELBOWS),
+            "magnitude": (self.option("magnitude"), codebook.MAGNITUDES),
+            "roles": (self.option("roles"), vq_attention.ROLES),
         }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(values)}.")
-        if (self.mode == "full") != (self.weights is not None):
-            need = (
-                'mode="full" needs weights=FOLDER'
-                if self.mode == "full"
-                else f'weights= are for mode="full", not {self.mode!r}'
-            )
-            raise ValueError(f"{need}: vtc.train (or `vtc train`) makes them.")
+        for name, (value, values) in choices.items():
+            if value not in values:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(values)}.")
+        if self.at_work == "full" and self.weights is None:
+            raise ValueError('mode="full" needs weights=FOLDER: vtc.train (or `vtc train`) makes them.')
+        if self.at_work != "full" and self.weights is not None:
+            raise ValueError(f'weights= are for mode="full", which they make the default, not for mode={self.mode!r}.')
         codebook.check_range(self.adaptive)
-        codebook.check_cells(self.cells)
+        codebook.check_cells(self.option("cells"))
         check_seed(self.seed)
 
-    def module(self, width: int) -> nn.Module:
-        assert self.cells is not None
-        assert self.roles is not None
-        return vq_attention.VQAttention(width, self.cells, self.roles, random=self.mode == "hash")
+    @property
+    def at_work(self) -> str:
+        """The mode, spelled out."""
+        return self.mode or ("codebook" if self.weights is None else "full")
 
-    def training(self, module: nn.Module) -> TrainedMethod:
-        return replace(self, mode="full", weights=module)
+    def module(self, width: int) -> nn.Module:
+        return vq_attention.VQAttention(
+            width, self.option("cells"), self.option("roles"), random=self.at_work == "hash"
+        )
+
+    def training(self, module: nn.Module, **changes: Any) -> TrainedMethod:
+        return super().training(module, mode="full", **changes)
 
     def module_flops(self, tokens_in: int, tokens_out: int, width: int) -> int:
-        if self.mode == "codebook" or tokens_out == tokens_in:
+        if self.at_work == "codebook" or tokens_out == tokens_in:
             return 0
-        assert self.cells is not None
-        return vq_attention.flops(tokens_out, width, self.cells)
+        return vq_attention.flops(tokens_out, width, self.option("cells"))
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.select_many([tokens])[0]
@@ -119,9 +115,8 @@ class VQToken(TrainedMethod):
             counts = [self.count(tokens) for tokens in many]
         else:
             counts = [codebook.elbow(x.detach(), *self.adaptive, self.elbow) for x in features]
-        assert self.magnitude is not None
-        found = codebook.codebooks(features, counts, self.magnitude)
-        if self.mode == "codebook":
+        found = codebook.codebooks(features, counts, self.option("magnitude"))
+        if self.at_work == "codebook":
             return found
         fused = [i for i, tokens in enumerate(many) if found[i].tokens_out < len(tokens.features)]
         if fused:
@@ -131,12 +126,11 @@ class VQToken(TrainedMethod):
 
     def _fuse(self, many: Sequence[VisualTokens], found: Sequence[Selection]) -> list[Tensor]:
         """What the module makes of each span's codes, [M, D]; all spans in one call."""
-        assert self.cells is not None
         net = self.net(many[0].features)
         kind = next(net.parameters())
         codes = [one.apply(tokens.features).to(kind) for one, tokens in zip(found, many, strict=True)]
         filled = [
-            vq_attention.occupancy(tokens, one.source, one.tokens_out, self.cells).to(kind)
+            vq_attention.occupancy(tokens, one.source, one.tokens_out, self.option("cells")).to(kind)
             for one, tokens in zip(found, many, strict=True)
         ]
         counts = torch.tensor([one.tokens_out for one in found], device=kind.device)
