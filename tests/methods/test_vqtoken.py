@@ -164,6 +164,11 @@ def test_a_range_beyond_the_tokens_goes_as_far_as_they_do(tokens, fewest, most, 
         assert found.is_identity
 
 
+def test_a_list_will_do():
+    method = vtc.VQToken(adaptive=[3, 9], mode="hash")  # type: ignore[arg-type]
+    assert hash(method) == hash(vtc.VQToken(adaptive=(3, 9), mode="hash"))
+
+
 def test_equal_tokens_need_the_fewest_codes():
     assert vtc.select(vtc.VQToken(adaptive=(3, 9)), torch.ones(50, 8)).tokens_out == 3
 

@@ -85,6 +85,8 @@ class VQToken(TrainedMethod):
         if self.at_work != "full" and self.weights is not None:
             raise ValueError(f'weights= are for mode="full", which they make the default, not for mode={self.mode!r}.')
         codebook.check_range(self.adaptive)
+        if self.adaptive is not None:
+            object.__setattr__(self, "adaptive", tuple(self.adaptive))
         codebook.check_cells(self.option("cells"))
         check_seed(self.seed)
 
