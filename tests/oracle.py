@@ -27,6 +27,7 @@ class Choice:
     source: list[int]
     weight: Tensor
     whole: list[int]  # places of all the span's tokens, before any step
+    features: Tensor | None = None  # a trained module's own outputs
 
     def runs(self) -> list[list[int]]:
         """`index` in parts that had no text between them: one for an image, one per frame for some videos."""
@@ -68,7 +69,8 @@ def decisions(model: Any) -> Decisions:
         choices = []
         for i, (span, c) in enumerate(zip(record.spans, selections, strict=True)):
             whole = span.index.tolist()
-            choices.append(Choice(span.row, now[i], c.anchor.tolist(), c.source.tolist(), c.weight.cpu(), whole))
+            anchor, source = c.anchor.tolist(), c.source.tolist()
+            choices.append(Choice(span.row, now[i], anchor, source, c.weight.cpu(), whole, c.features))
             now[i] = choices[-1].slots
         made.steps.append((layer, choices))
     for eviction in record.evictions:
@@ -171,7 +173,7 @@ class _Play:
         stage, hidden = self.stages[number], args[0]
         if self.seen == self.start and stage.first == i:
             hidden = stage.merge(hidden)
-            self.deepstack = [stage.merge(x) for x in self.deepstack]
+            self.deepstack = [stage.merge(x, beside=True) for x in self.deepstack]
         end = self.seen + self.length
         visible = self.user.clone()
         for r in range(self.batch):
@@ -211,14 +213,17 @@ class _Stage:
         self.dropped = [old + new for old, new in zip(before, self.gone, strict=True)]  # up to this stage
         self.shift = [0] * batch
 
-    def merge(self, x: Tensor) -> Tensor:
-        """Rows [B, L, D] with the weighted sums of each choice at its slots."""
+    def merge(self, x: Tensor, beside: bool = False) -> Tensor:
+        """Rows [B, L, D] with each choice's outputs at its slots: weighted sums, or a module's own features, which do
+        not stand in for rows that travel beside them."""
         x = x.clone()
         for r, choice in self.mine:
             taken = x[r, choice.index].double()
             for m, slot in enumerate(choice.slots):
                 own = [choice.weight[i].double() * taken[i] for i, s in enumerate(choice.source) if s == m]
-                x[r, slot] = torch.stack(own).sum(0).float()
+                x[r, slot] = (
+                    torch.stack(own).sum(0).float() if beside or choice.features is None else choice.features[m]
+                )
         return x
 
     def renumber(self, ids: Tensor, prefill: bool) -> Tensor:

@@ -12,7 +12,7 @@ import vtc
 from tests.families import FAMILIES, batch, model_of
 from tests.oracle import Decisions, decisions, oracle
 
-METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", vtc.ToDRE(tau=None)]
+METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
 BATCHES = {
     "one image": ([[0]], "left"),
     "two images": ([[1, 2]], "left"),

@@ -22,7 +22,16 @@ BATCHES: dict[str, tuple[list[list[int | str]], str]] = {
     "left padded, of each kind": ([["v0"], [2], ["v1", 1], []], "left"),
     "right padded, unequal": ([["v0", "v2"], ["v1"]], "right"),
 }
-METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "tome"]
+METHODS = [
+    "random",
+    "pool",
+    "vtc-cls",
+    "divprune",
+    "visionzip",
+    "tome",
+    "vqtoken",
+    vtc.VQToken(mode="hash", cells=(2, 3, 3)),
+]
 TEMPORAL: dict[str, Any] = {
     "evs": lambda **o: vtc.EVS(keep=0.3, **o),
     "evs, first shared": lambda **o: vtc.EVS(keep=0.3, first=0.5, **o),

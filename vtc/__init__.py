@@ -24,19 +24,23 @@ from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
 from vtc.methods.tome import PiToMe, ToMe
+from vtc.methods.trained import TrainedMethod
 from vtc.methods.transprune import TransPrune
 from vtc.methods.uniform_frames import UniformFrames
 from vtc.methods.visiondrop import VisionDrop
 from vtc.methods.visionzip import VisionZip
+from vtc.methods.vqtoken import VQToken
 from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
 from vtc.overlay import overlay
 from vtc.pictures import load_picture
 from vtc.prompts import prompt
 from vtc.report import Report
+from vtc.samples import Sample, read_samples
 from vtc.scorers import OpenClipScorer
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.training import Trained, train
 from vtc.video import Clip, load_clip
 
 __all__ = [
@@ -64,14 +68,18 @@ __all__ = [
     "QuoTA",
     "Random",
     "Report",
+    "Sample",
     "Scissorhands",
     "Selection",
     "SparseVLM",
     "Streaming",
     "ToDRE",
     "ToMe",
+    "Trained",
+    "TrainedMethod",
     "TransPrune",
     "UniformFrames",
+    "VQToken",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
@@ -82,12 +90,14 @@ __all__ = [
     "methods",
     "overlay",
     "prompt",
+    "read_samples",
     "register_adapter",
     "report",
     "resolve",
     "select",
     "supported",
     "top_k",
+    "train",
     "unwrap",
     "wrap",
     "wrapped",

@@ -46,8 +46,10 @@ def ask(
     keep: int | float | None = None,
     max_new_tokens: int = 48,
     clips: Sequence[Clip] = (),
+    **options: Any,
 ) -> list[Answer]:
-    """Answer greedily with all visual tokens and, if `method` is given, once more with that.
+    """Answer greedily with all visual tokens and, if `method` is given, once more with that and
+    its `options`.
 
     Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
     a warm-up.
@@ -60,7 +62,8 @@ def ask(
     inputs = processor(text=[text], **given, return_tensors="pt").to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
-        with torch.inference_mode(), vtc.wrapped(model, name, keep, processor=processor) if name else nullcontext():
+        wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if name else nullcontext()
+        with torch.inference_mode(), wrapped:
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             report = vtc.report(model) if name else None
             seconds = statistics.median(_first_token(model, inputs) for _ in range(_TTFT_RUNS))

@@ -60,7 +60,9 @@ def choose(
                 own = selection.to(embeds.device)
                 views[i] = views[i].after(own.anchor, own.apply(views[i].features))
         after = sum(found[key].tokens_out for key in keys)
-        record.stages.append((method.title, None, before, after, [watch.stop()]))
+        width = embeds.shape[-1]
+        flops = sum(method.module_flops(one.tokens_in, one.tokens_out, width) for one in checked)
+        record.stages.append((method.title, None, before, after, [watch.stop()], flops))
     selections = [selection for selection in chosen if selection is not None]
     record.steps.append((0, selections))
     return selections

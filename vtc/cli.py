@@ -19,6 +19,7 @@ from vtc import arguments
 from vtc.ask import ask, save_overlays, show
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
+from vtc.train_command import add_command as train_command
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -43,8 +44,8 @@ def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
     if options.method:
         arguments.check_methods([options.method])
-    elif options.keep is not None or options.save:
-        given = "--save" if options.save else "--keep"
+    elif options.keep is not None or options.save or options.weights:
+        given = "--save" if options.save else "--weights" if options.weights else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
     if not options.image and not options.video:
         raise ValueError("there is nothing to ask about: give --image or --video")
@@ -55,8 +56,17 @@ def _ask(options: argparse.Namespace) -> None:
     pictures = [vtc.load_picture(path) for path in options.image]
     clips = [vtc.load_clip(path, options.frames, options.fps) for path in options.video]
     model, processor = _load(options)
+    trained = {"weights": options.weights} if options.weights else {}
     answers = ask(
-        model, processor, pictures, options.question, options.method, options.keep, options.max_new_tokens, clips
+        model,
+        processor,
+        pictures,
+        options.question,
+        options.method,
+        options.keep,
+        options.max_new_tokens,
+        clips,
+        **trained,
     )
     for path, clip in zip(options.video, clips, strict=True):
         first, last = clip.times[0], clip.times[-1]
@@ -147,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
     )
+    command.add_argument("--weights", metavar="FOLDER", help="of a trained method: what `vtc train` wrote")
     command.add_argument(
         "--save", metavar="FILE", help="draw the kept patches into this picture file; of a video .gif and .webp move"
     )
@@ -158,4 +169,5 @@ def _parser() -> argparse.ArgumentParser:
 
     eval_commands(commands, measured)
     bench_command(commands)
+    train_command(commands, running, _load)
     return parser

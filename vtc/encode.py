@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,6 +54,32 @@ class Encoded:
     def __len__(self) -> int:
         return len(self._features)
 
+    @staticmethod
+    def join(parts: Sequence[Encoded]) -> Encoded:
+        """Several runs over pictures of one modality by one model, for the same methods, as if they had been one."""
+        joined, calls = copy(parts[0]), [part._call for part in parts]
+        joined._features = [features for part in parts for features in part._features]
+        joined._tokens = [count for part in parts for count in part._tokens]
+        joined._crops = [count for part in parts for count in part._crops]
+        joined._grids = {name: torch.cat([part._grids[name] for part in parts]) for name in parts[0]._grids}
+        if parts[0]._deepstack is not None:
+            stacks = [part._deepstack or [] for part in parts]
+            joined._deepstack = [[x for layer in layers for x in layer] for layers in zip(*stacks, strict=True)]
+        joined._call = replace(
+            calls[0],
+            grid_thw=_cat([call.grid_thw for call in calls]),
+            first=_cat([call.first for call in calls]),
+            signals={key: torch.cat([call.signals[key] for call in calls]) for key in calls[0].signals},
+        )
+        return joined
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is held."""
+        held = [x for own in self._features for x in own] + list(self._call.signals.values())
+        held += [x for layer in self._deepstack or [] for x in layer]
+        return sum(x.numel() * x.element_size() for x in held)
+
     def take(self, images: Sequence[int]) -> dict[str, Any]:
         """Keyword arguments for `generate`/`forward`: the images of a batch in reading order, repeats allowed."""
         for image in images:
@@ -79,6 +107,11 @@ class Encoded:
             return None
         parts = values.split(sizes)
         return torch.cat([parts[i] for i in images])
+
+
+def _cat(tensors: list[Tensor | None]) -> Tensor | None:
+    known = [x for x in tensors if x is not None]
+    return torch.cat(known) if known else None
 
 
 def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:

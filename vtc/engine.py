@@ -65,11 +65,13 @@ class Engine:
         self.adapter = adapter_for(model)
         self.frame_marks = self.adapter.frame_marks(processor)
         parts = tuple(part for method in methods for part in method.parts())
+        config: Any = model.config
         for part in parts:
             base = {"layer": LayerMethod, "cache": CacheMethod, "input": Method}.get(part.stage)
             if base is None or not isinstance(part, base):
                 remedy = f"make it a vtc.{base.__name__}" if base else "there are input, layer and cache"
                 raise ValueError(f"{part.title} says it works at stage {part.stage!r}; {remedy}.")
+            part.check_model(config.model_type, self.adapter.language_model(model).config.hidden_size)
         for one, two in pairwise(parts):
             if STAGES.index(one.stage) > STAGES.index(two.stage):
                 raise ValueError(

@@ -119,7 +119,7 @@ class Evictor:
                 after = [int((x.tags[OWNER] >= 0).sum()) for x in layers]
                 means = round(sum(before) / self.depth), round(sum(after) / self.depth)
                 watches = [*self.watches.get(number, []), watch.stop()]
-                self.record.stages.append((method.title, self.depth, *means, watches))
+                self.record.stages.append((method.title, self.depth, *means, watches, 0))
         if prefill:
             self.record.cached = [_real(x).sum(dim=1) for x in layers]
 

@@ -28,7 +28,7 @@ class Record:
     """One prefill: its spans, what each step selected of them, and how many tokens its rows had at each layer."""
 
     notes: list[str] = field(default_factory=list)
-    stages: list[tuple[str, int | None, int, int, list[Stopwatch]]] = field(default_factory=list)
+    stages: list[tuple[str, int | None, int, int, list[Stopwatch], int]] = field(default_factory=list)
     spans: tuple[VisualSpan, ...] = ()
     steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
     selections: tuple[Selection, ...] = ()  # all steps together
@@ -50,7 +50,7 @@ class Record:
         self, name: str, layer: int, before: int, after: int, watches: list[Stopwatch], selections: list[Selection]
     ) -> None:
         """Remember what a method of the stage `layer` did."""
-        self.stages.append((name, layer, before, after, watches))
+        self.stages.append((name, layer, before, after, watches, 0))
         self.steps.append((layer, selections))
 
     def note_decode(self, name: str, layer: int, anew: bool) -> None:
@@ -95,8 +95,8 @@ class Record:
                 for s, c in zip(self.spans, self.selections, strict=True)
             ],
             stages=[
-                StageReport(name, layer, before, after, sum(watch.ms for watch in watches))
-                for name, layer, before, after, watches in self.stages
+                StageReport(name, layer, before, after, sum(watch.ms for watch in watches), flops)
+                for name, layer, before, after, watches, flops in self.stages
             ],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
             flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],

@@ -47,7 +47,8 @@ class StageReport:
     """One method at work: where, what came in and out, and how long listening, choosing and gathering took.
 
     `layer` is None before the language model, and its number of layers where the KV cache is compressed after it;
-    tokens are then those a layer holds on average.
+    tokens are then those a layer holds on average. `flops` are those of the method's own learned module, 0 = it has
+    none; what choosing costs besides is in `ms`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class StageReport:
     tokens_in: int
     tokens_out: int
     ms: float
+    flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Report:
         return sum(full) + self.head_flops, sum(kept) + self.head_flops
 
     @property
+    def module_flops(self) -> int:
+        """FLOPs of the methods' own learned modules, which `flops` leaves out."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
     def kv_bytes(self) -> tuple[int, int]:
         """(uncompressed, compressed) bytes of the KV cache after the prefill, over all rows, padding left out."""
         full, kept = zip(*self.kv_bytes_by_layer, strict=True) if self.kv_bytes_by_layer else ((), ())
@@ -126,6 +133,7 @@ class Report:
             "tokens_average": round(self.tokens_average, 2),
             "tokens_by_layer": list(self.tokens_by_layer),
             "flops": {"full": self.flops[0], "compressed": self.flops[1]},
+            "module_flops": self.module_flops,
             "kv_bytes": {"full": self.kv_bytes[0], "compressed": self.kv_bytes[1]},
             "flops_by_layer": [{"full": full, "compressed": kept} for full, kept in self.flops_by_layer],
             "kv_bytes_by_layer": [{"full": full, "compressed": kept} for full, kept in self.kv_bytes_by_layer],
@@ -171,6 +179,8 @@ class Report:
                 f"visual tokens  {self.tokens_average:.1f} on average over {len(self.tokens_by_layer)} layers"
             )
         console.print(f"prefill FLOPs  {_si(self.flops[0])}  →  {_si(self.flops[1])}   ({_times(self.flops)})")
+        if self.module_flops:
+            console.print(f"module FLOPs   {_si(self.module_flops)}  (the method's own, besides)")
         console.print(f"KV cache       {_si(self.kv_bytes[0])}B →  {_si(self.kv_bytes[1])}B  ({_times(self.kv_bytes)})")
         for note in self.notes:
             console.print(f"note: {note}")

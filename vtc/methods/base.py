@@ -101,6 +101,17 @@ class Method:
         """
         return (feature_layer,)
 
+    def check_model(self, model_type: str, width: int) -> None:
+        """Raise ValueError with one sentence if this method cannot serve such a model; asked when it is wrapped.
+
+        Args:
+            model_type: of its config. width: of the language model's embeddings.
+        """
+
+    def module_flops(self, tokens_in: int, tokens_out: int, width: int) -> int:
+        """FLOPs of the method's own learned module on one span, multiply-adds counted twice; 0 = it has none."""
+        return 0
+
     def count(self, tokens: VisualTokens) -> int:
         """How many outputs `keep` asks for; fractions refer to the uncompressed span."""
         if tokens.budget is not None:

@@ -74,7 +74,8 @@ def test_words_and_layers_come_from_tiny_llava(built):
     source = build.tiny_llava()
     old = AutoProcessor.from_pretrained(tiny.path("tiny-llava"), local_files_only=True).tokenizer
     new = processor.tokenizer
-    mine, theirs = model.get_input_embeddings().weight, source.get_input_embeddings().weight
+    mine: Any = model.get_input_embeddings().weight
+    theirs: Any = source.get_input_embeddings().weight
     for word in ("star", "red", "yes", "##7"):
         assert torch.equal(mine[new.convert_tokens_to_ids(word)], theirs[old.convert_tokens_to_ids(word)])
     language: Any = model.model.language_model

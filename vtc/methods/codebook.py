@@ -1,0 +1,116 @@
+"""A codebook of visual tokens: cosine k-means, its elbow, and the Selection that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vtc import ops
+from vtc.selection import Selection
+
+ELBOWS = ("curvature", "released")
+MAGNITUDES = ("norm", "mean", "unit")
+LARGEST = 2**26  # numbers of a padded batch that are clustered at a time
+
+
+def check_range(adaptive: object) -> None:
+    """Raise TypeError or ValueError with one sentence if `adaptive` is no range of at least three numbers of codes."""
+    if adaptive is None:
+        return
+    ends = adaptive if isinstance(adaptive, tuple | list) else ()
+    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Integral) for end in ends):
+        raise TypeError(f"adaptive={adaptive!r} is not a pair of whole numbers (low, high), such as (12, 32).")
+    low, high = ends
+    if low < 1 or high < low + 2:
+        raise ValueError(f"adaptive={adaptive!r} leaves no bend to look for: give 1 <= low and high >= low + 2.")
+
+
+def check_cells(cells: object) -> None:
+    """Raise ValueError with one sentence if `cells` is no (t, h, w)."""
+    sides = cells if isinstance(cells, tuple) else ()
+    if len(sides) != 3 or any(isinstance(s, bool) or not isinstance(s, Integral) or s < 1 for s in sides):
+        raise ValueError(f"cells={cells!r} is not a grid (t, h, w) of whole numbers of 1 or more.")
+
+
+def elbow(x: Tensor, low: int, high: int, rule: str) -> int:
+    """How many codes tokens [N, D] ask for: where the distortion of k-means over k bends, for k from low to high.
+
+    Distortion is the sum of squared distances of unit tokens to the mean of their cluster (not made unit again).
+    """
+    n = len(x)
+    low, high = min(low, n), min(high, n)
+    curve = []
+    unit = F.normalize(x.float().nan_to_num(0.0, 0.0, 0.0), dim=-1)
+    total = float(unit.double().square().sum())
+    for k in range(low, high + 1):
+        centres, label = ops.kmeans(unit[None], k)
+        size = torch.bincount(label[0], minlength=k)
+        curve.append(total - float((size * centres[0].double().square().sum(dim=-1)).sum()))
+    bends = torch.tensor(curve).diff(n=2)  # of k = low + 1 and on
+    if rule == "released":
+        return min(n, max(12, 4 + (int(bends.argmax()) if len(bends) else 0)))
+    if curve[0] <= 1e-6 * n:
+        return low  # nothing is left to explain
+    return low + 1 + int(bends.argmax()) if len(bends) else high
+
+
+def codebooks(many: Sequence[Tensor], counts: Sequence[int], magnitude: str) -> list[Selection]:
+    """One Selection of `counts[i]` codes per span, tokens `many[i]` [N, D]; equal counts are clustered together."""
+    found: list[Selection | None] = [None] * len(many)
+    groups: dict[int, list[int]] = {}
+    for i, (x, k) in enumerate(zip(many, counts, strict=True)):
+        if k >= len(x):
+            found[i] = Selection.prune(torch.arange(len(x), device=x.device), len(x))
+        else:
+            groups.setdefault(k, []).append(i)
+    for k, members in groups.items():
+        step = max(1, LARGEST // max(many[i].numel() for i in members))
+        for start in range(0, len(members), step):
+            part = members[start : start + step]
+            rows = [many[i].detach() for i in part]
+            sizes = [len(x) for x in rows]
+            lengths = torch.tensor(sizes, device=rows[0].device) if len(set(sizes)) > 1 else None
+            centres, label = ops.kmeans(pad_sequence(rows, batch_first=True), k, lengths=lengths)
+            for i, x, own, mine in zip(part, rows, centres, label, strict=True):
+                found[i] = selection(x, own, mine[: len(x)].clone(), magnitude)
+    return [one for one in found if one is not None]
+
+
+def selection(x: Tensor, centres: Tensor, label: Tensor, magnitude: str) -> Selection:
+    """Tokens x [N, D] in clusters `label` [N] around `centres` [K, D] -> K outputs at their medoids, in their order."""
+    n, k = len(x), len(centres)
+    x = x.float().nan_to_num(0.0, 0.0, 0.0)
+    length = x.norm(dim=-1)  # [N]
+    unit = x / length.clamp(min=1e-12).unsqueeze(-1)
+    near = (unit * F.normalize(centres.float(), dim=-1)[label]).sum(dim=-1)  # [N], cosine to the own centre
+    anchor = _first_best(near, label, k)
+    empty = (anchor == n).nonzero()[:, 0]
+    if len(empty):
+        near[anchor[anchor < n]] = torch.inf  # a medoid stays with its code
+        moved = near.argsort(stable=True)[: len(empty)]
+        label[moved], anchor[empty] = empty, moved
+    anchor, order = anchor.sort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(k, device=x.device)
+    source = rank[label]
+    size = torch.bincount(source, minlength=k).float()
+    weight = 1 / size[source]
+    if magnitude != "mean":
+        short = torch.where(length > 0, weight / length, 0.0)  # makes the mean of the unit members
+        mean = ops.segment_sum(x, source, short, k).norm(dim=-1)  # [K]
+        long = ops.segment_mean(length[:, None], source, k)[:, 0] / mean.clamp(min=1e-6)
+        weight = short if magnitude == "unit" else torch.where(size[source] == 1, 1.0, short * long[source])
+    return Selection(anchor, source, weight)
+
+
+def _first_best(score: Tensor, label: Tensor, k: int) -> Tensor:
+    """LongTensor [k]: of each label's tokens the one of highest score, the first of equals; N where there is none."""
+    n = len(score)
+    best = torch.full((k,), -torch.inf, device=score.device).scatter_reduce(0, label, score, "amax")
+    index = torch.where(score == best[label], torch.arange(n, device=score.device), n)
+    return torch.full((k,), n, device=score.device).scatter_reduce(0, label, index, "amin")
