@@ -48,8 +48,8 @@ class VQToken(TrainedMethod):
             whose language model trains along. None stands for "norm": an untouched model wants the length of a token
             (tiny-llava, 16 tokens, 300 questions: 57 %, 57 % and 42 % right).
         roles: "codes" or "hash", what asks in the attention, see `vtc.methods.vq_attention.VQAttention`; None stands
-            for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16 tokens, the same
-            batches of 16: loss 0.47 against 0.55 after 200 steps).
+            for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16 tokens, the
+            same batches of 16: loss 0.47 against 0.55 around step 190).
         cells: (t, h, w) of the grid the hash is pooled to for the module; None stands for (8, 12, 12).
         mode: None stands for "full" with weights, "codebook" without.
         seed: of the untrained module.
