@@ -45,9 +45,11 @@ class VQToken(TrainedMethod):
             32), which makes 12 or little more of most clips.
         magnitude: length of the codes. "norm": direction of the mean of the unit members, their mean length; "mean":
             the mean of the members as they are; "unit": the mean of the unit members, at most 1 long, as in the paper,
-            whose language model trains along. An untouched one wants the length of a token. None stands for "norm".
+            whose language model trains along. None stands for "norm": an untouched model wants the length of a token
+            (tiny-llava, 16 tokens, 300 questions: 57 %, 57 % and 42 % right).
         roles: "codes" or "hash", what asks in the attention, see `vtc.methods.vq_attention.VQAttention`; None stands
-            for "codes", the paper's, which trains better beside a frozen language model.
+            for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16 tokens, the
+            same batches of 16: loss 0.47 against 0.55 around step 190).
         cells: (t, h, w) of the grid the hash is pooled to for the module; None stands for (8, 12, 12).
         mode: None stands for "full" with weights, "codebook" without.
         seed: of the untrained module.
