@@ -1,4 +1,4 @@
-# make demo | test | test-lmms | table | table-inside | bench | bench-gpu
+# make demo | test | test-lmms | table | table-inside | table-video | vqtoken | bench | bench-gpu
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PICTURES := eval/data/tiny/pictures
+CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test test-lmms table table-inside bench bench-gpu clean
+.PHONY: env demo test test-lmms table table-inside table-video vqtoken bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -18,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-# Three questions, each answered with all 576 visual tokens and with a tenth of them.
+# Three questions about pictures and two about clips, each answered with all visual tokens and with a tenth of them.
 demo: $(STAMP)
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
@@ -27,7 +28,14 @@ demo: $(STAMP)
 	ask 0006.webp "What color is the heart?"; \
 	ask 0008.webp "What word is printed?"; \
 	ask 0004.webp "Where is the white square?"
-	@printf '\nWhat was kept of each picture is drawn in overlays/\n'
+	@set -e; ask() { \
+	    printf '\n%s: %s\n' "$$1" "$$2"; \
+	    $(BIN)/vtc ask --model tiny-qwen --frames 16 --method $(FILM) --keep 0.1 --video $(CLIPS)/$$1 --question "$$2" \
+	        --save overlays/$${1%.mp4}.png; \
+	}; \
+	ask @CLIP1@; \
+	ask @CLIP2@
+	@printf '\nWhat was kept of each picture and clip is drawn in overlays/\n'
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -66,6 +74,17 @@ table-inside: $(STAMP)
 	$(BIN)/vtc eval --limit 750 --budget final --keep 192,64,16 --methods $(INSIDE),h2o,scissorhands,streaming \
 	    --out runs/final
 	$(call COMPARE,final)
+
+# Methods on videos, on tiny-qwen.
+table-video: $(STAMP)
+	$(BIN)/vtc eval --config eval/sweeps/video.toml --out runs/video
+	$(call COMPARE,video)
+
+# The VQ-Attn that ships for tiny-qwen, from nothing: clips to train on, then the training.
+vqtoken: $(STAMP)
+	$(BIN)/python -m vtc.models.tiny.qwen.heldout --train 600 --out runs/clips
+	$(BIN)/vtc train --model tiny-qwen --data runs/clips/questions.jsonl --frames 16 --method vqtoken --keep 32 \
+	    --steps 600 --batch-size 16 --out runs/vqtoken
 
 # Speed, each table with its CSV and picture: ops by provider, then whole models against uncompressed sdpa.
 BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png

@@ -59,9 +59,9 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
     if not len(where):
         return [], 1
     pieces = _pieces(where, seen.pooled, adapter.joins_pieces)
-    firsts, modalities = list(range(len(pieces))), [seen.modality] * len(pieces)
+    runs, modalities = [1] * len(pieces), [seen.modality] * len(pieces)
     if seen.frames is not None:
-        pieces, firsts, modalities = _videos(pieces, seen.frames.cpu())
+        pieces, runs, modalities = _videos(pieces, seen.frames.cpu())
     placed: list[tuple[int, Tensor]] = []
     for piece in pieces:
         row = int(piece[0, 0])
@@ -71,9 +71,10 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
     rows_of = [row for row, _ in placed]
     features = [embeds[row, index.to(embeds.device)] for row, index in placed]
     images, layouts, expansion = _arrange(adapter, model, rows_of, features, modalities, seen)
-    starts = [0]
-    for layout in layouts:
+    starts, entries = [0], [0]  # of each image: its first tower token, and its first entry in what was encoded
+    for image, layout in enumerate(layouts):
         starts.append(starts[-1] + layout.tower_tokens)
+        entries.append(entries[-1] + runs[images.index(image)])
     call = seen.call
     spans = [
         VisualSpan(
@@ -82,13 +83,11 @@ def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tu
             grid=layout.grid,
             tiles=layout.tiles,
             modality=modality,
-            picture=image if call is None or call.pictures is None else call.pictures[first],
+            picture=image if call is None or call.pictures is None else call.pictures[entries[image]],
             crop=layout.crop,
             patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
         )
-        for (row, index), image, modality, first in zip(
-            placed, images, modalities, [firsts[images.index(image)] for image in images], strict=True
-        )
+        for (row, index), image, modality in zip(placed, images, modalities, strict=True)
         for layout in [layouts[image]]
     ]
     return spans, expansion
@@ -197,22 +196,20 @@ def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | 
 
 
 def _videos(runs: list[Tensor], frames: Tensor) -> tuple[list[Tensor], list[int], list[str]]:
-    """Join runs that are frames 1, 2, ... of a video: pieces [N, 2], the first run of each, and what each is."""
+    """Join runs that are frames 1, 2, ... of a video: pieces [N, 2], how many runs each has, and what each is."""
     pieces: list[list[Tensor]] = []
-    firsts: list[int] = []
     modalities: list[str] = []
     last = (-1, 0)  # row and frame number of the run before
-    for number, run in enumerate(runs):
+    for run in runs:
         row, start = run[0].tolist()
         frame = int(frames[row, start])
         if frame > 1 and last == (row, frame - 1):
             pieces[-1].append(run)
         else:
             pieces.append([run])
-            firsts.append(number)
             modalities.append("video" if frame else "image")
         last = (row, frame)
-    return [torch.cat(own) for own in pieces], firsts, modalities
+    return [torch.cat(own) for own in pieces], [len(own) for own in pieces], modalities
 
 
 def _images(rows: list[int], expansion: int) -> list[int] | None:
