@@ -30,11 +30,11 @@ demo: $(STAMP)
 	ask 0004.webp "Where is the white square?"
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
-	    $(BIN)/vtc ask --model tiny-qwen --frames 16 --method $(FILM) --keep 0.1 --video $(CLIPS)/$$1 --question "$$2" \
+	    $(BIN)/vtc ask --model tiny-qwen --frames 16 --method dycoke --keep 0.1 --video $(CLIPS)/$$1 --question "$$2" \
 	        --save overlays/$${1%.mp4}.png; \
 	}; \
-	ask @CLIP1@; \
-	ask @CLIP2@
+	ask 0001.mp4 "Which way does the orange circle move?"; \
+	ask 0004.mp4 "What disappears for good?"
 	@printf '\nWhat was kept of each picture and clip is drawn in overlays/\n'
 
 test: $(STAMP)
@@ -84,7 +84,7 @@ table-video: $(STAMP)
 vqtoken: $(STAMP)
 	$(BIN)/python -m vtc.models.tiny.qwen.heldout --train 600 --out runs/clips
 	$(BIN)/vtc train --model tiny-qwen --data runs/clips/questions.jsonl --frames 16 --method vqtoken --keep 32 \
-	    --steps 600 --batch-size 16 --out runs/vqtoken
+	    --steps 500 --batch-size 16 --out runs/vqtoken
 
 # Speed, each table with its CSV and picture: ops by provider, then whole models against uncompressed sdpa.
 BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png
