@@ -1,4 +1,4 @@
-# make demo | test | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
+# make demo | test | test-browser | table | table-inside | bench | bench-gpu: each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PICTURES := eval/data/tiny/pictures
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test table table-inside bench bench-gpu clean
+.PHONY: env demo test test-browser table table-inside bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -33,6 +33,17 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# The demo in a headless browser: Debian's, installed here where there is none (as root).
+BROWSER := $(VENV)/.browser
+$(BROWSER): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[browser]"
+	command -v chromium >/dev/null || { apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; }
+	@touch $@
+
+test-browser: $(BROWSER)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # The accuracy table of the README; its answers and intervals go to runs/table.json.
 table: $(STAMP)

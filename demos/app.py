@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import vtc
 from vtc.demos import cards
-from vtc.demos.draw import drawn, plain
+from vtc.demos.draw import drawn, plain, second
+from vtc.demos.examples import shipped_clips, shipped_pictures
 from vtc.demos.media import CLIPS, PICTURES, Media, load_media
 from vtc.demos.studio import Run, Studio
 
@@ -21,16 +22,6 @@ MOST_METHODS = 5
 MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
 _STAGES = {"input": "Before the language model", "layer": "Inside it", "cache": "In its KV cache"}
-_DATA = Path(vtc.__file__).parent / "eval" / "data"
-_ASKED = {  # of eval/data/tiny/pictures
-    "0001": "Is the yellow star above or below the cone?",
-    "0003": "What word is printed?",
-    "0006": "What shape is red?",
-    "0008": "How many smileys are in the picture?",
-    "0004": "Where is the white square?",
-    "0012": "What number is printed?",
-    "0005": "Describe the picture.",
-}
 _PAUSE = 0.06  # s between two looks at a growing answer
 _CLICKS = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-index]');
@@ -47,27 +38,21 @@ class View:
     runs: list[Run]
 
 
-def shipped_examples(clips: bool) -> list[tuple[Media, str]]:
-    """Pictures that come with the package, and clips if the model reads them, each with a question."""
-    found = [(load_media(_DATA / "tiny" / "pictures" / f"{name}.webp"), asked) for name, asked in _ASKED.items()]
-    films = sorted(path for path in _DATA.glob("*/*/*") if path.suffix in CLIPS)[:3] if clips else []
-    return found + [(load_media(path), "What moves?") for path in films]
-
-
 def build(studio: Studio) -> gr.Blocks:
     """The page for a studio whose first model is loaded already."""
     first = studio.names[0]
-    items = shipped_examples(studio.load(first).reads_clips)
+    studio.load(first)
+    items = shipped_pictures() + shipped_clips()
     with gr.Blocks(title="vtc: visual-token compression", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         media, view, go = gr.State(items[0][0]), gr.State(None), gr.State(0)
-        gr.HTML(
+        _html(
             "<header class='top'><h1>vtc</h1><p>What does a vision-language model still know of a picture "
             "when most of its visual tokens are gone?</p></header>"
         )
         with gr.Row(elem_classes="page"):
             with gr.Column(elem_classes="controls", min_width=280):
-                shown = gr.HTML(cards.preview(items[0][0]))
-                strip = gr.HTML(cards.examples(items, 0), js_on_load=_CLICKS)
+                shown = _html(cards.preview(items[0][0]))
+                strip = _html(cards.examples(items, 0), js_on_load=_CLICKS)
                 file = gr.File(
                     label="Upload a picture or a clip", file_types=[*PICTURES, *CLIPS], height=92, elem_classes="drop"
                 )
@@ -88,52 +73,68 @@ def build(studio: Studio) -> gr.Blocks:
                     for stage, label in _STAGES.items()
                 ]
             with gr.Column(elem_classes="results", min_width=320):
-                note = gr.HTML(elem_classes="notes")
+                note = _html(elem_classes="notes")
                 with gr.Tabs():
                     with gr.Tab("Side by side"):
                         with gr.Row(elem_classes="sliders"):
                             layer = gr.Slider(
-                                0, 1, value=1, step=1, label="Decoder layer", buttons=[], visible=False
+                                0,
+                                1,
+                                value=1,
+                                step=1,
+                                label="Decoder layer (0: as the vision tower hands it over)",
+                                buttons=[],
+                                visible=False,
                             )
                             step = gr.Slider(0, 1, value=0, step=1, label="Time step", buttons=[], visible=False)
                         with gr.Row(elem_classes="cards"):
-                            slots = [gr.HTML(visible=False, padding=False) for _ in range(MOST_METHODS + 1)]
-                        gr.HTML(
+                            slots = [_html(visible=False) for _ in range(MOST_METHODS + 1)]
+                        _html(
                             "<p class='legend'><i class='kept'></i>kept <i class='gone'></i>dropped "
                             "<i class='merged'></i>merged: patches of one colour share one token</p>"
                         )
                     with gr.Tab("Numbers"):
-                        numbers = gr.HTML(cards.table([]))
+                        numbers = _html(cards.table([]))
                     with gr.Tab("Methods"):
-                        gr.HTML(cards.method_list())
+                        _html(cards.method_list())
 
         counter = itertools.count(1)
+        strip_with = functools.cache(lambda index: cards.examples(items, index))
 
-        def take(chosen: Media, index: int | None) -> dict[Any, Any]:
-            """Show what is going to be asked about; methods that are not for its kind go."""
-            changed = {
+        def take(chosen: Media, name: str, index: int | None) -> dict[Any, Any]:
+            """Show what is going to be asked about; methods that are not for its kind go, and models that are not."""
+            reader = _reader_of(studio, chosen, name)
+            notes = list(chosen.notes)
+            if reader != name:
+                notes.append(f"{name} does not read clips, so {reader} answers.")
+            if index is None:
+                notes.append(f"{chosen.name} is in place: ask about it.")
+            changed: dict[Any, Any] = {
+                model: reader,
                 media: chosen,
                 shown: cards.preview(chosen),
-                strip: cards.examples(items, index),
-                note: cards.notice("", *chosen.notes),
+                strip: strip_with(index),
+                note: cards.notice("", *notes),
                 file: None,
             }
             for group, stage in zip(groups, _STAGES, strict=True):
                 changed[group] = gr.CheckboxGroup(choices=_choices(stage, chosen.kind))
             return changed
 
-        def pick(event: gr.EventData) -> dict[Any, Any]:
-            index = min(max(int(event._data.get("index", 0)), 0), len(items) - 1)
-            return take(items[index][0], index) | {question: items[index][1], go: next(counter)}
+        def pick(name: str, event: gr.EventData) -> dict[Any, Any]:
+            index = event._data.get("index")
+            if not isinstance(index, int) or not 0 <= index < len(items):
+                return {}
+            return take(items[index][0], name, index) | {question: items[index][1], go: next(counter)}
 
-        def upload(path: str | None) -> dict[Any, Any]:
+        def upload(path: str | None, name: str) -> dict[Any, Any]:
             if path is None:
                 return {}
             try:
                 chosen = load_media(path)
             except (ValueError, OSError, ImportError) as error:
                 return {note: cards.notice("error", str(error)), file: None}
-            return take(chosen, None) | {view: None, **_hidden(slots), layer: _gone(), step: _gone()}
+            return take(chosen, name, None) | {view: None, **_hidden(slots), layer: _gone(), step: _gone()}
 
         def ask(
             media_now: Media, name: str, text: str, at: int, when: int, percent: float, *chosen: list[str]
@@ -152,10 +153,9 @@ def build(studio: Studio) -> gr.Blocks:
             runs = [Run(None, 1.0), *(Run(method, percent / 100) for method in methods)]
 
             def card(i: int) -> str:
-                run, picture = runs[i], base_picture if i == 0 else None
-                if run.report is not None:
-                    picture = drawn(media_now, loaded.processor, run, min(at, run.depth), when)
-                return cards.card(run, runs[0], picture, at, base_picture.size)
+                if runs[i].report is not None:
+                    return _card(View(media_now, name, runs), i, loaded.processor, at, when)
+                return cards.card(runs[i], runs[0], base_picture if i == 0 else None, base_picture.size, at)
 
             start = {slot: gr.HTML(visible=i < len(runs)) for i, slot in enumerate(slots)}
             for i in range(len(runs)):
@@ -185,22 +185,31 @@ def build(studio: Studio) -> gr.Blocks:
             """Draw the cards again, for another layer or time step."""
             if now is None:
                 return {}
-            loaded = studio.load(now.model)
-            changed = {}
-            for slot, run in zip(slots, now.runs, strict=False):
-                if run.report is not None:
-                    picture = drawn(now.media, loaded.processor, run, min(at, run.depth), when)
-                    changed[slot] = cards.card(run, now.runs[0], picture, min(at, run.depth), picture.size)
-            return changed
+            processor = studio.load(now.model).processor
+            done = [i for i, run in enumerate(now.runs) if run.report is not None]
+            return {slots[i]: _card(now, i, processor, at, when) for i in done}
 
         quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden")
-        taken = [media, shown, strip, note, file, *groups]
-        strip.click(pick, None, [*taken, question, go], concurrency_id="look", concurrency_limit=8, **quiet)
+        taken = [media, model, shown, strip, note, file, *groups]
+        strip.click(pick, model, [*taken, question, go], concurrency_id="look", concurrency_limit=8, **quiet)
         file.upload(
-            upload, file, [*taken, view, layer, step, *slots], concurrency_id="look", concurrency_limit=8, **quiet
+            upload,
+            [file, model],
+            [*taken, view, layer, step, *slots],
+            concurrency_id="look",
+            concurrency_limit=8,
+            **quiet,
         )
         gr.on(
-            [page.load, button.click, question.submit, model.input, budget.input, go.change, *(g.input for g in groups)],
+            [
+                page.load,
+                button.click,
+                question.submit,
+                model.input,
+                budget.input,
+                go.change,
+                *(g.input for g in groups),
+            ],
             ask,
             [media, model, question, layer, step, budget, *groups],
             [note, view, numbers, layer, step, *slots],
@@ -222,9 +231,22 @@ def build(studio: Studio) -> gr.Blocks:
     return page
 
 
+def _html(value: str = "", **options: Any) -> gr.HTML:
+    """Markup without gradio's own styles."""
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
 def _choices(stage: str | None, kind: str) -> list[str]:
     """Methods of a stage (None = all) for pictures ("image") or clips ("video")."""
     return [m.name for m in vtc.methods() if kind in m.modality and stage in (None, cards.stage_of(m))]
+
+
+def _card(now: View, i: int, processor: Any, layer: int, step: int) -> str:
+    """Card of the i-th answer, as a decoder layer holds the picture or one time step of the clip."""
+    run = now.runs[i]
+    layer = min(layer, run.depth)
+    picture = drawn(now.media, processor, run, layer, step)
+    return cards.card(run, now.runs[0], picture, picture.size, layer, second(now.media, run, step))
 
 
 def _problem(question: str, methods: Sequence[str], percent: float) -> str | None:
@@ -237,6 +259,13 @@ def _problem(question: str, methods: Sequence[str], percent: float) -> str | Non
     if not 0 < percent <= 100:
         return f"A budget of {percent} % is outside 1 to 100: move the slider."
     return None
+
+
+def _reader_of(studio: Studio, media: Media, name: str) -> str:
+    """The model to ask: another one of the studio's if this one does not read clips and that one does."""
+    if media.clip is None or studio.load(name).reads_clips:
+        return name
+    return next((other for other in studio.names if other != name and studio.load(other).reads_clips), name)
 
 
 def _hidden(slots: Sequence[gr.HTML]) -> dict[Any, Any]:

@@ -20,21 +20,23 @@ def stage_of(info: vtc.MethodInfo) -> str:
     return "layer" if "layer" in info.stage else info.stage.split("+")[0]
 
 
-def card(run: Run, base: Run | None, picture: Image.Image | None, layer: int, shape: tuple[int, int]) -> str:
+def card(
+    run: Run, base: Run | None, picture: Image.Image | None, shape: tuple[int, int], layer: int, when: str = ""
+) -> str:
     """One answer, its picture and its numbers.
 
     Args:
         base: the answer with all visual tokens, once there is one.
         picture: None while there is none: its place, of size `shape`, stays free.
-        layer: what the picture shows, as for `draw.drawn`.
+        layer: what the picture shows, as for `draw.drawn`. when: the second it is from, if it is of a clip.
     """
-    title = run.method or "All visual tokens"
+    title = run.method or "All tokens"
     info = next((i for i in vtc.methods() if i.name == run.method), None)
     where = WHERE[stage_of(info)] if info else "uncompressed"
     if run.state == "failed":
         body = f'<p class="failed" role="alert">{escape(run.text)}</p>'
     else:
-        body = _figure(run, picture, layer, shape) + _answer(run, base) + _numbers(run, base)
+        body = _figure(run, picture, shape, layer, when) + _answer(run, base) + _numbers(run, base)
     kind = "card base" if info is None else "card"
     return (
         f'<article class="{kind}" data-method="{escape(run.method or "full")}" data-state="{run.state}" '
@@ -43,16 +45,16 @@ def card(run: Run, base: Run | None, picture: Image.Image | None, layer: int, sh
     )
 
 
-def _figure(run: Run, picture: Image.Image | None, layer: int, shape: tuple[int, int]) -> str:
+def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer: int, when: str) -> str:
     ratio = f"aspect-ratio:{shape[0]}/{shape[1]}"
     if picture is None:
         return f'<figure><div class="blank" style="{ratio}"></div><figcaption>&nbsp;</figcaption></figure>'
-    text = "the picture, as the model sees it"
+    text = f"{when}as the model sees it"
     if run.report is not None:
         total = run.report.tokens_in
         held = run.tokens(layer - 1) if layer else total
         place = f"layer {layer} of {run.depth}" if layer else "from the vision tower"
-        text = f"{place}: {held} of {total} tokens"
+        text = f"{when}{place}: {held} of {total} tokens"
     name = run.method or "all visual tokens"
     return (
         f'<figure><img src="{uri(picture)}" style="{ratio}" decoding="sync" alt="{escape(name)}, {escape(text)}">'
@@ -84,16 +86,16 @@ def _figures(value: str, share: float | None) -> tuple[str, str]:
 def measures(run: Run, base: Run | None) -> list[tuple[str, str, float | None]]:
     """(name, value, share of the uncompressed model's) of everything that is measured; "–" while it is not known."""
     names = ("Visual tokens", "First token", "Prefill FLOPs", "KV cache")
-    if run.report is None or run.seconds is None:
+    if run.report is None:
         return [(name, "–", None) for name in names]
     report = run.report
     total, left = report.tokens_in, run.tokens(run.depth - 1)
     tokens = f"{total} → {left}" if run.method else f"{total}"
-    ratio = run.seconds / base.seconds if base is not None and base.seconds else 1.0
-    values = [
-        (tokens, left / max(1, total)),
-        (f"{1000 * run.seconds:.0f} ms{_times(ratio, 'faster', 'slower') if run.method else ''}", ratio),
-    ]
+    ratio = run.seconds / base.seconds if run.seconds and base is not None and base.seconds else None
+    first = "…" if run.seconds is None else f"{1000 * run.seconds:.0f} ms"
+    if ratio is not None and run.method:
+        first += _times(ratio, "faster", "slower")
+    values: list[tuple[str, float | None]] = [(tokens, left / max(1, total)), (first, ratio)]
     for (full, kept), unit in ((report.flops, ""), (report.kv_bytes, "B")):
         less = kept / max(1, full)
         values.append((f"{_si(kept)}{unit}{_times(less, 'less', 'more') if run.method else ''}", less))
@@ -101,7 +103,7 @@ def measures(run: Run, base: Run | None) -> list[tuple[str, str, float | None]]:
 
 
 def _times(share: float, better: str, worse: str) -> str:
-    if 0.97 < share < 1.03 or share <= 0:
+    if 0.95 < share < 1.05 or share <= 0:
         return " <small>the same</small>"
     return f" <small>{1 / share:.1f}× {better}</small>" if share < 1 else f" <small>{share:.1f}× {worse}</small>"
 
@@ -125,7 +127,7 @@ def table(runs: Sequence[Run]) -> str:
         assert run.report is not None
         cells = "".join(f"<td>{value}</td>" for _, value, _ in measures(run, done[0]))
         held = [run.tokens(layer) for layer in range(run.depth)]
-        per_layer = f"{sum(held) / len(held):.0f} on average <small>{_shortened(held)}</small>"
+        per_layer = f"{sum(held) / len(held):.0f} on average<br><small>{_shortened(held)}</small>"
         name = escape(run.method or "all visual tokens")
         rows += f'<tr><th scope="row">{name}</th><td>{escape(run.text)}</td>{cells}<td>{per_layer}</td></tr>'
         notes += [f"{name}: {escape(note)}" for note in run.report.notes]
@@ -163,12 +165,13 @@ def method_list() -> str:
 
 def examples(items: Sequence[tuple[Media, str]], chosen: int | None) -> str:
     """Pictures to click; each is a button."""
-    buttons = "".join(
-        f'<button type="button" data-index="{i}" aria-pressed="{str(i == chosen).lower()}" '
-        f'title="{escape(question)}"><img src="{thumbnail(media.still, 112)}" alt="Example {i + 1}: {escape(question)}">'
-        f"{'<span>clip</span>' if media.clip is not None else ''}</button>"
-        for i, (media, question) in enumerate(items)
-    )
+    buttons = ""
+    for i, (media, question) in enumerate(items):
+        picture = f'<img src="{thumbnail(media.still, 112)}" alt="Example {i + 1}: {escape(question)}">'
+        kind = "<span>clip</span>" if media.clip is not None else ""
+        pressed = str(i == chosen).lower()
+        buttons += f'<button type="button" data-index="{i}" aria-pressed="{pressed}" title="{escape(question)}">'
+        buttons += f"{picture}{kind}</button>"
     return f'<div class="examples">{buttons}</div>'
 
 

@@ -34,13 +34,24 @@ def drawn(media: Media, processor: Any, run: Run, layer: int, step: int) -> Imag
 def plain(media: Media, processor: Any, step: int = 0, steps: int = 1) -> Image.Image:
     """The picture as the model sees it, or the frame that one of `steps` time steps shows."""
     if media.clip is not None:
-        number = min(len(media.clip) - 1, step * len(media.clip) // steps)
-        picture = Image.fromarray(media.frames[number])
+        picture = Image.fromarray(media.frames[frame_number(media, step, steps)])
     else:
         picture = vtc.seen(media.still, processor)
     scale = SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS if scale > 1 else Image.Resampling.BOX)
+
+
+def second(media: Media, run: Run, step: int) -> str:
+    """When a clip's time step is, for a caption; nothing for a picture."""
+    if media.clip is None or run.report is None:
+        return ""
+    return f"{media.clip.times[frame_number(media, step, run.report.spans[0].grid[0])]:.1f} s, "
+
+
+def frame_number(media: Media, step: int, steps: int) -> int:
+    """Which frame of a clip stands for one of `steps` time steps."""
+    return min(len(media.frames) - 1, step * len(media.frames) // steps)
 
 
 def uri(picture: Image.Image) -> str:

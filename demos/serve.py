@@ -22,6 +22,9 @@ _SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 _MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
+_STYLE = Path(__file__).with_name("style.css")  # goes into the head: gradio would rewrite its selectors
+
+
 class OwnOrigin:
     """ASGI middleware: tells browsers to load nothing that this server does not serve."""
 
@@ -73,9 +76,11 @@ def running(
 ) -> Iterator[str]:
     """The demo at an address, for the length of a with block; afterwards uploads are deleted."""
     _check_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="vtc-demo-", ignore_cleanup_errors=True) as folder:
-        # gradio reads these when it is imported, and when parts of the page are made
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with (
+        tempfile.TemporaryDirectory(prefix="vtc-demo-", ignore_cleanup_errors=True) as folder,
+        # gradio reads these when it is imported, when parts of the page are made, and at every upload
+        _environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
+    ):
         try:
             import gradio as gr
             from starlette.middleware import Middleware
@@ -100,7 +105,7 @@ def running(
                 state_session_capacity=200,
                 app_kwargs={"middleware": [Middleware(OwnOrigin)]},
                 theme=gr.themes.Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
-                css_paths=Path(__file__).with_name("style.css"),
+                head=f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
                 footer_links=[],
                 ssr_mode=False,
                 enable_monitoring=False,
@@ -113,6 +118,20 @@ def running(
             page.close(verbose=False)
 
 
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _check_port(host: str, port: int) -> None:
     if not 0 < port < 65536:
         raise ValueError(f"--port {port} is outside 1 to 65535")
@@ -123,4 +142,6 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             reason = "is in use" if error.errno in (98, 48, 10048) else f"cannot be had ({error.strerror})"
-            raise OSError(f"port {port} of {host} {reason}: give another one, such as --port {port % 65535 + 1}") from error
+            raise OSError(
+                f"port {port} of {host} {reason}: give another one, such as --port {port % 65535 + 1}"
+            ) from error

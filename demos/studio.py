@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -102,12 +103,15 @@ class Studio:
     """Answers questions about pictures and clips, for any number of visitors.
 
     Args:
-        names: checkpoints that visitors may choose from; two of them are held in memory.
+        sources: checkpoints that visitors may choose from; two of them are held in memory.
         device, dtype: as for `vtc.load`.
+    Attributes:
+        names: what visitors call them: folders by their last part, so that no path of this machine is shown.
     """
 
-    def __init__(self, names: list[str], device: str | None = None, dtype: str | None = None) -> None:
-        self.names, self._device, self._dtype = names, device, dtype
+    def __init__(self, sources: list[str], device: str | None = None, dtype: str | None = None) -> None:
+        self._sources = {Path(source).name if Path(source).is_dir() else source: source for source in sources}
+        self.names, self._device, self._dtype = list(self._sources), device, dtype
         self._turn = threading.Lock()  # held while a model is loaded, wrapped or run
         self._models: Recent[Loaded] = Recent(2)
         self._answers: Recent[Run] = Recent(256)
@@ -116,8 +120,11 @@ class Studio:
         """A model of `names`; loads it if it is not in memory."""
         if name not in self.names:
             raise ValueError(f"there is no model {name!r} here; there are: {', '.join(self.names)}.")
+        held = self._models.get(name)
+        if held is not None:
+            return held  # without waiting for anybody's answer
         with self._turn:
-            return self._models.fetch(name, lambda: self._load(name))
+            return self._models.fetch(name, lambda: self._load(self._sources[name]))
 
     def answer(self, name: str, media: Media, question: str, method: str | None, keep: float = 1.0) -> Iterator[Run]:
         """Answer greedily, a word at a time; an expected mistake ends as a Run in state "failed".
@@ -159,8 +166,8 @@ class Studio:
         finally:
             stop.set()  # whoever listened has gone
 
-    def _load(self, name: str) -> Loaded:
-        model, processor = vtc.load(name, device=self._device, dtype=self._dtype)
+    def _load(self, source: str) -> Loaded:
+        model, processor = vtc.load(source, device=self._device, dtype=self._dtype)
         loaded = Loaded(model, processor)
         blank = Media("", "warm-up", Image.new("RGB", (224, 224), "gray"))
         for method in (None, "divprune"):  # first runs are slow, and would be shown as if the method were
@@ -194,13 +201,14 @@ def _answer(
             stream = _Stream(processor, lambda text: news(replace(run, text=text)))
             start = time.perf_counter()
             generate(max_new_tokens, streamer=stream, stopping_criteria=[_Stopped(stop)])
-            first = _quick_median(lambda: generate(1), model.device, stream.first - start)
-            report = vtc.report(model) if run.method else None
-        if report is None:  # the account of a method that keeps everything
+            run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if run.method else None)
+            news(run)
+            seconds = tower + _quick_median(lambda: generate(1), model.device, stream.first - start)
+        if run.report is None:  # the account of a method that keeps everything
             with vtc.wrapped(model, "random", 1.0):
                 generate(1)
-                report = vtc.report(model)
-    return replace(run, state="done", text=stream.text or "(nothing)", seconds=tower + first, report=report)
+                run = replace(run, report=vtc.report(model))
+    return replace(run, state="done", seconds=seconds)
 
 
 def _needs(method: str | None) -> tuple[str, ...]:
