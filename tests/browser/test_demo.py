@@ -10,7 +10,7 @@ import pytest
 import vtc
 
 pytestmark = pytest.mark.browser
-FIRST = ["full", "visionzip", "vtc-cls", "pyramiddrop"]
+FIRST = ["full", "vtc-cls", "visionzip", "pyramiddrop"]
 METHODS = [info.name for info in vtc.methods() if "image" in info.modality]
 PICTURE = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny" / "pictures" / "0006.webp"
 
@@ -40,7 +40,7 @@ def test_an_example_is_asked_about_and_streamed(pictures, visit):
     visitor = visit(pictures)
     visitor.page.evaluate("""() => {
         window.seen = new Set();
-        const look = () => document.querySelectorAll('article[data-method=full] q').forEach(q => seen.add(q.textContent));
+        const look = () => seen.add(document.querySelector('article[data-method=full] q')?.textContent);
         new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});
     }""")
     visitor.page.get_by_role("button", name="Describe the picture.").click()
@@ -112,8 +112,7 @@ def test_mistakes_are_sentences(pictures, visit):
     visitor.page.get_by_label("Question").fill("What is <image>?")
     visitor.page.get_by_role("button", name="Ask").click()
     error.get_by_text("leave it out").wait_for()
-    for method in METHODS[:6]:
-        visitor.page.get_by_role("checkbox", name=method, exact=True).check(force=True)
+    visitor.tick(*METHODS[:6])
     visitor.page.get_by_label("Question").fill("What is it?")
     visitor.page.get_by_role("button", name="Ask").click()
     error.get_by_text("5 fit side by side: take some away").wait_for()
@@ -123,10 +122,7 @@ def test_two_visitors_at_once(pictures, visit):
     one, two = visit(pictures), visit(pictures)
     asked = ((one, ("divprune", "h2o")), (two, ("pool", "fastv", "sparsevlm")))
     for visitor, methods in asked:  # neither waits for the other
-        for box in visitor.page.locator(".chips input:checked").all():
-            box.uncheck(force=True)
-        for method in methods:
-            visitor.page.get_by_role("checkbox", name=method, exact=True).check(force=True)
+        visitor.tick(*methods)
     for number, (visitor, _) in enumerate(asked):
         visitor.page.get_by_label("Question").fill(("How many trees are there?", "What word is printed?")[number])
         visitor.page.get_by_role("button", name="Ask").click()
