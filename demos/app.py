@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -22,6 +22,7 @@ MOST_METHODS = 5
 MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
 _STAGES = {"input": "Before the language model", "layer": "Inside it", "cache": "In its KV cache"}
+_DEEP = 1000  # layers; where the slider stands until a model says how many it has
 _PAUSE = 0.06  # s between two looks at a growing answer
 _CLICKS = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-index]');
@@ -31,11 +32,13 @@ _CLICKS = """element.addEventListener('click', event => {
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a visitor is looking at."""
+    """What a visitor is looking at, and the layer and time step that it was drawn for when the answers came."""
 
     media: Media
     model: str
     runs: list[Run]
+    layer: int
+    step: int
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -90,8 +93,8 @@ def build(studio: Studio) -> gr.Blocks:
                         with gr.Row(elem_classes="cards"):
                             slots = [_html(visible=False) for _ in range(MOST_METHODS + 1)]
                         _html(
-                            "<p class='legend'><i class='kept'></i>kept <i class='gone'></i>dropped "
-                            "<i class='merged'></i>merged: patches of one colour share one token</p>"
+                            "<p class='legend'><span><i class='kept'></i>kept</span> <span><i class='gone'></i>dropped"
+                            "</span> <span><i class='merged'></i>merged: a colour, one token</span></p>"
                         )
                     with gr.Tab("Numbers"):
                         numbers = _html(cards.table([]))
@@ -154,7 +157,7 @@ def build(studio: Studio) -> gr.Blocks:
 
             def card(i: int) -> str:
                 if runs[i].report is not None:
-                    return _card(View(media_now, name, runs), i, loaded.processor, at, when)
+                    return _card(View(media_now, name, runs, at, when), i, loaded.processor)
                 return cards.card(runs[i], runs[0], base_picture if i == 0 else None, base_picture.size, at)
 
             start = {slot: gr.HTML(visible=i < len(runs)) for i, slot in enumerate(slots)}
@@ -170,16 +173,21 @@ def build(studio: Studio) -> gr.Blocks:
                         return
                     if i == 0 and run.report is not None:
                         depth, steps = run.depth, run.report.spans[0].grid[0]
-                        at = at if 0 < at <= depth and at != 1 else depth
-                        when = min(when, steps - 1)
+                        moved = {} if at <= depth else {"value": depth}  # else it stays where the visitor has it
+                        reset = {} if when < steps else {"value": 0}
+                        at, when = min(at, depth), when if when < steps else 0
                         yield {
-                            layer: gr.Slider(maximum=depth, value=at, visible=bool(methods)),
-                            step: gr.Slider(maximum=max(1, steps - 1), value=when, visible=steps > 1),
+                            layer: gr.Slider(maximum=depth, visible=bool(methods), **moved),
+                            step: gr.Slider(maximum=max(1, steps - 1), visible=steps > 1, **reset),
                         }
                     if run.state != "running" or time.monotonic() - last > _PAUSE:
                         yield {slots[i]: card(i)}
                         last = time.monotonic()
-            yield {view: View(media_now, name, runs), numbers: cards.table(runs)}
+            yield {view: View(media_now, name, runs, at, when), numbers: cards.table(runs)}
+
+        def catch_up(now: View | None, at: int, when: int) -> dict[Any, Any]:
+            """Draw again what was drawn while a slider moved."""
+            return {} if now is None or (now.layer, now.step) == (at, when) else look(now, at, when)
 
         def look(now: View | None, at: int, when: int) -> dict[Any, Any]:
             """Draw the cards again, for another layer or time step."""
@@ -187,7 +195,7 @@ def build(studio: Studio) -> gr.Blocks:
                 return {}
             processor = studio.load(now.model).processor
             done = [i for i, run in enumerate(now.runs) if run.report is not None]
-            return {slots[i]: _card(now, i, processor, at, when) for i in done}
+            return {slots[i]: _card(replace(now, layer=at, step=when), i, processor) for i in done}
 
         quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden")
         taken = [media, model, shown, strip, note, file, *groups]
@@ -200,7 +208,7 @@ def build(studio: Studio) -> gr.Blocks:
             concurrency_limit=8,
             **quiet,
         )
-        gr.on(
+        asked = gr.on(
             [
                 page.load,
                 button.click,
@@ -218,6 +226,7 @@ def build(studio: Studio) -> gr.Blocks:
             concurrency_limit=4,
             **quiet,
         )
+        asked.then(catch_up, [view, layer, step], slots, concurrency_id="look", **quiet)
         gr.on(
             [layer.input, step.input],
             look,
@@ -241,12 +250,12 @@ def _choices(stage: str | None, kind: str) -> list[str]:
     return [m.name for m in vtc.methods() if kind in m.modality and stage in (None, cards.stage_of(m))]
 
 
-def _card(now: View, i: int, processor: Any, layer: int, step: int) -> str:
+def _card(now: View, i: int, processor: Any) -> str:
     """Card of the i-th answer, as a decoder layer holds the picture or one time step of the clip."""
     run = now.runs[i]
-    layer = min(layer, run.depth)
-    picture = drawn(now.media, processor, run, layer, step)
-    return cards.card(run, now.runs[0], picture, picture.size, layer, second(now.media, run, step))
+    layer = min(now.layer, run.depth)
+    picture = drawn(now.media, processor, run, layer, now.step)
+    return cards.card(run, now.runs[0], picture, picture.size, layer, second(now.media, run, now.step))
 
 
 def _problem(question: str, methods: Sequence[str], percent: float) -> str | None:

@@ -54,7 +54,7 @@ def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer
         total = run.report.tokens_in
         held = run.tokens(layer - 1) if layer else total
         place = f"layer {layer} of {run.depth}" if layer else "from the vision tower"
-        text = f"{when}{place}: {held} of {total} tokens"
+        text = f"{when}{place}: {held} of {total}" + ("" if when else " tokens")
     name = run.method or "all visual tokens"
     return (
         f'<figure><img src="{uri(picture)}" style="{ratio}" decoding="sync" alt="{escape(name)}, {escape(text)}">'
@@ -70,7 +70,8 @@ def _answer(run: Run, base: Run | None) -> str:
         same = run.text.casefold() == base.text.casefold()
         mark = '<span class="same">same answer</span>' if same else '<span class="other">another answer</span>'
     caret = '<i class="caret"></i>' if run.state == "running" else ""
-    return f'<p class="answer"><q>{escape(run.text)}</q>{caret}{mark}</p>'
+    size = "answer long" if len(run.text) > 48 else "answer"
+    return f'<p class="{size}"><q>{escape(run.text)}</q>{caret}{mark}</p>'
 
 
 def _numbers(run: Run, base: Run | None) -> str:

@@ -90,7 +90,7 @@ def test_cards_on_the_way(runs):
 def test_pictures_have_words(runs):
     tree = card(runs[1], runs[0], when="1.5 s, ")
     (picture,) = [a for tag, a in tree.tags if tag == "img"]
-    assert picture["alt"] == "divprune, 1.5 s, layer 4 of 4: 58 of 576 tokens"
+    assert picture["alt"] == "divprune, 1.5 s, layer 4 of 4: 58 of 576"
     assert picture["src"].startswith("data:image/webp;base64,")
 
 
