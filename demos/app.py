@@ -82,8 +82,8 @@ def build(studio: Studio) -> gr.Blocks:
                         with gr.Row(elem_classes="sliders"):
                             layer = gr.Slider(
                                 0,
-                                1,
-                                value=1,
+                                _DEEP,
+                                value=_DEEP,
                                 step=1,
                                 label="Decoder layer (0: as the vision tower hands it over)",
                                 buttons=[],
@@ -173,8 +173,10 @@ def build(studio: Studio) -> gr.Blocks:
                         return
                     if i == 0 and run.report is not None:
                         depth, steps = run.depth, run.report.spans[0].grid[0]
-                        moved = {} if at <= depth else {"value": depth}  # else it stays where the visitor has it
-                        reset = {} if when < steps else {"value": 0}
+                        moved: dict[str, Any] = (
+                            {} if at <= depth else {"value": depth}
+                        )  # else it stays where the visitor has it
+                        reset: dict[str, Any] = {} if when < steps else {"value": 0}
                         at, when = min(at, depth), when if when < steps else 0
                         yield {
                             layer: gr.Slider(maximum=depth, visible=bool(methods), **moved),
