@@ -1,4 +1,4 @@
-# make demo | test | test-lmms | table | table-inside | table-video | vqtoken | bench | bench-gpu
+# make demo | test | test-browser | test-lmms | table | table-inside | table-video | vqtoken | bench | bench-gpu
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +9,7 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test test-lmms table table-inside table-video vqtoken bench bench-gpu clean
+.PHONY: env demo test test-browser test-lmms table table-inside table-video vqtoken bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -42,6 +42,17 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n auto
+
+# The demo in a headless browser: Debian's, installed here where there is none (as root).
+BROWSER := $(VENV)/.browser
+$(BROWSER): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[browser]"
+	command -v chromium >/dev/null || { apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; }
+	@touch $@
+
+test-browser: $(BROWSER)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # The lmms-eval plug-in under the real lmms-eval, in an environment of its own that looks into .venv for what it lacks:
 # lmms-eval wants an older PyAV.

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vtc.filmstrip import frame_overlay
 from vtc.layout import Tile
 from vtc.overlay import overlay
 from vtc.report import ReportSpan
+from vtc.video import Clip
 
 COLOR = (200, 120, 40)
 
@@ -86,3 +88,27 @@ def test_what_cannot_be_drawn_is_refused():
         overlay(picture, span([Tile(0, 2, 2, 2)], [0], modality="video"))
     with pytest.raises(ValueError, match="does not say where"):
         overlay(picture, span([Tile(0, 1, 2, 2, box=None)], [0]))
+
+
+def test_without_captions_there_is_nothing_but_the_picture():
+    tiles = [Tile(0, 1, 2, 2, role="thumbnail"), Tile(4, 1, 2, 4, newline=True, role="mosaic")]
+    assert overlay(Image.new("RGB", (80, 40), COLOR), span([Tile(0, 1, 2, 2)], [0]), 200, captions=False).size == (
+        200,
+        100,
+    )
+    both = overlay(Image.new("RGB", (80, 40), COLOR), span(tiles, [0]), 200, captions=False)
+    assert both.size == (2 * 200 + 16, 100)
+    assert np.asarray(both)[20, 20] == pytest.approx(COLOR, abs=2)
+
+
+def test_one_time_step_of_a_video():
+    frames = np.stack([np.full((40, 80, 3), 60 * i, dtype=np.uint8) for i in range(4)])
+    clip = Clip(frames, [0.0, 0.5, 1.0, 1.5], [0, 1, 2, 3], 4, 2.0, 2.0, "av")
+    video = span([Tile(0, 2, 2, 2, role="frames")], [4], modality="video")  # the first patch of the second step
+    first, second = (np.asarray(frame_overlay(clip, video, step, 200, captions=False)) for step in range(2))
+    assert first.shape == second.shape == (100, 200, 3)
+    assert second[20, 20] == pytest.approx((120,) * 3, abs=2)  # bright: the third frame begins the second step
+    assert second[80, 180].max() < 100
+    assert frame_overlay(clip, video, 0, 200).height > 100
+    with pytest.raises(IndexError, match="outside the video's 2 time steps"):
+        frame_overlay(clip, video, 2)

@@ -1,6 +1,7 @@
 """vtc: visual-token compression. Make a vision-language model cheaper to run with one call."""
 
 from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+from vtc.filmstrip import frame_overlay
 from vtc.methods.base import Method, Paper, top_k
 from vtc.methods.cached import CacheMethod
 from vtc.methods.dart import DART
@@ -34,7 +35,7 @@ from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
 from vtc.overlay import overlay
 from vtc.pictures import load_picture
-from vtc.prompts import prompt
+from vtc.prompts import prepare, prompt, seen
 from vtc.report import Report
 from vtc.samples import Sample, read_samples
 from vtc.scorers import OpenClipScorer
@@ -84,16 +85,19 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "encode",
+    "frame_overlay",
     "load",
     "load_clip",
     "load_picture",
     "methods",
     "overlay",
+    "prepare",
     "prompt",
     "read_samples",
     "register_adapter",
     "report",
     "resolve",
+    "seen",
     "select",
     "supported",
     "top_k",

@@ -18,7 +18,6 @@ from rich.table import Table
 
 import vtc
 from vtc.filmstrip import save_film
-from vtc.prompts import seen
 
 if TYPE_CHECKING:
     from vtc.report import Report
@@ -54,12 +53,7 @@ def ask(
     Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
     a warm-up.
     """
-    text = vtc.prompt(processor, question, len(pictures), len(clips))
-    given: dict[str, Any] = {"images": [pictures]} if pictures else {}
-    if clips:  # sampled already
-        given |= {"videos": [clip.frames for clip in clips], "video_metadata": [clip.metadata() for clip in clips]}
-        given["do_sample_frames"] = False
-    inputs = processor(text=[text], **given, return_tensors="pt").to(model.device, model.dtype)
+    inputs = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
         wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if name else nullcontext()
@@ -124,7 +118,7 @@ def save_overlays(
     for number, (item, span) in enumerate(zip(shown, answer.report.spans, strict=True), 1):
         file = path if len(shown) == 1 else path.with_stem(f"{path.stem}-{number}")
         if isinstance(item, Image.Image):
-            vtc.overlay(seen(item, processor), span).save(file)
+            vtc.overlay(vtc.seen(item, processor), span).save(file)
         else:
             save_film(item, span, file)
         paths.append(file)

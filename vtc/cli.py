@@ -17,8 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 import vtc
 from vtc import arguments
 from vtc.ask import ask, save_overlays, show
+from vtc.demos.serve import PORT, serve
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
+from vtc.models import tiny
 from vtc.train_command import add_command as train_command
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
@@ -96,6 +98,13 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
+def _demo(options: argparse.Namespace) -> None:
+    """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
+    _check_device(options.device)
+    models = list(dict.fromkeys([options.model, *tiny.names()]))
+    serve(models, options.port, options.host, options.share, options.device, options.dtype)
+
+
 def _import_plugin(name: str | None) -> None:
     """Run a user's file, if one is named; methods defined in it register themselves."""
     if name is None:
@@ -114,9 +123,13 @@ def _import_plugin(name: str | None) -> None:
         raise ImportError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
+def _check_device(device: str | None) -> None:
+    if device and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
+
+
 def _load(options: argparse.Namespace):
-    if options.device and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no CUDA device is available here; leave it out to run on the CPU")
+    _check_device(options.device)
     if not sys.stderr.isatty():
         disable_progress_bar()
     return vtc.load(options.model, device=options.device, dtype=options.dtype)
@@ -170,4 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     eval_commands(commands, measured)
     bench_command(commands)
     train_command(commands, running, _load)
+
+    about = "show in a browser what methods keep"
+    command = commands.add_parser("demo", parents=[running], help=about, description=_demo.__doc__)
+    command.add_argument("--port", type=arguments.count, default=PORT, metavar="P", help="default: %(default)s")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
+    command.add_argument("--share", action="store_true", help="also through a public address of gradio's")
+    command.set_defaults(run=_demo)
     return parser

@@ -78,6 +78,7 @@ class Flow:
         self.where = [span.index.to(self.device) for span in self.spans]  # slots of each span's tokens now
         self.index = [torch.arange(span.tokens, device=self.device) for span in self.spans]  # which tokens they are
         self.chosen: list[Selection | None] = [None] * len(self.spans)
+        self.history: list[tuple[int, list[Selection | None]]] = []  # `chosen`, from which layer on
         self.parts = [self._first(kwargs)]
         self.rotated = False  # the language model's own rotary embedding has been asked
         self._masks: dict[Hashable, Any] = {}
@@ -130,6 +131,7 @@ class Flow:
             self.where[i], self.index[i] = slots, self.index[i][anchor]
             before = self.chosen[i]
             self.chosen[i] = selection if before is None else before.then(selection)
+        self.history.append((first, list(self.chosen)))
         valid = None
         if now.valid is not None or plan.ragged:
             valid = plan.valid if now.valid is None else now.valid.gather(1, plan.slot) & plan.valid

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from vtc.layout import Tile
     from vtc.report import ReportSpan
 
-_LONG_SIDE = 768  # px; small pictures are enlarged so that a patch stays visible
+LONG_SIDE = 768  # px; small pictures are enlarged so that a patch stays visible
 GAP, BAR = 16, 40  # px between panels; height of the caption
 PAPER, _INK, _FRAME = (18, 20, 26), (235, 238, 245), (255, 255, 255)
 _TINT = np.array([30.0, 34.0, 44.0])  # lifts dropped patches off black, so that kept black ones differ from them
 
 
-def overlay(picture: Image.Image, span: ReportSpan) -> Image.Image:
+def overlay(picture: Image.Image, span: ReportSpan, side: int = LONG_SIDE, captions: bool = True) -> Image.Image:
     """Picture of which visual tokens survived.
 
     Args:
-        picture: what the model saw (after any centre crop; see `vtc.prompts.seen`), mode RGB, any size.
-        span: one image's entry of `vtc.report(model).spans`.
+        picture: what the model saw (after any centre crop; see `vtc.seen`), mode RGB, any size.
+        span: one image's entry of `vtc.report(model).spans`, or of `vtc.report(model).at(layer)`.
+        side: long side of a panel in px.
+        captions: whether to count the tokens under the picture and to leave a margin around it.
     Returns:
         A new picture with one panel for the image, and one more for its thumbnail if the model makes one.
         Patches whose token was kept are bright, dropped ones dark and grey. Patches that share an output are half
@@ -39,16 +41,18 @@ def overlay(picture: Image.Image, span: ReportSpan) -> Image.Image:
     thumbnail = [tile for tile in placed if tile.role == "thumbnail"]
     image = [tile for tile in placed if tile.role != "thumbnail"]
     panels = [(name, tiles) for name, tiles in (("thumbnail", thumbnail), ("crops", image)) if tiles]
-    drawn = [panel(picture, span, tiles) for _, tiles in panels]
+    drawn = [panel(picture, span, tiles, side) for _, tiles in panels]
 
-    width = sum(part.width for part in drawn) + GAP * (len(drawn) + 1)
-    sheet = Image.new("RGB", (width, drawn[0].height + GAP + BAR), PAPER)
-    draw, x = ImageDraw.Draw(sheet), GAP
+    margin, bar = (GAP, GAP + BAR) if captions else (0, 0)
+    width = sum(part.width for part in drawn) + GAP * (len(drawn) - 1) + 2 * margin
+    sheet = Image.new("RGB", (width, drawn[0].height + bar), PAPER)
+    draw, x = ImageDraw.Draw(sheet), margin
     middle = drawn[0].height + GAP + BAR // 2
     for part, (name, tiles) in zip(drawn, panels, strict=True):
-        sheet.paste(part, (x, GAP))
-        text = caption(span) if len(panels) == 1 else f"{name}: {kept_in(span, tiles)}"
-        write(draw, (x, middle), text, part.width)
+        sheet.paste(part, (x, margin))
+        if captions:
+            text = caption(span) if len(panels) == 1 else f"{name}: {kept_in(span, tiles)}"
+            write(draw, (x, middle), text, part.width)
         x += part.width + GAP
     return sheet
 
@@ -82,7 +86,7 @@ def _indices(tile: Tile) -> np.ndarray:
     return np.asarray(tile.indices())[0]
 
 
-def panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile], side: int = _LONG_SIDE) -> Image.Image:
+def panel(picture: Image.Image, span: ReportSpan, tiles: list[Tile], side: int = LONG_SIDE) -> Image.Image:
     """The picture with the patches of `tiles` marked, its long side `side` px."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

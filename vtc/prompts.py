@@ -1,6 +1,14 @@
 """Turning a question and its pictures into what a processor wants, the same way for every family."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from PIL import Image
+
+if TYPE_CHECKING:
+    from vtc.video import Clip
 
 
 def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
@@ -30,6 +38,20 @@ def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
     if videos and text.count(film) != videos:
         raise ValueError(f"the prompt has room for {text.count(film)} videos and {videos} were given")
     return text
+
+
+def prepare(processor, question: str, pictures: Sequence[Image.Image] = (), clips: Sequence[Clip] = ()) -> Any:
+    """What a model's `generate` takes to answer one question about some pictures and clips, in a batch of one.
+
+    Raises:
+        ValueError: whatever `prompt` refuses.
+    """
+    text = prompt(processor, question, len(pictures), len(clips))
+    given: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
+    if clips:  # sampled already
+        given |= {"videos": [clip.frames for clip in clips], "video_metadata": [clip.metadata() for clip in clips]}
+        given["do_sample_frames"] = False
+    return processor(text=[text], **given, return_tensors="pt")
 
 
 def seen(picture: Image.Image, processor) -> Image.Image:

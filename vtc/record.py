@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
@@ -32,6 +33,9 @@ class Record:
     spans: tuple[VisualSpan, ...] = ()
     steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
     selections: tuple[Selection, ...] = ()  # all steps together
+    history: list[tuple[int, list[Selection | None]]] = field(default_factory=list)  # the same, from which layer on
+    start: int = 0  # tokens of the conversation before this prefill
+    length: int = 0  # tokens of this prefill, padding included
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
@@ -41,7 +45,7 @@ class Record:
 
     def begin(self, flow: Flow) -> None:
         """Remember the spans and the uncompressed rows."""
-        self.spans = flow.spans
+        self.spans, self.start, self.length = flow.spans, flow.seen, flow.length
         valid = flow.part.valid
         full = flow.part.slot.new_full((flow.rows,), flow.length)
         self.rows_full = full if valid is None else valid.sum(dim=1)
@@ -71,6 +75,7 @@ class Record:
         for part in flow.parts:
             there = part.slot.new_full((flow.rows,), part.width) if part.valid is None else part.valid.sum(dim=1)
             self.rows_kept.append((part.first, there))
+        self.history = flow.history
         self.selections = tuple(
             Selection.prune(index, len(index)) if chosen is None else chosen
             for chosen, index in zip(flow.chosen, flow.index, strict=True)
@@ -90,9 +95,17 @@ class Record:
         return Report(
             spans=[
                 ReportSpan(
-                    s.row, s.modality, s.grid, c.anchor.cpu().clone(), c.source.cpu().clone(), s.tiles, s.boxes()
+                    s.row,
+                    s.modality,
+                    s.grid,
+                    c.anchor.cpu().clone(),
+                    c.source.cpu().clone(),
+                    s.tiles,
+                    s.boxes(),
+                    self._steps_of(number),
+                    self._evicted_from(s),
                 )
-                for s, c in zip(self.spans, self.selections, strict=True)
+                for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
             ],
             stages=[
                 StageReport(name, layer, before, after, sum(watch.ms for watch in watches), flops)
@@ -123,3 +136,17 @@ class Record:
             flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
             kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
         )
+
+    def _steps_of(self, number: int) -> tuple[tuple[int, Tensor, Tensor], ...]:
+        """(layer, anchors, sources) of one span after each shortening."""
+        chosen = [(layer, selections[number]) for layer, selections in self.history]
+        return tuple((layer, c.anchor.cpu().clone(), c.source.cpu().clone()) for layer, c in chosen if c is not None)
+
+    def _evicted_from(self, span: VisualSpan) -> dict[int, Tensor]:
+        """By layer, which tokens of a span its KV cache lost at the end of the prefill."""
+        lost: dict[int, list[Tensor]] = {}
+        for event in self.evictions:
+            if event.length == self.start + self.length:  # later ones happen while decoding
+                own = torch.isin(span.index.cpu(), event.slots[span.row].cpu() - self.start)
+                lost.setdefault(event.layer, []).append(own.nonzero().squeeze(1))
+        return {layer: torch.cat(parts) for layer, parts in lost.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
 
@@ -23,6 +24,8 @@ class ReportSpan:
         kept: LongTensor [M], anchors: indices into this span's own tokens, in the order the language model reads them.
         source: LongTensor [N], the output (index into `kept`) that absorbs each token, -1 = dropped.
         tiles: blocks of tokens. boxes: FloatTensor [N, 4], the part of the picture under each token.
+        steps: (layer, kept, source) after each shortening, in order; the last one's are `kept` and `source`.
+        evicted: by layer, the tokens that its KV cache lost at the end of the prefill.
     """
 
     row: int
@@ -32,6 +35,8 @@ class ReportSpan:
     source: Tensor
     tiles: tuple[Tile, ...]
     boxes: Tensor
+    steps: tuple[tuple[int, Tensor, Tensor], ...] = ()
+    evicted: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def tokens_in(self) -> int:
@@ -40,6 +45,17 @@ class ReportSpan:
     @property
     def tokens_out(self) -> int:
         return self.kept.numel()
+
+    def at(self, layer: int) -> ReportSpan:
+        """The span as decoder layer `layer` holds it; see `Report.at`."""
+        everything = torch.arange(self.tokens_in)
+        kept, source = next(((k, s) for first, k, s in reversed(self.steps) if first <= layer), (everything,) * 2)
+        lost = self.evicted.get(layer)
+        if lost is not None:
+            stays = ~torch.isin(kept, lost)
+            rank = torch.where(stays, stays.cumsum(0) - 1, -1)  # outputs by their new number
+            kept, source = kept[stays], torch.where(source >= 0, rank[source.clamp(min=0)], -1)
+        return replace(self, kept=kept, source=source, steps=(), evicted={})
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,17 @@ class Report:
         """(uncompressed, compressed) bytes of the KV cache after the prefill, over all rows, padding left out."""
         full, kept = zip(*self.kv_bytes_by_layer, strict=True) if self.kv_bytes_by_layer else ((), ())
         return sum(full), sum(kept)
+
+    def at(self, layer: int) -> list[ReportSpan]:
+        """The spans as decoder layer `layer` holds them when the prefill is over: without what was dropped before the
+        language model or on the way to this layer, and without what the layer's own KV cache lost.
+
+        Raises:
+            IndexError: the language model has no such layer.
+        """
+        if not 0 <= layer < len(self.tokens_by_layer):
+            raise IndexError(f"layer {layer} is outside the model's {len(self.tokens_by_layer)} decoder layers.")
+        return [span.at(layer) for span in self.spans]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the pictures' geometry, as JSON types."""

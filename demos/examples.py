@@ -1,0 +1,44 @@
+"""Pictures and clips to click, from the sets of questions that come with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import vtc
+from vtc.demos.media import Media, load_media
+
+_DATA = Path(vtc.__file__).parent / "eval" / "data"
+_ASKED = {  # of eval/data/tiny/pictures
+    "0001": "Is the yellow star above or below the cone?",
+    "0003": "What word is printed?",
+    "0006": "What shape is red?",
+    "0008": "How many smileys are in the picture?",
+    "0004": "Where is the white square?",
+    "0012": "What number is printed?",
+    "0005": "Describe the picture.",
+}
+_MOST_CLIPS = 3
+
+
+def shipped_pictures() -> list[tuple[Media, str]]:
+    """Pictures, each with a question."""
+    return [(load_media(_DATA / "tiny" / "pictures" / f"{name}.webp"), asked) for name, asked in _ASKED.items()]
+
+
+def shipped_clips(data: Path = _DATA) -> list[tuple[Media, str]]:
+    """The first clips of any set of questions about videos, each with its first question."""
+    found: dict[Path, str] = {}
+    for file in sorted(data.glob("*/*.jsonl")):
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                if "video" not in row:
+                    break
+                found.setdefault(file.parent / row["video"], row["question"])
+                if len(found) == _MOST_CLIPS:
+                    break
+    try:
+        return [(load_media(path), question) for path, question in found.items()]
+    except ImportError:  # neither decord nor PyAV is here
+        return []

@@ -1,0 +1,151 @@
+"""A real browser in front of a real `vtc demo`: `make test-browser` installs both and runs these tests.
+
+Whatever a test does, it fails if the page asks anything of another machine or if one of its scripts breaks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 90_000  # ms that an answer may take, on a busy machine
+
+
+@contextmanager
+def demo(*arguments: str) -> Iterator[str]:
+    """Address of `vtc demo`, which must stop cleanly at Ctrl-C."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vtc", "demo", "--device", "cpu", "--port", str(port), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        assert said.startswith(f"vtc demo: http://127.0.0.1:{port}/"), said + process.communicate()[1]
+        yield f"http://127.0.0.1:{port}/"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Iterator[str]:
+    """The demo as it opens: on the shipped model."""
+    with demo() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo on a model of random weights that reads clips."""
+    from tests.small_qwen import save
+
+    with demo("--model", str(save(tmp_path_factory.mktemp("models") / "small-qwen"))) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium: `make test-browser` installs it")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visitor]]:
+    """Call it with an address (and a viewport) to come as a new visitor."""
+    visitors: list[Visitor] = []
+
+    def come(address: str, width: int = 1366, height: int = 900, **options: Any) -> Visitor:
+        visitors.append(Visitor(browser, address, width, height, options))
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.leave()
+
+
+class Visitor:
+    """One browser window of its own, without cookies of others."""
+
+    def __init__(self, browser: Any, address: str, width: int, height: int, options: dict[str, Any]) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.abroad: list[str] = []
+        self.broken: list[str] = []
+        own = (address, "data:", "blob:")
+        self.page.on("request", lambda r: None if r.url.startswith(own) else self.abroad.append(r.url))
+        self.page.on("pageerror", lambda error: self.broken.append(str(error)))
+        self.page.goto(address)
+        self.settled()
+
+    def leave(self) -> None:
+        self.context.close()
+        assert not self.abroad
+        assert not self.broken
+
+    def settled(self) -> None:
+        """Wait until all answers are there."""
+        self.page.wait_for_timeout(250)
+        self.page.wait_for_function(
+            "document.querySelector('article.card') && !document.querySelector('article[aria-busy=true]')"
+        )
+
+    def card(self, method: str) -> Any:
+        return self.page.locator(f'article[data-method="{method}"]')
+
+    def cards(self) -> list[str]:
+        """Methods whose cards are shown, in order; "full" for all tokens."""
+        return self.page.locator("article.card").evaluate_all("all => all.map(card => card.dataset.method)")
+
+    def tick(self, *methods: str) -> None:
+        """Choose these methods and no others."""
+        for method in set(self.chosen()) ^ set(methods):
+            self.page.get_by_role("checkbox", name=method, exact=True).set_checked(method in methods, force=True)
+
+    def choose(self, *methods: str) -> None:
+        """Choose these methods and no others, and wait for their answers."""
+        self.tick(*methods)
+        self.until(lambda: sorted(self.cards()) == sorted(["full", *self.chosen()]), f"cards of {methods}")
+        self.settled()
+
+    def chosen(self) -> list[str]:
+        return self.page.locator(".chips input:checked").evaluate_all("all => all.map(box => box.name)")
+
+    def said(self, method: str, text: str) -> None:
+        """Wait until a card says `text`."""
+        self.until(lambda: text in self.card(method).inner_text(), f"{text!r} on the card of {method}")
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < end:
+            if true():
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"waited in vain for {what}; cards: {self.cards()}; page: {self.page.inner_text('body')}")
+
+    def slider(self, name: str) -> Any:
+        return self.page.get_by_role("slider", name=f"range slider for {name}")
+
+    def upload(self, file: Path | dict[str, Any]) -> None:
+        self.page.set_input_files("input[type=file]", file)

@@ -1,0 +1,189 @@
+"""Answers of the studio: streamed, remembered, kept apart from each other, and refused in a sentence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+import vtc
+from tests.small_qwen import save
+from vtc.api import ATTRIBUTE
+from vtc.demos.draw import drawn, plain, second, uri
+from vtc.demos.examples import shipped_pictures
+from vtc.demos.studio import Recent, Run, Studio
+
+MODEL = "tiny-llava"
+
+
+@pytest.fixture(scope="module")
+def studio():
+    studio = Studio([MODEL], device="cpu")
+    studio.load(MODEL)
+    return studio
+
+
+@pytest.fixture(scope="module")
+def heart():
+    return next(media for media, question in shipped_pictures() if question == "What shape is red?")
+
+
+def last(studio, media, question="What shape is red?", method=None, keep=1.0, model=MODEL) -> Run:
+    return list(studio.answer(model, media, question, method, keep))[-1]
+
+
+def test_an_answer_grows_and_ends_with_its_numbers(studio, heart):
+    runs = list(studio.answer(MODEL, heart, "Describe the picture.", None))
+    assert [run.state for run in (runs[0], runs[1], runs[-1])] == ["waiting", "running", "done"]
+    texts = [run.text for run in runs[1:]]
+    assert len(texts) > 3
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    end = runs[-1]
+    assert end.seconds is not None
+    assert end.seconds > 0
+    assert end.report is not None
+    assert end.report.tokens_in == end.report.tokens_out == 576
+    assert end.report.flops[0] == end.report.flops[1] > 0
+
+
+@pytest.mark.parametrize("method", ["vtc-cls", "visionzip", "pyramiddrop", "mustdrop", "h2o"])
+def test_methods_answer_as_without_the_studio(studio, heart, method):
+    run = last(studio, heart, method=method, keep=0.2)
+    assert run.state == "done", run.text
+    model, processor = vtc.load(MODEL, device="cpu")
+    inputs = vtc.prepare(processor, "What shape is red?", [heart.still])
+    with vtc.wrapped(model, method, 0.2):
+        ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert run.text == processor.batch_decode([ids], skip_special_tokens=True)[0].strip()
+        assert run.report is not None
+        assert run.report.as_dict()["spans"] == vtc.report(model).as_dict()["spans"]
+    assert drawn(heart, processor, run, run.depth, 0).size == plain(heart, processor).size
+
+
+def test_another_budget_does_not_look_at_the_picture_again(studio, heart):
+    seen = []
+    tower = studio.load(MODEL).model.model.vision_tower
+    last(studio, heart, "Is there a heart?", "vtc-cls", 0.3)
+    handle = tower.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        runs = [last(studio, heart, "Is there a heart?", "vtc-cls", keep) for keep in (0.1, 0.5)]
+        assert [run.tokens(0) for run in runs] == [58, 288]
+        assert not seen
+    finally:
+        handle.remove()
+
+
+def test_a_known_answer_comes_at_once(studio, heart):
+    first = last(studio, heart, method="divprune", keep=0.1)
+    assert list(studio.answer(MODEL, heart, "What shape is red? ", "divprune", 0.1)) == [first]
+
+
+def test_visitors_do_not_see_each_others_compression(studio, heart):
+    """Four at once, each with a method of their own, get what they would get alone; the model ends up bare."""
+    wanted = {"vtc-cls": 0.11, "pool": 0.12, "pyramiddrop": 0.13, "h2o": 0.14, None: 1.0}
+    got: dict[str | None, list[Run]] = {method: [] for method in wanted}
+
+    def ask(method: str | None, keep: float) -> None:
+        for question in ("What color is the heart?", "How many hearts are there?"):
+            got[method].append(last(studio, heart, question, method, keep))
+
+    threads = [threading.Thread(target=ask, args=item) for item in wanted.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for method, runs in got.items():
+        for run in runs:
+            assert run.state == "done", run.text
+            assert run.report is not None
+            assert {stage.name for stage in run.report.stages} == {method or "random"}
+            expected = 576 if method is None else round(576 * wanted[method])
+            assert run.tokens(run.depth - 1) == pytest.approx(expected, abs=1)
+    model = studio.load(MODEL).model
+    assert ATTRIBUTE not in model.__dict__
+    assert not model._forward_pre_hooks
+
+
+def test_who_leaves_stops_the_answer(studio, heart, monkeypatch):
+    monkeypatch.setattr("vtc.demos.studio.MAX_NEW_TOKENS", 2000)
+    settings = studio.load(MODEL).model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, -1  # never ends by itself
+    try:
+        answer = studio.answer(MODEL, heart, "Describe the picture.", "divprune", 0.05)
+        while next(answer).state != "running":
+            pass
+        answer.close()
+        start = time.monotonic()
+        assert last(studio, heart, "What shape is red?", "pool", 0.05).state == "done"
+        assert time.monotonic() - start < 20  # 2,000 tokens take longer
+    finally:
+        settings.eos_token_id = before
+    assert "divprune" not in {key[3] for key in studio._answers if key[2] == "Describe the picture."}
+
+
+@pytest.mark.parametrize(
+    ("question", "method", "says"),
+    [
+        ("", None, "The question is empty: ask something."),
+        ("What is <image>?", "divprune", "leave it out"),
+        ("What?", "divprone", "Did you mean 'divprune'"),
+    ],
+)
+def test_mistakes_end_as_a_sentence(studio, heart, question, method, says):
+    run = last(studio, heart, question, method, 0.5)
+    assert run.state == "failed"
+    assert says in run.text
+    assert run.text.endswith((".", "?"))
+
+
+def test_a_mistake_of_ours_ends_as_a_sentence_too(studio, heart, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(vtc, "prepare", fail)
+    run = last(studio, heart, "Is there a star?", None)
+    assert run.state == "failed"
+    assert "a mistake in the demo, not yours (ZeroDivisionError)" in run.text
+
+
+def test_clips(tmp_path):
+    pytest.importorskip("av")
+    from tests.test_video import write
+    from vtc.demos.media import load_media
+
+    folder = save(tmp_path / "small-qwen")
+    studio = Studio([str(folder), MODEL], device="cpu")
+    assert studio.names == ["small-qwen", MODEL]  # no path of this machine
+    film = load_media(write(tmp_path / "a.mp4", 16, (112, 84)))
+    run = last(studio, film, "what moves ?", "evs", 0.5, "small-qwen")
+    assert run.report is not None, run.text
+    assert run.report.spans[0].grid[0] == 4
+    processor = studio.load("small-qwen").processor
+    pictures = {uri(drawn(film, processor, run, run.depth, step)) for step in range(4)}
+    assert len(pictures) == 4
+    assert [second(film, run, step) for step in range(4)] == ["0.0 s, ", "0.4 s, ", "0.9 s, ", "1.3 s, "]
+    assert studio.load("small-qwen").reads_clips
+    assert not studio.load(MODEL).reads_clips
+    assert "does not read videos" in last(studio, film, model=MODEL).text
+
+
+def test_an_unknown_model_is_refused(studio, heart):
+    with pytest.raises(ValueError, match="there is no model '/etc' here; there are: tiny-llava"):
+        studio.load("/etc")
+
+
+def test_recent_forgets_what_was_used_longest_ago():
+    recent: Recent[int] = Recent(2)
+    assert [recent.fetch(key, lambda: len(recent)) for key in "abacb"] == [0, 1, 0, 2, 2]
+    assert list(recent) == ["c", "b"]
+
+
+def test_time_on_a_device_with_too_little_memory(studio, heart, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(studio.load(MODEL).model, "generate", fail)
+    assert "The device has no memory left for this" in last(studio, heart, "Is there a cone?", "random", 0.5).text

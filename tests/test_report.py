@@ -1,0 +1,81 @@
+"""Report.at: what each decoder layer holds of a picture, for methods before, inside and in the cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vtc
+from tests.families import batch, model_of
+
+
+def ran(method: str | vtc.Method | list, family: str = "llava", rows=((0,), (1, 2)), **options) -> vtc.Report:
+    model = model_of(family)
+    with vtc.wrapped(model, method, **options):
+        model.generate(**batch(family, rows), max_new_tokens=3, do_sample=False)
+        return vtc.report(model)
+
+
+def held(report: vtc.Report) -> list[int]:
+    """Visual tokens that each layer holds, by `at`."""
+    return [sum(span.tokens_out for span in report.at(layer)) for layer in range(len(report.tokens_by_layer))]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_next"])
+@pytest.mark.parametrize("method", ["divprune", "fastv", "pyramiddrop", "sparsevlm"])
+def test_layers_hold_what_they_see(family, method):
+    report = ran(method, family, keep=0.25)
+    assert held(report) == report.tokens_by_layer
+    last = report.at(len(report.tokens_by_layer) - 1)
+    for span, end in zip(report.spans, last, strict=True):
+        assert end.kept.equal(span.kept)
+        assert end.source.equal(span.source)
+
+
+def test_tokens_leave_and_none_comes_back():
+    report = ran(vtc.PyramidDrop(layers=(1, 2), keeps=(12, 5)))
+    first, second, third = (set(report.at(layer)[0].kept.tolist()) for layer in range(3))
+    assert len(first) == report.spans[0].tokens_in
+    assert (len(second), len(third)) == (12, 5)
+    assert third < second < first
+
+
+def test_a_cache_loses_tokens_layer_by_layer():
+    report = ran("h2o", keep=6)
+    assert set(report.tokens_by_layer) == {sum(span.tokens_in for span in report.spans)}  # the layers saw all of them
+    assert held(report) == [6 * len(report.spans)] * 3
+    kept = [report.at(layer)[0].kept.tolist() for layer in range(3)]
+    assert kept[0] != kept[1] or kept[1] != kept[2]  # each layer has heavy hitters of its own
+    for layer in range(3):
+        span = report.at(layer)[0]
+        assert torch.equal(span.source[span.kept], torch.arange(6))
+
+
+def test_evictions_while_decoding_are_not_the_prefills():
+    once, often = ran("h2o", keep=6), ran(vtc.H2O(keep=6, every=1))
+    assert held(often) == held(once)
+
+
+def test_before_inside_and_in_the_cache():
+    report = ran([vtc.VTCCLS(keep=16), vtc.FastV(keep=8), vtc.Streaming(keep=3)], rows=((0,),))
+    assert held(report) == [3, 3, 3]
+    assert report.tokens_by_layer[0] == 16
+    assert report.tokens_by_layer[-1] == 8
+
+
+def test_merged_tokens_follow_their_output():
+    report = ran([vtc.VisionZip(keep=8), vtc.Streaming(keep=4)], rows=((0,),))
+    span = report.at(0)[0]
+    assert span.tokens_out == 4
+    assert span.source.max() == 3
+    before = report.spans[0]
+    for token in range(span.tokens_in):  # in the same group as before, or gone with it
+        if span.source[token] >= 0:
+            assert span.kept[span.source[token]] == before.kept[before.source[token]]
+
+
+def test_there_is_no_such_layer():
+    report = ran("divprune", keep=4)
+    for layer in (-1, 3):
+        with pytest.raises(IndexError, match="outside the model's 3 decoder layers"):
+            report.at(layer)
