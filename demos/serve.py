@@ -82,7 +82,7 @@ def running(
         _environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
     ):
         try:
-            from gradio.themes import Base
+            import gradio
             from starlette.middleware import Middleware
         except ImportError as error:
             raise ImportError(_INSTALL) from error
@@ -104,7 +104,7 @@ def running(
                 max_file_size=MAX_BYTES,
                 state_session_capacity=200,
                 app_kwargs={"middleware": [Middleware(OwnOrigin)]},
-                theme=Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
+                theme=gradio.themes.Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
                 head=f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
                 footer_links=[],
                 ssr_mode=False,
