@@ -193,11 +193,18 @@ class Answerer:
         inputs = self.processed(items, blind)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
-        if self._takes_encoded:  # the vision tower runs once for all methods
+        if self._takes_encoded:  # the vision tower runs once for all methods and all questions about one thing
             methods = [resolve(s.method, **_options(s)) for s in specs if s.compressed]
-            encoded = vtc.encode(self.model, methods or "random", **inputs)
+            first: dict[str, int] = {}  # of each thing asked about, in reading order
+            for number, item in enumerate(items):
+                first.setdefault(item.question.media.name, number)
+            own = inputs
+            if len(first) < len(items):
+                own = self.processed([items[number] for number in first.values()], blind)
+            encoded = vtc.encode(self.model, methods or "random", **own)
             text = {name: value for name, value in inputs.items() if value.shape == ids.shape}
-            inputs = {**text, **encoded.take(range(len(items)))}
+            order = list(first)
+            inputs = {**text, **encoded.take([order.index(item.question.media.name) for item in items])}
         return _Ready(inputs, ids.shape[1], mask.sum(dim=1).tolist(), visual.tolist())
 
     @torch.inference_mode()

@@ -36,7 +36,10 @@ ALIGN = ("align", 8, 16, 8, 250, 2e-3, 5e-4)
 PARTS = (
     Part("joint-part", 320, 4, 14, 120, 6e-4),
     Part("joint-all", 1152, 3, 20, 80, 3e-4, 1e-4),
+    Part("joint-last", 1152, 3, 20, 300, 3e-4, 1.5e-4),
 )
+# Harder on frames than on symbols: what has gone, how often something blinked, digits.
+JOINT_WEIGHTS = TASK_WEIGHTS | {"blink": 3.0, "change": 3.0, "reading": 2.0, "direction": 0.8}
 
 
 def alignment(projected: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ def _batch(
     """Frames [S, 2, 192, 192, 3], labels [B, N, 7], indices [B, n] of the tokens to be shown, questions."""
     picked = pool.pick(rng, run.batch(part.batch * more))
     ask = random.Random(int(rng.integers(1 << 40)))
-    packed = packer.pack([asking.ask_many(pool.clips[i], ask, part.questions, TASK_WEIGHTS) for i in picked])
+    packed = packer.pack([asking.ask_many(pool.clips[i], ask, part.questions, JOINT_WEIGHTS) for i in picked])
     frames = torch.from_numpy(pool.frames[picked]).flatten(0, 1)
     labels = torch.from_numpy(pool.labels[picked]).long().flatten(1, 2)
     shown = min(part.shown, labels.shape[1])
