@@ -99,14 +99,11 @@ class Answerer:
             limits[q.task] = max(limits.get(q.task, _SHORTEST), longest + _SLACK)
         if self.settings.max_new_tokens is not None:
             limits = dict.fromkeys(limits, self.settings.max_new_tokens)
-        groups: dict[tuple[str, int, str], list[Question]] = {}
-        for q in questions:
-            groups.setdefault((q.media.kind, limits[q.task], q.task), []).append(q)
+        groups: dict[tuple[str, int], list[Question]] = {}
+        for q in questions:  # short tasks together: none waits for a caption to end
+            groups.setdefault((q.media.kind, limits[q.task]), []).append(q)
         size, found = self.settings.batch_size, []
-        ordered: dict[tuple[str, int], list[Question]] = {}
-        for kind, limit, task in sorted(groups):  # short tasks together: none waits for a caption to end
-            ordered.setdefault((kind, limit), []).extend(groups[kind, limit, task])
-        for (_, limit), own in ordered.items():
+        for (_, limit), own in sorted(groups.items()):  # in their order: questions about one clip stand together
             found += [Batch(tuple(own[i : i + size]), limit) for i in range(0, len(own), size)]
         return found
 
