@@ -91,7 +91,7 @@ def running(
         from vtc.demos.studio import Studio
 
         studio = Studio(models, device, dtype)
-        studio.load(models[0])
+        studio.load(studio.names[0])
         page = build(studio)
         try:
             _, local, public = page.launch(
