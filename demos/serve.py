@@ -82,10 +82,12 @@ def running(
         _environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
     ):
         try:
-            from gradio.themes import Base
-            from starlette.middleware import Middleware
+            import gradio  # noqa: F401, says whether it is here
         except ImportError as error:
             raise ImportError(_INSTALL) from error
+        from gradio.themes import Base
+        from starlette.middleware import Middleware
+
         from vtc.demos.app import build
         from vtc.demos.media import MAX_BYTES
         from vtc.demos.studio import Studio
