@@ -22,7 +22,6 @@ MOST_METHODS = 5
 MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
 _STAGES = {"input": "Before the language model", "layer": "Inside it", "cache": "In its KV cache"}
-_DEEP = 1000  # layers; where the slider stands until a model says how many it has
 _PAUSE = 0.06  # s between two looks at a growing answer
 _CLICKS = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-index]');
@@ -32,19 +31,20 @@ _CLICKS = """element.addEventListener('click', event => {
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a visitor is looking at, and the layer and time step that it was drawn for when the answers came."""
+    """What a visitor is looking at, and what the sliders and choices were when it was asked for."""
 
     media: Media
     model: str
     runs: list[Run]
     layer: int
     step: int
+    settings: tuple[Any, ...]  # budget and methods
 
 
 def build(studio: Studio) -> gr.Blocks:
     """The page for a studio whose first model is loaded already."""
     first = studio.names[0]
-    studio.load(first)
+    depth = studio.load(first).depth
     items = shipped_pictures() + shipped_clips()
     with gr.Blocks(title="vtc: visual-token compression", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         media, view, go = gr.State(items[0][0]), gr.State(None), gr.State(0)
@@ -82,12 +82,11 @@ def build(studio: Studio) -> gr.Blocks:
                         with gr.Row(elem_classes="sliders"):
                             layer = gr.Slider(
                                 0,
-                                _DEEP,
-                                value=_DEEP,
+                                depth,
+                                value=depth,
                                 step=1,
                                 label="Decoder layer (0: as the vision tower hands it over)",
                                 buttons=[],
-                                visible=False,
                             )
                             step = gr.Slider(0, 1, value=0, step=1, label="Time step", buttons=[], visible=False)
                         with gr.Row(elem_classes="cards"):
@@ -104,9 +103,10 @@ def build(studio: Studio) -> gr.Blocks:
         counter = itertools.count(1)
         strip_with = functools.cache(lambda index: cards.examples(items, index))
 
-        def take(chosen: Media, name: str, index: int | None) -> dict[Any, Any]:
+        def take(chosen: Media, index: int | None, name: str, ticked: Sequence[list[str]]) -> dict[Any, Any]:
             """Show what is going to be asked about; methods that are not for its kind go, and models that are not."""
             reader = _reader_of(studio, chosen, name)
+            deepest = studio.load(reader).depth
             notes = list(chosen.notes)
             if reader != name:
                 notes.append(f"{name} does not read clips, so {reader} answers.")
@@ -119,25 +119,41 @@ def build(studio: Studio) -> gr.Blocks:
                 strip: strip_with(index),
                 note: cards.notice("", *notes),
                 file: None,
+                step: 0,
             }
-            for group, stage in zip(groups, _STAGES, strict=True):
-                changed[group] = gr.CheckboxGroup(choices=_choices(stage, chosen.kind))
+            if reader != name:
+                changed[layer] = gr.Slider(maximum=deepest, value=deepest)
+            for group, stage, before in zip(groups, _STAGES, ticked, strict=True):
+                names = _choices(stage, chosen.kind)
+                changed[group] = gr.CheckboxGroup(choices=names, value=[method for method in before if method in names])
             return changed
 
-        def pick(name: str, event: gr.EventData) -> dict[Any, Any]:
+        def pick(event: gr.EventData, name: str, *ticked: list[str]) -> dict[Any, Any]:
             index = event._data.get("index")
             if not isinstance(index, int) or not 0 <= index < len(items):
-                return {}
-            return take(items[index][0], name, index) | {question: items[index][1], go: next(counter)}
+                return gr.skip()
+            return take(items[index][0], index, name, ticked) | {question: items[index][1], go: next(counter)}
 
-        def upload(path: str | None, name: str) -> dict[Any, Any]:
+        def upload(path: str | None, name: str, *ticked: list[str]) -> dict[Any, Any]:
             if path is None:
-                return {}
+                return gr.skip()
             try:
                 chosen = load_media(path)
             except (ValueError, OSError, ImportError) as error:
                 return {note: cards.notice("error", str(error)), file: None}
-            return take(chosen, name, None) | {view: None, **_hidden(slots), layer: _gone(), step: _gone()}
+            return take(chosen, None, name, ticked) | {
+                view: None,
+                **_hidden(slots),
+                step: gr.Slider(value=0, visible=False),
+            }
+
+        def switch(name: str) -> dict[Any, Any]:
+            """Ask another model: the sliders are set for it first."""
+            try:
+                deepest = studio.load(name).depth
+            except (ValueError, OSError, ImportError, RuntimeError) as error:
+                return {note: cards.notice("error", str(error))}
+            return {layer: gr.Slider(maximum=deepest, value=deepest), step: 0, go: next(counter)}
 
         def ask(
             media_now: Media, name: str, text: str, at: int, when: int, percent: float, *chosen: list[str]
@@ -154,10 +170,11 @@ def build(studio: Studio) -> gr.Blocks:
                 yield {note: cards.notice("error", str(error))}
                 return
             runs = [Run(None, 1.0), *(Run(method, percent / 100) for method in methods)]
+            runs = [studio.recall(name, media_now, text, run.method, run.keep) or run for run in runs]
 
             def card(i: int) -> str:
                 if runs[i].report is not None:
-                    return _card(View(media_now, name, runs, at, when), i, loaded.processor)
+                    return _card(View(media_now, name, runs, at, when, ()), i, loaded.processor)
                 return cards.card(runs[i], runs[0], base_picture if i == 0 else None, base_picture.size, at)
 
             start = {slot: gr.HTML(visible=i < len(runs)) for i, slot in enumerate(slots)}
@@ -172,63 +189,60 @@ def build(studio: Studio) -> gr.Blocks:
                         yield {note: cards.notice("error", run.text), **_hidden(slots)}
                         return
                     if i == 0 and run.report is not None:
-                        depth, steps = run.depth, run.report.spans[0].grid[0]
-                        moved: dict[str, Any] = (
-                            {} if at <= depth else {"value": depth}
-                        )  # else it stays where the visitor has it
-                        reset: dict[str, Any] = {} if when < steps else {"value": 0}
-                        at, when = min(at, depth), when if when < steps else 0
-                        yield {
-                            layer: gr.Slider(maximum=depth, visible=bool(methods), **moved),
-                            step: gr.Slider(maximum=max(1, steps - 1), visible=steps > 1, **reset),
-                        }
+                        steps = run.report.spans[0].grid[0]
+                        when = min(when, steps - 1)
+                        yield {step: gr.Slider(maximum=max(1, steps - 1), visible=steps > 1)}
                     if run.state != "running" or time.monotonic() - last > _PAUSE:
                         yield {slots[i]: card(i)}
                         last = time.monotonic()
-            yield {view: View(media_now, name, runs, at, when), numbers: cards.table(runs)}
+            yield {view: View(media_now, name, runs, at, when, (percent, *chosen)), numbers: cards.table(runs)}
 
-        def catch_up(now: View | None, at: int, when: int) -> dict[Any, Any]:
-            """Draw again what was drawn while a slider moved."""
-            return {} if now is None or (now.layer, now.step) == (at, when) else look(now, at, when)
+        def catch_up(now: View | None, name: str, at: int, when: int, *settings: Any) -> dict[Any, Any]:
+            """What moved while answers came counts, too: ask again, or only draw again."""
+            if now is None:
+                return gr.skip()
+            if (name, settings) != (now.model, now.settings):
+                return {go: next(counter)}
+            return gr.skip() if (now.layer, now.step) == (at, when) else look(now, at, when)
 
         def look(now: View | None, at: int, when: int) -> dict[Any, Any]:
             """Draw the cards again, for another layer or time step."""
             if now is None:
-                return {}
+                return gr.skip()
             processor = studio.load(now.model).processor
             done = [i for i, run in enumerate(now.runs) if run.report is not None]
             return {slots[i]: _card(replace(now, layer=at, step=when), i, processor) for i in done}
 
         quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden")
-        taken = [media, model, shown, strip, note, file, *groups]
-        strip.click(pick, model, [*taken, question, go], concurrency_id="look", concurrency_limit=8, **quiet)
+        taken = [media, model, shown, strip, note, file, layer, step, *groups]
+        strip.click(pick, [model, *groups], [*taken, question, go], concurrency_id="look", concurrency_limit=8, **quiet)
         file.upload(
             upload,
-            [file, model],
-            [*taken, view, layer, step, *slots],
+            [file, model, *groups],
+            [*taken, view, *slots],
             concurrency_id="look",
             concurrency_limit=8,
             **quiet,
         )
+        model.input(switch, model, [note, layer, step, go], **quiet)
         asked = gr.on(
             [
                 page.load,
                 button.click,
                 question.submit,
-                model.input,
                 budget.input,
                 go.change,
                 *(g.input for g in groups),
             ],
             ask,
             [media, model, question, layer, step, budget, *groups],
-            [note, view, numbers, layer, step, *slots],
+            [note, view, numbers, step, *slots],
             trigger_mode="always_last",
             concurrency_id="ask",
             concurrency_limit=4,
             **quiet,
         )
-        asked.then(catch_up, [view, layer, step], slots, concurrency_id="look", **quiet)
+        asked.then(catch_up, [view, model, layer, step, budget, *groups], [*slots, go], concurrency_id="look", **quiet)
         gr.on(
             [layer.input, step.input],
             look,
@@ -281,7 +295,3 @@ def _reader_of(studio: Studio, media: Media, name: str) -> str:
 
 def _hidden(slots: Sequence[gr.HTML]) -> dict[Any, Any]:
     return {slot: gr.HTML(visible=False) for slot in slots}
-
-
-def _gone() -> Any:
-    return gr.Slider(visible=False)

@@ -82,16 +82,18 @@ def running(
         _environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
     ):
         try:
-            import gradio
-            from starlette.middleware import Middleware
+            import gradio  # noqa: F401, says whether it is here
         except ImportError as error:
             raise ImportError(_INSTALL) from error
+        from gradio.themes import Base
+        from starlette.middleware import Middleware
+
         from vtc.demos.app import build
         from vtc.demos.media import MAX_BYTES
         from vtc.demos.studio import Studio
 
         studio = Studio(models, device, dtype)
-        studio.load(models[0])
+        studio.load(studio.names[0])
         page = build(studio)
         try:
             _, local, public = page.launch(
@@ -104,7 +106,7 @@ def running(
                 max_file_size=MAX_BYTES,
                 state_session_capacity=200,
                 app_kwargs={"middleware": [Middleware(OwnOrigin)]},
-                theme=gradio.themes.Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
+                theme=Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
                 head=f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
                 footer_links=[],
                 ssr_mode=False,

@@ -68,10 +68,11 @@ class Run:
 
 @dataclass(eq=False)
 class Loaded:
-    """A model, its processor, and what its vision tower made of recent pictures."""
+    """A model of `depth` decoder layers, its processor, and what its vision tower made of recent pictures."""
 
     model: Any
     processor: Any
+    depth: int = 0
     encoded: Recent[tuple[Any, float]] = field(default_factory=lambda: Recent(16))
 
     @property
@@ -126,17 +127,21 @@ class Studio:
         with self._turn:
             return self._models.fetch(name, lambda: self._load(self._sources[name]))
 
+    def recall(self, name: str, media: Media, question: str, method: str | None, keep: float = 1.0) -> Run | None:
+        """The answer, if it has been given before."""
+        return self._answers.get(_key(name, media, question, method, keep))
+
     def answer(self, name: str, media: Media, question: str, method: str | None, keep: float = 1.0) -> Iterator[Run]:
         """Answer greedily, a word at a time; an expected mistake ends as a Run in state "failed".
 
         Args:
             method: None = with all visual tokens. keep: fraction of the visual tokens.
         """
-        key = (name, media.key, question.strip(), method, keep if method else None)
-        known = self._answers.get(key)
+        known = self.recall(name, media, question, method, keep)
         if known is not None:
             yield known
             return
+        key = _key(name, media, question, method, keep)
         news: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         stop = threading.Event()
 
@@ -171,7 +176,8 @@ class Studio:
         loaded = Loaded(model, processor)
         blank = Media("", "warm-up", Image.new("RGB", (224, 224), "gray"))
         for method in (None, "divprune"):  # first runs are slow, and would be shown as if the method were
-            _answer(loaded, blank, "warm up", Run(method, 0.5), lambda run: None, threading.Event(), 1)
+            run = _answer(loaded, blank, "warm up", Run(method, 0.5), lambda run: None, threading.Event(), 1)
+            loaded.depth = run.depth
         loaded.encoded.clear()
         return loaded
 
@@ -209,6 +215,10 @@ def _answer(
                 generate(1)
                 run = replace(run, report=vtc.report(model))
     return replace(run, state="done", seconds=seconds)
+
+
+def _key(name: str, media: Media, question: str, method: str | None, keep: float) -> Hashable:
+    return name, media.key, question.strip(), method, keep if method else None
 
 
 def _needs(method: str | None) -> tuple[str, ...]:

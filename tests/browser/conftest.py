@@ -100,7 +100,9 @@ class Visitor:
         self.settled()
 
     def leave(self) -> None:
+        failed = self.page.locator("[data-testid=status-tracker] .error").count()  # an event raised something
         self.context.close()
+        assert not failed
         assert not self.abroad
         assert not self.broken
 
@@ -126,8 +128,15 @@ class Visitor:
     def choose(self, *methods: str) -> None:
         """Choose these methods and no others, and wait for their answers."""
         self.tick(*methods)
-        self.until(lambda: sorted(self.cards()) == sorted(["full", *self.chosen()]), f"cards of {methods}")
-        self.settled()
+
+        def there() -> bool:
+            states = "all => all.map(card => card.dataset.state)"
+            finished = set(self.page.locator("article.card").evaluate_all(states)) <= {"done", "failed"}
+            return finished and sorted(self.cards()) == sorted(["full", *self.chosen()])
+
+        self.until(there, f"cards of {methods}")
+        self.page.wait_for_timeout(400)
+        self.until(there, f"cards of {methods}")  # whatever was asked on the way is over, too
 
     def chosen(self) -> list[str]:
         return self.page.locator(".chips input:checked").evaluate_all("all => all.map(box => box.name)")

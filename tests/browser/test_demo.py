@@ -30,8 +30,8 @@ def test_ask_with_each_method(pictures, visit, first):
     visitor, methods = visit(pictures), METHODS[first : first + 5]
     visitor.choose(*methods)
     for method in methods:
+        visitor.until(lambda m=method: visitor.card(m).get_attribute("data-state") == "done", f"{method} to be done")
         text = visitor.card(method).inner_text()
-        assert visitor.card(method).get_attribute("data-state") == "done", text
         assert re.search(r"576 → \d+\n", text), text
         assert re.search(r"\d ms", text), text
 
@@ -208,4 +208,4 @@ def test_clips(clips, visit, tmp_path):
     assert len(set(shown)) == 4
     visitor.page.get_by_role("button", name="What shape is red?").click()  # back to pictures: evs is not for them
     visitor.until(lambda: visitor.cards() == ["full", "pyramiddrop"], "cards of the picture")
-    assert not visitor.slider("Time step").is_visible()
+    visitor.until(lambda: not visitor.slider("Time step").is_visible(), "the time slider to go")
