@@ -31,7 +31,7 @@ demo: $(STAMP)
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
 	    $(BIN)/vtc ask --model tiny-qwen --frames 16 --method divprune --keep 0.1 --video $(CLIPS)/$$1 --question "$$2" \
-	        --save overlays/$${1%.mp4}.png; \
+	        --save overlays/clip-$${1%.mp4}.png; \
 	}; \
 	ask 0001.mp4 "Which way does the orange circle move?"; \
 	ask 0004.mp4 "What disappears for good?"
