@@ -110,9 +110,13 @@ class Answerer:
     def answer(self, batch: Batch, specs: Sequence[Spec]) -> Iterator[Outcome]:
         """Yield each run's samples, part by part; what cannot be answered gives a sample with its "error"."""
         items, broken = [], []
+        looked: dict[str, Any] = {}  # several questions are about one clip
         for question in batch.questions:
+            name = question.media.name
             try:
-                items.append(Item(question, self.read(question)))
+                if name not in looked:
+                    looked[name] = self.read(question)
+                items.append(Item(question, looked[name]))
             except (OSError, ValueError, ImportError) as error:
                 broken.append(_failure(question, error))
         if broken:

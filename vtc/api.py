@@ -167,26 +167,25 @@ def load(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vtc.models.tiny import names, path
+    from vtc.models.tiny import names, source
 
-    shipped = str(name_or_path) in names()
-    source = str(path(str(name_or_path)) if shipped else name_or_path)
-    local = Path(source).expanduser()
-    if not shipped and (local.is_absolute() or source.startswith((".", "~"))) and not local.is_dir():
-        raise FileNotFoundError(f"there is no model folder {source!r}; shipped models: {', '.join(names())}.")
+    place = source(name_or_path)
+    local = Path(place).expanduser()
+    if (local.is_absolute() or place.startswith((".", "~"))) and not local.is_dir():
+        raise FileNotFoundError(f"there is no model folder {place!r}; shipped models: {', '.join(names())}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not a torch dtype; use float32, bfloat16 or float16.")
     chosen: Any = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(place)
         more: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
         if attn_implementation:
             more["attn_implementation"] = attn_implementation
-        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=chosen, **more)
+        model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=chosen, **more)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"cannot load {source!r}: {reason} Shipped models: {', '.join(names())}.") from error
+        raise FileNotFoundError(f"cannot load {place!r}: {reason} Shipped models: {', '.join(names())}.") from error
     return (model if device == "auto" else model.to(device)).eval(), processor
 
 

@@ -18,12 +18,12 @@ def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
         ValueError: the question is empty or holds an image placeholder of its own, or the processor's chat template
             does not make room for every picture and video, or the model reads no videos.
     """
-    token, film = processor.image_token, getattr(processor, "video_token", "")
+    token, film = processor.image_token, getattr(processor, "video_token", None) or ""
     if videos and (not film or getattr(processor, "video_processor", None) is None):
         raise ValueError(f"this model does not read videos ({type(processor).__name__}): give it pictures")
     if not question.strip():
         raise ValueError("the question is empty: ask something")
-    for placeholder in {token, "<image>", getattr(processor, "video_token", None)} - {None}:
+    for placeholder in {token, "<image>", film} - {""}:
         if placeholder in question:
             raise ValueError(
                 f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"

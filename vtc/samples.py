@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vtc.encode import Encoded, encode_with
 from vtc.methods.base import Method
 from vtc.pictures import load_picture
-from vtc.prompts import prompt
+from vtc.prompts import prepare, prompt
 from vtc.video import load_clip
 
 IGNORED = -100  # label of what is not to be predicted
@@ -153,14 +153,12 @@ class Batches:
     def _look(self, sample: Sample) -> Sight:
         """Run the vision tower, and see what the processor puts in the placeholder's stead."""
         text = prompt(self.processor, "?", int(sample.image is not None), int(sample.video is not None))
-        given: dict[str, Any] = {}
         if sample.image is not None:
-            given["images"] = [[load_picture(sample.image)]]
+            inputs = prepare(self.processor, "?", [load_picture(sample.image)])
         else:
             assert sample.video is not None
-            clip = load_clip(sample.video, self.frames, self.fps)
-            given |= {"videos": [clip.frames], "video_metadata": [clip.metadata()], "do_sample_frames": False}
-        inputs = self.processor(text=[text], **given, return_tensors="pt").to(self.model.device, self.model.dtype)
+            inputs = prepare(self.processor, "?", clips=[load_clip(sample.video, self.frames, self.fps)])
+        inputs = inputs.to(self.model.device, self.model.dtype)
         short, full = self.processor.tokenizer(text)["input_ids"], inputs["input_ids"][0].tolist()
         encoded = encode_with(self.model, [self.method], dict(inputs))
         types = inputs.get("mm_token_type_ids")

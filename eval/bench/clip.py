@@ -61,14 +61,7 @@ class Asked:
         return vtc.load_clip(self.file, self.frames, self.fps)
 
     def process(self, clip: Any) -> Any:
-        text = vtc.prompt(self.processor, self.question, 0, 1)
-        inputs = self.processor(
-            text=[text],
-            videos=[clip.frames],
-            video_metadata=[clip.metadata()],
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
+        inputs = vtc.prepare(self.processor, self.question, clips=[clip])
         return inputs.to(self.model.device, self.model.dtype)
 
     def encode(self, inputs: Any, methods: Sequence[str]) -> Any:
@@ -78,6 +71,21 @@ class Asked:
         names = ("input_ids", "attention_mask", "mm_token_type_ids")
         given = {name: inputs[name] for name in names if name in inputs}
         return self.model(**given, **encoded.take([0]), use_cache=True, logits_to_keep=1)
+
+    def time(self, methods: Sequence[str], device: torch.device) -> dict[str, float]:
+        """Seconds of each part of the way, from the file on."""
+        spent: dict[str, float] = {}
+
+        def timed(part: str, work: Callable[[], Any]) -> Any:
+            made: list[Any] = []
+            spent[part] = clock(lambda: made.append(work()), device)
+            return made[0]
+
+        clip = timed("read", self.read)
+        inputs = timed("process", lambda: self.process(clip))
+        encoded = timed("encode", lambda: self.encode(inputs, methods))
+        timed("prefill", lambda: self.prefill(inputs, encoded))
+        return spent
 
 
 @torch.inference_mode()
@@ -106,17 +114,7 @@ def measure(
         for position, line in enumerate(lines):
             compressed = line.method != FULL
             with wrapped(asked.model, line.method, line.keep) if compressed else nullcontext():
-                spent, made = {}, [asked]
-                steps: dict[str, Callable[[], Any]] = {
-                    "read": asked.read,
-                    "process": lambda made=made: asked.process(made[1]),
-                    "encode": lambda made=made, line=line: asked.encode(
-                        made[2], [line.method] if line.method != FULL else ["random"]
-                    ),
-                    "prefill": lambda made=made: asked.prefill(made[2], made[3]),
-                }
-                for part, step in steps.items():
-                    spent[part] = clock(lambda step=step, made=made: made.append(step()), device)
+                spent = asked.time([line.method if compressed else "random"], device)  # random listens to nothing
                 report = vtc.report(asked.model) if compressed else None
             if report is not None:
                 line.tokens = report.tokens_out

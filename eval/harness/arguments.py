@@ -95,8 +95,7 @@ def check_model(name: str, settings: Settings) -> str:
         FileNotFoundError: there is no such checkpoint.
         ValueError, TypeError: it is of another family, or vtc refuses to wrap it; with one sentence.
     """
-    shipped = settings.pretrained in tiny.names()
-    source = str(tiny.path(settings.pretrained)) if shipped else settings.pretrained
+    source = tiny.source(settings.pretrained)
     try:
         config = AutoConfig.from_pretrained(source)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""tiny-llava: the small vision-language model that ships with the package, and everything that made it."""
+"""The small vision-language models that ship with the package, and everything that made them."""
 
 from pathlib import Path
 
@@ -8,6 +8,11 @@ _HERE = Path(__file__).resolve().parent
 def names() -> list[str]:
     """Names of the checkpoints that ship with the package."""
     return sorted(p.parent.name for p in _HERE.glob("*/config.json"))
+
+
+def source(name_or_path: str | Path) -> str:
+    """What transformers loads by this name: the folder of a shipped checkpoint, or the path or Hub id as it is."""
+    return str(path(str(name_or_path)) if str(name_or_path) in names() else name_or_path)
 
 
 def path(name: str = "tiny-llava") -> Path:

@@ -133,14 +133,19 @@ def model(seed: int = 0) -> LlavaForConditionalGeneration:
         tie_word_embeddings=True,
     )
     built = LlavaForConditionalGeneration(config)
-    built.generation_config = GenerationConfig(
+    built.generation_config = greedy(ids, 48)
+    return built
+
+
+def greedy(ids: dict[str, int], max_new_tokens: int) -> GenerationConfig:
+    """How a tiny model answers unless asked otherwise."""
+    return GenerationConfig(
         do_sample=False,
-        max_new_tokens=48,
+        max_new_tokens=max_new_tokens,
         bos_token_id=ids["<s>"],
         eos_token_id=ids["</s>"],
         pad_token_id=ids["<pad>"],
     )
-    return built
 
 
 def save(built: PreTrainedModel, folder: Path, reader: ProcessorMixin, dtype: torch.dtype = torch.float16) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vtc.models.tiny import names, path, questions
+from vtc.models.tiny import questions, source
 from vtc.prompts import prompt
 from vtc.video import load_clip
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
     parser.add_argument("--answers", type=Path, default=None, help="write every answer here (JSONL)")
     arguments = parser.parse_args()
-    folder = path(arguments.model) if arguments.model in names() else Path(arguments.model)
+    folder = Path(source(arguments.model))
     model, processor = load(folder)
     data = arguments.data or data_of(model)
     lines = read(data)[: arguments.limit]

@@ -23,8 +23,7 @@ _ANSWERS = {"color": 8, "object": 16, "existence": 2, "count": 4, "position": 13
 def choose(pictures: int = PICTURES, first_seed: int = 0) -> list[tuple[scenes.Scene, list[questions.Question]]]:
     """Scenes with their questions, chosen so that tasks, and answers within a task, come equally often."""
     rng = random.Random("held out")
-    per_task: Counter[str] = Counter()
-    per_answer: Counter[tuple[str, str]] = Counter()
+    balance = Balance(_ANSWERS)
     chosen = []
     for number in range(pictures):
         scene = scenes.sample(first_seed + number, "test")
@@ -38,27 +37,42 @@ def choose(pictures: int = PICTURES, first_seed: int = 0) -> list[tuple[scenes.S
             # the rarest answer so far of the rarest task so far; two of one task per picture at most
             best = min(
                 open_questions,
-                key=lambda q: (in_picture[q.task] > 0, 2 * per_task[q.task] + _ANSWERS[q.task] * per_answer[_key(q)]),
+                key=lambda q: (in_picture[q.task] > 0, balance.frequency(q, 2)),
             )
             open_questions.remove(best)
-            if in_picture[best.task] >= 2:
+            if in_picture[best.task] >= 2 or balance.tips(best):
                 continue
-            if best.task == "existence" and per_answer[_key(best)] > per_answer[_other(best)]:
-                continue  # exactly as many yes as no
             picked.append(best)
             in_picture[best.task] += 1
-            per_task[best.task] += 1
-            per_answer[_key(best)] += 1
+            balance.add(best)
         chosen.append((scene, picked))
     return chosen
 
 
-def _key(q: questions.Question) -> tuple[str, str]:
-    return q.task, "" if q.task == "reading" else q.answer
+class Balance:
+    """How often each task, and each answer within it, has come; `answers`: how many different ones a task has."""
 
+    def __init__(self, answers: dict[str, int]):
+        self.answers = answers
+        self.per_task: Counter[str] = Counter()
+        self.per_answer: Counter[tuple[str, str]] = Counter()
 
-def _other(q: questions.Question) -> tuple[str, str]:
-    return q.task, "no" if q.answer == "yes" else "yes"
+    def frequency(self, q: questions.Question, weight: int) -> int:
+        """Grows with how often this task (times `weight`) and this answer have come."""
+        return weight * self.per_task[q.task] + self.answers[q.task] * self.per_answer[self._key(q)]
+
+    def tips(self, q: questions.Question) -> bool:
+        """Whether one more of this answer would make yes and no differ by two."""
+        other = {"yes": "no", "no": "yes"}.get(q.answer)
+        return other is not None and self.per_answer[self._key(q)] > self.per_answer[q.task, other]
+
+    def add(self, q: questions.Question) -> None:
+        self.per_task[q.task] += 1
+        self.per_answer[self._key(q)] += 1
+
+    @staticmethod
+    def _key(q: questions.Question) -> tuple[str, str]:
+        return q.task, "" if q.task == "reading" else q.answer
 
 
 def write(out: Path, pictures: int = PICTURES, quality: int = 82) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
 from vtc.methods.base import Method, top_k
+from vtc.methods.clips import cosine_to, earlier, frame_rows
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -59,23 +59,11 @@ def changes(tokens: VisualTokens) -> tuple[Tensor, Tensor]:
     1 - cosine, in [0, 2]; 2 where an earlier stage has left nothing to compare with, infinity in the first frame, minus
     infinity for separators.
     """
-    device = tokens.features.device
-    x = F.normalize(tokens.features.float(), dim=-1)
-    row_of = torch.full((tokens.total,), -1, dtype=torch.long, device=device)
-    row_of[tokens.index] = torch.arange(len(x), device=device)
-    score = torch.full((len(x),), -torch.inf, device=device)
-    opening = torch.arange(0, device=device)
-    for tile in tokens.span.tiles:
-        frames = row_of[tile.indices().flatten(1).to(device)]  # [t, h * w], -1 = gone
-        last = torch.zeros(frames.shape[1], x.shape[1], device=device)
-        seen = torch.zeros(frames.shape[1], dtype=torch.bool, device=device)
-        for number, rows in enumerate(frames):
-            there = rows >= 0
-            own = rows[there]
-            if number == 0:
-                score[own], opening = torch.inf, torch.cat([opening, own])
-            else:
-                cosine = (x[own] * last[there]).sum(dim=-1)
-                score[own] = torch.where(seen[there], 1 - cosine, 2.0)
-            last[there], seen = x[own], seen | there
-    return score, opening
+    rows = frame_rows(tokens)  # [t, places]
+    before = earlier(rows)
+    change = torch.where(before >= 0, 1 - cosine_to(tokens, rows, before), 2.0)
+    change[0] = torch.inf
+    there = rows >= 0
+    score = torch.full((len(tokens.features),), -torch.inf, device=rows.device)
+    score[rows[there]] = change[there]
+    return score, rows[0][there[0]]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.layout import Tile, VisualSpan
 from vtc.methods.base import Method
+from vtc.methods.clips import rows_by_index
 from vtc.methods.pool import split_budget
 from vtc.selection import Selection
 from vtc.signals import TOWER_SIGNALS, VisualTokens
@@ -29,10 +30,8 @@ def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selectio
 
 def _frames(method: Method, tokens: VisualTokens) -> list[tuple[VisualTokens, Tensor]]:
     """Each frame that has tokens and a share of the budget: as an image, and which rows of `tokens` it is."""
-    device = tokens.index.device
-    row_of = torch.full((tokens.total,), -1, dtype=torch.long, device=device)
-    row_of[tokens.index] = torch.arange(len(tokens.index), device=device)
-    places = [(frame.flatten().to(device), tile) for tile in tokens.span.tiles for frame in tile.indices()]
+    row_of = rows_by_index(tokens)
+    places = [(frame.flatten().to(row_of.device), tile) for tile in tokens.span.tiles for frame in tile.indices()]
     rows = [row_of[place] for place, _ in places]
     here = [own[own >= 0] for own in rows]
     shares = split_budget(min(method.count(tokens), sum(map(len, here))), [len(own) for own in here])

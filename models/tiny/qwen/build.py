@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    GenerationConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -114,13 +113,7 @@ def model(seed: int = 0, start: LlavaForConditionalGeneration | None = None) -> 
         tie_word_embeddings=True,
     )
     built = Qwen2_5_VLForConditionalGeneration(config)
-    built.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=16,
-        bos_token_id=ids["<s>"],
-        eos_token_id=ids["</s>"],
-        pad_token_id=ids["<pad>"],
-    )
+    built.generation_config = llava.greedy(ids, 16)
     if start is not None:
         inherit(built, start)
     return built

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from vtc.models.tiny.heldout import Balance
 from vtc.models.tiny.questions import Question
 from vtc.models.tiny.qwen import asking, clips, film
 
@@ -37,8 +38,7 @@ _MOVING = {"direction", "order", "change", "blink", "reading", "ever"}  # asked 
 def choose(count: int, first_seed: int, steps: int, per_clip: int) -> list[tuple[clips.Clip, list[Question]]]:
     """Clips with their questions, chosen so that tasks, and answers within a task, come about equally often."""
     rng = random.Random(f"held out {steps}")
-    per_task: Counter[str] = Counter()
-    per_answer: Counter[tuple[str, str]] = Counter()
+    balance = Balance(_ANSWERS)
     chosen = []
     for number in range(count):
         clip = clips.sample(first_seed + number, "test", steps)
@@ -48,27 +48,16 @@ def choose(count: int, first_seed: int, steps: int, per_clip: int) -> list[tuple
         while options and len(picked) < per_clip:
             best = min(
                 options,
-                key=lambda q: (
-                    taken[q.task],
-                    per_task[q.task] * (1 if steps == 1 or q.task in _MOVING else 2)
-                    + _ANSWERS[q.task] * per_answer[_key(q)],
-                ),
+                key=lambda q: (taken[q.task], balance.frequency(q, 1 if steps == 1 or q.task in _MOVING else 2)),
             )
             options.remove(best)
-            if best.answer in ("yes", "no"):
-                other = "no" if best.answer == "yes" else "yes"
-                if per_answer[(best.task, best.answer)] > per_answer[(best.task, other)]:
-                    continue  # as many yes as no
+            if balance.tips(best):
+                continue
             picked.append(best)
             taken[best.task] += 1
-            per_task[best.task] += 1
-            per_answer[_key(best)] += 1
+            balance.add(best)
         chosen.append((clip, picked))
     return chosen
-
-
-def _key(q: Question) -> tuple[str, str]:
-    return q.task, "" if q.task == "reading" else q.answer
 
 
 def write_clip(frames: np.ndarray, file: Path, quality: int = 21) -> None:
