@@ -144,7 +144,7 @@ def build(studio: Studio) -> gr.Blocks:
             return take(chosen, None, name, ticked) | {
                 view: None,
                 **_hidden(slots),
-                step: gr.Slider(value=0, visible=False),
+                step: _time_slider(1, value=0),
             }
 
         def switch(name: str) -> dict[Any, Any]:
@@ -181,6 +181,7 @@ def build(studio: Studio) -> gr.Blocks:
             for i in range(len(runs)):
                 start[slots[i]] = gr.HTML(card(i), visible=True)
             yield start | {note: cards.notice("", *media_now.notes), view: None}
+            steps = 1
             for i in range(len(runs)):
                 last = 0.0
                 for run in studio.answer(name, media_now, text, runs[i].method, runs[i].keep):
@@ -191,11 +192,15 @@ def build(studio: Studio) -> gr.Blocks:
                     if i == 0 and run.report is not None:
                         steps = run.report.spans[0].grid[0]
                         when = min(when, steps - 1)
-                        yield {step: gr.Slider(maximum=max(1, steps - 1), visible=steps > 1)}
+                        yield {step: _time_slider(steps)}
                     if run.state != "running" or time.monotonic() - last > _PAUSE:
                         yield {slots[i]: card(i)}
                         last = time.monotonic()
-            yield {view: View(media_now, name, runs, at, when, (percent, *chosen)), numbers: cards.table(runs)}
+            yield {
+                view: View(media_now, name, runs, at, when, (percent, *chosen)),
+                numbers: cards.table(runs),
+                step: _time_slider(steps),  # once more: what comes between may be lost when answers come quickly
+            }
 
         def catch_up(now: View | None, name: str, at: int, when: int, *settings: Any) -> dict[Any, Any]:
             """What moved while answers came counts, too: ask again, or only draw again."""
@@ -291,6 +296,11 @@ def _reader_of(studio: Studio, media: Media, name: str) -> str:
     if media.clip is None or studio.load(name).reads_clips:
         return name
     return next((other for other in studio.names if other != name and studio.load(other).reads_clips), name)
+
+
+def _time_slider(steps: int, **options: Any) -> gr.Slider:
+    """Shown for clips."""
+    return gr.Slider(maximum=max(1, steps - 1), visible=steps > 1, **options)
 
 
 def _hidden(slots: Sequence[gr.HTML]) -> dict[Any, Any]:

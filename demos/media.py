@@ -16,7 +16,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 MAX_SIDE = 1600  # px; larger pictures would fill the memory of models that take any resolution
 MAX_FRAME_SIDE = 640  # px
-FRAMES = 8
+FRAMES = 16
 
 
 @dataclass(frozen=True, eq=False)
