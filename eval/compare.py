@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +24,9 @@ class Row:
     """One run among others.
 
     Attributes:
-        label: method and options. tokens_in, tokens: visual tokens per question, before and after the last layer that
-            drops any; average: mean over the decoder layers. flops, kv: of the prefill and the KV cache, per question.
+        label: method and options, of paths the last part.
+        tokens_in, tokens: visual tokens per question, before and after the last layer that drops any; average: mean
+            over the decoder layers. flops, kv: of the prefill and the KV cache, per question.
         accuracy and the like: fractions. gains: the difference to `random` at the same keep. p_full, p_random: of the
             differences, corrected for all rows of the group together (Holm).
         tasks, task_gains: by task.
@@ -117,7 +120,11 @@ class Group:
         full = [self._versus(run, self.full) if run is not self.full else None for run in runs]
         random = [self._versus(run, self.random(run)) for run in runs]
         p_full, p_random = _corrected(full), _corrected(random)
-        rows = [_row(self, run, *others) for run, *others in zip(runs, full, random, p_full, p_random, strict=True)]
+        names = _short([run.label for run in runs])
+        rows = [
+            _row(self, run, name, *others)
+            for run, name, *others in zip(runs, names, full, random, p_full, p_random, strict=True)
+        ]
         return [row for row in rows if row is not None]
 
     def _place(self, run: Run) -> tuple:
@@ -133,9 +140,17 @@ def _corrected(found: Sequence[Difference | None]) -> list[float | None]:
     return [next(adjusted) if difference is not None else None for difference in found]
 
 
+def _short(labels: Sequence[str]) -> list[str]:
+    """Labels whose options show only the last part of a path, where that still tells them apart."""
+    short = {label: re.sub(r"(?<==)[^=,()]*/(?=[^/])", "", label) for label in labels}
+    shared = Counter(short.values())
+    return [short[label] if shared[short[label]] == 1 else label for label in labels]
+
+
 def _row(
     group: Group,
     run: Run,
+    label: str,
     full: Difference | None,
     random: Difference | None,
     p_full: float | None,
@@ -147,7 +162,7 @@ def _row(
     relative = group.full is not None and run is not group.full
     scores = {task: run.accuracy(task) for task in group.tasks}
     return Row(
-        label=run.label,
+        label=label,
         keep=run.keep,
         tokens_in=run.mean("tokens_in"),
         tokens=run.mean("tokens_out"),

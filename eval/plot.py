@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ COSTS = {
 # Okabe and Ito's colours, which all readers can tell apart, then others.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
 _MARKS = "osDv^<>PXph*"
+_SIDE = 5.2  # inches of a panel
 
 
 def style(number: int) -> tuple[str, str]:
@@ -27,8 +29,8 @@ def style(number: int) -> tuple[str, str]:
 def pareto(groups: Sequence[Group], file: Path) -> None:
     """Draw a row of panels per group: accuracy over time to first token, FLOPs and bytes of the KV cache.
 
-    A line per method runs through its budgets, with 95 % intervals; the frontier is shaded, and its points are ringed,
-    with their keep.
+    Scales of cost are logarithmic. A line per method runs through its budgets, with 95 % intervals; the frontier is
+    shaded, and its points are ringed, with their keep. A cost that was measured for no run has no panel.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra `eval`.
@@ -38,17 +40,24 @@ def pareto(groups: Sequence[Group], file: Path) -> None:
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'vtc-vlm[eval]'") from error
     groups = [group for group in groups if group.rows]
-    figure = Figure(figsize=(15.5, 0.6 + 5.2 * len(groups)), layout="constrained")
-    panels = figure.subplots(len(groups), len(COSTS), sharey="row", squeeze=False)
+    costs = {
+        cost: how for cost, how in COSTS.items() if any(drawn(row, cost) for group in groups for row in group.rows)
+    }
     names = list(dict.fromkeys(["random", *(row.label for group in groups for row in group.rows if row.compressed)]))
+    # What the legend takes, a mark and the letters of a name in inches, and three names besides: frontier, full, blind.
+    width = _SIDE * len(costs)
+    columns = max(1, int(width / (0.6 + 0.085 * max(map(len, names)))))
+    height = _SIDE * len(groups) + 0.25 * math.ceil((len(names) + 3) / columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(len(groups), len(costs), sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
     for group, row_of_panels in zip(groups, panels, strict=True):
-        for axes, (cost, (factor, title)) in zip(row_of_panels, COSTS.items(), strict=True):
+        for axes, (cost, (factor, title)) in zip(row_of_panels, costs.items(), strict=True):
             _panel(axes, group, cost, factor, names, handles)
             axes.set_xlabel(title)
         row_of_panels[0].set_ylabel(f"accuracy, % of {group.questions} questions")
         row_of_panels[0].set_title(group.title, loc="left", fontweight="bold")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(file, dpi=130)
 
 
@@ -61,6 +70,7 @@ def drawn(row: Row, cost: str) -> bool:
 def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], handles: dict[str, Any]) -> None:
     rows = [row for row in group.rows if drawn(row, cost) and (row.compressed or row.label == "full")]
     from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -73,7 +83,7 @@ def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], 
 
     best = [rows[i] for i in frontier([at(row)[0] for row in rows], [at(row)[1] for row in rows])]
     xs, ys = zip(*(at(row) for row in best), strict=True)
-    right = 1.06 * max(at(row)[0] for row in rows)
+    left, right = min(at(row)[0] for row in rows) / 1.35, 1.15 * max(at(row)[0] for row in rows)
     axes.step([*xs, right], [*ys, ys[-1]], where="post", color="0.45", linewidth=5, alpha=0.25, zorder=1)
     (line,) = axes.plot([], [], color="0.45", linewidth=5, alpha=0.25)
     handles["frontier"] = line
@@ -113,4 +123,8 @@ def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], 
         if row.compressed:
             place = {"xytext": (-7, 5), "textcoords": "offset points", "ha": "right", "zorder": 6}
             axes.annotate(f"{row.keep}", at(row), **place, fontsize=8, path_effects=[halo])
-    axes.set_xlim(-0.02 * right, right)
+    axes.set_xscale("log")  # budgets are ratios
+    axes.set_xlim(left, right)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())

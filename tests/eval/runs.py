@@ -22,7 +22,15 @@ def few(folder: Path, count: int = 6, **more: Any) -> Path:
 
 
 def synthetic(
-    folder: Path, method: str, keep: int | float | None, right: float, *, tasks: int = 3, count: int = 120, **more: Any
+    folder: Path,
+    method: str,
+    keep: int | float | None,
+    right: float,
+    /,
+    *,
+    tasks: int = 3,
+    count: int = 120,
+    **more: Any,
 ) -> Path:
     """A finished run whose answers are right with the probability `right`; the same questions for all."""
     names = [f"task{i}" for i in range(tasks)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -93,6 +94,24 @@ def test_the_picture(group, tmp_path):
     with Image.open(tmp_path / "pareto.png") as drawn:
         assert drawn.width > 1500
         assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 200
+
+
+def test_what_was_not_timed_has_no_panel(group, tmp_path):
+    plot.pareto([group], tmp_path / "timed.png")
+    untimed = compare.Group(tuple(dataclasses.replace(run, timing={}) for run in group.runs))
+    plot.pareto([untimed], tmp_path / "untimed.png")
+    with Image.open(tmp_path / "timed.png") as timed, Image.open(tmp_path / "untimed.png") as less:
+        assert less.width == pytest.approx(timed.width * 2 / 3, abs=2)
+
+
+def test_paths_among_options_are_cut_where_they_stay_apart(tmp_path):
+    for weights in ("here/one", "there/one", "there/two"):
+        name = weights.replace("/", "-")
+        synthetic(tmp_path, name, 64, 0.9, method="vqtoken", options={"weights": weights})
+    paths, _ = compare.find([tmp_path])
+    (group,) = compare.load(paths)
+    labels = {"vqtoken(weights=here/one)", "vqtoken(weights=there/one)", "vqtoken(weights=two)"}
+    assert {row.label for row in group.rows} == labels
 
 
 def test_the_page_is_complete_in_itself(group):
