@@ -6,7 +6,7 @@ import gc
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,10 +181,9 @@ class Answerer:
         seen = [_grey(item.seen) if blind else item.seen for item in items]
         video = items[0].question.media.kind == "video"
         texts = [vtc.prompt(self.processor, self.text(i.question), int(not video), int(video)) for i in items]
-        given: dict[str, Any] = {"images": [[picture] for picture in seen]}
+        given = {"images": [[picture] for picture in seen]}
         if video:  # its frames are chosen already
-            given = {"videos": [clip[0] for clip in seen] if blind else [clip.frames for clip in seen]}
-            given |= {"video_metadata": [i.seen.metadata() for i in items], "do_sample_frames": False}
+            given = vtc.clip_inputs(self.processor, seen)
         made = self.processor(text=texts, **given, padding=True, padding_side="left", return_tensors="pt")
         moved = made.to(self.model.device, self.model.dtype)
         return {name: value for name, value in moved.items() if isinstance(value, torch.Tensor)}
@@ -248,7 +247,7 @@ def _options(spec: Spec) -> dict[str, Any]:
 def _grey(seen: Any) -> Any:
     if isinstance(seen, Image.Image):
         return Image.new("RGB", seen.size, (_GREY,) * 3)
-    return (np.full_like(seen.frames, _GREY),)
+    return replace(seen, frames=np.full_like(seen.frames, _GREY))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -210,6 +210,12 @@ def test_what_a_folder_already_holds(finished, loaded, folder, tmp_path):
         train(loaded, folder, out, steps=1, lr=0.02)
     with pytest.raises(ValueError, match="holds a training with steps=1, not 2"):
         train(loaded, folder, out, steps=2)
+    same = {"processor": loaded[1], "steps": 1, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 3}
+    others = [vtc.Sample(one.question, "other", one.image, one.video) for one in vtc.read_samples(folder)]
+    with pytest.raises(ValueError, match="holds a training with digest="):
+        vtc.train(loaded[0], METHOD, others, out=out, **same)
+    with pytest.raises(ValueError, match=r"holds a training with model='qwen2_5_vl of width \d+', not 'llava of width"):
+        vtc.train(model_of("llava"), METHOD, folder, out=out, **same)
     for file in (out / "checkpoint").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="holds finished weights: give another folder"):
@@ -398,7 +404,13 @@ def test_bad_methods_and_data(loaded, finished, folder, tmp_path, monkeypatch):
         ('{"image": "red.png", "video": "x.mp4", "question": "q", "answer": "a"}', "one of them"),
         ('{"image": "red.png", "answer": "a"}', "'question' is missing"),
         ('{"image": "red.png", "question": "q"}', "'answer' is missing"),
-        ('{"image": "red.png", "question": "q", "answers": []}', "is not a sample"),
+        ('{"image": "red.png", "question": "q", "answers": []}', "'answers' is .*, not a list of one or more"),
+        ('{"image": "red.png", "question": "q", "answers": "left"}', "'answers' is 'left', not a list"),
+        ('{"image": "red.png", "question": "q", "answer": null}', "its answer is None, not a word or a number"),
+        ('{"image": "red.png", "question": "q", "answer": ["a"]}', "its answer is .*, not a word or a number"),
+        ('{"image": "red.png", "question": 3, "answer": "a"}', "its question is 3, not a text"),
+        ('{"image": "red.png", "question": " ", "answer": "a"}', "its question is ' ', not a text"),
+        ('{"image": 7, "question": "q", "answer": "a"}', "its 'image' is 7, not a path"),
         ('{"image": "gone.png", "question": "q", "answer": "a"}', r"names .*gone\.png, which does not exist"),
     ],
 )

@@ -27,11 +27,12 @@ def write(
     size: tuple[int, int] = (64, 48),
     times: Any = None,
     codec: str = "libx264",
+    **options: str,
 ) -> Path:
     """A clip at 10 frames per second whose frame i is grey of `shade(i)`, brighter on the left; `times` in 1/10 s."""
     width, height = size
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+    with av.open(str(file), "w", options={"movflags": "faststart"} if file.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 10)
         for i in range(frames):
@@ -108,6 +109,65 @@ def test_a_cut_off_file_gives_what_is_there(tmp_path):
     assert len(clip) > 0
     assert shades(clip) == clip.indices
     assert max(clip.indices) < 19
+    assert clip.notes[0] == "the file says that it lasts 2.0 s and has 1.1 s: it is cut off."
+
+
+KINDS = [
+    ("a.mp4", "libx264", {"g": "6", "bf": "3", "x264-params": "open-gop=1"}),
+    ("a.mkv", "mpeg4", {"g": "6", "bf": "2", "b": "8000000"}),
+    ("a.flv", "libx264", {"g": "6", "bf": "2"}),
+    ("a.ts", "libx264", {"g": "6", "bf": "2"}),
+    ("a.mpg", "mpeg2video", {"g": "6", "b": "8000000"}),
+    ("a.avi", "mpeg4", {"g": "6", "bf": "2", "b": "8000000"}),
+    ("b.avi", "libx264", {"g": "6", "bf": "2"}),
+]
+
+
+@pytest.mark.parametrize("reader", [None, "av"])
+@pytest.mark.parametrize(("name", "codec", "options"), KINDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_right_frames_of_files_in_which_decord_seeks_wrongly(tmp_path, name, codec, options, reader):
+    clip = vtc.load_clip(write(tmp_path / name, 20, (320, 240), codec=codec, **options), frames=7, reader=reader)
+    assert shades(clip) == clip.indices == [0, 3, 6, 9, 13, 16, 19]
+    assert clip.duration == pytest.approx(2.0, abs=0.11)
+
+
+@pytest.mark.parametrize("reader", [None, "av"])
+def test_one_damaged_place_does_not_take_the_rest_along(tmp_path, reader):
+    data = bytearray(write(tmp_path / "a.mp4", 20, (320, 240), g="5", bf="0").read_bytes())
+    middle = len(data) * 7 // 10
+    data[middle : middle + 60] = b"\xff" * 60
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    clip = vtc.load_clip(tmp_path / "damaged.mp4", frames=20, reader=reader)
+    assert {0, 1, 2, 3, 4, 19} <= set(clip.indices)
+    assert "could not be decoded: the file is damaged or cut off" in " ".join(clip.notes)
+
+
+def test_a_late_start_is_no_missing_end(tmp_path):
+    clip = vtc.load_clip(write(tmp_path / "a.mkv", 10, times=range(50, 60)), frames=10)
+    assert (clip.times[0], clip.notes) == (0.0, [])
+
+
+def told(clip: vtc.Clip) -> tuple[list[float], float]:
+    """Seconds that a processor takes frames to be at, and to be apart."""
+    data = clip.metadata()
+    apart = data["total_num_frames"] / len(data["frames_indices"]) / data["fps"]
+    return [i / data["fps"] for i in data["frames_indices"]], apart
+
+
+def test_processors_are_told_the_right_times(tmp_path):
+    varying = vtc.load_clip(write(tmp_path / "a.mp4", 14, times=[*range(10), 10, 20, 30, 40]), frames=5)
+    assert told(varying) == (pytest.approx([0, 1, 2, 3, 4]), pytest.approx(1.0))
+    part = vtc.load_clip(write(tmp_path / "b.mp4"), frames=4, start=1.0, end=1.9)
+    assert told(part) == (pytest.approx([1.0, 1.3, 1.6, 1.9]), pytest.approx(0.3))
+    whole = vtc.load_clip(tmp_path / "b.mp4", frames=4)
+    assert (whole.metadata()["frames_indices"], whole.metadata()["fps"]) == (whole.indices, 10.0)
+
+
+def test_frames_of_several_sizes_are_refused(tmp_path):
+    parts = [write(tmp_path / "a.ts", 5, (160, 120)), write(tmp_path / "b.ts", 5, (320, 240), times=range(5, 10))]
+    (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ValueError, match=r"cannot be read as a video: its frames have several sizes: 160x120, 320x240"):
+        vtc.load_clip(tmp_path / "both.ts", frames=10)
 
 
 def test_decord_is_tried_first(tmp_path):
@@ -141,12 +201,17 @@ def test_refusals(tmp_path):
     for options, reason in [
         ({"frames": 0}, "whole number"),
         ({"frames": 2, "fps": 1}, "not both"),
-        ({"fps": 0}, "outside"),
+        ({"fps": 0}, "not a number in"),
+        ({"fps": True}, "not a number in"),
+        ({"start": float("nan")}, "0 <= start < end"),
+        ({"end": "2"}, "0 <= start < end"),
         ({"start": 3.0, "end": 2.0}, "start < end"),
         ({"start": 9.0}, "behind the end of the video, which is 0.50 s long"),
         ({"reader": "ffmpeg"}, "not one of decord, av"),
     ]:
         with pytest.raises(ValueError, match=reason):
             vtc.load_clip(file, **options)
+    whole: Any = np.int64(2)
+    assert len(vtc.load_clip(file, frames=whole)) == 2
     with pytest.raises(FileNotFoundError, match="check the path"):
         vtc.load_clip(tmp_path / "none.mp4")

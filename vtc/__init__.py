@@ -35,7 +35,7 @@ from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
 from vtc.overlay import overlay
 from vtc.pictures import load_picture
-from vtc.prompts import prepare, prompt, seen
+from vtc.prompts import clip_inputs, prepare, prompt, seen
 from vtc.report import Report
 from vtc.samples import Sample, read_samples
 from vtc.scorers import OpenClipScorer
@@ -84,6 +84,7 @@ __all__ = [
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
+    "clip_inputs",
     "encode",
     "frame_overlay",
     "load",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -48,10 +49,24 @@ def prepare(processor, question: str, pictures: Sequence[Image.Image] = (), clip
     """
     text = prompt(processor, question, len(pictures), len(clips))
     given: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
-    if clips:  # sampled already
-        given |= {"videos": [clip.frames for clip in clips], "video_metadata": [clip.metadata() for clip in clips]}
-        given["do_sample_frames"] = False
+    if clips:
+        given |= clip_inputs(processor, clips)
     return processor(text=[text], **given, return_tensors="pt")
+
+
+def clip_inputs(processor, clips: Sequence[Clip]) -> dict[str, Any]:
+    """What a processor takes of clips: `videos`, `video_metadata`, and not to sample frames, which has been done.
+
+    A clip of fewer frames than make one temporal patch repeats its last one: not every processor does that itself.
+    """
+    least = getattr(processor.video_processor, "temporal_patch_size", None) or 1
+    videos, metadata = [], []
+    for clip in clips:
+        more = max(0, least - len(clip))
+        told = clip.metadata()
+        videos.append(np.concatenate([clip.frames, *[clip.frames[-1:]] * more]))
+        metadata.append(told | {"frames_indices": [*told["frames_indices"], *told["frames_indices"][-1:] * more]})
+    return {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
 
 
 def seen(picture: Image.Image, processor) -> Image.Image:

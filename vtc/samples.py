@@ -53,8 +53,12 @@ def read_samples(path: str | Path) -> list[Sample]:
         file = files[0]
     if not file.is_file():
         raise FileNotFoundError(f"there is no file of samples at {file}: give a .jsonl file or its folder.")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8 ({error.reason}, byte {error.start}): convert it.") from None
     samples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -74,9 +78,17 @@ def _sample(fields: dict[str, Any], folder: Path) -> Sample:
     named = [kind for kind in ("image", "video") if fields.get(kind)]
     if len(named) != 1:
         raise ValueError("it needs an 'image' or a 'video', one of them")
-    answer = fields["answers"][0] if "answers" in fields else fields["answer"]
-    where = folder / fields[named[0]]
-    return Sample(fields["question"].strip(), str(answer), **{named[0]: where})
+    answers = fields["answers"] if "answers" in fields else [fields["answer"]]
+    question, media = fields["question"], fields[named[0]]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"'answers' is {answers!r}, not a list of one or more")
+    if isinstance(answers[0], bool) or not isinstance(answers[0], str | int | float) or not str(answers[0]).strip():
+        raise ValueError(f"its answer is {answers[0]!r}, not a word or a number")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"its question is {question!r}, not a text")
+    if not isinstance(media, str):
+        raise ValueError(f"its {named[0]!r} is {media!r}, not a path")
+    return Sample(question.strip(), str(answers[0]).strip(), **{named[0]: folder / media})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -147,7 +148,11 @@ def train(
         "method": {name: str(value) for name, value in vars(chosen).items()},
         "frames": frames,
         "fps": fps,
+        "model": f"{config.model_type} of width {width}",
     }
+    if not callable(samples):
+        known = [(sample.question, sample.answer, Path(sample.image or sample.video or "").name) for sample in samples]
+        settings["digest"] = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
     checkpoint = Checkpoint(out, settings, checkpoint_every)
     if (out / CARD).exists() and not checkpoint.exists:
         raise ValueError(f"{out} holds finished weights: give another folder, or delete it to train anew.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-READERS = ("decord", "av")
+from vtc.video_readers import DecordReader, PyAVReader, Unreadable
+
+READERS = {"decord": DecordReader, "av": PyAVReader}
 _INSTALL = "reading videos needs decord or PyAV: pip install 'vtc-vlm[video]'"
 
 
@@ -18,10 +22,11 @@ class Clip:
 
     Attributes:
         frames: uint8 [T, H, W, 3], upright.
-        times: [T], seconds from the beginning of the file at which they are shown.
+        times: [T], seconds from the first frame of the file at which they are shown.
         indices: [T], their numbers in the file.
         total: frames in the file. fps: their average rate. duration: seconds.
         reader: "decord" or "av". notes: sentences about anything that was not as asked.
+        steady: the frames are spread over the whole file, whose rate does not vary.
     """
 
     frames: np.ndarray
@@ -32,17 +37,27 @@ class Clip:
     duration: float
     reader: str
     notes: list[str] = field(default_factory=list)
+    steady: bool = True
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def metadata(self) -> dict[str, Any]:
-        """What `processor(videos=..., video_metadata=...)` wants to know."""
+        """What `processor(videos=..., video_metadata=...)` wants to know.
+
+        Processors take a frame's time for its number over the rate, and the time between two frames for that of frames
+        spread over the whole file. Where that is not so they are told of a file of 1,000 frames per second in which the
+        sampled frames are where they are and as far apart as they are.
+        """
+        total, fps, indices = self.total, self.fps, self.indices
+        if not self.steady and len(self) > 1:
+            fps, indices = 1000.0, [round(1000 * time) for time in self.times]
+            total = round(1000 * (self.times[-1] - self.times[0]) * len(self) / (len(self) - 1))
         return {
-            "total_num_frames": self.total,
-            "fps": self.fps,
+            "total_num_frames": total,
+            "fps": fps,
             "duration": self.duration,
-            "frames_indices": self.indices,
+            "frames_indices": indices,
             "width": self.frames.shape[2],
             "height": self.frames.shape[1],
             "video_backend": "decord" if self.reader == "decord" else "pyav",
@@ -63,7 +78,8 @@ def load_clip(
         frames: so many, evenly spaced from `start` to `end` (both included); 8 if `fps` is not given either.
         fps: so many per second instead.
         start, end: seconds; None = to the end.
-        reader: "decord" or "av"; None = decord where it is installed and can read the file, else PyAV.
+        reader: "decord" or "av"; None = decord where it is installed and can read the file, else PyAV. Either decodes
+            the file from its beginning: by seeking, decord hits wrong frames in files of several kinds.
 
     Raises:
         FileNotFoundError, ValueError: with one sentence that says what is wrong with the file or the arguments.
@@ -74,24 +90,19 @@ def load_clip(
     problem: Exception | None = None
     for name in READERS if reader is None else (reader,):
         try:
-            source = _Decord(file) if name == "decord" else _PyAV(file)
-            clip = _sample(source, name, frames, fps, start, end)
+            clip = _sample(READERS[name](file), name, frames, fps, start, end)
         except ImportError as error:
             problem = problem or error
             continue
-        except _Unreadable as error:
+        except Unreadable as error:
             problem = error
             continue
-        if isinstance(problem, _Unreadable):
+        if isinstance(problem, Unreadable):
             clip.notes.append(f"decord could not read it ({problem}); PyAV did.")
         return clip
     if isinstance(problem, ImportError):
         raise ImportError(_INSTALL) from problem
     raise ValueError(f"{file} cannot be read as a video: {problem}") from problem
-
-
-class _Unreadable(Exception):
-    """A reader gives up on a file, and says why."""
 
 
 def _check(
@@ -101,26 +112,30 @@ def _check(
         raise ValueError(f"reader={reader!r} is not one of {', '.join(READERS)}.")
     if frames is not None and fps is not None:
         raise ValueError("give frames= or fps=, not both.")
-    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
+    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1):
         raise ValueError(f"frames={frames!r} is not a whole number of 1 or more.")
-    if fps is not None and not 0 < fps < 1000:
-        raise ValueError(f"fps={fps!r} is outside (0, 1000).")
-    if start < 0 or (end is not None and end <= start):
-        raise ValueError(f"start={start}, end={end}: expected 0 <= start < end, in seconds.")
+    if fps is not None and not (_number(fps) and 0 < fps < 1000):
+        raise ValueError(f"fps={fps!r} is not a number in (0, 1000).")
+    if not _number(start) or not (end is None or _number(end)) or start < 0 or (end is not None and end <= start):
+        raise ValueError(f"start={start!r}, end={end!r}: expected 0 <= start < end, in seconds.")
     if not file.is_file():
         raise FileNotFoundError(f"there is no video at {file}: check the path")
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _sample(
-    source: _Decord | _PyAV, name: str, frames: int | None, fps: float | None, start: float, end: float | None
+    source: DecordReader | PyAVReader, name: str, frames: int | None, fps: float | None, start: float, end: float | None
 ) -> Clip:
     times = source.times
     if not len(times):
-        raise _Unreadable("it has no frames")
+        raise Unreadable("it has no frames")
     duration = float(times[-1]) + 1 / source.fps
     if start >= duration:
         raise ValueError(f"start={start} lies behind the end of the video, which is {duration:.2f} s long.")
-    notes: list[str] = []
+    notes = source.notes(duration)
     if end is not None and end > duration + 0.5 / source.fps:
         notes.append(f"the video ends after {duration:.2f} s, before end={end}.")
     inside = np.flatnonzero((times >= start - 1e-6) & (times <= (duration if end is None else end) + 1e-6))
@@ -136,10 +151,14 @@ def _sample(
     taken = source.read(chosen.tolist())
     missing = len(chosen) - len(taken)
     if not taken:
-        raise _Unreadable("none of its frames can be decoded")
+        raise Unreadable("none of its frames can be decoded")
     if missing:
         notes.append(f"{missing} of {len(chosen)} frames could not be decoded: the file is damaged or cut off.")
     kept = sorted(taken)
+    sizes = {taken[i].shape[1::-1] for i in kept}
+    if len(sizes) > 1:
+        raise Unreadable(f"its frames have several sizes: {', '.join(f'{w}x{h}' for w, h in sorted(sizes))}")
+    regular = bool((np.abs(times - np.arange(len(times)) / source.fps) < 0.5 / source.fps).all())
     return Clip(
         frames=np.stack([taken[i] for i in kept]),
         times=[round(float(times[i]), 4) for i in kept],
@@ -149,75 +168,5 @@ def _sample(
         duration=duration,
         reader=name,
         notes=notes,
+        steady=regular and len(inside) == len(times),
     )
-
-
-class _Decord:
-    """A file under decord, which turns frames upright itself."""
-
-    def __init__(self, file: Path) -> None:
-        import decord
-
-        decord.logging.set_level(decord.logging.FATAL)
-        try:
-            self.video = decord.VideoReader(str(file), num_threads=1)
-            count = len(self.video)
-            stamps = self.video.get_frame_timestamp(range(count)) if count else np.zeros((0, 2))
-            self.fps = float(self.video.get_avg_fps()) or 1.0
-        except Exception as error:  # decord's own kinds differ from version to version
-            raise _Unreadable(_first_line(error)) from error
-        self.times = np.asarray(stamps, dtype=np.float64)[:, 0]
-        if len(self.times):
-            self.times = self.times - self.times[0]
-
-    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        try:
-            frames = self.video.get_batch(indices).asnumpy()
-        except Exception as error:
-            raise _Unreadable(_first_line(error)) from error
-        return dict(zip(indices, frames, strict=True))
-
-
-class _PyAV:
-    """A file under PyAV: times from its packets, then one pass over its frames; damaged ones are left out."""
-
-    def __init__(self, file: Path) -> None:
-        import av
-        from av.error import FFmpegError
-
-        self.file, self.av, self.broken = file, av, FFmpegError
-        try:
-            with av.open(str(file)) as container:
-                if not container.streams.video:
-                    raise _Unreadable("it has no video stream")
-                stream = container.streams.video[0]
-                base = float(stream.time_base or 1)
-                stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-                self.fps = float(stream.average_rate or 0) or 1.0
-        except FFmpegError as error:
-            raise _Unreadable(_first_line(error)) from error
-        self.stamps = stamps
-        self.times = np.array([(s - stamps[0]) * base for s in stamps], dtype=np.float64)
-
-    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        number = {stamp: i for i, stamp in enumerate(self.stamps)}
-        wanted, found = set(indices), {}
-        with self.av.open(str(self.file)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            try:
-                for frame in container.decode(stream):
-                    i = number.get(frame.pts, -1)
-                    if i in wanted:
-                        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                        found[i] = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-                        if len(found) == len(wanted):
-                            break
-            except self.broken:
-                pass  # what was decoded before stays
-        return found
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 import vtc
@@ -136,7 +135,6 @@ def batch(rows: Sequence[Row], processor: Any) -> Any:
     if pictures := [row.pictures for row in rows if row.pictures]:
         given["images"] = pictures  # nested: some families treat one picture otherwise than several
     if clips := [clip for row in rows for clip in row.clips]:
-        given |= {"videos": [np.asarray(clip.frames) for clip in clips], "do_sample_frames": False}
-        given["video_metadata"] = [clip.metadata() for clip in clips]
+        given |= vtc.clip_inputs(processor, clips)
     texts = [row.text for row in rows]
     return processor(text=texts, **given, padding=True, padding_side="left", return_tensors="pt")

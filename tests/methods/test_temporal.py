@@ -66,6 +66,14 @@ def test_uniform_frames(keep, frames):
     assert selection.anchor.tolist() == [12 * f + i for f in frames for i in range(12)]
 
 
+@pytest.mark.parametrize(("grid", "first"), [((1, 4, 6), 0.5), ((2, 3, 4), 0.1), ((8, 3, 7), 0.25), ((3, 1, 1), 1 / 3)])
+def test_evs_with_a_shared_budget_keeps_to_it(grid, first):
+    n = grid[0] * grid[1] * grid[2]
+    for keep in range(1, n + 1):
+        found = vtc.select(vtc.EVS(keep=keep, first=first), torch.randn(n, 8), grid=grid)
+        assert found.tokens_out == keep
+
+
 @pytest.mark.parametrize("name", ["evs", "uniform-frames"])
 def test_separators_go_first_and_what_is_gone_is_no_trouble(name):
     """A clip of 4 frames of 2 x 2 and one newline, of which an earlier stage has left every third token."""

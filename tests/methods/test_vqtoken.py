@@ -164,6 +164,14 @@ def test_a_range_beyond_the_tokens_goes_as_far_as_they_do(tokens, fewest, most, 
         assert found.is_identity
 
 
+@pytest.mark.parametrize(
+    ("count", "adaptive"), [(3, (1, 3)), (3, (3, 9)), (9, (3, 9)), (1, (1, 4)), (12, (12, 32)), (7, (7, 32))]
+)
+def test_the_ends_of_the_range_can_be_the_elbow(count, adaptive):
+    x = groups(count, 8, dim=32, noise=0.05, seed=1)
+    assert vtc.select(vtc.VQToken(adaptive=adaptive), x).tokens_out == count
+
+
 def test_a_list_will_do():
     method = vtc.VQToken(adaptive=[3, 9], mode="hash")  # type: ignore[arg-type]
     assert hash(method) == hash(vtc.VQToken(adaptive=(3, 9), mode="hash"))
@@ -354,6 +362,7 @@ def test_gradients_reach_the_module_and_nothing_else(family):
         ({"cells": (0, 1, 1)}, r"cells=\(0, 1, 1\) is not a grid"),
         ({"seed": 0.5}, r"seed=0\.5 is not an integer"),
         ({"scope": "frame"}, r"scope='frame' is not one of clip"),
+        ({"weights": 3}, r"weights=3 is not a folder that vtc\.train wrote, nor a module"),
         ({"weights": "nowhere"}, r"there are no weights in nowhere: .*module\.safetensors is missing"),
     ],
 )
@@ -375,6 +384,18 @@ def test_weights_of_another_model_are_refused_when_wrapping(tmp_path):
         vtc.select("vqtoken", clip(), weights=tmp_path / "a", keep=4)
 
 
+def test_damaged_weights_are_refused_when_wrapping(tmp_path):
+    model = model_of("qwen2_5_vl")
+    data, card = (weights(tmp_path) / "module.safetensors").read_bytes(), (tmp_path / "module.json").read_text()
+    other = json.dumps(json.loads(card) | {"options": {"magnitude": "norm", "roles": "codes", "cells": [3, 3, 3]}})
+    for tensors, said in ((data[: len(data) // 2], card), (data, other)):
+        (tmp_path / "module.safetensors").write_bytes(tensors)
+        (tmp_path / "module.json").write_text(said)
+        with pytest.raises(ValueError, match=r"^the weights in .* are damaged or do not fit the card[^\n]*$"):
+            vtc.wrap(model, "vqtoken", weights=tmp_path)
+        assert "_vtc_engine" not in model.__dict__
+
+
 def test_options_that_the_weights_were_not_trained_with(tmp_path):
     folder = weights(tmp_path, vtc.VQToken(cells=SMALL, magnitude="mean", roles="hash"))
     method = vtc.VQToken(weights=folder)
@@ -393,6 +414,7 @@ def test_options_that_the_weights_were_not_trained_with(tmp_path):
         ({"format": 9}, "in format 9; expected vqtoken in format 1"),
         ({"width": None}, "does not describe the weights of a method"),
         ({"options": None}, "does not describe the weights of a method"),
+        ({"options": []}, "does not describe the weights of a method"),
     ],
 )
 def test_a_card_that_does_not_fit(change, message, tmp_path):

@@ -40,23 +40,28 @@ def check_cells(cells: object) -> None:
 def elbow(x: Tensor, low: int, high: int, rule: str) -> int:
     """How many codes tokens [N, D] ask for: where the distortion of k-means over k bends, for k from low to high.
 
-    Distortion is the sum of squared distances of unit tokens to the mean of their cluster (not made unit again).
+    Distortion is the sum of squared distances of unit tokens to the mean of their cluster (not made unit again); with
+    no cluster, their own squared length. One k below the range and one above are tried, too, so that its ends can bend.
     """
     n = len(x)
     low, high = min(low, n), min(high, n)
     curve = []
     unit = F.normalize(x.float().nan_to_num(0.0, 0.0, 0.0), dim=-1)
     total = float(unit.double().square().sum())
-    for k in range(low, high + 1):
+    first, last = (low, high) if rule == "released" else (low - 1, min(n, high + 1))
+    for k in range(first, last + 1):
+        if k == 0:
+            curve.append(total)
+            continue
         centres, label = ops.kmeans(unit[None], k)
         size = torch.bincount(label[0], minlength=k)
         curve.append(total - float((size * centres[0].double().square().sum(dim=-1)).sum()))
-    bends = torch.tensor(curve).diff(n=2)  # of k = low + 1 and on
+    bends = torch.tensor(curve).diff(n=2)  # of k = first + 1 and on
     if rule == "released":
         return min(n, max(12, 4 + (int(bends.argmax()) if len(bends) else 0)))
-    if curve[0] <= 1e-6 * n:
+    if curve[low - first] <= 1e-6 * n:
         return low  # nothing is left to explain
-    return low + 1 + int(bends.argmax()) if len(bends) else high
+    return low + int(bends.argmax()) if len(bends) else high
 
 
 def codebooks(many: Sequence[Tensor], counts: Sequence[int], magnitude: str) -> list[Selection]:

@@ -23,8 +23,9 @@ class EVS(Method):
     that.
 
     Args:
-        first: largest share of the budget that the first frame may take; 1 = it stays whole, as in vLLM. With less, it
-            gives its most different tokens (max-min, as DivPrune), and the budget is exact.
+        first: largest share of the budget that the first frame may take, unless the others cannot fill the rest; 1 = it
+            stays whole, as in vLLM. With less, it gives its most different tokens (max-min, as DivPrune), and the
+            budget is exact, as far as there are tokens besides separators.
     """
 
     name = "evs"
@@ -46,7 +47,8 @@ class EVS(Method):
         if self.first == 1:
             kept = top_k(score, max(budget, len(opening)))
         else:
-            few = min(len(opening), max(1, round(self.first * budget)))
+            later = int(torch.isfinite(score).sum())  # all there is behind the first frame
+            few = min(len(opening), max(1, round(self.first * budget), budget - later))
             start = opening[ops.greedy_diversity(tokens.features[opening][None], few)[0]]
             score[opening] = -torch.inf
             kept = torch.cat([start, top_k(score, min(budget, n) - few)]).unique()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ class TrainedMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.weights, str | Path | nn.Module | None):
+            raise TypeError(f"weights={self.weights!r} is not a folder that vtc.train wrote, nor a module.")
         if not isinstance(self.weights, str | Path):
             return
         for name in self.fixed:
@@ -76,6 +79,7 @@ class TrainedMethod(Method):
                 f"the weights in {self.weights} were trained for {card['model_type']} of width {card['width']}; this "
                 f"model is {model_type} of width {width}: train them for it (vtc.train)."
             )
+        self.initial(width, 0)  # reads them
 
     def net(self, features: Tensor) -> nn.Module:
         """The module at work on `features` [.., D]: the live one, or the weights' in the features' device and dtype."""
@@ -98,7 +102,14 @@ class TrainedMethod(Method):
             torch.manual_seed(seed)
             module = self.module(width)
         if self.weights is not None:
-            module.load_state_dict(load_file(tensors_of(self.weights)))
+            try:
+                module.load_state_dict(load_file(tensors_of(self.weights)))
+            except (SafetensorError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"the weights in {self.weights} are damaged or do not fit the card beside them ({reason}): train "
+                    "them anew."
+                ) from None
         return module
 
 
@@ -123,6 +134,8 @@ def _card(path: Path, written: int, method: str) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         known = {name: card[name] for name in ("format", "method", "model_type", "width", "options")}
+        if not isinstance(known["options"], dict):
+            raise TypeError("its options are no table")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe the weights of a method ({error!r}): train them anew.") from None
     if known["format"] != FORMAT or known["method"] != method:

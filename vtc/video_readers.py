@@ -1,0 +1,139 @@
+"""Video files under decord and under PyAV: when their frames are shown, and the frames."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_STREAMS = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob")  # without an index; decord loses their first frames
+_LONGEST = 1e6  # seconds; what is longer has broken times
+
+
+class Unreadable(Exception):
+    """A reader gives up on a file, and says why."""
+
+
+class DecordReader:
+    """A file under decord, which turns frames upright itself.
+
+    Attributes:
+        times: [N], seconds of all frames from the first one on. fps: their average rate.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import decord
+
+        if file.suffix.lower() in _STREAMS:
+            raise Unreadable("files without an index are not for it")
+        decord.logging.set_level(decord.logging.FATAL)
+        try:
+            self.video = decord.VideoReader(str(file), num_threads=1)
+            count = len(self.video)
+            stamps = self.video.get_frame_timestamp(range(count)) if count else np.zeros((0, 2))
+            self.fps = float(self.video.get_avg_fps()) or 1.0
+        except Exception as error:  # decord's own kinds differ from version to version
+            raise Unreadable(_reason(error)) from error
+        self.file = file
+        self.times = np.asarray(stamps, dtype=np.float64)[:, 0]
+        if len(self.times):
+            self.times = self.times - self.times[0]
+            if not (np.diff(self.times) > 0).all() or self.times[-1] > _LONGEST:
+                raise Unreadable("some of its frames have no time")
+
+    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        """Frames by their numbers. One after the other: by seeking and by skipping decord miscounts frames where groups
+        of pictures are open and where times are missing."""
+        wanted, found = set(indices), {}
+        try:
+            for i in range(max(indices) + 1):
+                frame = self.video.next()
+                if i in wanted:
+                    found[i] = frame.asnumpy()
+        except Exception as error:
+            raise Unreadable(_reason(error)) from error
+        return found
+
+    def notes(self, seconds: float) -> list[str]:
+        """Sentences about what the file says of itself, if it says so and is not so; decord itself does not tell."""
+        try:
+            return PyAVReader(self.file).notes(seconds)
+        except (ImportError, Unreadable):
+            return []
+
+
+class PyAVReader:
+    """A file under PyAV: times from its packets, then one pass over its frames; damaged ones are left out.
+
+    Attributes:
+        times: [N], seconds of all frames from the first one on. fps: their average rate.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import av
+        from av.error import FFmpegError
+
+        self.file, self.av, self.broken = file, av, FFmpegError
+        try:
+            with av.open(str(file)) as container:
+                if not container.streams.video:
+                    raise Unreadable("it has no video stream")
+                stream = container.streams.video[0]
+                base = float(stream.time_base or 1)
+                packets = [packet.pts for packet in container.demux(stream) if packet.size]
+                self.fps = float(stream.average_rate or 0) or 1.0
+                self.ordered = container.format.name == "avi"  # its times are those of decoding
+                self.promised = _promised(container, stream)
+        except FFmpegError as error:
+            raise Unreadable(_reason(error)) from error
+        stamps = sorted(stamp for stamp in packets if stamp is not None)
+        if packets and not stamps:
+            raise Unreadable("its frames have no times")
+        self.stamps = stamps
+        self.times = np.array([(s - stamps[0]) * base for s in stamps], dtype=np.float64)
+
+    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        """Frames by their numbers, those that can be decoded."""
+        number = {stamp: i for i, stamp in enumerate(self.stamps)}
+        wanted, found, count = set(indices), {}, 0
+        with self.av.open(str(self.file)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except self.broken:
+                    continue
+                for frame in frames:
+                    i = count if self.ordered else number.get(frame.pts, -1)
+                    count += 1
+                    if i in wanted:
+                        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                        found[i] = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    def notes(self, seconds: float) -> list[str]:
+        """Sentences about what the file says of itself and is not so; `seconds` are there."""
+        if self.promised > seconds + max(0.1, 1.5 / self.fps):
+            return [f"the file says that it lasts {self.promised:.1f} s and has {seconds:.1f} s: it is cut off."]
+        return []
+
+
+def _promised(container: Any, stream: Any) -> float:
+    """Seconds that a file says its frames last; 0.0 if it does not."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1  # else another stream may be what lasts
+    microseconds = (container.duration or 0) - max(0, container.start_time or 0)
+    return microseconds / 1_000_000 if alone else 0.0
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message, without the places in C++ that decord puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"^(\[[\d:]+\] \S+:\d+: )+", "", lines[-1]) if lines else type(error).__name__
+    return text[:200]
