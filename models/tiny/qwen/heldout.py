@@ -63,10 +63,13 @@ def choose(count: int, first_seed: int, steps: int, per_clip: int) -> list[tuple
 def write_clip(frames: np.ndarray, file: Path, quality: int = 21) -> None:
     """H.264 in mp4 at 4 frames per second, as cameras and the web have it."""
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=int(clips.FPS), options={"crf": str(quality), "preset": "slow"})
+        options = {"crf": str(quality), "preset": "slow", "threads": "1"}
+        stream = container.add_stream("libx264", rate=int(clips.FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        # Converted first, and all held: else the same frames do not always make the same file.
+        pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p") for frame in frames]
+        for picture in pictures:
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
