@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 import vtc
 
 MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 40_000_000
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 MAX_SIDE = 1600  # px; larger pictures would fill the memory of models that take any resolution
@@ -67,11 +69,31 @@ def load_media(path: str | Path) -> Media:
     if file.stat().st_size > MAX_BYTES:
         size, limit = file.stat().st_size / 2**20, MAX_BYTES // 2**20
         raise ValueError(f"{file.name} has {size:.0f} MB, and {limit} MB is the limit: make it smaller.")
+    if kind in PICTURES:
+        _check_pixels(file)
     try:
         key = hashlib.sha256(file.read_bytes()).hexdigest()
         return _picture(file, key) if kind in PICTURES else _clip(file, key)
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(str(file), file.name)) from error
+
+
+def _check_pixels(file: Path) -> None:
+    """Small files may hold pictures that fill all memory: look before decoding."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError:
+        raise ValueError(f"{file.name} has too many pixels: {MAX_PIXELS // 10**6} million are the limit.") from None
+    except Exception:
+        return  # reading it says what is wrong
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{file.name} has {width} × {height} pixels, and {MAX_PIXELS // 10**6} million are the limit: make it "
+            "smaller."
+        )
 
 
 def _picture(file: Path, key: str) -> Media:

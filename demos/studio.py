@@ -111,7 +111,9 @@ class Studio:
     """
 
     def __init__(self, sources: list[str], device: str | None = None, dtype: str | None = None) -> None:
-        self._sources = {Path(source).name if Path(source).is_dir() else source: source for source in sources}
+        self._sources: dict[str, str] = {}
+        for source in sources:  # of two with one name, the one that comes first: it was asked for
+            self._sources.setdefault(Path(source).resolve().name if Path(source).is_dir() else source, source)
         self.names, self._device, self._dtype = list(self._sources), device, dtype
         self._turn = threading.Lock()  # held while a model is loaded, wrapped or run
         self._models: Recent[Loaded] = Recent(2)

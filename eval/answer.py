@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,8 @@ class Answerer:
         """Refuse now, and not after minutes of work, what the model cannot do."""
         for kind in kinds:
             vtc.prompt(self.processor, "?", int(kind == "image"), int(kind == "video"))
+        if "video" in kinds and not any(map(find_spec, ("decord", "av"))):
+            raise ImportError("reading videos needs decord or PyAV: pip install 'vtc-vlm[video]'")
         for spec in specs:
             with self.compressed(spec):
                 pass
@@ -117,7 +120,9 @@ class Answerer:
                 if name not in looked:
                     looked[name] = self.read(question)
                 items.append(Item(question, looked[name]))
-            except (OSError, ValueError, ImportError) as error:
+            except ImportError:  # the machine's failure, not the question's
+                raise
+            except Exception as error:  # decoders of pictures raise all kinds
                 broken.append(_failure(question, error))
         if broken:
             yield from ((spec, broken) for spec in specs)

@@ -94,6 +94,10 @@ def _eval(options: argparse.Namespace) -> int:
         given["models"] = (options.model,)
     settings = from_file(options.config, **given) if options.config else Settings(**given)
     for device in filter(None, [settings.device]):
+        try:
+            arguments.device(device)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
     if not sys.stderr.isatty():

@@ -215,7 +215,7 @@ def load(paths: Sequence[str | Path]) -> list[Group]:
     for path in paths:
         run = Run.read(Path(path))
         same = groups.setdefault(repr([run.config.get(name) for name in _SAME]), {})
-        same.setdefault((run.label, run.keep), run)
+        same.setdefault((run.label, repr(run.keep)), run)
     return [Group(tuple(runs.values())) for runs in groups.values()]
 
 

@@ -211,7 +211,8 @@ def _saved(path: Path) -> list[Question]:
         if isinstance(value, tuple):
             number, cell = value
             if cell["bytes"] is not None:
-                name = cell["path"] or f"row {number}"
+                content = hashlib.sha256(cell["bytes"]).hexdigest()[:12]  # saved names are no paths, and may repeat
+                name = f"{cell['path'] or 'picture'}#{content}"
                 return Media(kind, name, read=lambda: table[number][kind]["bytes"])
             value = cell["path"]
         if not isinstance(value, str):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 from vtc.eval import captions
 from vtc.eval.datasets import Dataset
@@ -86,6 +87,9 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
     said = answer.strip()
     lead = re.match(rf"(?:option\s+)?[(\[]?([A-{last}])(?:[)\].:,]|\s*$|\s+-)", said, re.IGNORECASE)
     named = re.search(rf"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[]?([A-{last}])\b", said)
+    plain = [choice.strip().casefold() for choice in choices]
+    if said.casefold() in plain:
+        return plain.index(said.casefold())
     texts = [normalise(choice) for choice in choices]
     if normalise(said) in texts:
         return texts.index(normalise(said))
@@ -171,6 +175,9 @@ def check_name(name: str) -> str:
     return name
 
 
+_PACKAGES = {"anls": "rapidfuzz", "caption": "sacrebleu"}
+
+
 def plan(data: Dataset, asked: Mapping[str, str] | str | None = None) -> dict[str, str]:
     """Task -> metric: what is asked for, else what the data set says, else what its fields are made for.
 
@@ -190,6 +197,8 @@ def plan(data: Dataset, asked: Mapping[str, str] | str | None = None) -> dict[st
         if task not in wanted and len(own) > 1:
             raise ValueError(f"the questions of the task {task!r} name different metrics ({own}): split the task")
         name = chosen_by_task[task] = check_name(wanted.get(task) or own.pop() or _fitting(questions))
+        if (package := _PACKAGES.get(name)) and not find_spec(package):
+            raise ImportError(f"the metric {name} needs {package}: pip install 'vtc-vlm[eval]'")
         for question in questions:
             if reason := METRICS[name].unfit(question):
                 raise ValueError(f"the metric {name!r} cannot score the question {question.id!r}: it {reason}")

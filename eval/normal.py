@@ -21,9 +21,16 @@ y'all y'all'll you'd you'd've you'll you're you've
 """
 
 
+# All but letters, digits, a minus before a number, a point within one, and pluses and sharps at the end of a word.
+_SIGNS = r"(?!(?<!\w)-(?=\d)|(?<=\d)\.(?=\d)|(?<=[\w+#])[+#]+(?!\w))[^\w\s]"
+
+
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, number words as digits: "A red star." -> "red star"."""
-    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    """Lower case, no punctuation, no articles, number words as digits: "A red star." -> "red star".
+
+    Signs that make another answer stay: "-5", "2.5", "C++", and what is nothing but signs.
+    """
+    words = re.sub(_SIGNS, " ", text.lower().replace("'", "")).split() or text.lower().split()
     kept = [word for word in words if word not in _ARTICLES] or words  # a printed "A" is an answer, not an article
     return " ".join(_DIGITS.get(word, word) for word in kept)
 

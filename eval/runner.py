@@ -11,6 +11,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,10 @@ def _evaluate_model(
                 _refuse_if_hopeless(spec, folders[spec], batch.ids, lines[-1]["error"])
             done += len(lines)
             progress("answers", done, total)
-    notes += answerer.notes
+    if settings.timing and any(run.finished for run in folders.values()):
+        answerer.notes.append("runs that were finished before are not timed again")
     _finish(settings, answerer, folders, data, names, team, progress)
+    notes += answerer.notes
     return folders
 
 
@@ -138,11 +141,15 @@ def _finish(
             run.lines.setdefault(line["id"], line)
     new = [spec for spec, run in folders.items() if not run.finished]
     if team.rank == 0 and new:
-        times = {}
+        times: dict[Spec, dict[str, float]] = {}
         if settings.timing:
-            times = measure(
-                answerer, new, data.questions, settings.timing, lambda done, total: progress("timings", done, total)
-            )
+            broken = {i for run in folders.values() for i, line in run.lines.items() if "error" in line}
+            whole = [question for question in data.questions if question.id not in broken]
+            count = partial(progress, "timings")
+            try:
+                times = measure(answerer, new, whole, settings.timing, count)
+            except Exception as error:  # the answers are worth more than the times
+                answerer.notes.append(f"nothing was timed: {str(error) or type(error).__name__}")
         order = [question.id for question in data.questions]
         runs = {spec: Run.of(spec, data, names, [run.lines[i] for i in order]) for spec, run in folders.items()}
         full = next(run for spec, run in runs.items() if spec.method == FULL)
@@ -161,6 +168,7 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
         "method": spec.method,
         "keep": spec.keep,
         "options": dict(spec.options),
+        **_files(spec),
         "data": data.name,
         "kinds": data.kinds,
         "questions": len(data.questions),
@@ -173,6 +181,18 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
         "fps": settings.fps,
         "dtype": settings.dtype,
     }
+
+
+def _files(spec: Spec) -> dict[str, Any]:
+    """What the files hold that options name, such as weights, as names may come to stand for others."""
+    known = {}
+    for name, value in spec.options.items():
+        if isinstance(value, str) and Path(value).exists():
+            path = Path(value)
+            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            inside = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
+            known[name] = inside.hexdigest()[:16]
+    return {"files": known} if known else {}
 
 
 def _how(settings: Settings, model: Any, team: Processes) -> dict[str, Any]:

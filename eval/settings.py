@@ -94,6 +94,9 @@ class Settings:
         fps = self.fps
         _require(fps is None or (isinstance(fps, int | float) and 0 < fps < 1000), "fps", fps, "a rate in (0, 1000)")
         _require(isinstance(self.blind, bool), "blind", self.blind, "true or false")
+        metric = self.metric
+        named = isinstance(metric, Mapping) and all(isinstance(x, str) for pair in metric.items() for x in pair)
+        _require(metric is None or isinstance(metric, str) or named, "metric", metric, "a name, or names by task")
         _require(self.budget in BUDGETS, "budget", self.budget, f"one of {', '.join(BUDGETS)}")
         _require(all(isinstance(model, str) for model in self.models), "models", self.models, "names or paths")
         _require(bool(self.models), "models", self.models, "at least one")
@@ -132,6 +135,8 @@ class Settings:
                 entry.setdefault("average", True)
             wanted.append((name, entry, keeps))
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
+        if 1 in every and len({type(keep) for _, _, keeps in wanted for keep in keeps if keep == 1}) > 1:
+            raise ValueError("keep is both 1 (one token) and 1.0 (all of them): ask for them in two runs")
         wanted = [(RANDOM, {}, tuple(every)), *(w for w in wanted if w[:2] != (RANDOM, {}))]
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [

@@ -43,23 +43,34 @@ class Difference(Score):
 
 def wilson(scores: Sequence[float]) -> Score:
     """Average of 0/1 scores with Wilson's interval, which stays inside [0, 1] and is honest near its ends."""
-    n, mean = len(scores), float(np.mean(scores))
+    return _wilson(scores, len(scores))
+
+
+def _wilson(scores: Sequence[float], n: int) -> Score:
+    """With the interval that `n` independent draws would have."""
+    mean = float(np.mean(scores))
     middle = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return Score(mean, max(0.0, middle - half), min(1.0, middle + half), n)
+    return Score(mean, max(0.0, middle - half), min(1.0, middle + half), len(scores))
 
 
 def bootstrap(scores: Sequence[float], groups: Sequence[Any]) -> Score:
-    """Average of any scores, with a percentile interval from resampling whole groups, seeded."""
-    values = np.asarray(scores, dtype=float)
+    """Average of any scores, with a percentile interval from resampling whole groups, seeded.
+
+    Where resampling cannot vary, of one group or of scores that are all 0 or all 1, with Wilson's for so many groups.
+    """
+    values, draws = np.asarray(scores, dtype=float), len(set(groups))
+    if (draws == 1 and values.min() >= 0 and values.max() <= 1) or set(scores) in ({0.0}, {1.0}):
+        return _wilson(scores, draws)
     totals, counts = _by_group(values, groups)
     low, high = np.percentile(_resampled(totals) / _resampled(counts), [2.5, 97.5])
     return Score(float(values.mean()), float(low), float(high), len(values))
 
 
 def average(scores: Sequence[float], groups: Sequence[Any]) -> Score:
-    """Wilson's interval for scores that are right or wrong, the bootstrap's for others."""
-    return wilson(scores) if set(scores) <= {0.0, 1.0} else bootstrap(scores, groups)
+    """Wilson's interval for scores that are right or wrong and each of a group of its own, else the bootstrap's."""
+    alone = len(set(groups)) == len(scores)
+    return wilson(scores) if alone and set(scores) <= {0.0, 1.0} else bootstrap(scores, groups)
 
 
 def ratio(scores: Sequence[float], base: Sequence[float], groups: Sequence[Any]) -> Score | None:

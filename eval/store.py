@@ -30,7 +30,7 @@ class RunFolder:
         """ValueError if the folder holds another configuration; keys that `config` lacks are not looked at."""
         file = self.path / CONFIG
         if not file.is_file():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(not file.name.endswith(".part") for file in self.path.iterdir()):
                 raise ValueError(f"{self.path} is no folder of an evaluation, and not empty: give another --out")
             return
         there = _read_json(file)
@@ -93,7 +93,11 @@ class RunFolder:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run, and not of, say, a model, which also has a config.json."""
-    return (path / CONFIG).is_file() and {"format", "method", "digest"} <= _read_json(path / CONFIG).keys()
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format", "method", "digest"} <= config.keys()
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from vtc.eval.compare import LEVEL, Group, Row
@@ -16,7 +17,13 @@ _BETTER, _WORSE = "▲", "▼"
 
 
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
-    return "" if score is None else f"{100 * score.mean:{sign}.{digits}f} ±{100 * score.half_width:.{digits}f}"
+    if score is None:
+        return ""
+    above, below = 100 * (score.high - score.mean), 100 * (score.mean - score.low)
+    mean = f"{100 * score.mean:{sign}.{digits}f}"
+    if max(above, below) > 3 * min(above, below):  # far from the middle
+        return f"{mean} +{above:.{digits}f}/−{below:.{digits}f}"
+    return f"{mean} ±{100 * score.half_width:.{digits}f}"
 
 
 def _marked(score: Score | None, p: float | None) -> str:
@@ -71,9 +78,9 @@ def caption(group: Group) -> str:
         "prefill and bytes of its KV cache, also in % of the uncompressed model's; time to first token with the vision "
         f"tower (median, one question at a time), decoded tokens per second, peak memory without weights.{times} "
         "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
-        "TokDense in points per mean token. ±: 95 % intervals, Wilson's for tasks scored right or wrong, else "
-        f"bootstrap over {group.kind}. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over "
-        f"{group.kind}, Holm-corrected over the table."
+        f"TokDense in points per mean token. ±: 95 % intervals, bootstrap over {group.kind}; Wilson's where each is "
+        f"asked about once or all scores are equal. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test "
+        f"over {group.kind}, Holm-corrected over the table."
     )
 
 
@@ -108,15 +115,15 @@ def terminal(group: Group) -> list[Table]:
 
 
 def _rich(group: Group, found: dict[str, list[str]], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in found:
-        table.add_column(name.strip(), justify="left" if name == "method" else "right", no_wrap=True)
+        table.add_column(escape(name.strip()), justify="left" if name == "method" else "right", no_wrap=True)
     before: object = None
     for row, cells in zip(group.rows, zip(*found.values(), strict=True), strict=True):
         if row.keep != before:
             table.add_section()
             before = row.keep
-        table.add_row(*cells, style="bold" if row.beats_random else None)
+        table.add_row(*map(escape, cells), style="bold" if row.beats_random else None)
     return table
 
 

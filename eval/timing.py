@@ -54,8 +54,7 @@ def measure(
     """
     timed = [spec for spec in specs if spec.method != BLIND]
     items = _readable(answerer, questions, samples)
-    first: dict[Spec, list[float]] = {spec: [] for spec in timed}
-    later: dict[Spec, list[float]] = {spec: [] for spec in timed}
+    steps: dict[Spec, list[list[float]]] = {spec: [] for spec in timed}  # seconds from token to token, by question
     peak: dict[Spec, int] = {}
     rounds = [items[0], *items] if items else []
     for number, item in enumerate(rounds):
@@ -65,17 +64,14 @@ def measure(
                 if number == 0:
                     run = partial(_generate, answerer.model, inputs, new=1)  # the prefill is what takes most
                     peak[spec] = peak_bytes(run, answerer.model.device)
-                    _generate(answerer.model, inputs)
-                else:
-                    ticks = _generate(answerer.model, inputs)
-                    steps = [after - before for before, after in itertools.pairwise(ticks)]
-                    first[spec].append(steps[0])
-                    later[spec] += steps[1:]
+                ticks = _generate(answerer.model, inputs)
+            if number:
+                steps[spec].append([after - before for before, after in itertools.pairwise(ticks)])
             progress(number * len(timed) + position + 1, len(rounds) * len(timed))
     return {
         spec: {
-            "ttft_ms": round(1000 * statistics.median(first[spec]), 3),
-            "decode_tokens_per_s": round(1 / statistics.median(later[spec]), 2),
+            "ttft_ms": round(1000 * statistics.median(own[0] for own in steps[spec]), 3),
+            "decode_tokens_per_s": round(1 / statistics.median(step for own in steps[spec] for step in own[1:]), 2),
             "peak_bytes": peak[spec],
             "samples": len(items),
         }
@@ -105,6 +101,6 @@ def _readable(answerer: Answerer, questions: Sequence[Question], samples: int) -
         if len(found) < samples:
             try:
                 found.append(Item(question, answerer.read(question)))
-            except (OSError, ValueError):
+            except Exception:  # answering has said what is wrong with it
                 continue
     return found

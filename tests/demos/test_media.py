@@ -32,7 +32,7 @@ def test_a_clip(tmp_path):
 
     found = load_media(write(tmp_path / "a.mp4", 20, (1280, 720)))
     assert found.kind == "video"
-    assert found.frames.shape == (8, 360, 640, 3)
+    assert found.frames.shape == (16, 360, 640, 3)
     assert found.still.size == (640, 360)
     assert found.clip is not None
     assert found.clip.metadata()["width"] == 640
@@ -61,6 +61,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x" * (2**20 + 1))
     with pytest.raises(ValueError, match=r"a\.png has 1 MB, and 1 MB is the limit"):
         load_media(tmp_path / "a.png")
+    Image.new("1", (8000, 6000)).save(tmp_path / "many.png")
+    with pytest.raises(ValueError, match=r"many\.png has 8000 × 6000 pixels, and 40 million are the limit"):
+        load_media(tmp_path / "many.png")
     with pytest.raises(FileNotFoundError, match=r"gone\.png is gone"):
         load_media(tmp_path / "gone.png")
 

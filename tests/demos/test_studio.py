@@ -160,14 +160,19 @@ def test_clips(tmp_path):
     film = load_media(write(tmp_path / "a.mp4", 16, (112, 84)))
     run = last(studio, film, "what moves ?", "evs", 0.5, "small-qwen")
     assert run.report is not None, run.text
-    assert run.report.spans[0].grid[0] == 4
+    assert run.report.spans[0].grid[0] == 8
     processor = studio.load("small-qwen").processor
     pictures = {uri(drawn(film, processor, run, run.depth, step)) for step in range(4)}
     assert len(pictures) == 4
-    assert [second(film, run, step) for step in range(4)] == ["0.0 s, ", "0.4 s, ", "0.9 s, ", "1.3 s, "]
+    assert [second(film, run, step) for step in range(4)] == ["0.0 s, ", "0.2 s, ", "0.4 s, ", "0.6 s, "]
     assert studio.load("small-qwen").reads_clips
     assert not studio.load(MODEL).reads_clips
     assert "does not read videos" in last(studio, film, model=MODEL).text
+
+
+def test_of_two_models_with_one_name_the_first_is_meant(tmp_path):
+    mine = save(tmp_path / "tiny-llava")
+    assert Studio([str(mine), MODEL], device="cpu").load(MODEL).reads_clips
 
 
 def test_an_unknown_model_is_refused(studio, heart):

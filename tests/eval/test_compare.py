@@ -114,6 +114,12 @@ def test_paths_among_options_are_cut_where_they_stay_apart(tmp_path):
     assert {row.label for row in group.rows} == labels
 
 
+def test_brackets_are_no_markup(tmp_path, capsys):
+    synthetic(tmp_path, "full", None, 0.9, instruction="Answer [yes/no] [/INST]")
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "[yes/no] [/INST]" in capsys.readouterr().out
+
+
 def test_the_page_is_complete_in_itself(group):
     text = page.html([group])
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]+)""", text)) == {"data:,"}

@@ -83,6 +83,15 @@ def test_a_saved_data_set(folder):
     assert [(q.id, q.answers, q.task) for q in data.questions] == [("0", ("a", "b"), "x"), ("1", ("c",), "y")]
     assert [q.media.picture().size for q in data.questions] == [(4, 4), (5, 4)]
     assert data.questions[0].media.name != data.questions[1].media.name
+    for color in ("red", "blue"):  # saving keeps the last part of a path, so that both are picture.png
+        (folder / color).mkdir()
+        Image.new("RGB", (4, 4), color).save(folder / color / "picture.png")
+    files = [str(folder / color / "picture.png") for color in ("red", "blue")]
+    same = {"image": files, "question": ["a", "b"], "answer": ["a", "b"]}
+    hub.Dataset.from_dict(same).cast_column("image", hub.Image()).save_to_disk(str(folder / "same"))
+    data = datasets.load(folder / "same")
+    assert data.questions[0].media.name != data.questions[1].media.name
+    assert data.questions[0].media.picture().getpixel((0, 0)) != data.questions[1].media.picture().getpixel((0, 0))
     hub.DatasetDict({"test": table}).save_to_disk(str(folder / "splits"))
     with pytest.raises(ValueError, match=r"several splits: give one of .*test"):
         datasets.load(folder / "splits")

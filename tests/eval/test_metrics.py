@@ -27,6 +27,11 @@ def score(metric, answer, asked):
         ("it's", "its"),
         ("A", "a"),  # a printed letter, not an article
         ("", ""),
+        ("-5", "-5"),
+        ("2.5 m.", "2.5 m"),
+        ("C++.", "c++"),
+        ("well-known", "well known"),
+        ("<", "<"),
     ],
 )
 def test_normalise(said, means):
@@ -120,6 +125,14 @@ CHOICES = ("red", "dark red", "a dog", "two")
 )
 def test_the_option_that_is_meant(said, index):
     assert chosen(said, CHOICES) == index
+
+
+@pytest.mark.parametrize(
+    ("said", "choices", "index"),
+    [("5", ("-5", "5"), 1), ("-", ("+", "-"), 1), ("", ("+", "-"), None), ("b", ("a", "b"), 1), ("C", ("C++", "C"), 1)],
+)
+def test_options_that_differ_by_signs(said, choices, index):
+    assert chosen(said, choices) == index
 
 
 def test_choice():

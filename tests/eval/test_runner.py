@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import vtc
-from tests.eval.runs import few
+from tests.eval.runs import TINY, few
 from tests.small_qwen import save
 from vtc.eval import answer, runner
 from vtc.eval.settings import Settings
@@ -154,12 +154,34 @@ def test_broken_questions_are_told_apart(tmp_path, tiny):
     lines[1]["image"] = "broken.png"
     lines[2]["question"] = "What is <image>?"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    outcome = evaluate(quick(tmp_path, data=str(file), out=str(tmp_path / "out")), tiny)
+    outcome = evaluate(quick(tmp_path, data=str(file), out=str(tmp_path / "out"), timing=4), tiny)
     assert set(outcome.broken) == {lines[1]["id"], lines[2]["id"]}
+    assert metrics(outcome, "full")["timing"]["samples"] == 2
     assert "is not a picture" in outcome.broken[lines[1]["id"]]
     assert "placeholder '<image>'" in outcome.broken[lines[2]["id"]]
     found = metrics(outcome, "pool@16")
     assert (found["accuracy"]["n"], found["questions"], set(found["broken"])) == (2, 4, set(outcome.broken))
+
+
+def test_weights_that_were_replaced_are_not_mixed_with_the_old(tmp_path, tiny):
+    method = {"name": "vqtoken", "weights": str(tmp_path / "weights")}
+    vtc.train(
+        tiny[0], "vqtoken", TINY, processor=tiny[1], out=method["weights"], keep=16, steps=1, batch_size=1, log=None
+    )
+    given = quick(tmp_path, data=str(few(tmp_path, 2)), methods=(method,), out=str(tmp_path / "out"))
+    evaluate(given, tiny)
+    evaluate(given, tiny)
+    card = tmp_path / "weights" / "module.json"
+    card.write_text(card.read_text() + " ")
+    with pytest.raises(ValueError, match="holds another configuration: files is"):
+        evaluate(given, tiny)
+
+
+def test_a_machine_without_a_reader_of_videos_is_no_broken_question(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer, "find_spec", lambda name: None)
+    settings = Settings(data="tiny-video", models=("tiny-qwen",), limit=1, methods=("evs",), out=str(tmp_path / "out"))
+    with pytest.raises(ImportError, match=r"reading videos needs decord or PyAV: pip install"):
+        runner.evaluate(settings)
 
 
 def test_memory_that_runs_out_halves_the_batch(tmp_path, tiny, monkeypatch):

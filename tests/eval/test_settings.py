@@ -77,6 +77,8 @@ def test_the_folder_depends_on_what_is_asked():
         ("frames = 8\nfps = 2", "frames or fps, not both"),
         ("methods = [3]", "3 is neither a name nor a table"),
         ("models = []", "expected at least one"),
+        ("metric = 5", "metric is 5: expected a name, or names by task"),
+        ("metric = ['exact']", "expected a name, or names by task"),
         ("blind = 'yes'", "expected true or false"),
     ],
 )
@@ -92,6 +94,7 @@ def test_a_bad_file(tmp_path, text, said):
         (("divprun",), "no method 'divprun'; did you mean 'divprune'"),
         (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'; did you mean 'mode'"),
         (({"name": "todre", "keep": 0},), "keep is 0"),
+        (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),
     ],
 )

@@ -41,6 +41,23 @@ def test_average_knows_right_or_wrong_from_graded():
     assert average([1.0, 0.5, 1.0], [0, 1, 2]) == bootstrap([1.0, 0.5, 1.0], [0, 1, 2])
 
 
+def test_questions_on_one_picture_count_as_one_draw():
+    """Where they fare alike the interval is as wide as that of the pictures alone."""
+    fates, groups = [float(i % 4 > 0) for i in range(40)], [i for i in range(40) for _ in range(5)]
+    five = average([fate for fate in fates for _ in range(5)], groups)
+    one = wilson(fates)
+    assert five.mean == one.mean
+    assert five.half_width == pytest.approx(one.half_width, rel=0.1)
+    assert five.half_width > 2 * wilson([fate for fate in fates for _ in range(5)]).half_width
+
+
+@pytest.mark.parametrize("scores", [[1.0] * 10, [0.0] * 10, [1.0, 0.0] * 5])
+def test_what_resampling_cannot_vary_is_not_certain(scores):
+    groups = [0] * 10 if 1.0 in scores and 0.0 in scores else [i // 2 for i in range(10)]
+    found = average(scores, groups)
+    assert found.high - found.low > 0.3
+
+
 def test_mcnemar_by_the_binomial():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(5, 5) == 1.0

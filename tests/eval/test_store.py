@@ -63,6 +63,11 @@ def test_another_configuration_is_refused(tmp_path):
         opened(other)
 
 
+def test_killed_while_the_configuration_was_written(tmp_path):
+    (tmp_path / ".config.json.part").write_text('{"lim')
+    opened(tmp_path)
+
+
 def test_processes_have_files_of_their_own(tmp_path):
     first, second = opened(tmp_path), opened(tmp_path, rank=1)
     first.append([line("a")])
