@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vtc
+from vtc.methods.registry import resolve
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.25, 0.1)
@@ -131,8 +132,11 @@ class Settings:
                 _check_keep(keep)
             for option in entry:
                 _known(option, infos[name].options, f"option of {name}")
-            if self.budget == "average" and "average" in infos[name].options:
-                entry.setdefault("average", True)
+            if "average" in infos[name].options:
+                if self.budget == "average":
+                    entry.setdefault("average", True)
+                elif getattr(resolve(name), "average", False):  # where the paper counts so, too
+                    entry.setdefault("average", False)
             wanted.append((name, entry, keeps))
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
         if 1 in every and len({type(keep) for _, _, keeps in wanted for keep in keeps if keep == 1}) > 1:

@@ -19,7 +19,7 @@ _BETTER, _WORSE = "▲", "▼"
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
     if score is None:
         return ""
-    above, below = 100 * (score.high - score.mean), 100 * (score.mean - score.low)
+    above, below = max(0.0, 100 * (score.high - score.mean)), max(0.0, 100 * (score.mean - score.low))
     mean = f"{100 * score.mean:{sign}.{digits}f}"
     if max(above, below) > 3 * min(above, below):  # far from the middle
         return f"{mean} +{above:.{digits}f}/−{below:.{digits}f}"

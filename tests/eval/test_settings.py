@@ -56,6 +56,11 @@ def test_average_budgets_are_an_option_of_those_that_have_it():
     assert [spec.label for spec in settings.specs(["image"])] == ["full", "random", "fastv(average)", "divprune"]
 
 
+def test_final_budgets_are_final_for_all():
+    (spec,) = [spec for spec in Settings(methods=("visiondrop",), keep=(64,)).specs(["image"]) if spec.keep][1:]
+    assert spec.options == {"average": False}  # its own default is the average
+
+
 def test_the_folder_depends_on_what_is_asked():
     settings = Settings(limit=5)
     assert settings.folder("x") == Settings(limit=5, methods=("pool",), batch_size=3).folder("x")
