@@ -66,7 +66,7 @@ def write_clip(frames: np.ndarray, file: Path, quality: int = 21) -> None:
         options = {"crf": str(quality), "preset": "slow", "threads": "1"}
         stream = container.add_stream("libx264", rate=int(clips.FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        # Converted first, and all held: else the same frames do not always make the same file.
+        # Converted first, and all held: so the same frames nearly always make the same file (x264 has the last word).
         pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p") for frame in frames]
         for picture in pictures:
             container.mux(stream.encode(picture))
