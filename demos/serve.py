@@ -61,7 +61,8 @@ def serve(
     with running(models, port, host, share, device, dtype) as address:
         print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
         for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            signal.signal(ending, signal.default_int_handler)  # tidies up, as Ctrl-C does
+            if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup wants it
+                signal.signal(ending, signal.default_int_handler)  # tidies up, as Ctrl-C does
         while True:
             time.sleep(3600)
 
