@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.compare import Group, Row
-from vtc.eval.plot import style
+from vtc.eval.plot import methods, style
 from vtc.eval.table import caption, tables
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -17,7 +17,6 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def html(groups: Sequence[Group]) -> str:
     """The page: per group a picture of accuracy over a cost of one's choice with hover, the tables, what they mean."""
-    names = list(dict.fromkeys(["random", *(row.label for group in groups for row in group.rows if row.compressed)]))
     found = {
         "groups": [
             {
@@ -31,7 +30,7 @@ def html(groups: Sequence[Group]) -> str:
             for group in groups
             if group.rows
         ],
-        "colors": {name: style(number)[0] for number, name in enumerate(names)},
+        "colors": {name: style(number)[0] for number, name in enumerate(methods(groups))},
     }
     data = json.dumps(found, ensure_ascii=False).replace("<", "\\u003c")  # nothing in it ends the script
     return _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/null", data)

@@ -21,6 +21,11 @@ _MARKS = "osDv^<>PXph*"
 _SIDE = 5.2  # inches of a panel
 
 
+def methods(groups: Sequence[Group]) -> list[str]:
+    """What is drawn, by label, `random` first: its place here is the number that `style` wants."""
+    return list(dict.fromkeys(["random", *(row.label for group in groups for row in group.rows if row.compressed)]))
+
+
 def style(number: int) -> tuple[str, str]:
     """Colour and mark of the method with this number, `random` being 0 and black."""
     return ("black" if number == 0 else _COLORS[(number - 1) % len(_COLORS)]), _MARKS[number % len(_MARKS)]
@@ -43,7 +48,7 @@ def pareto(groups: Sequence[Group], file: Path) -> None:
     costs = {
         cost: how for cost, how in COSTS.items() if any(drawn(row, cost) for group in groups for row in group.rows)
     }
-    names = list(dict.fromkeys(["random", *(row.label for group in groups for row in group.rows if row.compressed)]))
+    names = methods(groups)
     # What the legend takes, a mark and the letters of a name in inches, and three names besides: frontier, full, blind.
     width = _SIDE * len(costs)
     columns = max(1, int(width / (0.6 + 0.085 * max(map(len, names)))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -65,13 +65,15 @@ def evaluate(
     data = (data.only(settings.tasks) if settings.tasks else data).first(settings.limit)
     names = metrics.plan(data, settings.metric)
     specs = settings.specs(data.kinds)
-    folder = settings.folder(data.digest())
-    for spec in specs:  # all of them, before the first model is loaded
-        RunFolder(folder / spec.folder).check(_config(settings, spec, data, names))
+    digest = data.digest()
+    folder = settings.folder(digest)
+    configs = {spec: _config(settings, spec, data, names, digest) for spec in specs}
+    for spec, config in configs.items():  # all of them, before the first model is loaded
+        RunFolder(folder / spec.folder).check(config)
     broken: dict[str, str] = {}
     notes: list[str] = []
     for model in settings.models:
-        own = [spec for spec in specs if spec.model == model]
+        own = {spec: config for spec, config in configs.items() if spec.model == model}
         runs = _evaluate_model(settings, own, data, names, folder, progress, team, load, notes)
         broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
     return Outcome(folder, [folder / spec.folder for spec in specs], broken, notes)
@@ -79,7 +81,7 @@ def evaluate(
 
 def _evaluate_model(
     settings: Settings,
-    specs: Sequence[Spec],
+    configs: Mapping[Spec, dict[str, Any]],
     data: Dataset,
     names: dict[str, str],
     folder: Path,
@@ -88,6 +90,7 @@ def _evaluate_model(
     load: Callable[..., tuple[Any, Any]],
     notes: list[str],
 ) -> dict[Spec, RunFolder]:
+    specs = list(configs)
     model, processor = load(specs[0].model, device=team.device, dtype=settings.dtype)
     torch.manual_seed(0)
     answerer = Answerer(model, processor, settings, metrics.scorers(data, names), names)
@@ -97,8 +100,7 @@ def _evaluate_model(
     for turn in (True, False):  # the first process makes the folders, the others find them
         if turn == (team.rank == 0):
             for spec, run in folders.items():
-                config = _config(settings, spec, data, names) | {"weights": weights}
-                run.open(config | {"how": _how(settings, model, team)})
+                run.open(configs[spec] | {"weights": weights, "how": _how(settings, model, team)})
         team.wait()
     batches = answerer.batches(data.questions)[team.rank :: team.world]
     total, done = len(folders) * sum(len(batch.questions) for batch in batches), 0
@@ -160,7 +162,7 @@ def _finish(
     team.wait()
 
 
-def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]) -> dict[str, Any]:
+def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str], digest: str) -> dict[str, Any]:
     """What decides a run's numbers, weights left out."""
     return {
         "format": FORMAT,
@@ -174,7 +176,7 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
         "questions": len(data.questions),
         "tasks": data.tasks,
         "metrics": names,
-        "digest": data.digest(),
+        "digest": digest,
         "instruction": settings.instruction,
         "max_new_tokens": settings.max_new_tokens,
         "frames": settings.frames,

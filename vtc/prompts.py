@@ -64,7 +64,7 @@ def clip_inputs(processor, clips: Sequence[Clip]) -> dict[str, Any]:
     for clip in clips:
         more = max(0, least - len(clip))
         told = clip.metadata()
-        videos.append(np.concatenate([clip.frames, *[clip.frames[-1:]] * more]))
+        videos.append(np.concatenate([clip.frames, *[clip.frames[-1:]] * more]) if more else clip.frames)
         metadata.append(told | {"frames_indices": [*told["frames_indices"], *told["frames_indices"][-1:] * more]})
     return {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
 

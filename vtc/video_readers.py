@@ -57,10 +57,16 @@ class DecordReader:
         return found
 
     def notes(self, seconds: float) -> list[str]:
-        """Sentences about what the file says of itself, if it says so and is not so; decord itself does not tell."""
+        """Sentences about what the file says of itself and is not so; decord itself does not tell, so PyAV is asked."""
         try:
-            return PyAVReader(self.file).notes(seconds)
-        except (ImportError, Unreadable):
+            import av
+            from av.error import FFmpegError
+        except ImportError:
+            return []
+        try:
+            with av.open(str(self.file)) as container:
+                return _cut_off(_promised(container, container.streams.video[0]), self.fps, seconds)
+        except (FFmpegError, IndexError):
             return []
 
 
@@ -118,9 +124,13 @@ class PyAVReader:
 
     def notes(self, seconds: float) -> list[str]:
         """Sentences about what the file says of itself and is not so; `seconds` are there."""
-        if self.promised > seconds + max(0.1, 1.5 / self.fps):
-            return [f"the file says that it lasts {self.promised:.1f} s and has {seconds:.1f} s: it is cut off."]
-        return []
+        return _cut_off(self.promised, self.fps, seconds)
+
+
+def _cut_off(promised: float, fps: float, seconds: float) -> list[str]:
+    if promised > seconds + max(0.1, 1.5 / fps):
+        return [f"the file says that it lasts {promised:.1f} s and has {seconds:.1f} s: it is cut off."]
+    return []
 
 
 def _promised(container: Any, stream: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +80,8 @@ class TrainedMethod(Method):
                 f"the weights in {self.weights} were trained for {card['model_type']} of width {card['width']}; this "
                 f"model is {model_type} of width {width}: train them for it (vtc.train)."
             )
-        self.initial(width, 0)  # reads them
+        file = tensors_of(self.weights)
+        _read(self, width, file, file.stat().st_mtime_ns)  # refuses what is damaged
 
     def net(self, features: Tensor) -> nn.Module:
         """The module at work on `features` [.., D]: the live one, or the weights' in the features' device and dtype."""
@@ -165,10 +167,15 @@ def save_module(
 
 
 @lru_cache(maxsize=8)
+def _read(method: TrainedMethod, width: int, file: Path, written: int) -> nn.Module:
+    return method.initial(width, 0)
+
+
+@lru_cache(maxsize=8)
 def _stored(
     method: TrainedMethod, width: int, file: Path, written: int, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    return _at_work(method.initial(width, 0), device, dtype)
+    return _at_work(deepcopy(_read(method, width, file, written)), device, dtype)
 
 
 @lru_cache(maxsize=8)
