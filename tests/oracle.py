@@ -84,7 +84,7 @@ def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
     found: dict[tuple[int, int], list[list[int]]] = {}
 
     def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        cache = output.past_key_values
+        cache = output.get("cache", output.get("past_key_values"))
         for i, layer in enumerate(cache.layers):
             aside = getattr(layer, "aside", None)
             if aside is None:
@@ -134,7 +134,7 @@ class _Play:
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
         embeds: Tensor = kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         self.seen = cache.get_seq_length() if cache is not None else 0
         self.batch, self.length, _ = embeds.shape
         user = kwargs.get("attention_mask")

@@ -22,6 +22,7 @@ from vtc.inside import LayerView
 from vtc.methods.cached import ActiveMethod
 from vtc.models.base import Adapter
 from vtc.record import Record
+from vtc.versions import cache_of
 
 #: per row of the deciding layer: the attention it received in the last step, whether it is active
 HEARD, ACTIVE = "heard", "active"
@@ -87,7 +88,7 @@ class Activator:
                 layer.mask, layer.prompt = flow.seen_keys(i), held
 
     def _after_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        flow, cache = self.flow, kwargs.get("past_key_values")
+        flow, cache = self.flow, cache_of(kwargs)
         if flow is None or flow.spans or flow.length > 1 or cache is None:
             return
         layer = cache.layers[self.first - 1]

@@ -73,12 +73,9 @@ class CompressedLayer(DynamicLayer):
     ) -> CompressedLayer:
         """Take over the rows of `layer`; layers of one `group` hold the same rows."""
         new = cls()
-        new.keys, new.values = layer.keys, layer.values
-        new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, layer.is_initialized
+        vars(new).update(vars(layer))  # whatever a layer of this version of transformers knows of itself
         new.dropped, new.mask, new.shift, new.group = dropped, mask, shift, group
         new.prompt = 0 if layer.keys is None else layer.keys.shape[-2]
-        if isinstance(layer, CompressedLayer):
-            new.tags, new.age = layer.tags, layer.age
         return new
 
     def evict(self, keep: Tensor) -> None:

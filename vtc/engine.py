@@ -44,6 +44,7 @@ from vtc.signals import text_raters
 from vtc.sources import Sources
 from vtc.spans import Seen, find_layout, numbered
 from vtc.tap import ATTRIBUTE, TowerTap
+from vtc.versions import cache_of
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Engine:
             raise ValueError(
                 "labels are not supported on a wrapped model: train it unwrapped (vtc.unwrap), wrap it for inference."
             )
-        check_cache(given.get("past_key_values"))
+        check_cache(cache_of(given))
         self.evictor.check(given)
         self.activator.check(given)
         mask = given.get("attention_mask")
@@ -137,7 +138,7 @@ class Engine:
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _bind(module, args, kwargs)
-        past = given.get("past_key_values")
+        past = cache_of(given)
         decoding = past is not None and past.get_seq_length() > 0
         encoded = given.get("mm_encoder_outputs") or {}
         brought = [m for m in PIXELS if encoded.get(m) is not None or given.get(PIXELS[m]) is not None]
@@ -185,7 +186,7 @@ class Engine:
     # -- 4: shorten --------------------------------------------------------------------------------------------
 
     def _before_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
         if embeds is None:
             return None
         self.activator.before(cache, embeds.shape[1] == 1 and not self.prompts)
@@ -279,7 +280,7 @@ class Engine:
         return (args[:1], {**kwargs, "position_ids": flow.part.positions})
 
     def _after_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        flow, cache = self.flow, output.past_key_values
+        flow, cache = self.flow, cache_of(output)
         if flow is None:
             return None
         if flow.spans:

@@ -23,6 +23,7 @@ from vtc.models.base import Adapter
 from vtc.record import Eviction, Record
 from vtc.report import Stopwatch
 from vtc.signals import VisualTokens
+from vtc.versions import cache_of
 
 BLOCK = 64  # queries listened to at a time
 #: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
@@ -64,7 +65,7 @@ class Evictor:
     # -- listening ---------------------------------------------------------------------------------------------
 
     def _after_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        flow, cache = self.flow, kwargs.get("past_key_values")
+        flow, cache = self.flow, cache_of(kwargs)
         if flow is None or cache is None:
             return
         i: int = module.layer_idx  # type: ignore[assignment]

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 
 from vtc import ops
 from vtc.cache import CompressedLayer, later_mask
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.plan import Plan
 from vtc.selection import Selection
+from vtc.versions import cache_of, causal_mask
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -59,7 +59,7 @@ class Flow:
         embeds: Tensor = kwargs["inputs_embeds"]
         self.rows, self.length, _ = embeds.shape
         self.device = embeds.device
-        self.cache: Cache | None = kwargs.get("past_key_values")
+        self.cache: Cache | None = cache_of(kwargs)
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
         layers = [] if self.cache is None or not self.seen else self.cache.layers
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
@@ -257,12 +257,9 @@ class Flow:
         key = (number, self.state(layer), hidden.device)
         if key not in self._masks:
             alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
-            config: Any = self.lm.config
             visible = self.visible(layer, part)
             visible = None if visible is None else visible.to(hidden.device)
-            self._masks[key] = create_causal_mask(
-                config=config, inputs_embeds=hidden, attention_mask=visible, past_key_values=alone
-            )
+            self._masks[key] = causal_mask(self.lm.config, hidden, visible, alone)
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:
             changes["position_ids"] = self.text_positions(part)

@@ -25,6 +25,7 @@ from vtc.record import Record
 from vtc.report import Stopwatch
 from vtc.selection import Selection
 from vtc.signals import LAYER_SIGNALS, VisualTokens
+from vtc.versions import cache_of
 
 TowerReader = Callable[[Method, VisualSpan], Callable[[str], Tensor]]
 
@@ -171,7 +172,7 @@ class Layers:
     def _view(self, i: int, attention: nn.Module, x: Tensor, kwargs: dict[str, Any], filled: bool) -> LayerView:
         flow = self.flow
         assert flow is not None
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
         held = layer.keys if layer is not None and layer.is_initialized and layer.keys.numel() else None
         return LayerView(attention, x, kwargs["position_embeddings"], held, filled, flow.seen_keys(i))
