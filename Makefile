@@ -67,7 +67,7 @@ $(LMMS)/.installed: $(STAMP)
 	@touch $@
 
 test-lmms: $(LMMS)/.installed
-	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/eval/harness
+	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/eval/lmms
 
 # The accuracy table of the README; answers go to runs/table/, numbers and intervals to runs/table.json. Stopped, it goes on.
 COMPARE = $(BIN)/vtc compare runs/$(1) --markdown runs/$(1).md --json runs/$(1).json --plot runs/$(1).png --html runs/$(1).html

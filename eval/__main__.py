@@ -2,6 +2,6 @@
 
 import sys
 
-from vtc.cli import main
+from vtc.cli.main import main
 
 sys.exit(main(["eval", *sys.argv[1:]]))

@@ -20,7 +20,7 @@ from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
 from vtc.eval.settings import BLIND, Settings, Spec
 from vtc.eval.store import Line
-from vtc.methods.registry import resolve
+from vtc.methods.base.registry import resolve
 
 _GREY = 127
 _SLACK = 4  # tokens an answer may run over the longest reference of its task

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from vtc import arguments
+from vtc.cli import arguments
 from vtc.eval import compare, datasets, page, plot, runner, table
 from vtc.eval.metrics import METRICS
 from vtc.eval.processes import Processes

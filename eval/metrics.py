@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from vtc.eval import captions
 from vtc.eval.datasets import Dataset
-from vtc.eval.normal import normalise, normalise_vqa
+from vtc.eval.normalise import normalise, normalise_vqa
 from vtc.eval.questions import Question, letter
 
 Scorer = Callable[[str, Question], float]

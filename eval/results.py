@@ -10,7 +10,7 @@ from typing import Any
 
 from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import METRICS
-from vtc.eval.normal import normalise
+from vtc.eval.normalise import normalise
 from vtc.eval.settings import Spec
 from vtc.eval.statistics import Difference, Score, average, bootstrap, paired, ratio
 from vtc.eval.store import Line, read_run

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vtc
-from vtc.methods.registry import resolve
+from vtc.methods.base.registry import resolve
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.25, 0.1)

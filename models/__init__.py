@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.base import Adapter
+from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import Adapter, FrameMarks, ImageLayout, Known, frames_layout
+from vtc.models.family import Adapter, FrameMarks, ImageLayout, Known, frames_layout
 
 
 class InternVLAdapter(Adapter):

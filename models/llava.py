@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.base import Adapter, ImageLayout, Known, square_layout
+from vtc.models.family import Adapter, ImageLayout, Known, square_layout
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import ImageLayout, Known, frames_layout, square_layout
+from vtc.models.family import ImageLayout, Known, frames_layout, square_layout
 from vtc.models.llava import LlavaAdapter
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.base import Adapter, ImageLayout, Known
+from vtc.models.family import Adapter, ImageLayout, Known
 
 
 class QwenVLAdapter(Adapter):

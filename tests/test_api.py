@@ -20,8 +20,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 import vtc
+from tests.engine.test_engine import traces
 from tests.families import TEXT, batch, model_of
-from tests.test_engine import traces
 
 
 def one_sentence(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vtc.methods import registry
+from vtc.methods.base import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = {"python", "bash"}

@@ -7,7 +7,7 @@ import torch
 
 import vtc
 from vtc.layout import Tile, VisualSpan
-from vtc.methods.base import Method
+from vtc.methods.base.method import Method
 from vtc.signals import VisualTokens, given_signals
 
 

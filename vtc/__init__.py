@@ -1,9 +1,16 @@
 """vtc: visual-token compression. Make a vision-language model cheaper to run with one call."""
 
 from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
-from vtc.filmstrip import frame_overlay
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.cached import CacheMethod
+from vtc.draw.filmstrip import frame_overlay
+from vtc.draw.overlays import overlay
+from vtc.media.pictures import load_picture
+from vtc.media.prompts import clip_inputs, prepare, prompt, seen
+from vtc.media.video import Clip, load_clip
+from vtc.methods.base.cache import CacheMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.base.registry import MethodInfo, methods, resolve
+from vtc.methods.base.trained import TrainedMethod
 from vtc.methods.dart import DART
 from vtc.methods.divprune import DivPrune
 from vtc.methods.dycoke import DyCoke
@@ -12,20 +19,18 @@ from vtc.methods.fastv import FastV
 from vtc.methods.framefusion import FrameFusion
 from vtc.methods.h2o import H2O
 from vtc.methods.holitom import HoliTom
-from vtc.methods.layered import LayerMethod
 from vtc.methods.mustdrop import MustDrop
 from vtc.methods.pool import Pool
 from vtc.methods.prunevid import PruneVid
 from vtc.methods.pyramiddrop import PyramidDrop
 from vtc.methods.quota import QuoTA
 from vtc.methods.random import Random
-from vtc.methods.registry import MethodInfo, methods, resolve
 from vtc.methods.scissorhands import Scissorhands
+from vtc.methods.shared.clip_scorer import OpenClipScorer
 from vtc.methods.sparsevlm import SparseVLM
 from vtc.methods.streaming import Streaming
 from vtc.methods.todre import ToDRE
 from vtc.methods.tome import PiToMe, ToMe
-from vtc.methods.trained import TrainedMethod
 from vtc.methods.transprune import TransPrune
 from vtc.methods.uniform_frames import UniformFrames
 from vtc.methods.visiondrop import VisionDrop
@@ -33,16 +38,11 @@ from vtc.methods.visionzip import VisionZip
 from vtc.methods.vqtoken import VQToken
 from vtc.methods.vtc_cls import VTCCLS
 from vtc.models import register_adapter, supported
-from vtc.overlay import overlay
-from vtc.pictures import load_picture
-from vtc.prompts import clip_inputs, prepare, prompt, seen
-from vtc.report import Report
-from vtc.samples import Sample, read_samples
-from vtc.scorers import OpenClipScorer
+from vtc.reports import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
-from vtc.training import Trained, train
-from vtc.video import Clip, load_clip
+from vtc.training.loop import Trained, train
+from vtc.training.samples import Sample, read_samples
 
 __all__ = [
     "DART",

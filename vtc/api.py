@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vtc.encode import Encoded, encode_with
-from vtc.engine import Engine
+from vtc.engine.encoded import Encoded, encode_with
+from vtc.engine.engine import Engine
+from vtc.engine.per_frame import select_scoped
 from vtc.layout import single_span
-from vtc.methods.base import Method
-from vtc.methods.frames import select_scoped
-from vtc.methods.registry import resolve
-from vtc.report import Report
+from vtc.methods.base.method import Method
+from vtc.methods.base.registry import resolve
+from vtc.reports import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, given_signals
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.base import GRIDS, PIXELS
+from vtc.models.family import GRIDS, PIXELS
 
 TEXT_BEFORE, TEXT_AFTER = 20, 44  # tokens around the picture, as in a chat prompt with a question
 IMAGE, VIDEO, START, END, VOCAB = 31_000, 31_001, 31_002, 31_003, 32_064

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import vtc
-from vtc import arguments
+from vtc.cli import arguments
 from vtc.eval.bench import archs, clip, model, ops, table
 from vtc.eval.bench.roofs import machine
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vtc.media.prompts import prompt
+from vtc.media.video import load_clip
 from vtc.models.tiny import questions, source
-from vtc.prompts import prompt
-from vtc.video import load_clip
 
 _DATA = Path(__file__).resolve().parents[2] / "eval" / "data"
 GREY = 128

@@ -188,7 +188,7 @@ def test_a_keyboard(pictures, visit):
 
 def test_clips(clips, visit, tmp_path):
     pytest.importorskip("av")
-    from tests.test_video import write
+    from tests.media.test_video import write
 
     visitor = visit(clips)
     visitor.page.get_by_label("Model").click()

@@ -28,7 +28,7 @@ def test_a_large_picture_is_made_smaller(tmp_path):
 
 def test_a_clip(tmp_path):
     pytest.importorskip("av")
-    from tests.test_video import write
+    from tests.media.test_video import write
 
     found = load_media(write(tmp_path / "a.mp4", 20, (1280, 720)))
     assert found.kind == "video"
@@ -76,7 +76,7 @@ def test_examples_come_with_questions():
 
 def test_examples_of_clips_come_from_sets_of_videos(tmp_path):
     pytest.importorskip("av")
-    from tests.test_video import write
+    from tests.media.test_video import write
 
     folder = tmp_path / "films"
     folder.mkdir()

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 import httpx
 
-from vtc.cli import main
+from vtc.cli.main import main
 from vtc.demos.serve import running
 
 

@@ -151,7 +151,7 @@ def test_a_mistake_of_ours_ends_as_a_sentence_too(studio, heart, monkeypatch):
 
 def test_clips(tmp_path):
     pytest.importorskip("av")
-    from tests.test_video import write
+    from tests.media.test_video import write
     from vtc.demos.media import load_media
 
     folder = save(tmp_path / "small-qwen")

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.eval.runs import synthetic
-from vtc.cli import main
+from vtc.cli.main import main
 from vtc.eval import compare, page, plot, table
 
 

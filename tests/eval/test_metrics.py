@@ -6,7 +6,7 @@ import pytest
 
 from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import METRICS, chosen, objects, plan, relaxed, scorers, vqa
-from vtc.eval.normal import normalise, normalise_vqa
+from vtc.eval.normalise import normalise, normalise_vqa
 from vtc.eval.questions import Media, Question
 
 

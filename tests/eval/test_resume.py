@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval.runs import few
-from vtc.cli import main
+from vtc.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("full", "random@16", "divprune@16")

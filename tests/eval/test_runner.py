@@ -230,7 +230,7 @@ def test_a_model_that_answers_nothing_stops_the_evaluation(tmp_path, tiny, monke
 
 def test_videos_of_several_lengths(tmp_path):
     pytest.importorskip("av")
-    from tests.test_video import write
+    from tests.media.test_video import write
 
     for name, frames, size in (("a", 16, (112, 84)), ("b", 6, (84, 112)), ("c", 20, (64, 64))):
         write(tmp_path / f"{name}.mp4", frames, size)

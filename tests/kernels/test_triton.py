@@ -36,5 +36,5 @@ def test_every_kernel_compiles_for_a100_and_h100_and_fits_the_registers(compiled
     assert {line["target"] for line in compiled} == {"sm_80", "sm_90"}
     for line in compiled:
         assert line["cubin"] > 0, line
-        assert line["spills"] <= (64 if line["dtype"] == "fp32" else 0), line  # bytes; fp32 takes three products each
+        assert line["spills"] <= (64 if line["dtype"] == "fp32" else 16), line  # bytes; fp32 takes three products each
         assert line["registers"] <= 255, line

@@ -9,7 +9,7 @@ import torch
 
 import vtc
 from tests.families import batch, model_of
-from vtc.methods import registry
+from vtc.methods.base import registry
 
 NAMES = sorted(name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods."))
 

@@ -7,8 +7,8 @@ import vtc
 from tests.families import batch, model_of
 from tests.methods.clips import clip_tokens, cosine, random_clip, still_clip
 from vtc.methods.prunevid import AskOnce
-from vtc.methods.segments import segments, still_places
-from vtc.methods.still import MergeStill
+from vtc.methods.shared.segments import segments, still_places
+from vtc.methods.shared.still import MergeStill
 
 
 def scenes():

@@ -6,8 +6,8 @@ import torch
 import vtc
 from tests.families import batch, model_of
 from tests.methods.clips import clip_tokens, cosine, random_clip
-from vtc.methods.clips import share_out
 from vtc.methods.quota import relative
+from vtc.methods.shared.clips import share_out
 
 TEXT = torch.randn(5, 8, generator=torch.Generator().manual_seed(9))
 

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import vtc
+from tests.engine.test_oracle import equal_to_oracle
 from tests.families import FAMILIES, batch, model_of
-from tests.test_oracle import equal_to_oracle
 from vtc import ops
 from vtc.layout import Tile, VisualSpan, single_span
-from vtc.methods import vq_attention
-from vtc.methods.trained import save_module
+from vtc.methods.base.trained import save_module
+from vtc.methods.shared import vq_attention
 from vtc.signals import VisualTokens
 
 SMALL = (2, 3, 3)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import vtc
+from tests.engine.test_oracle import GREEDY, assert_rows_equal
 from tests.families import BOS, END, IMAGE, PAD, START, model_of
 from tests.oracle import decisions, oracle
-from tests.test_oracle import GREEDY, assert_rows_equal
 
 FRAME, COLON = 50, 51
 

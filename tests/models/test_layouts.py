@@ -11,7 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.vision_utils import get_vision_window_index
 
-from vtc.models.base import Known
+from vtc.models.family import Known
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.budget import check_recent
-from vtc.methods.base import Paper
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

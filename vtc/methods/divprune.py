@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtc.methods.base import Method, Paper
-from vtc.methods.diversity import diverse
+from vtc.methods.base.method import Method, Paper
+from vtc.methods.shared.diversity import diverse
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.cached import ActiveMethod
-from vtc.methods.clips import check_rate, cosine_to, frame_rows, share_out, with_separators
+from vtc.methods.base.cache import ActiveMethod
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.shared.clips import check_rate, cosine_to, frame_rows, share_out, with_separators
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Method, top_k
-from vtc.methods.clips import cosine_to, earlier, frame_rows
+from vtc.methods.base.method import Method, top_k
+from vtc.methods.shared.clips import cosine_to, earlier, frame_rows
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.methods.base import Paper
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 

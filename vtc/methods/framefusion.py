@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from vtc.budget import counts_for_average, layer_number, token_count
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.clips import check_rate, merge_frames
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.shared.clips import check_rate, merge_frames
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

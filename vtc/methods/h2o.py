@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtc.methods.base import Paper, top_k
-from vtc.methods.cached import CacheMethod
-from vtc.methods.contextual import check_share
+from vtc.methods.base.cache import CacheMethod
+from vtc.methods.base.method import Paper, top_k
+from vtc.methods.shared.contextual import check_share
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

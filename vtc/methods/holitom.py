@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Paper, top_k
-from vtc.methods.clips import check_rate
-from vtc.methods.segments import Run, most_still
-from vtc.methods.still import StillMethod
+from vtc.methods.base.method import Paper, top_k
+from vtc.methods.shared.clips import check_rate
+from vtc.methods.shared.segments import Run, most_still
+from vtc.methods.shared.still import StillMethod
 from vtc.signals import VisualTokens
 
 

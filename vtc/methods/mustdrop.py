@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.cached import CacheMethod
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.cache import CacheMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.methods.base import Method, Paper
+from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

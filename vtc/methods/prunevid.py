@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtc.budget import check_keep, check_layer
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.clips import check_rate
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
 from vtc.methods.mustdrop import OutputAware
-from vtc.methods.still import MergeStill
+from vtc.methods.shared.clips import check_rate
+from vtc.methods.shared.still import MergeStill
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Method, Paper
-from vtc.methods.clips import absorbed, check_rate, frame_rows, share_out
+from vtc.methods.base.method import Method, Paper
 from vtc.methods.pool import cell_map
+from vtc.methods.shared.clips import absorbed, check_rate, frame_rows, share_out
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

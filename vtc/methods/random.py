@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtc.methods.base import Method, check_seed
+from vtc.methods.base.method import Method, check_seed
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

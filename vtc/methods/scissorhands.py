@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc.budget import check_recent
-from vtc.methods.base import Paper, top_k
-from vtc.methods.cached import CacheMethod
+from vtc.methods.base.cache import CacheMethod
+from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.methods.base import Paper, top_k
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

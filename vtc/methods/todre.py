@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.budget import check_layer
-from vtc.methods.base import Method, Paper, check_seed
-from vtc.methods.diversity import diverse
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, check_seed
+from vtc.methods.shared.diversity import diverse
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc import ops
-from vtc.methods.base import Method, Paper
+from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

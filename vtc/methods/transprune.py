@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.methods.base import Paper
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 

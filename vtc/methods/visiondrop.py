@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtc.budget import check_keep
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.contextual import absorb
-from vtc.methods.layered import LayerMethod
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.shared.contextual import absorb
 from vtc.methods.visionzip import VisionZip
 from vtc.selection import Selection
 from vtc.signals import VisualTokens

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtc.methods.base import Method, Paper, top_k
-from vtc.methods.contextual import absorb, check_share
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.shared.contextual import absorb, check_share
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.methods import codebook, vq_attention
-from vtc.methods.base import Paper, check_seed
-from vtc.methods.trained import TrainedMethod
+from vtc.methods.base.method import Paper, check_seed
+from vtc.methods.base.trained import TrainedMethod
+from vtc.methods.shared import codebook, vq_attention
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -47,9 +47,9 @@ class VQToken(TrainedMethod):
             the mean of the members as they are; "unit": the mean of the unit members, at most 1 long, as in the paper,
             whose language model trains along. None stands for "norm": an untouched model wants the length of a token
             (tiny-llava, 16 tokens, 300 questions: 57 %, 57 % and 42 % right).
-        roles: "codes" or "hash", what asks in the attention, see `vtc.methods.vq_attention.VQAttention`; None stands
-            for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16 tokens, the
-            same batches of 16: loss 0.47 against 0.55 around step 190).
+        roles: "codes" or "hash", what asks in the attention, see `vtc.methods.shared.vq_attention.VQAttention`;
+            None stands for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16
+            tokens, the same batches of 16: loss 0.47 against 0.55 around step 190).
         cells: (t, h, w) of the grid the hash is pooled to for the module; None stands for (8, 12, 12).
         mode: None stands for "full" with weights, "codebook" without.
         seed: of the untrained module.

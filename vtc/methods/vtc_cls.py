@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.methods.base import Method, Paper
+from vtc.methods.base.method import Method, Paper
 from vtc.signals import VisualTokens
 
 

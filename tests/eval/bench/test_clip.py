@@ -7,10 +7,10 @@ import csv
 import pytest
 
 from tests import small_qwen
-from vtc.cli import main
+from vtc.cli.main import main
 
 pytest.importorskip("av")
-from tests.test_video import write
+from tests.media.test_video import write
 
 
 @pytest.fixture(scope="module")

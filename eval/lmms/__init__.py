@@ -1,0 +1,36 @@
+"""Plug-in of lmms-eval: vtc-wrapped models under names of their own, for the standard benchmarks.
+
+lmms-eval finds it through the entry-point group `lmms_eval.models` and reads one manifest per name. Each name stands
+for a chat model (whole conversations, generation only: what lmms-eval takes by default) and a simple model (one prompt
+and its pictures, likelihoods, too: `--force_simple`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_type` of the checkpoints it runs
+    "vtc_llava": ("llava",),
+    "vtc_llava_next": ("llava_next", "llava_next_video"),
+    "vtc_llava_onevision": ("llava_onevision",),
+    "vtc_qwen2_vl": ("qwen2_vl",),
+    "vtc_qwen2_5_vl": ("qwen2_5_vl",),
+    "vtc_qwen3_vl": ("qwen3_vl",),
+    "vtc_internvl": ("internvl",),
+}
+
+
+INSTALL = "this is a plug-in of lmms-eval ({}): pip install 'vtc-vlm[lmms]'"
+
+
+def manifests() -> list[Any]:
+    """What the entry point gives to lmms-eval: a ModelManifest for every name of FAMILIES; ImportError without it."""
+    try:
+        from lmms_eval.models.registry_v2 import ModelManifest
+    except ImportError as error:
+        raise ImportError(INSTALL.format(error)) from error
+    here = "vtc.eval.lmms.model."
+    return [
+        ModelManifest(name, simple_class_path=f"{here}{name}_simple", chat_class_path=f"{here}{name}")
+        for name in FAMILIES
+    ]

@@ -1,0 +1,125 @@
+"""One question about some pictures or videos, answered with all visual tokens and with fewer, timed and drawn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import vtc
+from vtc.draw.filmstrip import save_film
+
+if TYPE_CHECKING:
+    from vtc.media.video import Clip
+    from vtc.reports import Report
+
+_TTFT_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, the median seconds to its first token, and the report if a method was at work."""
+
+    method: str | None
+    text: str
+    seconds: float
+    report: Report | None
+
+
+def ask(
+    model,
+    processor,
+    pictures: list[Image.Image],
+    question: str,
+    method: str | None = None,
+    keep: int | float | None = None,
+    max_new_tokens: int = 48,
+    clips: Sequence[Clip] = (),
+    **options: Any,
+) -> list[Answer]:
+    """Answer greedily with all visual tokens and, if `method` is given, once more with that and
+    its `options`.
+
+    Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
+    a warm-up.
+    """
+    inputs = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
+    answers = []
+    for name in [None, method] if method else [None]:
+        wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if name else nullcontext()
+        with torch.inference_mode(), wrapped:
+            out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            report = vtc.report(model) if name else None
+            seconds = statistics.median(_first_token(model, inputs) for _ in range(_TTFT_RUNS))
+        said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        answers.append(Answer(name, said.strip(), seconds, report))
+    return answers
+
+
+def _first_token(model, inputs) -> float:
+    start = time.perf_counter()
+    model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter() - start
+
+
+def show(answers: list[Answer]) -> None:
+    """Print one column per answer; the last one's report has the numbers of both."""
+    full, last = answers[0], answers[-1]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for answer in answers:
+        table.add_column(answer.method or "all visual tokens", overflow="fold")
+    table.add_row("answer", *(answer.text for answer in answers))
+    if last.report:
+        tokens_in, tokens_out = last.report.tokens_in, last.report.tokens_out
+        table.add_row("visual tokens", f"{tokens_in}", f"{tokens_out} ({100 * tokens_out / max(1, tokens_in):.0f} %)")
+    times = [f"{1000 * answer.seconds:.0f} ms" for answer in answers]
+    if last is not full:
+        gain = full.seconds / last.seconds
+        times[-1] += f" ({gain:.1f}x faster)" if gain >= 1 else f" ({1 / gain:.1f}x slower)"
+    table.add_row("time to first token", *times)
+    if last.report:
+        table.add_row("prefill FLOPs", *(_si(value) for value in last.report.flops))
+        table.add_row("KV cache", *(f"{_si(value)}B" for value in last.report.kv_bytes))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[dim]Time to first token: median of {_TTFT_RUNS} after a warm-up, vision tower included.[/dim]")
+    for note in last.report.notes if last.report else []:
+        console.print(f"note: {note}", markup=False)
+
+
+def _si(value: float) -> str:
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.3g} "
+
+
+def save_overlays(
+    pictures: list[Image.Image], processor, answer: Answer, path: Path, clips: Sequence[Clip] = ()
+) -> list[Path]:
+    """Draw what was kept of each picture and video; `out.png` becomes `out-1.png`, `out-2.png` for several."""
+    assert answer.report is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    shown = [*pictures, *clips]
+    for number, (item, span) in enumerate(zip(shown, answer.report.spans, strict=True), 1):
+        file = path if len(shown) == 1 else path.with_stem(f"{path.stem}-{number}")
+        if isinstance(item, Image.Image):
+            vtc.overlay(vtc.seen(item, processor), span).save(file)
+        else:
+            save_film(item, span, file)
+        paths.append(file)
+    return paths

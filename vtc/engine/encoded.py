@@ -1,0 +1,154 @@
+"""Encoded: features and signals of one run of the vision tower over images or videos, for many prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vtc.engine.find_layout import layouts_of
+from vtc.engine.sources import Sources
+from vtc.engine.tower_signals import ATTRIBUTE, TowerTap
+from vtc.methods.base.method import Method
+from vtc.models import adapter_for
+from vtc.models.family import GRIDS, PIXELS, Adapter, TowerCall
+
+
+class Encoded:
+    """Features of some images, or of some videos, ready for `generate` or `forward` (transformers >= 5.18)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        output: Any,
+        call: TowerCall,
+        grids: dict[str, Tensor],
+        pieces: list[int],
+        modality: str = "image",
+    ) -> None:
+        self.modality = modality
+        self._stacked = isinstance(output.pooler_output, Tensor)
+        self._call, self._grids = call, grids
+        self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
+        rest = list(output.pooler_output)
+        self._features: list[list[Tensor]] = []  # per image: one [N, D], or one per tile
+        for count in pieces:
+            self._features.append(rest[:count])
+            rest = rest[count:]
+        whole = [torch.cat(own) for own in self._features]
+        layouts = layouts_of(
+            adapter, model, [x.flatten(0, -2) for x in whole], call.grid_thw, call, [modality] * len(whole)
+        )
+        if layouts is None:
+            raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
+        self._tokens = [layout.tower_tokens for layout in layouts]
+        self._crops = [layout.crops for layout in layouts]
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @staticmethod
+    def join(parts: Sequence[Encoded]) -> Encoded:
+        """Several runs over pictures of one modality by one model, for the same methods, as if they had been one."""
+        joined, calls = copy(parts[0]), [part._call for part in parts]
+        joined._features = [features for part in parts for features in part._features]
+        joined._tokens = [count for part in parts for count in part._tokens]
+        joined._crops = [count for part in parts for count in part._crops]
+        joined._grids = {name: torch.cat([part._grids[name] for part in parts]) for name in parts[0]._grids}
+        if parts[0]._deepstack is not None:
+            stacks = [part._deepstack or [] for part in parts]
+            joined._deepstack = [[x for layer in layers for x in layer] for layers in zip(*stacks, strict=True)]
+        joined._call = replace(
+            calls[0],
+            grid_thw=_cat([call.grid_thw for call in calls]),
+            first=_cat([call.first for call in calls]),
+            signals={key: torch.cat([call.signals[key] for call in calls]) for key in calls[0].signals},
+        )
+        return joined
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is held."""
+        held = [x for own in self._features for x in own] + list(self._call.signals.values())
+        held += [x for layer in self._deepstack or [] for x in layer]
+        return sum(x.numel() * x.element_size() for x in held)
+
+    def take(self, images: Sequence[int]) -> dict[str, Any]:
+        """Keyword arguments for `generate`/`forward`: the images of a batch in reading order, repeats allowed."""
+        for image in images:
+            if not 0 <= image < len(self):
+                raise IndexError(f"image {image} is outside the {len(self)} encoded ones.")
+        features: Any = [piece for i in images for piece in self._features[i]]
+        output: Any = BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)
+        if self._deepstack is not None:
+            output.deepstack_features = [[layer[i] for i in images] for layer in self._deepstack]
+        grid = self._call.grid_thw
+        call = TowerCall(
+            grid_thw=None if grid is None else grid[list(images)],
+            crops=sum(self._crops[i] for i in images),
+            pictures=tuple(images),
+            first=self._pick(self._call.first, self._crops, images),
+            signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
+        )
+        setattr(output, ATTRIBUTE, call)
+        return {"mm_encoder_outputs": {self.modality: output}, **{k: v[list(images)] for k, v in self._grids.items()}}
+
+    @staticmethod
+    def _pick(values: Any, sizes: list[int], images: Sequence[int]) -> Any:
+        """Rows of `values` that belong to the given images, image i having `sizes[i]` of them."""
+        if values is None:
+            return None
+        parts = values.split(sizes)
+        return torch.cat([parts[i] for i in images])
+
+
+def _cat(tensors: list[Tensor | None]) -> Tensor | None:
+    known = [x for x in tensors if x is not None]
+    return torch.cat(known) if known else None
+
+
+def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
+    """Run `get_image_features` under a tap of its own, for the signals of `methods`; the model may be wrapped."""
+    adapter = adapter_for(model)
+    parts = [part for method in methods for part in method.parts()]
+    tap = TowerTap(model, adapter, Sources(model, adapter, parts).wanted)
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
+    given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
+    if len(given) != 1:
+        wrong = "both" if given else "neither"
+        raise ValueError(
+            f"pass pixel_values=... or pixel_values_videos=..., as the processor returned them; got {wrong}."
+        )
+    modality = given[0]
+    features = getattr(adapter.base(model), f"get_{modality}_features")
+    accepted = inspect.signature(features).parameters
+    inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
+    tap.attach()
+    try:
+        with torch.no_grad():
+            output = features(**inputs, return_dict=True)
+    finally:
+        tap.detach()
+    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
+    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
+    return Encoded(model, adapter, output, getattr(tap.outputs[-1], ATTRIBUTE), grids, pieces, modality)
+
+
+def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
+    """How many of the features' entries make up each image: one, but for families that hand out tiles."""
+    if not adapter.joins_pieces:
+        return [1] * len(features)
+    if input_ids is None:
+        raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
+    visual = (input_ids == adapter.token_id(model, "image")).int()
+    edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
+    lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
+    return (lengths // len(features[0])).tolist()

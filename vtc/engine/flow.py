@@ -1,0 +1,318 @@
+"""Flow: one forward on its way through the language model — how long its rows are at each layer, and what of them.
+
+The batch starts as one Part; every stage that drops tokens adds another one, from its layer on. A layer is handed the
+mask, positions and rotary tables of its Part and of its own KV cache, which earlier forwards may have left with fewer
+rows than its neighbours'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from vtc import ops
+from vtc.engine.kv_cache import CompressedLayer, later_mask
+from vtc.engine.plan import Plan
+from vtc.engine.versions import cache_of, causal_mask
+from vtc.layout import VisualLayout, VisualSpan
+from vtc.selection import Selection
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Part:
+    """The batch as the layers from `first` on see it.
+
+    Attributes:
+        valid: BoolTensor [B, S], False for padding and unused slots; None = all real.
+        positions: [B, S] or [3, B, S], what the rotary embedding sees.
+        shift: LongTensor [B], how far text behind the pictures has moved down in this forward; None = not at all.
+        slot: LongTensor [B, S], position of each slot in the forward's own input.
+        plan: how it came from the Part before; None for the first.
+        rotary: (cos, sin) of `positions`, once known.
+    """
+
+    first: int
+    width: int
+    valid: Tensor | None
+    positions: Tensor
+    shift: Tensor | None
+    slot: Tensor
+    plan: Plan | None = None
+    rotary: Rotary | None = None
+
+
+class Flow:
+    """State of one forward of the language model `lm`; `spans` are its visual spans, none in a decode step."""
+
+    def __init__(
+        self, lm: nn.Module, kwargs: dict[str, Any], layout: VisualLayout | None, compact: bool, mrope: bool
+    ) -> None:
+        self.lm, self.compact, self.mrope = lm, compact, mrope
+        embeds: Tensor = kwargs["inputs_embeds"]
+        self.rows, self.length, _ = embeds.shape
+        self.device = embeds.device
+        self.cache: Cache | None = cache_of(kwargs)
+        self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
+        layers = [] if self.cache is None or not self.seen else self.cache.layers
+        self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
+        for past in self.pasts:
+            if past is not None and past.keys is not None and past.keys.shape[0] != self.rows:
+                held = past.keys.shape[0]
+                raise ValueError(f"the compressed cache holds {held} rows, the input {self.rows}; they must agree.")
+        mask = kwargs.get("attention_mask")
+        self.user = None if mask is None else mask.bool().to(self.device)
+        start = min((p.prompt + p.dropped for p in self.pasts if p is not None), default=0)
+        if self.user is not None and bool(self.user[:, start:].all()):
+            self.user = None  # nothing that a cache layer does not know by itself
+        self.states = [None if past is None else past.state for past in self.pasts]
+        self.layout = layout
+        self.spans: tuple[VisualSpan, ...] = layout.spans if layout else ()
+        self.where = [span.index.to(self.device) for span in self.spans]  # slots of each span's tokens now
+        self.index = [torch.arange(span.tokens, device=self.device) for span in self.spans]  # which tokens they are
+        self.chosen: list[Selection | None] = [None] * len(self.spans)
+        self.history: list[tuple[int, list[Selection | None]]] = []  # `chosen`, from which layer on
+        self.parts = [self._first(kwargs)]
+        self.rotated = False  # the language model's own rotary embedding has been asked
+        self._masks: dict[Hashable, Any] = {}
+        self._rotaries: dict[Hashable, Rotary] = {}
+
+    def past(self, layer: int) -> CompressedLayer | None:
+        return self.pasts[layer] if layer < len(self.pasts) else None
+
+    def state(self, layer: int) -> Hashable:
+        """Equal for layers whose caches held the same rows when this forward began."""
+        return self.states[layer] if layer < len(self.states) else None
+
+    def _first(self, kwargs: dict[str, Any]) -> Part:
+        own = None if self.user is None else self.user[:, -self.length :]
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
+        if self.mrope:
+            ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
+        past = self.past(0)
+        if past is not None and past.shift is not None:
+            ids = ids - past.shift.to(self.device)[:, None]
+        ids = ids.expand(*ids.shape[:-2], self.rows, -1)
+        slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
+        self._real = own
+        return Part(0, self.length, own, ids, None, slot)
+
+    # -- shorter from here on ----------------------------------------------------------------------------------
+
+    @property
+    def part(self) -> Part:
+        return self.parts[-1]
+
+    def shorten(self, hidden: Tensor, selections: list[Selection], first: int) -> Tensor:
+        """Compress hidden states [B, S, D] by one Selection per span, for the layers from `first` on."""
+        now = self.part
+        layout = VisualLayout(
+            self.rows,
+            now.width,
+            tuple(replace(span, index=where) for span, where in zip(self.spans, self.where, strict=True)),
+        )
+        plan = Plan.of(layout, selections, self.device, None if now.plan is None else now.plan.unused)
+        short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
+        for i, (span, selection) in enumerate(zip(layout.spans, selections, strict=True)):
+            slots = plan.slots_of(span, selection)
+            if selection.merges:
+                merged = selection.apply(hidden[span.row, self.where[i].to(hidden.device)])
+                short[span.row, slots.to(hidden.device)] = merged
+            anchor = selection.anchor.to(self.device)
+            self.where[i], self.index[i] = slots, self.index[i][anchor]
+            before = self.chosen[i]
+            self.chosen[i] = selection if before is None else before.then(selection)
+        self.history.append((first, list(self.chosen)))
+        valid = None
+        if now.valid is not None or plan.ragged:
+            valid = plan.valid if now.valid is None else now.valid.gather(1, plan.slot) & plan.valid
+        positions, shift = plan.positions(now.positions, self.compact)
+        if not self.compact:
+            shift = None
+        elif now.shift is not None:
+            shift = shift + now.shift
+        part = Part(first, plan.width, valid, positions, shift, now.slot.gather(1, plan.slot), plan, rotary)
+        if now.plan is None and first == 0:
+            self.parts.pop()
+        self.parts.append(part)
+        return short
+
+    def _gathered(self, plan: Plan, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
+        """What stays of the hidden states, and of tables that stay valid: where positions do, tokens keep their order,
+        so one index does for both."""
+        if rotary is None or rotary[0].dim() != 3 or rotary[0].device != hidden.device:
+            carried = None if rotary is None else (self._carried(plan, rotary[0]), self._carried(plan, rotary[1]))
+            return plan.gather(hidden), carried
+        short, cos, sin = ops.gather_rows(plan.index.to(hidden.device), [hidden, *rotary])
+        return short, (cos, sin)
+
+    def _carried(self, plan: Plan, table: Tensor) -> Tensor:
+        """Rotary table [..., B or 1, S, d] of the slots that stay."""
+        taken, before = plan.index.to(table.device).unsqueeze(-1), table.shape[:-3]
+        rows = table.expand(*before, self.rows, -1, -1)
+        return rows.gather(-2, taken.expand(*before, -1, -1, table.shape[-1]))
+
+    # -- where the text is -------------------------------------------------------------------------------------
+
+    def visual_and_text(self) -> tuple[Tensor, Tensor]:
+        """BoolTensors [B, S]: present slots of visual tokens; of text behind a row's first visual token."""
+        part = self.part
+        visual = torch.zeros(self.rows, part.width, dtype=torch.bool, device=self.device)
+        for span, slots in zip(self.spans, self.where, strict=True):
+            visual[span.row, slots] = True
+        text = ~visual & (part.slot > self.bounds[:, :1])
+        return visual, text if part.valid is None else text & part.valid
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """LongTensor [B, 2]: first and last visual position of each row; rows without pictures get the row's end."""
+        found = [[self.length, self.length] for _ in range(self.rows)]
+        for span in self.spans:
+            first, last = int(span.index[0]), int(span.index[-1])
+            row = found[span.row]
+            row[0] = min(row[0], first)
+            row[1] = last if row[1] == self.length else max(row[1], last)
+        return torch.tensor(found, device=self.device)
+
+    @cached_property
+    def _after(self) -> Tensor:
+        """LongTensor [B, R]: positions of the text after each row's pictures (else its last token); -1 = none."""
+        own = self.parts[0].slot.new_ones(self.rows, self.length).bool() if self._real is None else self._real
+        places = torch.arange(self.length, device=self.device)
+        after = own & (places > self.bounds[:, 1:])
+        last = torch.where(own, places, -1).amax(dim=1)
+        lonely = (~after.any(dim=1)) & (self.bounds[:, 1] < self.length)
+        after[lonely, last[lonely]] = True
+        return padded(after)
+
+    @cached_property
+    def _last(self) -> Tensor:
+        """LongTensor [B, 1]: position of each row's last token."""
+        places = torch.arange(self.length, device=self.device).expand(self.rows, -1)
+        return (places if self._real is None else torch.where(self._real, places, -1)).amax(dim=1, keepdim=True)
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Present slots of positions [B, R] of the forward's input (-1 stays)."""
+        slots = positions.clamp(min=0)
+        for part in self.parts:
+            slots = slots if part.plan is None else part.plan.place.gather(1, slots)
+        return torch.where(positions >= 0, slots, -1)
+
+    @property
+    def text_after(self) -> Tensor:
+        """LongTensor [B, R], present slots of the text after the pictures; -1 behind shorter ones."""
+        return self.slots(self._after)
+
+    @property
+    def last(self) -> Tensor:
+        """LongTensor [B, 1], present slot of each row's last token."""
+        return self.slots(self._last)
+
+    # -- what a layer is told ----------------------------------------------------------------------------------
+
+    def number_of_part(self, layer: int) -> int:
+        return max(i for i, part in enumerate(self.parts) if part.first <= layer)
+
+    def text_positions(self, part: Part) -> Tensor:
+        """LongTensor [B, S], consecutive numbers: what transformers reads as "one sequence", gaps or not."""
+        return torch.arange(self.seen, self.seen + part.width, device=self.device).expand(self.rows, -1)
+
+    def visible(self, layer: int, part: Part) -> Tensor | None:
+        """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real."""
+        past, before = self.past(layer), None
+        if past is not None:
+            user = None if self.user is None else self.user[:, : self.seen]
+            before = later_mask(past, user, self.rows, self.seen, self.device)
+        elif self.user is not None:
+            before = self.user[:, : self.seen]
+        if before is None and part.valid is None:
+            return None
+        ones = torch.ones(self.rows, self.seen + part.width, dtype=torch.bool, device=self.device)
+        before = ones[:, : self.seen] if before is None else before
+        return torch.cat([before, ones[:, self.seen :] if part.valid is None else part.valid], dim=1)
+
+    def seen_keys(self, layer: int) -> Tensor | None:
+        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds."""
+        visible, past = self.visible(layer, self.parts[self.number_of_part(layer)]), self.past(layer)
+        return visible if visible is None or past is None else visible[:, past.dropped :]
+
+    def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right."""
+        number = self.number_of_part(layer)
+        part = self.parts[number]
+        if number == 0 and part.rotary is None:
+            part.rotary = kwargs["position_embeddings"]  # made from part.positions, for layer 0's cache
+        if number == 0 and self.state(layer) == self.state(0):
+            return None
+        changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
+        key = (number, self.state(layer), hidden.device)
+        if key not in self._masks:
+            alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
+            visible = self.visible(layer, part)
+            visible = None if visible is None else visible.to(hidden.device)
+            self._masks[key] = causal_mask(self.lm.config, hidden, visible, alone)
+        changes["attention_mask"] = self._masks[key]
+        if kwargs.get("position_ids") is not None:
+            changes["position_ids"] = self.text_positions(part)
+        return changes
+
+    def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
+        part, past, zero = self.parts[number], self.past(layer), self.past(0)
+        own = None if past is None else past.shift
+        base = None if zero is None else zero.shift
+        if (own is None and base is None) or self.state(layer) == self.state(0):
+            if part.rotary is None:
+                part.rotary = self._tables(hidden, part.positions)
+            return part.rotary
+        key = (number, id(own))
+        if key not in self._rotaries:
+            moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+            moved = moved if own is None else moved + own.to(self.device)
+            moved = moved if base is None else moved - base.to(self.device)
+            self._rotaries[key] = self._tables(hidden, part.positions - moved[:, None])
+        return self._rotaries[key]
+
+    def _tables(self, hidden: Tensor, positions: Tensor) -> Rotary:
+        rotary: Any = self.lm.rotary_emb
+        return rotary(hidden, position_ids=positions.to(hidden.device))
+
+    # -- afterwards --------------------------------------------------------------------------------------------
+
+    def restore(self, x: Tensor, layer: int) -> Tensor:
+        """Rows [B, S, D] as `layer` leaves them -> [B, L, D]."""
+        for part in reversed(self.parts[: self.number_of_part(layer) + 1]):
+            x = x if part.plan is None else part.plan.restore(x)
+        return x
+
+    def mark(self, cache: Cache) -> None:
+        """Tell every layer of the cache which rows of this forward it does not hold."""
+        if all(part.plan is None for part in self.parts):
+            return
+        groups: dict[Hashable, object] = {}
+        for i, layer in enumerate(cache.layers):
+            number, past = self.number_of_part(i), self.past(i)
+            part, visible = self.parts[number], self.visible(i, self.parts[number])
+            dropped, shift = self.length - part.width, part.shift
+            if past is not None:
+                dropped += past.dropped
+                visible = None if visible is None else visible[:, past.dropped :]
+                if past.shift is not None:
+                    shift = past.shift.to(self.device) if shift is None else shift + past.shift.to(self.device)
+            group = groups.setdefault((number, self.state(i)), object())
+            cache.layers[i] = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
+
+
+def padded(mask: Tensor) -> Tensor:
+    """BoolTensor [B, S] -> LongTensor [B, R] of the slots that are True, -1 behind shorter rows; R >= 1."""
+    most = int(mask.sum(dim=1).max())
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, most)]
+    return torch.where(mask.gather(1, order), order, -1)

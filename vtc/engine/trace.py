@@ -1,0 +1,152 @@
+"""Record: what a forward leaves behind for the report — tensors, so that no forward waits for its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.cost import DecoderCost
+from vtc.engine.flow import Flow
+from vtc.layout import VisualSpan
+from vtc.reports import Report, ReportSpan, RowReport, StageReport, Stopwatch
+from vtc.selection import Selection
+
+
+@dataclass
+class Eviction:
+    """Rows that one layer's KV cache lost at one moment: `slots[row]` are positions in the whole conversation."""
+
+    layer: int
+    length: int  # logical length of the cache at that moment
+    slots: list[Tensor]
+
+
+@dataclass
+class Record:
+    """One prefill: its spans, what each step selected of them, and how many tokens its rows had at each layer."""
+
+    notes: list[str] = field(default_factory=list)
+    stages: list[tuple[str, int | None, int, int, list[Stopwatch], int]] = field(default_factory=list)
+    spans: tuple[VisualSpan, ...] = ()
+    steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
+    selections: tuple[Selection, ...] = ()  # all steps together
+    history: list[tuple[int, list[Selection | None]]] = field(default_factory=list)  # the same, from which layer on
+    start: int = 0  # tokens of the conversation before this prefill
+    length: int = 0  # tokens of this prefill, padding included
+    rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
+    rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
+    evictions: list[Eviction] = field(default_factory=list)
+    cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
+    decoded: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
+    active: tuple[int, int] = (0, 0)  # cached tokens that were active after the last choice, of how many
+
+    def begin(self, flow: Flow) -> None:
+        """Remember the spans and the uncompressed rows."""
+        self.spans, self.start, self.length = flow.spans, flow.seen, flow.length
+        valid = flow.part.valid
+        full = flow.part.slot.new_full((flow.rows,), flow.length)
+        self.rows_full = full if valid is None else valid.sum(dim=1)
+
+    def note_step(
+        self, name: str, layer: int, before: int, after: int, watches: list[Stopwatch], selections: list[Selection]
+    ) -> None:
+        """Remember what a method of the stage `layer` did."""
+        self.stages.append((name, layer, before, after, watches, 0))
+        self.steps.append((layer, selections))
+
+    def note_decode(self, name: str, layer: int, anew: bool) -> None:
+        """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""
+        _, steps, choices = self.decoded.get(name, (layer, 0, 0))
+        self.decoded[name] = (layer, steps + 1, choices + anew)
+
+    def _notes(self) -> list[str]:
+        active, total = self.active
+        return self.notes + [
+            f"{name}: decode steps read {active} of {total} visual tokens of the cache from layer {layer} on, chosen "
+            f"{choices} times in {steps} steps; the others rest in memory, so the KV cache is no smaller for it."
+            for name, (layer, steps, choices) in self.decoded.items()
+        ]
+
+    def note_flow(self, flow: Flow) -> None:
+        """Remember what the forward came to."""
+        for part in flow.parts:
+            there = part.slot.new_full((flow.rows,), part.width) if part.valid is None else part.valid.sum(dim=1)
+            self.rows_kept.append((part.first, there))
+        self.history = flow.history
+        self.selections = tuple(
+            Selection.prune(index, len(index)) if chosen is None else chosen
+            for chosen, index in zip(flow.chosen, flow.index, strict=True)
+        )
+
+    def report(self, language_model: nn.Module) -> Report:
+        """The report, with the cost model's account for this language model."""
+        if self.rows_full is None or not self.rows_kept:
+            return Report(notes=self._notes())
+        table: Any = language_model.get_input_embeddings
+        cost = DecoderCost.of(language_model.config, table().weight.element_size())
+        full = self.rows_full.tolist()
+        kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
+        rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
+        visual_full = sum(span.tokens for span in self.spans)
+        cached = [r.tolist() for r in self.cached] or rows
+        return Report(
+            spans=[
+                ReportSpan(
+                    s.row,
+                    s.modality,
+                    s.grid,
+                    c.anchor.cpu().clone(),
+                    c.source.cpu().clone(),
+                    s.tiles,
+                    s.boxes(),
+                    self._steps_of(number),
+                    self._evicted_from(s),
+                )
+                for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
+            ],
+            stages=[
+                StageReport(name, layer, before, after, sum(watch.ms for watch in watches), flops)
+                for name, layer, before, after, watches, flops in self.stages
+            ],
+            tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
+            flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],
+            kv_bytes_by_layer=[
+                (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
+            ],
+            head_flops=len(full) * cost.head_flops(),
+            rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
+            notes=self._notes(),
+        )
+
+    def _row(
+        self, cost: DecoderCost, row: int, full: int, layers: list[list[int]], cached: list[list[int]]
+    ) -> RowReport:
+        """The account of one batch row: `layers` and `cached` are its tokens by layer, [layers][B]."""
+        mine = [(span.tokens, chosen.tokens_out) for span, chosen in zip(self.spans, self.selections, strict=True)
+                if span.row == row]  # fmt: skip
+        visual = sum(before for before, _ in mine)
+        lengths, held = [own[row] for own in layers], [own[row] for own in cached]
+        return RowReport(
+            tokens_in=visual,
+            tokens_out=sum(after for _, after in mine),
+            tokens_average=visual - full + sum(lengths) / len(lengths),
+            flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
+            kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
+        )
+
+    def _steps_of(self, number: int) -> tuple[tuple[int, Tensor, Tensor], ...]:
+        """(layer, anchors, sources) of one span after each shortening."""
+        chosen = [(layer, selections[number]) for layer, selections in self.history]
+        return tuple((layer, c.anchor.cpu().clone(), c.source.cpu().clone()) for layer, c in chosen if c is not None)
+
+    def _evicted_from(self, span: VisualSpan) -> dict[int, Tensor]:
+        """By layer, which tokens of a span its KV cache lost at the end of the prefill."""
+        lost: dict[int, list[Tensor]] = {}
+        for event in self.evictions:
+            if event.length == self.start + self.length:  # later ones happen while decoding
+                own = torch.isin(span.index.cpu(), event.slots[span.row].cpu() - self.start)
+                lost.setdefault(event.layer, []).append(own.nonzero().squeeze(1))
+        return {layer: torch.cat(parts) for layer, parts in lost.items()}

@@ -1,0 +1,1 @@
+"""Pictures, videos and prompts: what goes into a processor."""

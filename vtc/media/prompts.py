@@ -1,0 +1,92 @@
+"""Turning a question and its pictures into what a processor wants, the same way for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from vtc.media.video import Clip
+
+
+def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
+    """One user turn with `pictures` pictures and `videos` videos before the question, in the model's own chat format.
+
+    Raises:
+        ValueError: the question is empty or holds an image placeholder of its own, or the processor's chat template
+            does not make room for every picture and video, or the model reads no videos.
+    """
+    token, film = processor.image_token, getattr(processor, "video_token", None) or ""
+    if videos and (not film or getattr(processor, "video_processor", None) is None):
+        raise ValueError(f"this model does not read videos ({type(processor).__name__}): give it pictures")
+    if not question.strip():
+        raise ValueError("the question is empty: ask something")
+    for placeholder in {token, "<image>", film} - {""}:
+        if placeholder in question:
+            raise ValueError(
+                f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"
+            )
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    else:
+        text = "USER: " + f"{token}\n" * pictures + f"{film}\n" * videos + f"{question} ASSISTANT:"
+    if text.count(token) != pictures:
+        raise ValueError(f"the prompt has room for {text.count(token)} pictures and {pictures} were given")
+    if videos and text.count(film) != videos:
+        raise ValueError(f"the prompt has room for {text.count(film)} videos and {videos} were given")
+    return text
+
+
+def prepare(processor, question: str, pictures: Sequence[Image.Image] = (), clips: Sequence[Clip] = ()) -> Any:
+    """What a model's `generate` takes to answer one question about some pictures and clips, in a batch of one.
+
+    Raises:
+        ValueError: whatever `prompt` refuses.
+    """
+    text = prompt(processor, question, len(pictures), len(clips))
+    given: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
+    if clips:
+        given |= clip_inputs(processor, clips)
+    return processor(text=[text], **given, return_tensors="pt")
+
+
+def clip_inputs(processor, clips: Sequence[Clip]) -> dict[str, Any]:
+    """What a processor takes of clips: `videos`, `video_metadata`, and not to sample frames, which has been done.
+
+    A clip of fewer frames than make one temporal patch repeats its last one: not every processor does that itself.
+    """
+    least = getattr(processor.video_processor, "temporal_patch_size", None) or 1
+    videos, metadata = [], []
+    for clip in clips:
+        more = max(0, least - len(clip))
+        told = clip.metadata()
+        videos.append(np.concatenate([clip.frames, *[clip.frames[-1:]] * more]) if more else clip.frames)
+        metadata.append(told | {"frames_indices": [*told["frames_indices"], *told["frames_indices"][-1:] * more]})
+    return {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
+
+
+def seen(picture: Image.Image, processor) -> Image.Image:
+    """The part of a picture that reaches the model: LLaVA-1.5 processors pad it to a square or crop its middle.
+
+    Any-resolution processors take the whole picture, whatever crop settings they carry.
+    """
+    images = processor.image_processor
+    width, height = picture.size
+    if hasattr(images, "image_grid_pinpoints") or hasattr(images, "min_pixels"):
+        return picture
+    if getattr(images, "do_pad", False) and type(images).__name__.startswith("LlavaImage"):
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), tuple(round(255 * mean) for mean in images.image_mean))
+        square.paste(picture, ((side - width) // 2, (side - height) // 2))
+        return square
+    if not getattr(images, "do_center_crop", False) or not images.size.get("shortest_edge"):
+        return picture
+    scale = images.size["shortest_edge"] / min(width, height)
+    crop_width, crop_height = (images.crop_size[side] / scale for side in ("width", "height"))
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    box = (round(left), round(top), round(left + crop_width), round(top + crop_height))
+    return picture.crop(box)

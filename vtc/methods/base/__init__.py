@@ -1,0 +1,1 @@
+"""Base classes of methods, one per stage, and the registry."""

@@ -1,0 +1,145 @@
+"""Method: what every compression method is. The base owns the budget and the order; a method only chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from inspect import get_annotations
+from numbers import Integral
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtc.budget import check_keep, token_count
+from vtc.selection import Selection
+from vtc.signals import VisualTokens, check_signals
+
+STAGES = ("encoder", "input", "layer", "cache")
+POSITIONS = ("original", "compact")
+
+
+class Paper(NamedTuple):
+    title: str
+    arxiv: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base class of all methods: a frozen dataclass that turns `VisualTokens` into a `Selection`.
+
+    A new method overrides `score(tokens) -> [N]` (the base keeps the highest) or `select(tokens) -> Selection`.
+    Giving the class a `name` registers it. Class attributes declare what it is; the engine and the tables read them.
+
+    Args:
+        keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
+        positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None stands for
+            `positions_default`.
+        scope: how a video is treated before the language model: "clip" chooses among all of its tokens, "frame" in each
+            frame for itself, with an equal share of the budget; None stands for `scope_default`.
+    """
+
+    keep: int | float = 0.25
+    positions: str | None = None
+    scope: str | None = None
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[str] = "input"
+    needs: ClassVar[tuple[str, ...]] = ()
+    query_aware: ClassVar[bool] = False
+    exact_count: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
+    modality: ClassVar[tuple[str, ...]] = ("image", "video")
+    positions_default: ClassVar[str] = "original"
+    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
+    scope_default: ClassVar[str] = "clip"
+    paper: ClassVar[Paper | None] = None
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        check_signals(cls.needs, cls.__name__)
+        own = get_annotations(cls)
+        for field in fields(Method):  # `keep = 64` means the field, too: dataclasses would ignore it
+            if field.name in cls.__dict__ and field.name not in own:
+                cls.__annotations__ = own = {**own, field.name: field.type}
+        if cls.stage not in STAGES:
+            raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
+        if cls.__dict__.get("name"):
+            from vtc.methods.base.registry import register
+
+            register(cls)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep(self.keep))
+        if self.positions is None:
+            object.__setattr__(self, "positions", self.positions_default)
+        if self.positions not in POSITIONS:
+            raise ValueError(f'positions={self.positions!r} is not one of "original", "compact".')
+        if self.scope is None:
+            object.__setattr__(self, "scope", self.scope_default)
+        if self.scope not in self.scopes:
+            raise ValueError(f"scope={self.scope!r} is not one of {', '.join(self.scopes)}.")
+
+    @property
+    def title(self) -> str:
+        """The name to show: the registered one, or the class's."""
+        return self.name or type(self).__name__
+
+    def parts(self) -> tuple[Method, ...]:
+        """The methods of one stage each that make up this one; itself, unless a paper combines several stages."""
+        return (self,)
+
+    def requires(self) -> tuple[str, ...]:
+        """Signals this instance asks for; `needs` unless an option changes it."""
+        return self.needs
+
+    def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
+        """Layers (0-based, of `depth`) of the vision tower whose attention this method reads.
+
+        `feature_layer` is the layer whose output the projector reads: 22 of CLIP-L's 24 in LLaVA-1.5.
+        """
+        return (feature_layer,)
+
+    def check_model(self, model_type: str, width: int) -> None:
+        """Raise ValueError with one sentence if this method cannot serve such a model; asked when it is wrapped.
+
+        Args:
+            model_type: of its config. width: of the language model's embeddings.
+        """
+
+    def module_flops(self, tokens_in: int, tokens_out: int, width: int) -> int:
+        """FLOPs of the method's own learned module on one span, multiply-adds counted twice; 0 = it has none."""
+        return 0
+
+    def count(self, tokens: VisualTokens) -> int:
+        """How many outputs `keep` asks for; fractions refer to the uncompressed span."""
+        if tokens.budget is not None:
+            return min(tokens.budget, tokens.features.shape[0])
+        return min(token_count(self.keep, tokens.total), tokens.features.shape[0])
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Importance of each token, [N]; the highest are kept."""
+        raise TypeError(f"{type(self).__name__} has no score(tokens): it defines select(tokens) instead.")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
+        return Selection.prune(top_k(self.score(tokens), self.count(tokens)), tokens.features.shape[0])
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
+        """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
+        return [self.select(tokens) for tokens in many]
+
+
+def check_seed(seed: object) -> None:
+    """Raise TypeError with one sentence if `seed` is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed={seed!r} is not an integer.")
+
+
+def top_k(score: Tensor, k: int) -> Tensor:
+    """Ascending indices of the k highest of `score` [N]; ties go to the lowest index, NaN counts as lowest."""
+    if score.dim() != 1:
+        raise ValueError(f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [N].")
+    clean = torch.nan_to_num(score.float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return clean.argsort(descending=True, stable=True)[:k].sort().values

@@ -1,0 +1,100 @@
+"""What stands still becomes one token: the base of PruneVid and HoliTom, and PruneVid's own way to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc import ops
+from vtc.methods.base.method import Method
+from vtc.methods.shared.clips import absorbed, check_rate, frame_rows, share_out
+from vtc.methods.shared.segments import Run, frame_means, segments, still_places
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class StillMethod(Method):
+    """Base of methods that average over time what stands still, then compress what is left, part by part.
+
+    A subclass says what stands still (`_still`) and may say how a part is compressed to its share (`_centres`).
+
+    Args:
+        tau: cosine above which a place is still. neighbours: k of DPC-KNN.
+    """
+
+    tau: float = 0.8
+    neighbours: int = 7
+    needs = ("grid",)
+    merges = True
+    modality = ("video",)
+    scopes = ("clip",)
+    #: outputs of a part as a share of its tokens; None = shares of `keep`
+    ratio = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rate(self.tau, "tau", "a cosine", -1.0)
+        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 1:
+            raise ValueError(f"neighbours={self.neighbours!r} is no number of neighbours, 1 or more.")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        x, rows, n = tokens.features.detach().float(), frame_rows(tokens), len(tokens.features)
+        patches = int((rows >= 0).sum())
+        budget = n if self.ratio is not None else self.count(tokens)
+        runs, still = self._still(x, rows, n if self.ratio is not None else max(0, patches - budget))
+        stand = torch.arange(n, device=rows.device)  # the token that stands for each one after merging over time
+        groups: list[tuple[Tensor, bool]] = []  # what is clustered together: still places of a run, a frame's others
+        for (first, last), fixed in zip(runs, still, strict=True):
+            held = rows[first:last, fixed]  # [t, S]
+            there = held >= 0
+            opening = held.gather(0, there.long().argmax(dim=0, keepdim=True))
+            stand[held[there]] = opening.expand_as(held)[there]
+            groups += [(opening.flatten(), True), *((row[row >= 0], False) for row in rows[first:last, ~fixed])]
+        sizes = [len(group) for group, _ in groups]
+        if self.ratio is None:
+            shares = share_out(budget, sizes, sizes)
+        else:
+            shares = [max(1, int(self.ratio * size)) if size else 0 for size in sizes]
+        means = ops.segment_mean(x, stand, n)
+        centre = torch.full_like(stand, -1)
+        for (group, fixed), share in zip(groups, shares, strict=True):
+            if share:
+                part = self._centres(tokens, means, group, share, fixed)
+                centre[group] = torch.where(part >= 0, group[part.clamp(min=0)], -1)
+        spare = tokens.separators.nonzero()[:, 0][: max(0, budget - patches)]
+        centre[spare] = spare
+        return absorbed(centre[stand])
+
+    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+        """Runs of frames, and the places BoolTensor [runs, P] that stand still through each: `save` tokens at most."""
+        raise NotImplementedError
+
+    def _centres(self, tokens: VisualTokens, means: Tensor, group: Tensor, share: int, fixed: bool) -> Tensor:
+        """Which of the tokens `group` [S] each of them becomes a part of, LongTensor [S] of `share` values; -1 = none.
+
+        Args:
+            means: [N, D], features with still places averaged. fixed: whether these are still places.
+        """
+        centres, member = ops.dpc_knn(means[group], share, self.neighbours)
+        return centres[member]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStill(StillMethod):
+    """PruneVid's first two stages."""
+
+    ratio: float | None = None
+    cut: float = 0.25
+
+    @property
+    def title(self) -> str:
+        return "prunevid"
+
+    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+        runs = segments(frame_means(x, rows), max(1, int(self.cut * len(rows))), self.neighbours)
+        unit = F.normalize(x, dim=-1)
+        return runs, still_places(unit, rows, runs, self.tau, save)

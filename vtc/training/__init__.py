@@ -1,0 +1,1 @@
+"""`vtc.train`: the loop, its samples and its checkpoints."""
