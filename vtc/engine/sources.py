@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
+from vtc.models.tower import tower_for, tower_type
 from vtc.signals import TOWER_SIGNALS
 
 Pair = tuple[str, int]  # (signal of the vision tower, layer)
@@ -19,8 +20,10 @@ class Sources:
     """Maps each method's signals to (tower signal, layer) pairs; `notes` says where one stands in for another."""
 
     def __init__(self, model: nn.Module, adapter: Adapter, methods: Sequence[Method]) -> None:
-        self.depth, self.feature_layer = len(adapter.attentions(model)), adapter.feature_layer(model)
-        self.has_cls, self.tower = adapter.has_cls(model), adapter.tower(model).config.model_type
+        tower = adapter.tower(model)
+        facts = tower_for(tower)
+        self.depth, self.feature_layer = len(facts.blocks(tower)), adapter.feature_layer(model)
+        self.has_cls, self.tower = facts.has_cls, tower_type(tower)
         self.notes: list[str] = []
         self.wanted = [pair for method in methods for name in method.requires() for pair in self.pairs(method, name)]
 

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc import ops
 from vtc.models.family import Adapter, TowerCall
+from vtc.models.tower import tower_for
 
 ATTRIBUTE = "vtc_call"  # name under which a TowerCall travels on the tower's output object
 
@@ -35,7 +36,7 @@ class TowerTap:
         self.call = TowerCall()
         self.outputs: list[Any] = []  # of the runs since somebody cleared it
         self.seen: dict[tuple[int, str], Tensor] = {}
-        self.has_cls = adapter.has_cls(model)
+        self.facts = tower_for(adapter.tower(model))
         self.handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -45,9 +46,9 @@ class TowerTap:
         projector = self.adapter.crop_projector(self.model)
         if projector is not None:
             self.handles.append(projector.register_forward_hook(self._after_projector))
-        attentions = self.adapter.attentions(self.model)
+        attentions = self.facts.attentions(tower)
         for layer in self.wanted:
-            q, k = self.adapter.projections(attentions[layer])
+            q, k = self.facts.projections(attentions[layer])
             self.handles.append(q.register_forward_hook(partial(self._see, layer, "q")))
             if k is not q:
                 self.handles.append(k.register_forward_hook(partial(self._see, layer, "k")))
@@ -74,13 +75,13 @@ class TowerTap:
     ) -> None:
         q = self.seen.pop((layer, "q"))
         k = self.seen.pop((layer, "k"), q)
-        segments = self.adapter.queries_keys(module, q.detach(), k.detach(), kwargs, self.call.grid_thw)
+        segments = self.facts.queries_keys(module, q.detach(), k.detach(), kwargs, self.call.grid_thw)
         for name in self.wanted[layer]:
             self.call.signals[name, layer] = self._measure(name, segments)
 
     def _measure(self, name: str, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Segments of (q, k) [B, H, T, d] -> [tokens] or, for keys, [tokens, d]: crop by crop, without CLS."""
-        first = 1 if self.has_cls else 0
+        first = 1 if self.facts.has_cls else 0
         scale = segments[0][0].shape[-1] ** -0.5
         total = sum(q.shape[2] for q, _ in segments)
         parts = []
@@ -93,7 +94,9 @@ class TowerTap:
                 value = ops.received_attention(q, k, scale) * (q.shape[2] / total if len(segments) > 1 else 1.0)
             parts.append(value[:, first:])
         values = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return self.adapter.tokens_from_patches(self.model, values, self.call.grid_thw, mean=name == "keys")
+        tower, mean = self.adapter.tower(self.model), name == "keys"
+        values = self.facts.tokens_from_patches(tower, values, self.call.grid_thw, mean)
+        return self.adapter.tokens_from_patches(self.model, values, mean)
 
     def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.call.first = output[:, 0].detach()  # [crops, D]
