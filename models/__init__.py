@@ -1,4 +1,4 @@
-"""Adapters, one file per model family, and the small models that ship with the package (`tiny/`)."""
+"""Families (adapters, one file each) and vision towers, and the small models that ship with the package (`tiny/`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
-from vtc.models.qwen_vl import Qwen25VLAdapter, QwenVLAdapter
+from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
+from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, register_tower, tower_for
+from vtc.models.tower_qwen import Qwen25Tower, QwenTower
+from vtc.models.unsupported import why_unsupported
 
 _ADAPTERS: dict[str, Adapter] = {}
 
@@ -28,10 +31,13 @@ for _family in (
     LlavaOnevisionAdapter,
     LlavaNextVideoAdapter,
     QwenVLAdapter,
-    Qwen25VLAdapter,
+    Qwen3VLAdapter,
     InternVLAdapter,
 ):
     register_adapter(_family)
+
+for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower):
+    register_tower(_tower)
 
 
 def supported() -> list[str]:
@@ -41,24 +47,16 @@ def supported() -> list[str]:
 
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model; ValueError with the supported families if there is none."""
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in _ADAPTERS:
-        known = f"Supported: {', '.join(supported())}."
-        if model_type is not None and not hasattr(config, "vision_config"):
-            raise ValueError(
-                f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens. {known}"
-            )
-        raise ValueError(
-            f"{type(model).__name__} (model type {model_type!r}) has no adapter. {known} "
-            'To add a family, see "How to add a model family" in the README.'
-        )
+        raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(supported())}.")
     adapter = _ADAPTERS[model_type]
     if not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
+    tower_for(adapter.tower(model))  # refuses an unknown one
     kinds = set(_layer_types(adapter.language_model(model).config))
     if "sliding_attention" in kinds:
         raise ValueError(
