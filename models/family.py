@@ -95,6 +95,8 @@ class Adapter:
     mrope: ClassVar[bool] = False
     #: whether neighbouring pieces of features (InternVL's tiles) make up one image
     joins_pieces: ClassVar[bool] = False
+    #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
+    placement: ClassVar[str] = "row"
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
     companions: ClassVar[Companions | None] = None
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter
 
@@ -103,6 +104,9 @@ class Stage:
 
     def check(self, forward: Forward) -> None:
         """Raise ValueError, before any compute, if this forward cannot be right under this stage."""
+
+    def check_spans(self, spans: Sequence[VisualSpan]) -> None:
+        """The same, before the language model runs, once it is known how many tokens each picture has."""
 
     def begin(self, forward: Forward) -> Run:
         return self.run(self, forward)

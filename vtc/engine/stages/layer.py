@@ -6,7 +6,7 @@ method has asked for (`layer_signals.py`) — there, and in no other layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from vtc.engine.forward import Forward
 from vtc.engine.layer_signals import LayerSignals, text_raters
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.versions import cache_of
+from vtc.layout import VisualSpan
 from vtc.methods.base.layer import LayerMethod
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
@@ -200,9 +201,8 @@ class LayerStage(Stage):
     def first_inside(self) -> int | None:
         return min(self.steps, default=None)
 
-    def check(self, forward: Forward) -> None:
-        """Refuse, before the language model runs, budgets that pictures of this size cannot be held to."""
-        spans = forward.flow.spans if forward.flow is not None else ()
+    def check_spans(self, spans: Sequence[VisualSpan]) -> None:
+        """Refuse budgets that pictures of this size cannot be held to."""
         for method in self.methods:
             for total in {span.tokens for span in spans if span.modality in method.modality}:
                 method.counts(total, self.depth)
