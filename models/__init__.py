@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from vtc.models import text_models as text_models
+from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
@@ -59,7 +59,8 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
-    kinds = set(_layer_types(adapter.language_model(model).config))
+    lm = adapter.language_model(model)
+    kinds = set(decoder_for(lm).kinds(lm.config))
     if "sliding_attention" in kinds:
         raise ValueError(
             f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
@@ -72,10 +73,3 @@ def adapter_for(model: nn.Module) -> Adapter:
             "their state cannot leave tokens out."
         )
     return adapter
-
-
-def _layer_types(config: Any) -> list[str]:
-    """Kinds of attention of a language model's layers, as transformers builds its cache from them."""
-    if getattr(config, "layer_types", None):
-        return list(config.layer_types)
-    return ["sliding_attention"] if getattr(config, "sliding_window", None) else []

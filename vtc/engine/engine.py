@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vtc.engine.attention import check_reads
 from vtc.engine.find_layout import Seen, find_layout, numbered
 from vtc.engine.flow import Flow
 from vtc.engine.input import choose
@@ -73,6 +74,7 @@ class Engine:
                 remedy = f"make it a vtc.{base.__name__}" if base else "there are input, layer and cache"
                 raise ValueError(f"{part.title} says it works at stage {part.stage!r}; {remedy}.")
             part.check_model(config.model_type, self.adapter.language_model(model).config.hidden_size)
+        check_reads(self.adapter.language_model(model), parts)
         for one, two in pairwise(parts):
             if STAGES.index(one.stage) > STAGES.index(two.stage):
                 raise ValueError(

@@ -21,6 +21,7 @@ from vtc.engine.trace import Eviction, Record
 from vtc.engine.versions import cache_of
 from vtc.layout import single_span
 from vtc.methods.base.cache import CacheMethod
+from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.reports import Stopwatch
 from vtc.signals import VisualTokens
@@ -38,6 +39,7 @@ class Evictor:
     def __init__(self, model: nn.Module, adapter: Adapter, methods: Sequence[CacheMethod]) -> None:
         self.model, self.adapter, self.methods = model, adapter, tuple(methods)
         self.depth = len(adapter.decoder_layers(model))
+        self.decoder = decoder_for(adapter.language_model(model))
         self.first = [0 if m.first == 0 else layer_number(m.first, self.depth, m.title) for m in self.methods]
         self.flow: Flow | None = None
         self.record = Record()
@@ -48,7 +50,8 @@ class Evictor:
         if all(method.queries() == 0 for method in self.methods):
             return []
         layers = self.adapter.decoder_layers(self.model)
-        return [x.self_attn.register_forward_hook(self._after_attention, with_kwargs=True) for x in layers]
+        attentions = [self.decoder.attention(layer) for layer in layers]
+        return [x.register_forward_hook(self._after_attention, with_kwargs=True) for x in attentions]
 
     def check(self, given: dict[str, Any]) -> None:
         """Refuse, before any compute, a forward that leaves no cache."""
@@ -71,7 +74,8 @@ class Evictor:
         i: int = module.layer_idx  # type: ignore[assignment]
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(i)
-        view = LayerView(module, x, kwargs["position_embeddings"], cache.layers[i].keys, True, seen)
+        held = self.decoder.cached_keys(module, cache.layers[i])
+        view = LayerView(self.decoder, module, x, kwargs["position_embeddings"], held, True, seen)
         part = flow.parts[flow.number_of_part(i)]
         real = torch.ones_like(part.slot, dtype=torch.bool) if part.valid is None else part.valid
         for number, method in enumerate(self.methods):

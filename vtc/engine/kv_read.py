@@ -53,7 +53,8 @@ class Activator:
         if not self.methods:
             return []
         layer = self.adapter.decoder_layers(self.model)[self.first - 1]
-        return [layer.self_attn.register_forward_hook(self._after_attention, with_kwargs=True)]
+        attention = self.evictor.decoder.attention(layer)
+        return [attention.register_forward_hook(self._after_attention, with_kwargs=True)]
 
     def check(self, given: dict[str, Any]) -> None:
         """Refuse, before any compute, a forward that leaves no cache."""
@@ -97,7 +98,9 @@ class Activator:
         visual = _among(layer, self.method.modality)
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(self.first - 1)
-        view = LayerView(module, x, kwargs["position_embeddings"], layer.keys, True, seen)
+        decoder = self.evictor.decoder
+        held = decoder.cached_keys(module, layer)
+        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen)
         heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
         before = layer.tags.get(HEARD)
         layer.tags[HEARD] = heard

@@ -22,6 +22,7 @@ from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method
+from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
@@ -36,6 +37,7 @@ class Layers:
     def __init__(self, model: nn.Module, adapter: Adapter, methods: Sequence[LayerMethod]) -> None:
         self.model, self.adapter, self.methods = model, adapter, tuple(methods)
         self.depth = len(adapter.decoder_layers(model))
+        self.decoder = decoder_for(adapter.language_model(model))
         self.steps: dict[int, tuple[LayerMethod, int]] = {}  # layer -> what chooses before it, and its which step
         for method in self.methods:
             for step, layer in enumerate(method.steps(self.depth)):
@@ -68,9 +70,10 @@ class Layers:
             handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
             previous = self._previous(i)
             if previous or self._listeners(i):
-                handles.append(layer.self_attn.register_forward_hook(self._after_attention, with_kwargs=True))
+                attention = self.decoder.attention(layer)
+                handles.append(attention.register_forward_hook(self._after_attention, with_kwargs=True))
             if self._listeners(i):
-                handles.append(layer.mlp.register_forward_hook(self._after_mlp))
+                handles.append(self.decoder.feed_forward(layer).register_forward_hook(self._after_mlp))
             if self.steps:
                 handles.append(layer.register_forward_hook(self._after_layer))
         return handles
@@ -105,7 +108,7 @@ class Layers:
         flow = self.flow
         if flow is None:
             return None
-        i = self.current = _number(module)
+        i = self.current = self._number(module)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         changes = flow.for_layer(i, hidden, kwargs)
         if self.steps and flow.spans:
@@ -147,7 +150,7 @@ class Layers:
         """DeepStack (Qwen3-VL): adds rows to visual tokens after the first layers, as their number now changes."""
         if self.flow is None or self.deepstack is None:
             return None
-        i, (features, mask) = _number(module), self.deepstack
+        i, (features, mask) = self._number(module), self.deepstack
         if i >= len(features):
             return None
         output = output.clone()
@@ -174,8 +177,9 @@ class Layers:
         assert flow is not None
         cache = cache_of(kwargs)
         layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
-        held = layer.keys if layer is not None and layer.is_initialized and layer.keys.numel() else None
-        return LayerView(attention, x, kwargs["position_embeddings"], held, filled, flow.seen_keys(i))
+        there = layer is not None and layer.is_initialized and layer.keys.numel()
+        held = self.decoder.cached_keys(attention, layer) if there else None
+        return LayerView(self.decoder, attention, x, kwargs["position_embeddings"], held, filled, flow.seen_keys(i))
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
@@ -202,8 +206,8 @@ class Layers:
         if method.reads == "previous":
             readings = self.before.pop(i - 1)
         else:
-            normed = module.input_layernorm(hidden) if self._hears(method) else hidden
-            readings = Readings(flow, self._view(i, module.self_attn, normed, kwargs, filled=False))
+            normed = self.decoder.normed(module, hidden) if self._hears(method) else hidden
+            readings = Readings(flow, self._view(i, self.decoder.attention(module), normed, kwargs, filled=False))
         asked = self._asked(i)
         views = [
             VisualTokens(
@@ -265,6 +269,5 @@ class Layers:
 
         return read
 
-
-def _number(layer: Any) -> int:
-    return layer.self_attn.layer_idx
+    def _number(self, layer: Any) -> int:
+        return self.decoder.attention(layer).layer_idx
