@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from vtc.models import text_models as text_models
+from vtc.models.decoder import Decoder, decoder_for, register_decoder
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, register_tower, tower_for
+from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, Tower, register_tower, tower_for
 from vtc.models.tower_qwen import Qwen25Tower, QwenTower
 from vtc.models.unsupported import why_unsupported
+
+__all__ = [
+    "Adapter",
+    "Decoder",
+    "Tower",
+    "adapter_for",
+    "decoder_for",
+    "register_adapter",
+    "register_decoder",
+    "register_tower",
+    "supported",
+    "tower_for",
+]
 
 _ADAPTERS: dict[str, Adapter] = {}
 
@@ -56,8 +69,8 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
-    tower_for(adapter.tower(model))  # refuses an unknown one
-    kinds = set(_layer_types(adapter.language_model(model).config))
+    lm = adapter.language_model(model)
+    kinds = set(decoder_for(lm).kinds(lm.config))
     if "sliding_attention" in kinds:
         raise ValueError(
             f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
@@ -70,10 +83,3 @@ def adapter_for(model: nn.Module) -> Adapter:
             "their state cannot leave tokens out."
         )
     return adapter
-
-
-def _layer_types(config: Any) -> list[str]:
-    """Kinds of attention of a language model's layers, as transformers builds its cache from them."""
-    if getattr(config, "layer_types", None):
-        return list(config.layer_types)
-    return ["sliding_attention"] if getattr(config, "sliding_window", None) else []

@@ -1,7 +1,7 @@
 """Signals: what a method may ask for besides the features themselves. A signal is one row of one table.
 
-The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row says
-where it is measured, and `of` measures it there, on what that place offers:
+The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row
+says where it is measured, and `of` measures it there, on what that place offers:
 
     tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`, `cls`
     text     `words` [T, D], input embeddings of the row's text
@@ -105,8 +105,13 @@ for _row in (
         fold="mean",
         attention=True,
     ),
-    Signal("text", ("T", "D"), "text", "input embeddings of the text tokens of the same row, padding left out",
-           lambda words: words),
+    Signal(
+        "text",
+        ("T", "D"),
+        "text",
+        "input embeddings of the text tokens of the same row, padding left out",
+        lambda words: words,
+    ),
     Signal("grid", (), "layout", "the span's (t, h, w) grid is known"),
     Signal(
         "last_attention",

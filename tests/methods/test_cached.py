@@ -62,7 +62,7 @@ def test_the_record_is_the_attention_received():
     model, inputs = model_of("llava", "eager"), batch("llava", [[0]])
     with vtc.wrapped(model, vtc.H2O(keep=5)):
         model(**inputs, use_cache=True)
-        evicted = {e.layer: set(e.slots[0].tolist()) for e in model._vtc_engine.record.evictions}
+        evicted = {e.layer: set(e.slots[0].tolist()) for e in model._vtc_engine.trace.evictions}
     attentions = model(**inputs, output_attentions=True).attentions
     places = (inputs["input_ids"][0] == 2).nonzero().squeeze(1)
     for layer, attention in enumerate(attentions):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
+from vtc.engine.attention import check_reads
 from vtc.engine.companions import CompanionRows, take
 from vtc.engine.compiled import forget_graphs
 from vtc.engine.context import uncompiled
@@ -60,14 +61,16 @@ class Engine:
         self.model, self.methods, self.around = model, methods, around
         self.family = adapter_for(model)
         self.frame_marks = self.family.frame_marks(processor)
-        facts, parts = Facts(model, self.family), tuple(part for method in methods for part in method.parts())
+        facts = self.facts = Facts(model, self.family)
+        parts = tuple(part for method in methods for part in method.parts())
         kinds = stages()
         config: Any = model.config
         for part in parts:
             if not any(kind.takes(part) for kind in kinds):
                 there = ", ".join(dict.fromkeys(kind.name for kind in kinds))
-                raise ValueError(f"{part.title} works at stage {part.stage!r}, which does not exist; there are {there}.")
+                raise ValueError(f"{part.title} works at stage {part.stage!r}, which nothing runs; there are {there}.")
             part.check_model(config.model_type, facts.language_model.config.hidden_size)
+        check_reads(facts.language_model, parts)
         order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):
             if order[one.stage] > order[two.stage]:
@@ -89,7 +92,7 @@ class Engine:
     # -- attach, detach ----------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        model, family = self.model, self.family
+        model, family, facts = self.model, self.family, self.facts
         base, lm = family.base(model), family.language_model(model)
         owner = hooked_by(lm)
         if owner is not None and owner is not self:
@@ -108,10 +111,12 @@ class Engine:
             lm.register_forward_hook(self._after_lm, with_kwargs=True),
         ]
         if not family.mrope:
-            self.handles.append(lm.rotary_emb.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
+            self.handles.append(
+                facts.decoder.rotary(lm).register_forward_pre_hook(self._before_rotary, with_kwargs=True)
+            )
         for stage in self.stages:
             self.handles += stage.attach()
-        for i, layer in enumerate(family.decoder_layers(model)):  # after the stages' hooks: these change what is left
+        for i, layer in enumerate(facts.layers):  # after the stages' hooks: these change what is left
             self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
             if self._inside() is not None and family.companions is not None:
                 self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
@@ -269,7 +274,7 @@ class Engine:
         text = flow.text_positions(part)
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
         if torch.is_grad_enabled() and any(x.training and getattr(x, "gradient_checkpointing", False) for x in
-                                           self.family.decoder_layers(self.model)):  # fmt: skip
+                                           self.facts.layers):  # fmt: skip
             kwargs[CARRIED] = forward
         return args, kwargs
 
@@ -353,7 +358,7 @@ class Engine:
             return None
         if flow.spans:
             forward.trace.note_flow(flow)
-            depth = len(self.family.decoder_layers(self.model))
+            depth = self.facts.depth
             output.last_hidden_state = flow.restore(output.last_hidden_state, depth)
             states = getattr(output, "hidden_states", None)
             if states:  # state i is what layer i - 1 puts out

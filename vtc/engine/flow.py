@@ -25,6 +25,7 @@ from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.plan import Plan
 from vtc.engine.versions import cache_of, causal_mask
 from vtc.layout import VisualLayout, VisualSpan
+from vtc.models.decoder import decoder_for
 from vtc.selection import Selection
 
 Rotary = tuple[Tensor, Tensor]
@@ -195,7 +196,7 @@ class Flow:
     # -- where the text is -------------------------------------------------------------------------------------
 
     def visual_and_text(self) -> tuple[Tensor, Tensor]:
-        """BoolTensors [B, S]: present slots of visual tokens; of the prompt's text behind a row's first visual token."""
+        """BoolTensors [B, S]: present slots of visual tokens; of the prompt's text behind its first visual token."""
         part = self.part
         visual = torch.zeros(self.rows, part.width, dtype=torch.bool, device=self.device)
         for span, slots in zip(self.spans, self.where, strict=True):
@@ -334,7 +335,7 @@ class Flow:
         return self._rotaries[key]
 
     def _tables(self, hidden: Tensor, positions: Tensor) -> Rotary:
-        rotary: Any = self.lm.rotary_emb
+        rotary = decoder_for(self.lm).rotary(self.lm)
         return rotary(hidden, position_ids=positions.to(hidden.device))
 
     # -- afterwards --------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ class CompressedLayer(DynamicLayer):
         count, held = abs(tokens_to_remove), self.keys.shape[-2]
         if count > self.tail + held - self.prompt:
             raise ValueError(
-                f"cannot remove {count} tokens from a compressed cache: that reaches back to where tokens were dropped; "
+                f"cannot remove {count} tokens from a compressed cache: that reaches back to where some were dropped; "
                 "start again without past_key_values."
             )
         super().crop(tokens_to_remove)

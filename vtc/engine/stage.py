@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
+from vtc.models.decoder import Decoder, decoder_for
 from vtc.models.family import Adapter
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ class Facts:
         return self.family.language_model(self.model)
 
     @property
+    def decoder(self) -> Decoder:
+        return decoder_for(self.language_model)
+
+    @property
     def layers(self) -> Any:
         """The decoder layers."""
-        return self.family.decoder_layers(self.model)
+        return self.decoder.layers(self.language_model)
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ over, and a result of `vtc.encode` may be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -85,18 +85,25 @@ class TowerSignals:
     Args:
         methods: whose signals are wanted; `notes` says where one stands in for another.
         done: called with every output of the tower.
+        private: act only where a frame of `room` is open.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter, methods: Sequence[Method], done: Callable[[Any], None] | None = None
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        methods: Sequence[Method],
+        done: Callable[[Any], None] | None = None,
+        private: bool = False,
     ) -> None:
         self.model, self.adapter, self.done = model, adapter, done
+        self.private, self.room = private, object()
         self.projecting = object()  # owner of the frame between the tower's end and the projector's
         self.notes: list[str] = []
-        names = [(method, name) for method in methods for name in of_place(method.requires(), "tower")]
+        asked = [(method, name) for method in methods for name in of_place(method.requires(), "tower")]
         self.wanted: dict[int, list[str]] = {}
-        for name, layer in sorted({pair for method, name in names for pair in self.pairs(method, name)}):
-            self.wanted.setdefault(layer, []).append(name)
+        for signal, layer in sorted({pair for method, name in asked for pair in self.pairs(method, name)}):
+            self.wanted.setdefault(layer, []).append(signal)
 
     @property
     def tower(self) -> Any:
@@ -113,11 +120,8 @@ class TowerSignals:
             return [(name, last)]
         stand_in = SIGNALS[name].stand_in
         if stand_in is not None and not self.facts.has_cls:
-            words = "CLS" if name == "cls_attention" else name
-            note = (
-                f"{method.title}: {tower_type(self.tower)} has no CLS token; {stand_in.replace('_', ' ')} stands in for "
-                f"{words} attention."
-            )
+            wanted, given = (x.replace("_", " ").replace("cls", "CLS") for x in (name, stand_in))
+            note = f"{method.title}: {tower_type(self.tower)} has no CLS token; {given} stands in for {wanted}."
             if note not in self.notes:
                 self.notes.append(note)
             name = stand_in
@@ -135,7 +139,7 @@ class TowerSignals:
         projector = self.adapter.crop_projector(self.model)
         if projector is not None:
             handles.append(projector.register_forward_hook(self._after_projector))
-        attentions = self.facts.attentions(tower)
+        attentions = self.facts.attentions(tower) if self.wanted else []
         for layer in self.wanted:
             q, k = self.facts.projections(attentions[layer])
             handles.append(q.register_forward_hook(partial(self._after_projection, layer, "q")))
@@ -147,6 +151,8 @@ class TowerSignals:
 
     @uncompiled
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.private and context.top(self.room) is None:
+            return
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
@@ -188,7 +194,10 @@ class TowerSignals:
         run: TowerRun | None = context.top(self)
         if run is None or not hasattr(output, "last_hidden_state"):  # a bare tuple
             return
-        output[ITEM] = pack(run.call)
+        if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
+            output[ITEM]["signals"].update(pack(run.call)["signals"])
+        else:
+            output[ITEM] = pack(run.call)
         if self.done is not None:
             self.done(output)
         if self.adapter.crop_projector(self.model) is not None:

@@ -224,8 +224,8 @@ class EvictStage(Stage):
         again = next((method for method in self.methods if method.every), None)
         if again is not None and forward.candidates:
             raise ValueError(
-                f"{again.title} with every={again.every} drops cached tokens while decoding, by attention of candidates "
-                "that may be taken back: decode without an assistant and without prompt_lookup_num_tokens, or leave "
+                f"{again.title} with every={again.every} drops cached tokens while decoding, by attention of "
+                "candidates that may be taken back: decode without an assistant and without prompt_lookup_num_tokens, or leave "
                 "every= out."
             )
 
@@ -239,9 +239,8 @@ class EvictStage(Stage):
             return
         flow, decoder = run.flow, self.facts.decoder
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        view = LayerView(
-            module, x, kwargs["position_embeddings"], cache.layers[i].keys, True, flow.seen_keys(i)
-        )
+        held = decoder.cached_keys(module, cache.layers[i])
+        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
         part = flow.parts[flow.number_of_part(i)]
         real = torch.ones_like(part.slot, dtype=torch.bool) if part.valid is None else part.valid
         if flow.ends is not None:

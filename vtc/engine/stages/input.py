@@ -27,8 +27,9 @@ class InputRun(Run):
         if all(selection.is_identity for selection in selections):
             return
         kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
-        if self.forward.companions is not None:
-            self.forward.companions.shorten(flow.part.plan, 0)
+        plan = flow.part.plan
+        if self.forward.companions is not None and plan is not None:
+            self.forward.companions.shorten(plan, 0)
 
     def _choose(self, flow: Flow, embeds: Tensor) -> list[Selection]:
         """One Selection per span, of all methods one after another, among embeds [B, L, D], features in place.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc import ops
-from vtc.engine.attention import LayerView
+from vtc.engine.attention import LayerView, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.flow import Flow
 from vtc.engine.forward import Forward
@@ -27,11 +27,6 @@ from vtc.methods.base.layer import LayerMethod
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
 from vtc.signals import SIGNALS, VisualTokens, of_place
-
-
-def attentive(method: LayerMethod) -> bool:
-    """Whether a method reads queries and keys of a decoder layer."""
-    return any(SIGNALS[name].attention for name in of_place(method.requires(), "layer"))
 
 
 class LayerRun(Run):
@@ -77,8 +72,9 @@ class LayerRun(Run):
         """The attention of layer `i` over normed hidden states x; `filled`: its cache holds their keys already."""
         cache = cache_of(kwargs)
         layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
-        held = layer.keys if layer is not None and layer.is_initialized and layer.keys.numel() else None
-        return LayerView(attention, x, kwargs["position_embeddings"], held, filled, self.flow.seen_keys(i))
+        there, decoder = layer is not None and layer.is_initialized and layer.keys.numel(), self.stage.facts.decoder
+        held = decoder.cached_keys(attention, layer) if there else None
+        return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, self.flow.seen_keys(i))
 
     def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:
         """The layer before the one where `method` chooses has attended: read what it will want to know."""
@@ -113,7 +109,7 @@ class LayerRun(Run):
             signals = self.before.pop(i - 1)
         else:
             view = None
-            if attentive(method):
+            if reads_attention(method):
                 normed = self.stage.facts.decoder.normed(module, hidden)
                 attention = self.stage.facts.decoder.attention(module)
                 view = self.view(i, attention, normed, kwargs, filled=False)

@@ -126,8 +126,8 @@ class ReadStage(Stage):
         check_use(self.methods, self.facts.language_model, forward)
         if forward.candidates:
             raise ValueError(
-                f"{self.method.title} chooses step by step what a token attends to, which candidates that come together "
-                "cannot follow: decode without an assistant and without prompt_lookup_num_tokens."
+                f"{self.method.title} chooses step by step what a token attends to, which candidates that come "
+                "together cannot follow: decode without an assistant and without prompt_lookup_num_tokens."
             )
 
     @uncompiled
@@ -146,4 +146,6 @@ class ReadStage(Stage):
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(self.first - 1)
-        run.decide(cache, LayerView(module, x, kwargs["position_embeddings"], layer.keys, True, seen))
+        decoder = self.facts.decoder
+        held = decoder.cached_keys(module, layer)
+        run.decide(cache, LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen))
