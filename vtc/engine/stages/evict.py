@@ -199,7 +199,7 @@ class EvictStage(Stage):
 
     @classmethod
     def takes(cls, method: Method) -> bool:
-        return method.stage == cls.name and not isinstance(method, ActiveMethod)
+        return isinstance(method, CacheMethod) and method.stage == cls.name and not isinstance(method, ActiveMethod)
 
     def __init__(self, facts: Facts, methods: Sequence[CacheMethod]) -> None:
         super().__init__(facts, methods)
@@ -225,8 +225,8 @@ class EvictStage(Stage):
         if again is not None and forward.candidates:
             raise ValueError(
                 f"{again.title} with every={again.every} drops cached tokens while decoding, by attention of "
-                "candidates that may be taken back: decode without an assistant and without prompt_lookup_num_tokens, or leave "
-                "every= out."
+                "candidates that may be taken back: decode without an assistant and without prompt_lookup_num_tokens, "
+                "or leave every= out."
             )
 
     @uncompiled

@@ -24,6 +24,7 @@ from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
 from vtc.signals import SIGNALS, VisualTokens, of_place
@@ -164,6 +165,10 @@ class LayerRun(Run):
 
 class LayerStage(Stage):
     name, order, run = "layer", 30, LayerRun
+
+    @classmethod
+    def takes(cls, method: Method) -> bool:
+        return isinstance(method, LayerMethod) and method.stage == cls.name
 
     def __init__(self, facts: Facts, methods: list[LayerMethod]) -> None:
         super().__init__(facts, methods)

@@ -34,6 +34,14 @@ HEARD, ACTIVE = "heard", "active"
 class ReadRun(Run):
     stage: ReadStage
 
+    def enter(self, kwargs: dict[str, Any]) -> None:
+        """A forward of several tokens reads everything again, and the next step chooses from nothing."""
+        flow = self.forward.flow
+        decider = None if flow is None else flow.past(self.stage.first - 1)
+        if flow is not None and decider is not None and flow.length > 1:
+            decider.tags.pop(HEARD, None)
+            decider.tags.pop(ACTIVE, None)
+
     def leave(self, cache: Any) -> None:
         """After a forward with pictures: note what every row of the cache is."""
         flow = self.forward.flow
@@ -58,6 +66,8 @@ class ReadRun(Run):
         assert flow is not None
         layer = cache.layers[stage.first - 1]
         visual = rows_of_kind(layer, stage.method.modality)
+        if not visual.any():
+            return
         heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
         before = layer.tags.get(HEARD)
         stale = visual.any(dim=1)
@@ -135,14 +145,10 @@ class ReadStage(Stage):
         forward, cache = Forward.of(self), cache_of(kwargs)
         run: ReadRun | None = None if forward is None else forward.runs.get(self)  # type: ignore[assignment]
         flow = None if forward is None else forward.flow
-        if run is None or flow is None or flow.spans or cache is None:
+        if run is None or flow is None or flow.length > 1 or cache is None:
             return
         layer = cache.layers[self.first - 1]
         if not isinstance(layer, CompressedLayer) or KIND not in layer.tags:
-            return
-        if flow.length > 1:  # everything is read again; the next step chooses from nothing
-            layer.tags.pop(HEARD, None)
-            layer.tags.pop(ACTIVE, None)
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(self.first - 1)
