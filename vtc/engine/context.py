@@ -6,14 +6,22 @@ Frames of several owners nest: a wrapped draft model may run while a wrapped tar
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import wraps
 from typing import Any, TypeVar
+
+import torch
 
 _FRAMES: ContextVar[tuple[tuple[object, Any], ...]] = ContextVar("vtc_frames", default=())
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """A hook that torch.compile leaves alone: the graph breaks around it, and what it does is never traced.
+
+    A decorator of methods, not of bound ones: a deep copy of a model keeps hooks that are bound to its own engine.
+    """
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 def push(owner: object, state: Any) -> None:
@@ -34,23 +42,3 @@ def top(owner: object) -> Any:
 def states() -> list[Any]:
     """The states of all open frames, innermost first."""
     return [state for _, state in _FRAMES.get()]
-
-
-def uncompiled(function: Function) -> Function:
-    """A hook that torch.compile leaves alone: the graph breaks around it, and what it does is never traced.
-
-    A decorator of methods, not of bound ones: a deep copy of a model keeps hooks that are bound to its own engine.
-    """
-    disabled: list[Callable[..., Any]] = []
-
-    @wraps(function)
-    def hook(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and importing it takes a second
-            return function(*args, **kwargs)
-        if not disabled:
-            import torch
-
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
-
-    return hook  # type: ignore[return-value]

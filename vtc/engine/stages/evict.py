@@ -251,7 +251,8 @@ class EvictStage(Stage):
                 continue
             asked = real if last is None else real & (real.flip(1).cumsum(dim=1).flip(1) <= last)
             watch = Stopwatch(x.device)
-            run.heard[number, i] = run.listen(method, view, padded(asked))
+            with torch.no_grad():
+                run.heard[number, i] = run.listen(method, view, padded(asked))
             run.watches.setdefault(number, []).append(watch.stop())
 
 

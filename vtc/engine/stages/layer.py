@@ -60,7 +60,7 @@ class LayerRun(Run):
 
     def listen(self, methods: list[LayerMethod], x: Tensor, out: Tensor) -> None:
         """A module made `out` [B, S, D] of `x`: add its transition to the methods' history."""
-        watch = Stopwatch(x.device)
+        watch, x, out = Stopwatch(x.device), x.detach(), out.detach()
         ratio, cosine = ops.transition(x, out)
         valid = self.flow.part.valid
         real = torch.ones_like(ratio, dtype=torch.bool) if valid is None else valid.to(ratio.device)
@@ -80,8 +80,9 @@ class LayerRun(Run):
     def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:
         """The layer before the one where `method` chooses has attended: read what it will want to know."""
         watch = Stopwatch(x.device)
-        signals = LayerSignals(self.flow, self.view(i, attention, x, kwargs, filled=True))
-        signals.measure(tuple(n for n in of_place(method.requires(), "layer") if SIGNALS[n].attention))
+        signals = LayerSignals(self.flow, self.view(i, attention, x.detach(), kwargs, filled=True))
+        with torch.no_grad():
+            signals.measure(tuple(n for n in of_place(method.requires(), "layer") if SIGNALS[n].attention))
         self.before[i] = signals
         self.watches.setdefault(method, []).append(watch.stop())
 
@@ -104,33 +105,10 @@ class LayerRun(Run):
 
     def choose(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Hidden states [B, S, D] before layer `i` -> what its method leaves of them."""
-        flow, (method, step) = self.flow, self.stage.steps[i]
+        flow, (method, _) = self.flow, self.stage.steps[i]
         watch, before = Stopwatch(hidden.device), sum(map(len, flow.where))
-        if method.reads == "previous":
-            signals = self.before.pop(i - 1)
-        else:
-            view = None
-            if reads_attention(method):
-                normed = self.stage.facts.decoder.normed(module, hidden)
-                attention = self.stage.facts.decoder.attention(module)
-                view = self.view(i, attention, normed, kwargs, filled=False)
-            signals = LayerSignals(flow, view)
-        signals.states, signals.text_raters, signals.history = hidden, self.raters, self.history.get(method)
-        asked = self.asked(i)
-        views = [
-            VisualTokens(
-                features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
-                span=flow.spans[number],
-                index=flow.index[number],
-                read=self._reader(method, signals, number),
-                step=step,
-                layer=i,
-                depth=self.stage.depth,
-                counts=self.counts(number),
-            )
-            for number in asked
-        ]
-        found = dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
+        with torch.no_grad():  # a choice has no gradient, and what it computes is not computed again for any
+            found = self._found(i, module, hidden.detach(), kwargs)
         selections = []
         for number, span in enumerate(flow.spans):
             selection = found.get(number)
@@ -151,6 +129,34 @@ class LayerRun(Run):
         self.forward.trace.note_stage(method.title, i, before, sum(map(len, flow.where)), watches)
         self.forward.trace.steps.append((i, selections))
         return hidden
+
+    def _found(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> dict[int, Selection]:
+        """What the method before layer `i` selects of each span that it is asked about."""
+        flow, (method, step), facts = self.flow, self.stage.steps[i], self.stage.facts
+        if method.reads == "previous":
+            signals = self.before.pop(i - 1)
+        else:
+            view = None
+            if reads_attention(method):
+                normed = facts.decoder.normed(module, hidden)
+                view = self.view(i, facts.decoder.attention(module), normed, kwargs, filled=False)
+            signals = LayerSignals(flow, view)
+        signals.states, signals.text_raters, signals.history = hidden, self.raters, self.history.get(method)
+        asked = self.asked(i)
+        views = [
+            VisualTokens(
+                features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
+                span=flow.spans[number],
+                index=flow.index[number],
+                read=self._reader(method, signals, number),
+                step=step,
+                layer=i,
+                depth=self.stage.depth,
+                counts=self.counts(number),
+            )
+            for number in asked
+        ]
+        return dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
 
     def _reader(self, method: LayerMethod, signals: LayerSignals, number: int) -> Callable[[str], Tensor]:
         tower = self.forward.tower(method, self.flow.spans[number])
