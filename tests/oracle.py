@@ -86,7 +86,8 @@ def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
 
     def after(i: int, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
-        reading = None if cache is None else getattr(cache.layers[i], "reading", None)
+        assert cache is not None
+        reading = getattr(cache.layers[i], "reading", None)
         if reading is None:
             return
         layer = cache.layers[i]
