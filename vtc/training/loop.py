@@ -24,8 +24,9 @@ from vtc.methods.base.method import Method
 from vtc.methods.base.registry import discover, resolve
 from vtc.methods.base.trained import CARD, TrainedMethod, save_module
 from vtc.models import adapter_for
+from vtc.training.batches import IGNORED, Batches
 from vtc.training.checkpoint import Checkpoint
-from vtc.training.samples import IGNORED, Batches, Sample, read_samples
+from vtc.training.samples import Sample, read_samples
 
 Batch = dict[str, Any]
 Data = str | Path | Sequence[Sample] | Callable[[int], Batch]
