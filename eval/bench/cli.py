@@ -245,7 +245,11 @@ def _imports(options: argparse.Namespace) -> None:
 
     with _bar("processes") as progress:
         bar = progress.add_task("processes", total=None)
-        seconds = imports.measure(options.rounds, lambda done, total: progress.update(bar, completed=done, total=total))
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        seconds = imports.measure(imports.STARTS, options.rounds, advance)
     found, about = imports.rows(seconds), machine(torch.device("cpu"))
     titles, printed = list(imports.COLUMNS.values()), imports.cells(found)
     if options.csv:

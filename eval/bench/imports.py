@@ -27,11 +27,14 @@ COLUMNS = {"start": "start", "min": "min", "median": "median", "over_torch": "ov
 
 
 def measure(
+    starts: Mapping[str, tuple[Sequence[str], int]],
     rounds: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    starts: Mapping[str, tuple[Sequence[str], int]] = STARTS,
 ) -> dict[str, list[float]]:
     """Seconds of every start by round, one after the other in each, after a round that fills the disk's cache.
+
+    Args:
+        starts: as STARTS. progress: called with (processes that have ended, all).
 
     Raises:
         RuntimeError: one of them ends otherwise than it should.

@@ -145,7 +145,8 @@ class _Version(argparse.Action):
     """argparse's own wants the version before anybody has asked for it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
-        parser.exit(message=f"vtc {vtc.__version__}\n")
+        print(f"vtc {vtc.__version__}")
+        parser.exit()
 
 
 def _running(model: str | None) -> _Parser:

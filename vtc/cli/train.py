@@ -8,6 +8,7 @@ from typing import Any
 import vtc
 from vtc.cli import arguments
 from vtc.cli.loading import load
+from vtc.methods.base.registry import untrained
 
 
 def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
@@ -16,6 +17,8 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
     def run(options: argparse.Namespace) -> None:
         """Train the parameters of a method for a model: only the method's own, the model stays as it is."""
         arguments.check_methods([options.method])
+        if not any(info.trained for info in vtc.list_methods() if info.name == options.method):
+            raise untrained(options.method)
         vtc.read_samples(options.data)  # refuses before a model is loaded
         model, processor = load(options.model, options.device, options.dtype)
         vtc.train(

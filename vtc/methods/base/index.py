@@ -69,7 +69,12 @@ def _entry(info: MethodInfo) -> dict[str, Any]:
 
 
 def _info(entry: dict[str, Any]) -> MethodInfo:
-    read = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    read["defaults"] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["defaults"].items()}
+    read = _frozen(entry)
+    read["defaults"] = _frozen(entry["defaults"])
     read["paper"] = Paper(**entry["paper"]) if entry["paper"] else None
     return MethodInfo(**read, options=tuple(entry["defaults"]))
+
+
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+    """With tuples for JSON's lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -84,6 +84,12 @@ def describe(cls: type[Method]) -> MethodInfo:
     )
 
 
+def untrained(title: str) -> ValueError:
+    """What is raised when a method without parameters is to be trained."""
+    able = ", ".join(info.name for info in list_methods() if info.trained)
+    return ValueError(f"{title} has no parameters to train; methods that have: {able}.")
+
+
 def check_options(title: str, options: Iterable[str], valid: Collection[str]) -> None:
     """Raise TypeError with one sentence if one of `options` is not among those a method has."""
     for option in options:
