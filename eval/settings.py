@@ -8,13 +8,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import vtc
-from vtc.methods.base.registry import resolve
+from vtc.hints import did_you_mean
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.25, 0.1)
@@ -118,7 +117,7 @@ class Settings:
         Raises:
             ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
         """
-        infos = {info.name: info for info in vtc.methods()}
+        infos = {info.name: info for info in vtc.list_methods()}
         entries = [dict(name=e) if isinstance(e, str) else dict(e) for e in self.methods]
         if not entries:
             fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
@@ -135,7 +134,7 @@ class Settings:
             if "average" in infos[name].options:
                 if self.budget == "average":
                     entry.setdefault("average", True)
-                elif getattr(resolve(name), "average", False):  # where the paper counts so, too
+                elif infos[name].defaults["average"]:  # where the paper counts so, too
                     entry.setdefault("average", False)
             wanted.append((name, entry, keeps))
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
@@ -209,9 +208,8 @@ def from_file(path: str | Path, **changes: Any) -> Settings:
 
 def _known(name: Any, names: Any, what: str) -> None:
     if name not in names:
-        near = get_close_matches(str(name), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-        raise ValueError(f"there is no {what} {name!r}; {hint}")
+        hint = did_you_mean(str(name), names) or f" There are: {', '.join(names) or 'none'}."
+        raise ValueError(f"there is no {what} {name!r}.{hint}")
 
 
 def _whole(value: Any) -> bool:

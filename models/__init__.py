@@ -1,19 +1,33 @@
-"""Families (adapters, one file each) and vision towers, and the small models that ship with the package (`tiny/`)."""
+"""Facts about families (adapters, one file each), vision towers and language models, and the small models that ship
+with the package (`tiny/`).
+
+Names are imported when they are asked for: `vtc.models.tiny` is of use without torch.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from vtc.models import text_models as text_models
-from vtc.models.decoder import Decoder, decoder_for, register_decoder
-from vtc.models.family import Adapter
-from vtc.models.internvl import InternVLAdapter
-from vtc.models.llava import LlavaAdapter
-from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
-from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, Tower, register_tower, tower_for
-from vtc.models.tower_qwen import Qwen25Tower, QwenTower
-from vtc.models.unsupported import why_unsupported
+if TYPE_CHECKING:
+    from vtc.models.decoder import Decoder, decoder_for, register_decoder
+    from vtc.models.family import Adapter, square_layout
+    from vtc.models.registry import adapter_for, list_families, register_adapter
+    from vtc.models.tower import Tower, register_tower, tower_for
+
+_FROM = {
+    "Adapter": "family",
+    "Decoder": "decoder",
+    "Tower": "tower",
+    "adapter_for": "registry",
+    "decoder_for": "registry",
+    "list_families": "registry",
+    "register_adapter": "registry",
+    "register_decoder": "registry",
+    "register_tower": "registry",
+    "square_layout": "family",
+    "tower_for": "registry",
+}
 
 __all__ = [
     "Adapter",
@@ -21,65 +35,16 @@ __all__ = [
     "Tower",
     "adapter_for",
     "decoder_for",
+    "list_families",
     "register_adapter",
     "register_decoder",
     "register_tower",
-    "supported",
+    "square_layout",
     "tower_for",
 ]
 
-_ADAPTERS: dict[str, Adapter] = {}
 
-
-def register_adapter(cls: type[Adapter]) -> type[Adapter]:
-    """Make a family known; usable as a class decorator in a user's own file."""
-    for model_type in cls.model_types:
-        _ADAPTERS[model_type] = cls()
-    return cls
-
-
-for _family in (
-    LlavaAdapter,
-    LlavaNextAdapter,
-    LlavaOnevisionAdapter,
-    LlavaNextVideoAdapter,
-    QwenVLAdapter,
-    Qwen3VLAdapter,
-    InternVLAdapter,
-):
-    register_adapter(_family)
-
-for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower):
-    register_tower(_tower)
-
-
-def supported() -> list[str]:
-    """Model types (`config.model_type`) that have an adapter."""
-    return sorted(_ADAPTERS)
-
-
-def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a model; ValueError with the supported families if there is none."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _ADAPTERS:
-        raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(supported())}.")
-    adapter = _ADAPTERS[model_type]
-    if not type(model).__name__.endswith("ForConditionalGeneration"):
-        raise ValueError(
-            f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
-        )
-    adapter.check(model)
-    lm = adapter.language_model(model)
-    kinds = set(decoder_for(lm).kinds(lm.config))
-    if "sliding_attention" in kinds:
-        raise ValueError(
-            f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
-            "KV cache drops tokens by itself."
-        )
-    if kinds - {"full_attention"}:
-        found = ", ".join(sorted(kinds - {"full_attention"}))
-        raise ValueError(
-            f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
-            "their state cannot leave tokens out."
-        )
-    return adapter
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vtc
 from vtc.eval.lmms import FAMILIES
+from vtc.hints import did_you_mean
 from vtc.models import tiny
 
 _OWN = ("pretrained", "method", "keep", "device", "dtype", "batch_size", "attn_implementation", "max_frames", "fps")
@@ -74,7 +74,7 @@ def _methods(text: str, keep: Any, options: dict[str, Any]) -> tuple[vtc.Method,
         raise ValueError(
             f"keep={keep} holds {len(budgets)} budgets for {len(names)} methods: give one each, joined by '+'."
         )
-    has = {name: next((info.options for info in vtc.methods() if info.name == name), ()) for name in names}
+    has = {name: next((info.options for info in vtc.list_methods() if info.name == name), ()) for name in names}
     chosen = tuple(
         vtc.resolve(name, _number(budget), **{o: v for o, v in options.items() if o in has[name]})
         for name, budget in zip(names, budgets or [None] * len(names), strict=True)
@@ -82,8 +82,7 @@ def _methods(text: str, keep: Any, options: dict[str, Any]) -> tuple[vtc.Method,
     known = [*_OWN, *(option for own in has.values() for option in own)]
     for option in options:
         if option not in known:
-            near = get_close_matches(option, known, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(option, known)
             raise TypeError(f"--model_args has no {option!r} with method={text}; it has {', '.join(known)}.{hint}")
     return chosen
 

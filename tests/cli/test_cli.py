@@ -71,7 +71,7 @@ def test_ask_about_a_picture_of_any_size(size, tmp_path):
 def test_methods_lists_every_method(capsys):
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    for info in vtc.methods():
+    for info in vtc.list_methods():
         assert info.name in out
         assert info.paper is None or info.paper.arxiv in out
 
@@ -145,7 +145,7 @@ BAD = [
     (["eval", "--limit", "0"], "'0' is not a whole number"),
     (["eval", "--timing", "-1"], "'-1' is not a whole number"),
     (["eval", "--tasks", "colour"], "no task 'colour'"),
-    (["eval", "--metric", "exat"], "did you mean 'exact'"),
+    (["eval", "--metric", "exat"], "Did you mean 'exact'"),
     (["eval", "--frames", "4", "--fps", "2"], "give frames or fps, not both"),
     (["eval", "--fps", "0"], "fps is 0"),
     (["eval", "--config", "none.toml"], "no settings file at none.toml"),

@@ -72,7 +72,7 @@ def test_the_folder_depends_on_what_is_asked():
     ("text", "said"),
     [
         ("keep = [", "sweep.toml: "),
-        ("keeps = 3", "no setting 'keeps'; did you mean 'keep'"),
+        ("keeps = 3", "no setting 'keeps'. Did you mean 'keep'"),
         ("keep = 0", "keep is 0: expected a count"),
         ("keep = true", "keep is True"),
         ("keep = 1.5", "keep is 1.5"),
@@ -96,8 +96,8 @@ def test_a_bad_file(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        (("divprun",), "no method 'divprun'; did you mean 'divprune'"),
-        (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'; did you mean 'mode'"),
+        (("divprun",), "no method 'divprun'. Did you mean 'divprune'"),
+        (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'. Did you mean 'mode'"),
         (({"name": "todre", "keep": 0},), "keep is 0"),
         (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),

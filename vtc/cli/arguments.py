@@ -1,27 +1,36 @@
-"""Types of command-line arguments, and checks that commands share."""
+"""Types of command-line arguments, and checks that commands share. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vtc
+from vtc.hints import did_you_mean
+from vtc.methods.base.registry import check_options
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse an unknown name before a model is loaded."""
-    known = [info.name for info in vtc.methods()]
+def check_methods(names: Sequence[str], options: Iterable[str] = ()) -> None:
+    """Refuse an unknown name, or an option that a method does not have, before a model is loaded."""
+    known = {info.name: info for info in vtc.list_methods()}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            raise ValueError(f"there is no method {name!r}; {hint}")
+            hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
+            raise ValueError(f"there is no method {name!r}.{hint}")
+        check_options(name, options, ["keep", *known[name].options])
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a GPU where there is none."""
+    if name is not None and name.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: no CUDA device is available here; leave it out to run on the CPU")
 
 
 def keep(text: str) -> int | float:
@@ -42,10 +51,10 @@ def count(text: str) -> int:
 
 
 def device(text: str) -> str:
-    try:
-        return str(torch.device(text))
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device: try cpu, cuda or cuda:0") from None
+    """What `vtc.load` takes."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: try cpu, cuda, cuda:0 or auto")
+    return text
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
 from numbers import Integral
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vtc.budget import check_keep, token_count
+from vtc.methods.base.index import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, check_signals
 
 STAGES = ("encoder", "input", "layer", "cache")
 POSITIONS = ("original", "compact")
-
-
-class Paper(NamedTuple):
-    title: str
-    arxiv: str
 
 
 @dataclass(frozen=True, kw_only=True)
