@@ -20,13 +20,13 @@ _FROM = {
     "Decoder": "decoder",
     "Tower": "tower",
     "adapter_for": "registry",
-    "decoder_for": "registry",
+    "decoder_for": "decoder",
     "list_families": "registry",
     "register_adapter": "registry",
-    "register_decoder": "registry",
-    "register_tower": "registry",
+    "register_decoder": "decoder",
+    "register_tower": "tower",
     "square_layout": "family",
-    "tower_for": "registry",
+    "tower_for": "tower",
 }
 
 __all__ = [
@@ -47,4 +47,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.registry")  # enters those that ship
     return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

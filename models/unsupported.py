@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from vtc.models.tower import known_towers
 
 
 def why_unsupported(model: nn.Module) -> str:
     """One sentence about a model of no known family; nothing in it is guessed."""
+    from transformers import PreTrainedModel
+
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     name, reads = f"{type(model).__name__} ({model_type!r})", _modalities(model)
     part_of = getattr(getattr(model, "config", None), "base_config_key", "")
@@ -32,6 +33,8 @@ def _modalities(model: nn.Module) -> set[str]:
 
     A class from elsewhere that declares nothing inherits transformers' "text", whatever it reads.
     """
+    from transformers import PreTrainedModel
+
     own = type(model).__module__.startswith("transformers.") or "input_modalities" in vars(type(model))
     if not isinstance(model, PreTrainedModel) or not own:
         return set()

@@ -121,13 +121,13 @@ def test_the_version(monkeypatch):
 
 
 def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
-    from vtc import models
+    from vtc.models import registry
 
-    monkeypatch.setattr(models, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
 
     @vtc.register_adapter
     class Mine(vtc.Adapter):
         model_types = ("llava", "mine")
 
     assert {"llava", "mine", "qwen2_vl"} <= set(vtc.list_families())
-    assert isinstance(models._adapters()["llava"], Mine)
+    assert isinstance(registry._ADAPTERS["llava"], Mine)

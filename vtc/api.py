@@ -7,20 +7,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.encoded import Encoded, encode_with
-from vtc.engine.engine import Engine
 from vtc.engine.per_frame import select_scoped
+from vtc.engine.wrappers import look_through
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
 from vtc.methods.base.registry import resolve
 from vtc.reports import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, given_signals
+
+if TYPE_CHECKING:  # it imports transformers' parts, which `vtc.select` can do without
+    from vtc.engine.encoded import Encoded
+    from vtc.engine.engine import Engine
 
 Model = TypeVar("Model", bound=nn.Module)
 MethodLike = str | Method | Sequence[str | Method]
@@ -33,7 +36,8 @@ def wrap(
     """Compress the visual tokens of `model` from now on, in place; nothing else about using it changes.
 
     Args:
-        model: a ...ForConditionalGeneration of transformers of a supported family.
+        model: a ...ForConditionalGeneration of transformers of a supported family, or what PEFT, torch.compile or
+            DataParallel made of one.
         method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another
             (positions are renumbered if any of them asks for it).
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
@@ -50,7 +54,10 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
-    engine = Engine(model, _resolve_all(method, keep, options), processor)
+    from vtc.engine.engine import Engine
+
+    inner, around = look_through(model)
+    engine = Engine(inner, _resolve_all(method, keep, options), processor, around)
     old = _engine(model)
     if old is not None:
         old.detach()
@@ -61,7 +68,7 @@ def wrap(
         if old is not None:
             old.attach()
         raise
-    setattr(model, ATTRIBUTE, engine)
+    setattr(inner, ATTRIBUTE, engine)
     return model
 
 
@@ -70,7 +77,7 @@ def unwrap(model: Model) -> Model:
     engine = _engine(model)
     if engine is not None:
         engine.detach()
-        delattr(model, ATTRIBUTE)
+        delattr(engine.model, ATTRIBUTE)
     return model
 
 
@@ -87,7 +94,7 @@ def wrapped(
         unwrap(model)
         if old is not None:
             old.attach()
-            setattr(model, ATTRIBUTE, old)
+            setattr(old.model, ATTRIBUTE, old)
 
 
 def report(model: nn.Module) -> Report:
@@ -146,7 +153,9 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
         about the first image and one about the second.
     """
-    return encode_with(model, _resolve_all(methods, None, {}), vision_inputs)
+    from vtc.engine.encoded import encode_with
+
+    return encode_with(look_through(model)[0], _resolve_all(methods, None, {}), vision_inputs)
 
 
 def load(
@@ -194,4 +203,4 @@ def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str
 
 
 def _engine(model: nn.Module) -> Engine | None:
-    return model.__dict__.get(ATTRIBUTE)
+    return look_through(model)[0].__dict__.get(ATTRIBUTE)
