@@ -279,7 +279,9 @@ class Engine:
         if flow is None or flow.rotated:
             return None
         flow.rotated = True
-        return (args[:1], {**kwargs, "position_ids": flow.part.positions})
+        if len(args) > 1:  # Gemma 3: positions, kind of layer
+            return ((args[0], flow.part.positions, *args[2:]), kwargs)
+        return (args, {**kwargs, "position_ids": flow.part.positions})
 
     def _after_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         flow, cache = self.flow, cache_of(output)
