@@ -45,6 +45,16 @@ def check_decoder(decoder: Decoder, lm: nn.Module) -> None:
     _PROVEN[lm] = decoder
 
 
+def check_places(decoder: Decoder, lm: nn.Module) -> None:
+    """Raise ValueError, in one sentence without its end, if a layer has no attention or feed-forward part there."""
+    for layer in decoder.layers(lm):
+        for name, find in (("attention", decoder.attention), ("feed-forward part", decoder.feed_forward)):
+            try:
+                find(layer)
+            except AttributeError as error:
+                raise ValueError(f"no {name} is where others have it: {error}") from error
+
+
 class _Differs(Exception):
     """What the model computes is not what we do."""
 
@@ -64,12 +74,12 @@ def _of_each_kind(decoder: Decoder, lm: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(number)
         fresh, config = _fresh(decoder, lm, number, layer)
         attention = decoder.attention(fresh)
         rotary = type(decoder.rotary(lm))(config).float()
-        hidden = torch.randn(2, TOKENS, config.hidden_size)
+        hidden = torch.randn(2, TOKENS, config.hidden_size, dtype=torch.float32)
         positions = torch.randint(0, 8, (2, TOKENS)).cumsum(dim=1)
         if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
             positions = positions + torch.randint(0, 8, (3, 2, TOKENS))
@@ -129,7 +139,9 @@ def _run(layer: Any, attention: Any, hidden: Tensor, given: Any) -> tuple[Tensor
         got.update(weights=output[1])
         raise _Reached
 
-    mask = torch.zeros(2, 1, TOKENS, TOKENS).masked_fill_(~_causal(), torch.finfo(torch.float32).min)
+    mask = torch.zeros(2, 1, TOKENS, TOKENS, dtype=torch.float32).masked_fill_(
+        ~_causal(), torch.finfo(torch.float32).min
+    )
     asked = inspect.signature(layer.forward).parameters
     kwargs = {"attention_mask": mask, "position_ids": torch.arange(TOKENS)[None], "position_embeddings": given}
     kwargs["cache" if "cache" in asked else "past_key_values"] = cache

@@ -347,7 +347,9 @@ def test_a_wrong_fact_is_refused_at_wrap(
 ) -> None:
     monkeypatch.setitem(decoder._DECODERS, "toy_text", wrong())
     model = toy()
-    words = rf"^{method} reads .*\(toy_text\), but what is known of such models {reason}.*divprune.*register_decoder"
+    words = (
+        rf"^{method} works inside .*\(toy_text\), but what is known of such models {reason}.*divprune.*register_decoder"
+    )
     with pytest.raises(ValueError, match=words):
         vtc.wrap(model, method, keep=0.25)
     with vtc.wrapped(model, "divprune", keep=9):
@@ -359,6 +361,21 @@ def test_a_right_fact_is_accepted_and_chooses_as_the_model_attends(monkeypatch: 
     monkeypatch.setattr(decoder, "_DECODERS", dict(decoder._DECODERS))
     assert register_decoder(ToyDecoder) is ToyDecoder
     check_fastv(toy())
+
+
+@pytest.mark.parametrize("place", ["attention", "feed_forward"])
+def test_a_part_that_is_not_there_is_refused_at_wrap(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(layer: Any) -> Any:
+        return layer.elsewhere
+
+    facts = ToyDecoder()
+    monkeypatch.setattr(facts, place, elsewhere)
+    monkeypatch.setitem(decoder._DECODERS, "toy_text", facts)
+    model = toy()
+    words = r"^transprune works inside .*\(toy_text\), but no .* is where others have it.*divprune"
+    with pytest.raises(ValueError, match=words):
+        vtc.wrap(model, vtc.TransPrune(keep=0.5))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_decoder_says_what_it_is_of() -> None:
@@ -394,7 +411,7 @@ def test_fastv_keeps_what_the_eager_attention_ranks_first(name: str) -> None:
 @pytest.mark.parametrize("method", ["fastv", "h2o"])
 def test_a_capped_attention_is_refused_at_wrap(method: str) -> None:
     model = llava("gemma2", FULL)
-    with pytest.raises(ValueError, match=rf"{method} reads .*\(gemma2\), but it caps the logits .*divprune"):
+    with pytest.raises(ValueError, match=rf"{method} works inside .*\(gemma2\), but it caps the logits .*divprune"):
         vtc.wrap(model, method, keep=0.25)
     with vtc.wrapped(model, "divprune", keep=9):
         model(**pictures())
