@@ -319,7 +319,9 @@ class Engine:
         if flow is None or flow.rotated:
             return None
         flow.rotated = True
-        return (args[:1], {**kwargs, "position_ids": flow.part.positions})
+        if len(args) > 1:  # Gemma 3: positions, kind of layer
+            return ((args[0], flow.part.positions, *args[2:]), kwargs)
+        return (args, {**kwargs, "position_ids": flow.part.positions})
 
     @uncompiled
     def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
