@@ -153,7 +153,7 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
         about the first image and one about the second.
     """
-    from vtc.engine.encoded import encode_with
+    from vtc.engine.encoding import encode_with
 
     return encode_with(look_through(model)[0], _resolve_all(methods, None, {}), vision_inputs)
 

@@ -38,7 +38,8 @@ from vtc.engine.forward import CARRIED, Forward, Prompt, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
-from vtc.engine.tower_signals import TowerSignals, reader, unpack
+from vtc.engine.tower_call import unpack
+from vtc.engine.tower_signals import TowerSignals, reader
 from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualLayout, VisualSpan
