@@ -274,8 +274,8 @@ class Flow:
     def visible(self, layer: int, part: Part) -> Tensor | None:
         """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real.
 
-        Example: a compressed layer holds 6 rows of a prompt of 8 and one generated token; the batch row is padded by one
-        on the left, and the next token comes (x = dropped, p = padding, seen = 9, S = 1):
+        Example: a compressed layer holds 6 rows of a prompt of 8 and one generated token; the batch row is padded by
+        one on the left, and the next token comes (x = dropped, p = padding, seen = 9, S = 1):
 
             logical      0 1 2 3 4 5 6 7 8 9
             holds        x x p t t t t t t .
