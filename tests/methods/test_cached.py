@@ -43,12 +43,12 @@ def test_streaming_keeps_the_ends():
     [
         (lambda: vtc.H2O(scope="text"), "scope='text' is not one of"),
         (lambda: vtc.H2O(positions="compact"), "cannot renumber"),
-        (lambda: vtc.H2O(every=0), "every=0 is no number of decode steps"),
-        (lambda: vtc.H2O(every=1.5), "every=1.5 is not a number"),  # type: ignore[arg-type]
-        (lambda: vtc.H2O(recent=1.0), "recent=1.0 is outside"),
-        (lambda: vtc.H2O(first=-1), "layer -1 is outside"),
+        (lambda: vtc.H2O(every=0), "every=0 is not a whole number of 1 or more: it is a number of decode steps"),
+        (lambda: vtc.H2O(every=1.5), "every=1.5 is not a whole number"),  # type: ignore[arg-type]
+        (lambda: vtc.H2O(recent=1.0), "recent=1.0 is not a number in"),
+        (lambda: vtc.H2O(first=-1), "first=-1 is not a whole number of 0 or more"),
         (lambda: vtc.Scissorhands(history=0), "history=0"),
-        (lambda: vtc.Streaming(sinks=-1), "sinks=-1 is negative"),
+        (lambda: vtc.Streaming(sinks=-1), "sinks=-1 is not a whole number of 0 or more"),
     ],
 )
 def test_bad_options(build, says):

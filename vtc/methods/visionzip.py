@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.shared.contextual import absorb, check_share
+from vtc.methods.shared.contextual import absorb
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -35,7 +36,7 @@ class VisionZip(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.contextual, "contextual")
+        check_number(self.contextual, "contextual", 0, below=1, what="a share of the kept tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

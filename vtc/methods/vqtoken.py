@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.methods.base.method import Paper, check_seed
+from vtc.checks import check_number
+from vtc.methods.base.method import Paper
 from vtc.methods.base.trained import TrainedMethod
 from vtc.methods.shared import codebook, vq_attention
 from vtc.selection import Selection
@@ -90,7 +91,7 @@ class VQToken(TrainedMethod):
         if self.adaptive is not None:
             object.__setattr__(self, "adaptive", tuple(self.adaptive))
         codebook.check_cells(self.option("cells"))
-        check_seed(self.seed)
+        check_number(self.seed, "seed", integer=True)
 
     @property
     def at_work(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
-from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -129,12 +128,6 @@ class Method:
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
         return [self.select(tokens) for tokens in many]
-
-
-def check_seed(seed: object) -> None:
-    """Raise TypeError with one sentence if `seed` is no integer."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed={seed!r} is not an integer.")
 
 
 def top_k(score: Tensor, k: int) -> Tensor:
