@@ -29,7 +29,7 @@ from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder
 from vtc.eval.timing import measure
 
-FORMAT = 1  # of the folders
+FORMAT = 2  # of the folders
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,8 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
     return {
         "format": FORMAT,
         "model": spec.model,
-        "method": spec.method,
+        "method": spec.label,
         "keep": spec.keep,
-        "options": dict(spec.options),
         **_files(spec),
         "data": data.name,
         "kinds": data.kinds,

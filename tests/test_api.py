@@ -327,3 +327,21 @@ def test_chunked_prefill_is_refused(model: Any) -> None:
     vtc.wrap(model, "divprune", keep=4)
     with pytest.raises(ValueError, match="prefill_chunk_size"):
         model.generate(**batch("llava", [[0]]), max_new_tokens=2, prefill_chunk_size=16)
+
+
+def test_a_pipeline_in_one_string():
+    model, inputs = model_of("llava"), batch("llava", [[0]])
+    reports = []
+    for method in (
+        "vtc-cls(keep=20) + fastv(keep=6, layers=(1,))",
+        [vtc.VTCCLS(keep=20), "fastv(keep=6, layers=(1,))"],
+    ):
+        with vtc.wrapped(model, method):
+            model(**inputs)
+            reports.append(vtc.report(model).tokens_by_layer)
+    assert reports == [[20, 6, 6]] * 2
+    with pytest.raises(TypeError, match="with several methods, give keep and options to each"):
+        vtc.wrap(model, "vtc-cls + fastv", keep=3)
+    with pytest.raises(ValueError, match=r"^'' does not name a method"):
+        vtc.wrap(model, "vtc-cls +")
+    assert "_vtc_engine" not in model.__dict__

@@ -21,6 +21,15 @@ def check_keep(keep: object) -> int | float:
         raise ValueError(f"{error}{hint}") from None
 
 
+def read_keep(text: str) -> int | float:
+    """A budget in a command line: "64" is a count, "0.1" a fraction; errors are those of `check_keep`."""
+    try:
+        value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        value = text
+    return check_keep(value)
+
+
 def token_count(keep: int | float, total: int) -> int:
     """How many of `total` visual tokens `keep` asks for: max(1, round(keep * total)), never more than `total`.
 

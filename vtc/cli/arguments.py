@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,20 @@ from typing import Any
 import torch
 
 import vtc
+from vtc.budget import read_keep
+from vtc.methods.base.notation import read_methods, split_outside
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Refuse an unknown name before a model is loaded."""
+    """Refuse an unknown name, or options that a method does not have, before a model is loaded.
+
+    Args:
+        names: as `vtc.wrap` takes them: "fastv", "fastv(keep=0.2)", "vtc-cls + fastv".
+    """
     known = [info.name for info in vtc.methods()]
-    for name in names:
+    for name, options in [one for text in names for one in read_methods(text)]:
+        if options and name in known:
+            vtc.resolve(name, **options)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
@@ -27,12 +34,9 @@ def check_methods(names: Sequence[str]) -> None:
 def keep(text: str) -> int | float:
     """'64' is a count, '0.1' a fraction."""
     try:
-        value = int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a count of 1 or more nor a fraction in (0, 1]")
-    return value
+        return read_keep(text)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:
@@ -49,7 +53,8 @@ def device(text: str) -> str:
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
+    """A type of arguments that are lists, "a,b"; commas within brackets or quotes are part of an entry."""
+    return lambda text: [kind(part) for part in split_outside(text, ",") if part]
 
 
 def existing_folders(*files: str | None) -> None:

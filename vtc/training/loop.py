@@ -139,7 +139,7 @@ def train(
     out = Path(out).expanduser()
     settings = vars(recipe) | {
         "data": "function" if callable(samples) else f"{len(samples)} samples",
-        "method": {name: str(value) for name, value in vars(chosen).items()},
+        "method": str(chosen),
         "frames": frames,
         "fps": fps,
         "model": f"{config.model_type} of width {width}",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,39 @@ class Method:
             object.__setattr__(self, "scope", self.scope_default)
         if self.scope not in self.scopes:
             raise ValueError(f"scope={self.scope!r} is not one of {', '.join(self.scopes)}.")
+
+    def __str__(self) -> str:
+        """`name(option=value, ...)`, which `vtc.resolve` reads; where there is no such form, as `repr`."""
+        from vtc.methods.base.serial import as_text
+
+        try:
+            return as_text(self)
+        except TypeError:
+            return repr(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """This method for a JSON file: its name, and all options, as later versions may have other defaults.
+
+        Raises:
+            TypeError: with one sentence; its class has no registered name, or an option holds a live object.
+        """
+        from vtc.methods.base.serial import as_dict
+
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> Self:
+        """The method that `as_dict` wrote, found by its name.
+
+        Raises:
+            ValueError, TypeError: with one sentence; an unknown format, name or option, or a method of another class.
+        """
+        from vtc.methods.base.serial import from_dict
+
+        method = from_dict(written)
+        if not isinstance(method, cls):
+            raise TypeError(f"{written['name']!r} is no {cls.__name__}: read it with vtc.Method.from_dict.")
+        return method
 
     @property
     def title(self) -> str:

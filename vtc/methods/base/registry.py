@@ -10,6 +10,7 @@ from inspect import get_annotations
 from typing import Any
 
 from vtc.methods.base.method import Method, Paper
+from vtc.methods.base.notation import read_methods
 
 _METHODS: dict[str, type[Method]] = {}
 
@@ -20,6 +21,11 @@ def register(cls: type[Method]) -> None:
     if old is not None and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"method name {cls.name!r} is taken by {old.__module__}.{old.__qualname__}; choose another.")
     _METHODS[cls.name] = cls
+
+
+def is_registered(cls: type[Method]) -> bool:
+    """Whether `cls` is what its name stands for; a subclass without a name of its own is not."""
+    return bool(cls.__dict__.get("name")) and _METHODS.get(cls.name) is cls
 
 
 def discover() -> dict[str, type[Method]]:
@@ -77,7 +83,10 @@ def methods() -> list[MethodInfo]:
 
 
 def resolve(method: str | Method, keep: int | float | None = None, **options: Any) -> Method:
-    """A Method from a name or an instance, with `keep` and options applied; one clear sentence if that fails."""
+    """A Method from a string or an instance, with `keep` and options applied; one clear sentence if that fails.
+
+    A string is a name, with options or without: "fastv", "fastv(keep=0.2, layers=(2,))".
+    """
     if isinstance(method, type) and issubclass(method, Method):
         raise TypeError(f"{method.__name__} is a class; pass an instance, for example {method.__name__}(keep=64).")
     if keep is not None:
@@ -85,6 +94,10 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     if isinstance(method, Method):
         cls = type(method)
     elif isinstance(method, str):
+        (method, written), *more = read_methods(method)
+        if more:
+            raise ValueError(f"{method} + {more[0][0]} are several methods, where one is expected: give one of them.")
+        options = written | options
         known = discover()
         if method not in known:
             key = method.lower().replace("_", "-")
