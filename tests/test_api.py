@@ -128,14 +128,6 @@ def test_a_family_that_cannot_feed_the_method(model: Any) -> None:
             name = "wants-depth"
             needs = ("depth_map",)
 
-    class Late(vtc.Method):
-        stage = "cache"
-
-        def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
-            return tokens.features[:, 0]
-
-    with pytest.raises(ValueError, match=r"stage 'cache'; make it a vtc\.CacheMethod"):
-        vtc.wrap(model, Late())
     with pytest.raises(TypeError, match="neither score"):
         vtc.wrap(model, type("Empty", (vtc.Method,), {})())
 

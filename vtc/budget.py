@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 
 from vtc.checks import check_number
@@ -68,6 +69,30 @@ def layer_average(counts: tuple[int, ...], layers: tuple[int, ...], total: int, 
     """Mean number of visual tokens over `depth` layers, `counts[i]` of them from `layers[i]` on."""
     edges = [*layers, depth]
     return (total * layers[0] + sum(c * (edges[i + 1] - edges[i]) for i, c in enumerate(counts))) / depth
+
+
+def proportional(shape: Sequence[float], widths: Sequence[int], mean: float, most: int) -> tuple[int, ...]:
+    """Counts in the proportions of `shape`, each from 1 to `most`, whose mean over `widths` is nearest to `mean`.
+
+    A mean near `most` makes the large ones `most` and the small ones more than their share: at `most`, all are.
+
+    Args:
+        widths: of each count, how many layers have it.
+    """
+    low, high = 0.0, most / min(shape)  # the mean grows with the scale
+    for _ in range(60):
+        scale = (low + high) / 2
+        low, high = (low, scale) if _mean(_clipped(shape, scale, most), widths) > mean else (scale, high)
+    below, above = _clipped(shape, low, most), _clipped(shape, high, most)
+    return min(below, above, key=lambda counts: abs(_mean(counts, widths) - mean))
+
+
+def _clipped(shape: Sequence[float], scale: float, most: int) -> tuple[int, ...]:
+    return tuple(max(1, min(most, round(scale * share))) for share in shape)
+
+
+def _mean(counts: Sequence[int], widths: Sequence[int]) -> float:
+    return sum(count * width for count, width in zip(counts, widths, strict=True)) / sum(widths)
 
 
 def counts_for_average(

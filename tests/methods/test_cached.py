@@ -99,3 +99,9 @@ def test_assisted_decoding_and_eviction_while_decoding_do_not_mix():
     model, inputs = model_of("llava"), batch("llava", [[0]])
     with vtc.wrapped(model, vtc.H2O(keep=6, scope="all", every=1)), pytest.raises(ValueError, match="cannot remove"):
         model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize("method", [vtc.H2O(keep=10), vtc.Scissorhands(keep=10)])
+def test_equal_records_leave_the_first_ones(method):
+    chosen = vtc.select(method, torch.zeros(N, 1), attention_record=torch.ones(N)).anchor
+    assert chosen.tolist() == list(range(10))

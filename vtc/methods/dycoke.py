@@ -74,6 +74,10 @@ class DyCoke(Method):
             return (self,)
         return replace(self, p=None), Resting(keep=1 - self.p, first=self.layer, refresh=self.refresh)
 
+    def keeps_all(self) -> bool:
+        """Not if `k` stands in for the budget, nor with stage 2, which lets decode steps attend to a part."""
+        return self.k is None and self.p is None
+
     def select(self, tokens: VisualTokens) -> Selection:
         n, budget, rows = len(tokens.features), self.count(tokens), frame_rows(tokens)
         there = rows >= 0  # [T, P]

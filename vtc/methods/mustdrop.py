@@ -70,6 +70,10 @@ class MustDrop(Method):
         windows = MergeWindows(keep=self.keep if self.exact else 1, similar=self.similar, positions=self.positions)
         return windows, filters, OutputAware(first=filters.layers[0])
 
+    def keeps_all(self) -> bool:
+        """Only with exact counts: the paper's thresholds know no budget."""
+        return self.exact
+
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)
 

@@ -75,6 +75,10 @@ class PruneVid(Method):
         ask = AskOnce(keep=self.keep, alpha=alpha, layers=(self.layer,), positions=self.positions)
         return merge, ask, CutCache()
 
+    def keeps_all(self) -> bool:
+        """Not if `ratio` stands in for the budget."""
+        return self.ratio is None
+
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)
 

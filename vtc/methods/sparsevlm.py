@@ -37,6 +37,7 @@ class SparseVLM(LayerMethod):
     needs = ("text_attention", "text_raters")
     query_aware = True
     merges = True
+    appends = True
     positions_default = "compact"
     paper = Paper("SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", "2410.04417")
 

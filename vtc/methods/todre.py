@@ -68,6 +68,10 @@ class ToDRE(Method):
         check = RelevanceCheck(tau=self.tau, layers=(self.check,), positions=self.positions)
         return replace(self, tau=None), check
 
+    def keeps_all(self) -> bool:
+        """Not with the check of relevance: it drops all visual tokens, whatever the budget."""
+        return self.tau is None
+
     def requires(self) -> tuple[str, ...]:
         return ("cls_attention",) if self.pivot == "cls" else ()
 

@@ -30,6 +30,7 @@ class VisionZip(Method):
     contextual: float = 10 / 64
     needs = ("cls_attention", "keys")
     merges = True
+    appends = True
     positions_default = "compact"
     scope_default = "frame"  # the vision tower's attention is each frame's own
     paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467")

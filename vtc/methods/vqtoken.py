@@ -98,6 +98,10 @@ class VQToken(TrainedMethod):
         """The mode, spelled out."""
         return self.mode or ("codebook" if self.weights is None else "full")
 
+    def keeps_all(self) -> bool:
+        """Not if the range of `adaptive` stands in for the budget."""
+        return self.adaptive is None
+
     def module(self, width: int) -> nn.Module:
         return vq_attention.VQAttention(
             width, self.option("cells"), self.option("roles"), random=self.at_work == "hash"

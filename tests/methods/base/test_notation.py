@@ -50,7 +50,7 @@ def test_what_is_read(text, methods):
     ],
 )
 def test_what_is_refused(text, said):
-    with pytest.raises(ValueError, match="^[^\n]*$") as caught:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         read_methods(text)
     assert said in str(caught.value)
 
@@ -58,25 +58,10 @@ def test_what_is_refused(text, said):
 @pytest.mark.parametrize(
     "value",
     [
-        0,
-        1,
-        1.0,
-        -0.1,
-        1e-30,
-        True,
-        False,
-        None,
-        "word",
-        "two words",
-        "True",
-        "1",
-        "",
-        "it's",
-        'a"b\\',
-        "a\nb",
-        "../a/b-1",
-    ]
-    + ["None", "nan", "~/a", (), (1,), (0.5, 2), ("a", "b c"), ((1, 2), None)],
+        *(0, 1, 1.0, -0.1, 1e-30, True, False, None),
+        *("word", "two words", "True", "None", "nan", "1", "", "it's", 'a"b\\', "a\nb", "../a/b-1", "~/a"),
+        *((), (1,), (0.5, 2), ("a", "b c"), ((1, 2), None)),
+    ],
 )
 def test_every_value_comes_back(value):
     text = write_method("some-method", {"option": value, "keep": 1})

@@ -38,8 +38,9 @@ def variants(name):
     plain = vtc.resolve(name)
     for field in fields(plain):
         for value in (*TRIED, *WORDS):
+            option: dict[str, Any] = {field.name: value}
             try:
-                method = vtc.resolve(name, **{field.name: value})
+                method = vtc.resolve(name, **option)
             except (TypeError, ValueError, FileNotFoundError):
                 continue
             if repr(method) != repr(plain):

@@ -14,7 +14,9 @@ from vtc.budget import check_keep, token_count
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, check_signals
 
-STAGES = ("encoder", "input", "layer", "cache")
+#: in the order in which a token meets them, and the base class of the methods that act there
+_BASES = {"input": "Method", "layer": "LayerMethod", "cache": "CacheMethod"}
+STAGES = tuple(_BASES)
 POSITIONS = ("original", "compact")
 
 
@@ -49,6 +51,8 @@ class Method:
     exact_count: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     trained: ClassVar[bool] = False
+    #: whether outputs that are made of several tokens come after those that stay as they are; False = all in order
+    appends: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
     scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
@@ -64,6 +68,13 @@ class Method:
                 cls.__annotations__ = own = {**own, field.name: field.type}
         if cls.stage not in STAGES:
             raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
+        bases = {base.__name__ for base in cls.__mro__} & {*_BASES.values()}
+        if bases - {"Method"} != {_BASES[cls.stage]} - {"Method"}:
+            own = " and ".join(f"vtc.{base}" for base in sorted(bases - {"Method"} or bases))
+            raise TypeError(
+                f"{cls.__name__} derives from {own}, but its stage is {cls.stage!r}: derive it from "
+                f"vtc.{_BASES[cls.stage]}, or leave `stage` out."
+            )
         if cls.__dict__.get("name"):
             from vtc.methods.base.registry import register
 
@@ -121,6 +132,10 @@ class Method:
     def parts(self) -> tuple[Method, ...]:
         """The methods of one stage each that make up this one; itself, unless a paper combines several stages."""
         return (self,)
+
+    def keeps_all(self) -> bool:
+        """Whether `keep=1.0` leaves everything as it is; not where something else than the budget decides, too."""
+        return True
 
     def requires(self) -> tuple[str, ...]:
         """Signals this instance asks for; `needs` unless an option changes it."""
