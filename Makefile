@@ -104,9 +104,10 @@ vqtoken: $(STAMP)
 	$(BIN)/vtc train --model tiny-qwen --data runs/clips/questions.jsonl --frames 16 --method vqtoken --keep 32 \
 	    --steps 500 --batch-size 16 --out runs/vqtoken
 
-# Speed, each table with its CSV and picture: ops by provider, then whole models against uncompressed sdpa.
+# Speed, each table with its CSV and picture: imports, ops by provider, then whole models against uncompressed sdpa.
 BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png
 bench: $(STAMP)
+	$(BIN)/vtc bench imports --csv runs/imports.csv --markdown runs/imports.md
 	$(call BENCH,ops,cpu,runs)
 	$(call BENCH,model,cpu,runs)
 

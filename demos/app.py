@@ -268,7 +268,7 @@ def _html(value: str = "", **options: Any) -> gr.HTML:
 
 def _choices(stage: str | None, kind: str) -> list[str]:
     """Methods of a stage (None = all) for pictures ("image") or clips ("video")."""
-    return [m.name for m in vtc.methods() if kind in m.modality and stage in (None, cards.stage_of(m))]
+    return [m.name for m in vtc.list_methods() if kind in m.modality and stage in (None, cards.stage_of(m))]
 
 
 def _card(now: View, i: int, processor: Any) -> str:

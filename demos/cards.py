@@ -31,7 +31,7 @@ def card(
         layer: what the picture shows, as for `draw.drawn`. when: the second it is from, if it is of a clip.
     """
     title = run.method or "All tokens"
-    info = next((i for i in vtc.methods() if i.name == run.method), None)
+    info = next((i for i in vtc.list_methods() if i.name == run.method), None)
     where = WHERE[stage_of(info)] if info else "uncompressed"
     if run.state == "failed":
         body = f'<p class="failed" role="alert">{escape(run.text)}</p>'
@@ -155,7 +155,7 @@ def method_list() -> str:
     parts = []
     for stage, where in WHERE.items():
         items = ""
-        for info in vtc.methods():
+        for info in vtc.list_methods():
             if stage_of(info) == stage:
                 paper = f"<cite>{escape(info.paper.title)}, arXiv {info.paper.arxiv}</cite>" if info.paper else ""
                 only = "" if "image" in info.modality else " Clips only."

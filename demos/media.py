@@ -39,7 +39,7 @@ class Media:
 
     @property
     def kind(self) -> str:
-        """ "image" or "video", as `vtc.methods()` calls what a method is for."""
+        """ "image" or "video", as `vtc.list_methods()` calls what a method is for."""
         return "image" if self.clip is None else "video"
 
     @property

@@ -225,7 +225,7 @@ def _key(name: str, media: Media, question: str, method: str | None, keep: float
 
 def _needs(method: str | None) -> tuple[str, ...]:
     """Methods of equal needs share a run of the vision tower."""
-    return next((info.needs for info in vtc.methods() if info.name == method), ())
+    return next((info.needs for info in vtc.list_methods() if info.name == method), ())
 
 
 def _encode(model: Any, inputs: Any, method: str | None) -> tuple[Any, float]:

@@ -245,7 +245,7 @@ class Answerer:
 
 def _options(spec: Spec) -> dict[str, Any]:
     """`keep` and the method's options; methods with thresholds keep exactly what is asked, as far as they can."""
-    known = next(info.options for info in vtc.methods() if info.name == spec.method)
+    known = next(info.options for info in vtc.list_methods() if info.name == spec.method)
     return {"keep": spec.keep, **({"exact": True} if "exact" in known else {}), **spec.options}
 
 

@@ -6,18 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils.logging import disable_progress_bar
+from typing import TYPE_CHECKING, Any
 
 from vtc.cli import arguments
-from vtc.eval import compare, datasets, page, plot, runner, table
+from vtc.cli.loading import load
+from vtc.eval import datasets
 from vtc.eval.metrics import METRICS
-from vtc.eval.processes import Processes
 from vtc.eval.settings import BUDGETS, KEEPS, Settings, from_file
+from vtc.models import tiny
+
+if TYPE_CHECKING:
+    from vtc.eval.compare import Group
 
 _SHOWN = 10  # broken questions that are listed
 
@@ -90,6 +89,9 @@ def _whole(text: str) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     """Run the evaluation and print its table; 1 if a question broke."""
+    from vtc.eval import compare, runner
+    from vtc.eval.processes import Processes
+
     names = ("data", "methods", "keep", "budget", "tasks", "limit", "metric", "instruction", "max_new_tokens", "frames")
     names += ("fps", "blind", "batch_size", "timing", "out", "device", "dtype")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -101,13 +103,12 @@ def _eval(options: argparse.Namespace) -> int:
             arguments.device(device)
         except argparse.ArgumentTypeError as error:
             raise ValueError(str(error)) from None
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
+        arguments.check_device(device)
+    for model in settings.models:
+        tiny.find(model)
     team = Processes(settings.device)
     try:
-        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team), team.rank == 0)
+        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, load), team.rank == 0)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()
@@ -121,6 +122,16 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -155,6 +166,8 @@ def _tell_broken(broken: dict[str, str]) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     """One table of runs side by side, with which differences are significant; also as Markdown, picture and page."""
+    from vtc.eval import compare, page, plot, table
+
     if options.plot and Path(options.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot {options.plot}: end the name in .png, .svg or .pdf")
     paths, notes = compare.find(options.runs)
@@ -175,7 +188,11 @@ def _compare(options: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _show(groups: list[compare.Group]) -> None:
+def _show(groups: list[Group]) -> None:
+    from rich.console import Console
+
+    from vtc.eval import table
+
     console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
     for group in groups:
         if group.rows:

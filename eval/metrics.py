@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 
 from vtc.eval import captions
 from vtc.eval.datasets import Dataset
 from vtc.eval.normalise import normalise, normalise_vqa
 from vtc.eval.questions import Question, letter
+from vtc.hints import did_you_mean
 
 Scorer = Callable[[str, Question], float]
 
@@ -169,9 +169,8 @@ METRICS: dict[str, Metric] = {
 def check_name(name: str) -> str:
     """ValueError if there is no such metric."""
     if name not in METRICS:
-        near = get_close_matches(name, METRICS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METRICS)}"
-        raise ValueError(f"there is no metric {name!r}; {hint}")
+        hint = did_you_mean(name, METRICS) or f" There are: {', '.join(METRICS)}."
+        raise ValueError(f"there is no metric {name!r}.{hint}")
     return name
 
 

@@ -6,11 +6,12 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 import vtc
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Media:
         if self.file is not None:
             return vtc.load_picture(self.file)
         assert self.read is not None
+        from PIL import Image
+
         with Image.open(io.BytesIO(self.read())) as picture:
             return vtc.load_picture(picture)
 

@@ -12,22 +12,19 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
+from typing import TYPE_CHECKING, Any
 
 import vtc
 from vtc.eval import datasets, metrics
-from vtc.eval.answer import Answerer
 from vtc.eval.datasets import Dataset
 from vtc.eval.processes import Processes
 from vtc.eval.results import Run, metrics_of
 from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder
-from vtc.eval.timing import measure
+
+if TYPE_CHECKING:
+    from vtc.eval.answer import Answerer
 
 FORMAT = 2  # of the folders
 
@@ -46,14 +43,14 @@ def evaluate(
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     processes: Processes | None = None,
-    load: Callable[..., tuple[Any, Any]] = vtc.load,
+    load: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Outcome:
     """Answer every question uncompressed and with each method at each budget, greedily, so that runs repeat exactly.
 
     Args:
         progress: called with (what is counted, so far, in all), for this process's share.
         processes: those that share the work; this one alone by default.
-        load: as `vtc.load`.
+        load: as `vtc.load`, which is the default.
     Raises:
         ValueError, FileNotFoundError, ImportError: a setting, a question, a method or a folder is not as it should be;
             before any question is answered.
@@ -74,7 +71,7 @@ def evaluate(
     notes: list[str] = []
     for model in settings.models:
         own = {spec: config for spec, config in configs.items() if spec.model == model}
-        runs = _evaluate_model(settings, own, data, names, folder, progress, team, load, notes)
+        runs = _evaluate_model(settings, own, data, names, folder, progress, team, load or vtc.load, notes)
         broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
     return Outcome(folder, [folder / spec.folder for spec in specs], broken, notes)
 
@@ -90,6 +87,10 @@ def _evaluate_model(
     load: Callable[..., tuple[Any, Any]],
     notes: list[str],
 ) -> dict[Spec, RunFolder]:
+    import torch
+
+    from vtc.eval.answer import Answerer
+
     specs = list(configs)
     model, processor = load(specs[0].model, device=team.device, dtype=settings.dtype)
     torch.manual_seed(0)
@@ -143,6 +144,8 @@ def _finish(
             run.lines.setdefault(line["id"], line)
     new = [spec for spec, run in folders.items() if not run.finished]
     if team.rank == 0 and new:
+        from vtc.eval.timing import measure
+
         times: dict[Spec, dict[str, float]] = {}
         if settings.timing:
             broken = {i for run in folders.values() for i, line in run.lines.items() if "error" in line}
@@ -197,17 +200,16 @@ def _files(spec: Spec) -> dict[str, Any]:
 
 
 def _how(settings: Settings, model: Any, team: Processes) -> dict[str, Any]:
-    try:
-        own = version("vtc-vlm")
-    except PackageNotFoundError:
-        own = "unknown"
+    import torch
+    import transformers
+
     return {
         "model_type": model.config.model_type,
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": settings.batch_size,
         "processes": team.world,
-        "versions": {"vtc": own, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 

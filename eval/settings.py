@@ -8,7 +8,6 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import vtc
 from vtc.budget import check_keep
 from vtc.checks import check_number
+from vtc.hints import did_you_mean
 from vtc.methods.base.notation import read_methods, write_method
-from vtc.methods.base.registry import resolve
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.25, 0.1)
@@ -121,7 +120,7 @@ class Settings:
         Raises:
             ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
         """
-        infos = {info.name: info for info in vtc.methods()}
+        infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
         if not entries:
             fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
@@ -138,7 +137,7 @@ class Settings:
             if "average" in infos[name].options:
                 if self.budget == "average":
                     options.setdefault("average", True)
-                elif getattr(resolve(name), "average", False):  # where the paper counts so, too
+                elif infos[name].defaults["average"]:  # where the paper counts so, too
                     options.setdefault("average", False)
             wanted.append((name, options, keeps))
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
@@ -222,9 +221,8 @@ def _name_and_options(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, An
 
 def _known(name: Any, names: Any, what: str) -> None:
     if name not in names:
-        near = get_close_matches(str(name), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-        raise ValueError(f"there is no {what} {name!r}; {hint}")
+        hint = did_you_mean(str(name), names) or f" There are: {', '.join(names) or 'none'}."
+        raise ValueError(f"there is no {what} {name!r}.{hint}")
 
 
 def _require(fits: bool, name: str, value: Any, expected: str) -> None:

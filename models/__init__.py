@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from vtc.models.family import Adapter
-from vtc.models.internvl import InternVLAdapter
-from vtc.models.llava import LlavaAdapter
-from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
-from vtc.models.qwen_vl import Qwen25VLAdapter, QwenVLAdapter
+    from vtc.models.family import Adapter
 
-_ADAPTERS: dict[str, Adapter] = {}
+_REGISTERED: dict[str, Adapter] = {}  # by a user
 
 
 def register_adapter(cls: type[Adapter]) -> type[Adapter]:
     """Make a family known; usable as a class decorator in a user's own file."""
     for model_type in cls.model_types:
-        _ADAPTERS[model_type] = cls()
+        _REGISTERED[model_type] = cls()
     return cls
 
 
-for _family in (
-    LlavaAdapter,
-    LlavaNextAdapter,
-    LlavaOnevisionAdapter,
-    LlavaNextVideoAdapter,
-    QwenVLAdapter,
-    Qwen25VLAdapter,
-    InternVLAdapter,
-):
-    register_adapter(_family)
+@cache
+def _shipped() -> dict[str, Adapter]:
+    """The adapters of this package; they import torch, which `vtc.models.tiny` does without."""
+    from vtc.models.internvl import InternVLAdapter
+    from vtc.models.llava import LlavaAdapter
+    from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
+    from vtc.models.qwen_vl import Qwen25VLAdapter, QwenVLAdapter
+
+    own = (
+        LlavaAdapter,
+        LlavaNextAdapter,
+        LlavaOnevisionAdapter,
+        LlavaNextVideoAdapter,
+        QwenVLAdapter,
+        Qwen25VLAdapter,
+        InternVLAdapter,
+    )
+    return {model_type: cls() for cls in own for model_type in cls.model_types}
 
 
-def supported() -> list[str]:
+def _adapters() -> dict[str, Adapter]:
+    return {**_shipped(), **_REGISTERED}
+
+
+def list_families() -> list[str]:
     """Model types (`config.model_type`) that have an adapter."""
-    return sorted(_ADAPTERS)
+    return sorted(_adapters())
 
 
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model; ValueError with the supported families if there is none."""
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
-    if model_type not in _ADAPTERS:
-        known = f"Supported: {', '.join(supported())}."
+    adapter = _adapters().get(model_type) if isinstance(model_type, str) else None
+    if adapter is None:
+        known = f"Supported: {', '.join(list_families())}."
         if model_type is not None and not hasattr(config, "vision_config"):
             raise ValueError(
                 f"{type(model).__name__} ({model_type!r}) is a text-only model: it has no visual tokens. {known}"
@@ -53,7 +64,6 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"{type(model).__name__} (model type {model_type!r}) has no adapter. {known} "
             'To add a family, see "How to add a model family" in the README.'
         )
-    adapter = _ADAPTERS[model_type]
     if not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."

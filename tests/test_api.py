@@ -246,9 +246,9 @@ def test_report_is_json_and_a_table(model: Any) -> None:
 
 
 def test_methods_lists_the_registry() -> None:
-    names = [info.name for info in vtc.methods()]
+    names = [info.name for info in vtc.list_methods()]
     assert {"random", "pool", "vtc-cls", "divprune", "todre", "visionzip"} <= set(names)
-    for info in vtc.methods():
+    for info in vtc.list_methods():
         assert info.summary
         assert set(info.stage.split("+")) <= {"input", "layer", "cache"}
 

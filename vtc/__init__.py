@@ -1,58 +1,80 @@
-"""vtc: visual-token compression. Make a vision-language model cheaper to run with one call."""
+"""vtc: visual-token compression. Make a vision-language model cheaper to run with one call.
 
-from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
-from vtc.draw.filmstrip import frame_overlay
-from vtc.draw.overlays import overlay
-from vtc.media.pictures import load_picture
-from vtc.media.prompts import clip_inputs, prepare, prompt, seen
-from vtc.media.video import Clip, load_clip
-from vtc.methods.base.cache import CacheMethod
-from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.base.registry import MethodInfo, methods, resolve
-from vtc.methods.base.trained import TrainedMethod
-from vtc.methods.dart import DART
-from vtc.methods.divprune import DivPrune
-from vtc.methods.dycoke import DyCoke
-from vtc.methods.evs import EVS
-from vtc.methods.fastv import FastV
-from vtc.methods.framefusion import FrameFusion
-from vtc.methods.h2o import H2O
-from vtc.methods.holitom import HoliTom
-from vtc.methods.mustdrop import MustDrop
-from vtc.methods.pool import Pool
-from vtc.methods.prunevid import PruneVid
-from vtc.methods.pyramiddrop import PyramidDrop
-from vtc.methods.quota import QuoTA
-from vtc.methods.random import Random
-from vtc.methods.scissorhands import Scissorhands
-from vtc.methods.shared.clip_scorer import OpenClipScorer
-from vtc.methods.sparsevlm import SparseVLM
-from vtc.methods.streaming import Streaming
-from vtc.methods.todre import ToDRE
-from vtc.methods.tome import PiToMe, ToMe
-from vtc.methods.transprune import TransPrune
-from vtc.methods.uniform_frames import UniformFrames
-from vtc.methods.visiondrop import VisionDrop
-from vtc.methods.visionzip import VisionZip
-from vtc.methods.vqtoken import VQToken
-from vtc.methods.vtc_cls import VTCCLS
-from vtc.models import register_adapter, supported
-from vtc.reports import Report
-from vtc.selection import Selection
-from vtc.signals import VisualTokens
-from vtc.training.loop import Trained, train
-from vtc.training.samples import Sample, read_samples
+Importing this package imports nothing else: each public name brings its module along when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtc import engine as engine
+    from vtc import methods as methods
+    from vtc import models as models
+    from vtc import ops as ops
+    from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+    from vtc.draw.filmstrip import frame_overlay
+    from vtc.draw.overlays import overlay
+    from vtc.engine.encoded import Encoded
+    from vtc.media.pictures import load_picture
+    from vtc.media.prompts import clip_inputs, prepare, prompt, seen
+    from vtc.media.video import Clip, load_clip
+    from vtc.methods.base.cache import CacheMethod
+    from vtc.methods.base.index import MethodInfo, Paper
+    from vtc.methods.base.layer import LayerMethod
+    from vtc.methods.base.method import Method, top_k
+    from vtc.methods.base.registry import list_methods, resolve
+    from vtc.methods.base.trained import TrainedMethod
+    from vtc.methods.dart import DART
+    from vtc.methods.divprune import DivPrune
+    from vtc.methods.dycoke import DyCoke
+    from vtc.methods.evs import EVS
+    from vtc.methods.fastv import FastV
+    from vtc.methods.framefusion import FrameFusion
+    from vtc.methods.h2o import H2O
+    from vtc.methods.holitom import HoliTom
+    from vtc.methods.mustdrop import MustDrop
+    from vtc.methods.pool import Pool
+    from vtc.methods.prunevid import PruneVid
+    from vtc.methods.pyramiddrop import PyramidDrop
+    from vtc.methods.quota import QuoTA
+    from vtc.methods.random import Random
+    from vtc.methods.scissorhands import Scissorhands
+    from vtc.methods.shared.clip_scorer import OpenClipScorer
+    from vtc.methods.sparsevlm import SparseVLM
+    from vtc.methods.streaming import Streaming
+    from vtc.methods.todre import ToDRE
+    from vtc.methods.tome import PiToMe, ToMe
+    from vtc.methods.transprune import TransPrune
+    from vtc.methods.uniform_frames import UniformFrames
+    from vtc.methods.visiondrop import VisionDrop
+    from vtc.methods.visionzip import VisionZip
+    from vtc.methods.vqtoken import VQToken
+    from vtc.methods.vtc_cls import VTCCLS
+    from vtc.models import list_families, register_adapter
+    from vtc.models import list_families as supported
+    from vtc.models.family import Adapter, square_layout
+    from vtc.reports import Report
+    from vtc.selection import Selection
+    from vtc.signals import VisualTokens
+    from vtc.training.loop import Trained, train
+    from vtc.training.samples import Sample, read_samples
+
+    __version__: str
 
 __all__ = [
     "DART",
     "EVS",
     "H2O",
     "VTCCLS",
+    "Adapter",
     "CacheMethod",
     "Clip",
     "DivPrune",
     "DyCoke",
+    "Encoded",
     "FastV",
     "FrameFusion",
     "HoliTom",
@@ -84,13 +106,15 @@ __all__ = [
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
+    "__version__",
     "clip_inputs",
     "encode",
     "frame_overlay",
+    "list_families",
+    "list_methods",
     "load",
     "load_clip",
     "load_picture",
-    "methods",
     "overlay",
     "prepare",
     "prompt",
@@ -100,6 +124,7 @@ __all__ = [
     "resolve",
     "seen",
     "select",
+    "square_layout",
     "supported",
     "top_k",
     "train",
@@ -107,3 +132,100 @@ __all__ = [
     "wrap",
     "wrapped",
 ]
+
+#: Public name -> the module that defines it.
+_HOME = {
+    "DART": "vtc.methods.dart",
+    "EVS": "vtc.methods.evs",
+    "H2O": "vtc.methods.h2o",
+    "VTCCLS": "vtc.methods.vtc_cls",
+    "Adapter": "vtc.models.family",
+    "CacheMethod": "vtc.methods.base.cache",
+    "Clip": "vtc.media.video",
+    "DivPrune": "vtc.methods.divprune",
+    "DyCoke": "vtc.methods.dycoke",
+    "Encoded": "vtc.engine.encoded",
+    "FastV": "vtc.methods.fastv",
+    "FrameFusion": "vtc.methods.framefusion",
+    "HoliTom": "vtc.methods.holitom",
+    "LayerMethod": "vtc.methods.base.layer",
+    "Method": "vtc.methods.base.method",
+    "MethodInfo": "vtc.methods.base.index",
+    "MustDrop": "vtc.methods.mustdrop",
+    "OpenClipScorer": "vtc.methods.shared.clip_scorer",
+    "Paper": "vtc.methods.base.index",
+    "PiToMe": "vtc.methods.tome",
+    "Pool": "vtc.methods.pool",
+    "PruneVid": "vtc.methods.prunevid",
+    "PyramidDrop": "vtc.methods.pyramiddrop",
+    "QuoTA": "vtc.methods.quota",
+    "Random": "vtc.methods.random",
+    "Report": "vtc.reports",
+    "Sample": "vtc.training.samples",
+    "Scissorhands": "vtc.methods.scissorhands",
+    "Selection": "vtc.selection",
+    "SparseVLM": "vtc.methods.sparsevlm",
+    "Streaming": "vtc.methods.streaming",
+    "ToDRE": "vtc.methods.todre",
+    "ToMe": "vtc.methods.tome",
+    "Trained": "vtc.training.loop",
+    "TrainedMethod": "vtc.methods.base.trained",
+    "TransPrune": "vtc.methods.transprune",
+    "UniformFrames": "vtc.methods.uniform_frames",
+    "VQToken": "vtc.methods.vqtoken",
+    "VisionDrop": "vtc.methods.visiondrop",
+    "VisionZip": "vtc.methods.visionzip",
+    "VisualTokens": "vtc.signals",
+    "clip_inputs": "vtc.media.prompts",
+    "encode": "vtc.api",
+    "frame_overlay": "vtc.draw.filmstrip",
+    "list_families": "vtc.models",
+    "list_methods": "vtc.methods.base.registry",
+    "load": "vtc.api",
+    "load_clip": "vtc.media.video",
+    "load_picture": "vtc.media.pictures",
+    "overlay": "vtc.draw.overlays",
+    "prepare": "vtc.media.prompts",
+    "prompt": "vtc.media.prompts",
+    "read_samples": "vtc.training.samples",
+    "register_adapter": "vtc.models",
+    "report": "vtc.api",
+    "resolve": "vtc.methods.base.registry",
+    "seen": "vtc.media.prompts",
+    "select": "vtc.api",
+    "square_layout": "vtc.models.family",
+    "top_k": "vtc.methods.base.method",
+    "train": "vtc.training.loop",
+    "unwrap": "vtc.api",
+    "wrap": "vtc.api",
+    "wrapped": "vtc.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of this package; kept, so that it is asked for once."""
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name == "supported":  # what `list_families` was called first
+        value = import_module("vtc.models").list_families
+    elif name == "__version__":
+        value = _version()
+    elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vtc-vlm")
+    except PackageNotFoundError:  # a checkout on the path that is not installed
+        return "unknown"

@@ -117,7 +117,7 @@ def select(
         grid: (t, h, w) with t*h*w == N; needed by methods that work on the grid.
         keep: overrides the method's own.
         signals: what the method needs, by name: `cls_attention=` [N] or [L, N], `received_attention=` likewise,
-            `keys=` [N, d], `text=` [T, D]; see `vtc.methods()`. The method's options may stand among them.
+            `keys=` [N, d], `text=` [T, D]; see `vtc.list_methods()`. The method's options may stand among them.
     """
     chosen = resolve(method, keep)
     options = {field.name: signals.pop(field.name) for field in fields(chosen) if field.name in signals}
@@ -169,12 +169,9 @@ def load(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vtc.models.tiny import names, source
+    from vtc.models.tiny import find, names
 
-    place = source(name_or_path)
-    local = Path(place).expanduser()
-    if (local.is_absolute() or place.startswith((".", "~"))) and not local.is_dir():
-        raise FileNotFoundError(f"there is no model folder {place!r}; shipped models: {', '.join(names())}.")
+    place = find(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not a torch dtype; use float32, bfloat16 or float16.")

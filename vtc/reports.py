@@ -8,8 +8,6 @@ from io import StringIO
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vtc.layout import Tile
@@ -181,6 +179,9 @@ class Report:
         }
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         console = Console(file=StringIO(), width=100)
         if not self.spans:
             return "vtc: the last forward saw no visual tokens." + "".join(f"\nnote: {note}" for note in self.notes)

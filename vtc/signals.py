@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
+from vtc.hints import did_you_mean
 from vtc.layout import VisualSpan
 
 #: name -> what it is; every tensor is per visual token of one span.
@@ -83,8 +83,7 @@ def check_signals(names: tuple[str, ...], asker: str) -> None:
     """Raise ValueError if `names` holds an unknown signal."""
     for name in names:
         if name not in SIGNALS:
-            near = get_close_matches(name, SIGNALS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, SIGNALS)
             raise ValueError(f"{asker} needs {name!r}, which is not a signal; there are: {', '.join(SIGNALS)}.{hint}")
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from vtc.models.family import GRIDS, PIXELS
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TEXT_BEFORE, TEXT_AFTER = 20, 44  # tokens around the picture, as in a chat prompt with a question
 IMAGE, VIDEO, START, END, VOCAB = 31_000, 31_001, 31_002, 31_003, 32_064
@@ -61,6 +60,7 @@ ARCHS = {
 
 def build(arch: Arch, device: torch.device, dtype: torch.dtype) -> Any:
     """The model, with random weights."""
+    import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
@@ -114,9 +114,12 @@ def build(arch: Arch, device: torch.device, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-@torch.inference_mode()
 def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:
     """A batch of prompts with one different random picture or video each."""
+    import torch
+
+    from vtc.models.family import GRIDS, PIXELS
+
     weight = next(model.parameters())
     height, width = arch.picture
     random = torch.Generator().manual_seed(0)
@@ -138,7 +141,8 @@ def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:
         crops = 1 + (height // side) * (width // side)
         vision = {"pixel_values": noise(batch, crops, 3, side, side)}
         vision["image_sizes"] = torch.tensor([[height, width]] * batch, device=weight.device)
-    features = getattr(model.model, f"get_{kind}_features")(**vision, return_dict=True).pooler_output
+    with torch.inference_mode():
+        features = getattr(model.model, f"get_{kind}_features")(**vision, return_dict=True).pooler_output
     tokens = features[0].shape[:-1].numel()
     words = torch.randint(10, WORDS, (TEXT_BEFORE + TEXT_AFTER,), generator=random).tolist()
     picture = [marker] * tokens

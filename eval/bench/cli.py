@@ -6,17 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 import vtc
 from vtc.cli import arguments
-from vtc.eval.bench import archs, clip, model, ops, table
-from vtc.eval.bench.roofs import machine
+from vtc.eval.bench import archs
+from vtc.models import tiny
 
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+    from vtc.eval.bench import model
+
+OPS = (
+    "greedy_diversity",
+    "kmeans",
+    "bipartite_match",
+    "segment_mean",
+    "gather_rows",
+    "transition",
+    "attention_rows",
+    "received_attention",
+)
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
 VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
 ALL = ()
@@ -52,16 +64,17 @@ def add_command(commands: Any) -> None:
     """Register `vtc bench` with the command line's subparsers."""
     about = "what methods cost and save in time and memory"
     command = commands.add_parser("bench", help=about, description=__doc__)
-    kinds = command.add_subparsers(required=True, metavar="ops|model|clip")
+    kinds = command.add_subparsers(required=True, metavar="ops|model|clip|imports")
 
-    def kind(name: str, run: Any, about: str) -> Any:
+    def kind(name: str, run: Any, about: str, tensors: bool = True) -> Any:
         own = kinds.add_parser(name, help=about, description=run.__doc__)
         own.add_argument("--rounds", type=arguments.count, default=5, metavar="N", help="default: %(default)s")
-        own.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
-        own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
         own.add_argument("--csv", metavar="FILE", help="write every number here")
         own.add_argument("--markdown", metavar="FILE", help="write the tables here")
-        own.add_argument("--plot", metavar="FILE", help="draw into this picture file")
+        if tensors:
+            own.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
+            own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+            own.add_argument("--plot", metavar="FILE", help="draw into this picture file")
         own.set_defaults(run=run)
         return own
 
@@ -84,31 +97,52 @@ def add_command(commands: Any) -> None:
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
     )
+    kind("imports", _imports, "how long importing vtc takes, and its command line without a model", tensors=False)
 
 
 def _where(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    if options.device == "auto":
+        raise ValueError("--device auto spreads a model over devices: name the one to measure, such as cuda:0")
+    arguments.check_device(options.device)
+    import torch
+
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
     arguments.existing_folders(options.csv, options.markdown, options.plot)
     return device, getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
 
 
 def _bar(unit: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 
 def _print(titles: Sequence[str], cells: Sequence[Sequence[str]], heading: str) -> None:
+    from rich.console import Console
+
+    from vtc.eval.bench import table
+
     Console(width=None if sys.stdout.isatty() else 200).print(table.terminal(titles, cells, heading))
 
 
 def _ops(options: argparse.Namespace) -> None:
     """Time every op at the shapes of real models, by provider, against its own matmul and the usual loop."""
-    device, dtype = _where(options)
-    unknown = set(options.only) - {case.op for case in ops.cases(torch.device("cpu"), torch.float32)}
+    unknown = set(options.only) - {*OPS}
     if unknown:
-        raise ValueError(f"--only {','.join(sorted(unknown))}: no such op here; leave it out to see all of them")
+        raise ValueError(f"--only {','.join(sorted(unknown))}: no such op here; there are {', '.join(OPS)}")
+    device, dtype = _where(options)
+    from vtc.eval.bench import ops, table
+    from vtc.eval.bench.roofs import machine
+
     found = []
     with _bar("cases") as progress:
         bar = progress.add_task("cases", total=None)
@@ -130,9 +164,13 @@ def _ops(options: argparse.Namespace) -> None:
 
 def _clip(options: argparse.Namespace) -> None:
     """Time a question about a video file from reading it to the first word of the answer."""
-    device, dtype = _where(options)
     arguments.check_methods(options.methods)
+    tiny.find(options.model)
     vtc.load_clip(options.video, options.frames, options.fps)  # says what is wrong before a model is loaded
+    device, dtype = _where(options)
+    from vtc.eval.bench import clip, table
+    from vtc.eval.bench.roofs import machine
+
     loaded, processor = vtc.load(options.model, str(device), str(dtype).removeprefix("torch."))
     asked = clip.Asked(loaded, processor, Path(options.video), options.question, options.frames, options.fps)
     settings = [(method, keep) for keep in options.keep for method in options.methods]
@@ -155,9 +193,12 @@ def _clip(options: argparse.Namespace) -> None:
 
 def _model(options: argparse.Namespace) -> None:
     """Time to first token by part, decoding and memory, with and without compression, of models with random weights."""
-    device, dtype = _where(options)
     arguments.check_methods(options.methods or [])
-    every = [info.name for info in vtc.methods() if "image" in info.modality]
+    device, dtype = _where(options)
+    from vtc.eval.bench import model, table
+    from vtc.eval.bench.roofs import machine
+
+    every = [info.name for info in vtc.list_methods() if "image" in info.modality]
     suite = SUITES[device.type] if device.type in SUITES else SUITES["cpu"]
     if options.arch:
         suite = [(options.arch, batch, options.methods or ALL, options.keep) for batch in options.batch]
@@ -191,4 +232,29 @@ def _model(options: argparse.Namespace) -> None:
         Path(options.markdown).write_text("\n".join(pages))
     if options.plot:
         table.plot_model(rows, Path(options.plot))
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+
+
+def _imports(options: argparse.Namespace) -> None:
+    """Time imports and commands that need no model, each in fresh processes."""
+    arguments.existing_folders(options.csv, options.markdown)
+    import torch
+
+    from vtc.eval.bench import imports, table
+    from vtc.eval.bench.roofs import machine
+
+    with _bar("processes") as progress:
+        bar = progress.add_task("processes", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        seconds = imports.measure(imports.STARTS, options.rounds, advance)
+    found, about = imports.rows(seconds), machine(torch.device("cpu"))
+    titles, printed = list(imports.COLUMNS.values()), imports.cells(found)
+    if options.csv:
+        table.write_csv(found, about, Path(options.csv))
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(titles, printed))
+    _print(titles, printed, f"milliseconds, {options.rounds} fresh processes each")
     print(", ".join(f"{key} {value}" for key, value in about.items()))

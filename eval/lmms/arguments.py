@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import vtc
 from vtc.budget import read_keep
 from vtc.checks import check_number
 from vtc.eval.lmms import FAMILIES
+from vtc.hints import did_you_mean
 from vtc.methods.base.notation import read_methods
 from vtc.models import tiny
 
@@ -76,7 +76,7 @@ def _methods(text: str, keep: Any, options: dict[str, Any]) -> tuple[vtc.Method,
         raise ValueError(
             f"keep={keep} holds {len(budgets)} budgets for {len(named)} methods: give one each, joined by '+'."
         )
-    has = {name: next((info.options for info in vtc.methods() if info.name == name), ()) for name, _ in named}
+    has = {name: next((info.options for info in vtc.list_methods() if info.name == name), ()) for name, _ in named}
     chosen = tuple(
         vtc.resolve(
             vtc.resolve(name, **written),
@@ -88,8 +88,7 @@ def _methods(text: str, keep: Any, options: dict[str, Any]) -> tuple[vtc.Method,
     known = [*_OWN, *(option for own in has.values() for option in own)]
     for option in options:
         if option not in known:
-            near = get_close_matches(option, known, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(option, known)
             raise TypeError(f"--model_args has no {option!r} with method={text}; it has {', '.join(known)}.{hint}")
     return chosen
 

@@ -15,6 +15,15 @@ def source(name_or_path: str | Path) -> str:
     return str(path(str(name_or_path)) if str(name_or_path) in names() else name_or_path)
 
 
+def find(name_or_path: str | Path) -> str:
+    """`source`, once it is sure that a local folder is there; FileNotFoundError if not."""
+    place = source(name_or_path)
+    local = Path(place).expanduser()
+    if (local.is_absolute() or place.startswith((".", "~"))) and not local.is_dir():
+        raise FileNotFoundError(f"there is no model folder {place!r}; shipped models: {', '.join(names())}.")
+    return place
+
+
 def path(name: str = "tiny-llava") -> Path:
     """Folder of a shipped checkpoint; it loads through AutoModelForImageTextToText and AutoProcessor."""
     folder = _HERE / name

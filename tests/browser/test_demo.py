@@ -11,7 +11,7 @@ import vtc
 
 pytestmark = pytest.mark.browser
 FIRST = ["full", "vtc-cls", "visionzip", "pyramiddrop"]
-METHODS = [info.name for info in vtc.methods() if "image" in info.modality]
+METHODS = [info.name for info in vtc.list_methods() if "image" in info.modality]
 PICTURE = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny" / "pictures" / "0006.webp"
 
 

@@ -71,7 +71,7 @@ def test_ask_about_a_picture_of_any_size(size, tmp_path):
 def test_methods_lists_every_method(capsys):
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    for info in vtc.methods():
+    for info in vtc.list_methods():
         assert info.name in out
         assert info.paper is None or info.paper.arxiv in out
 
@@ -163,7 +163,7 @@ BAD = [
     (["eval", "--limit", "0"], "'0' is not a whole number"),
     (["eval", "--timing", "-1"], "'-1' is not a whole number"),
     (["eval", "--tasks", "colour"], "no task 'colour'"),
-    (["eval", "--metric", "exat"], "did you mean 'exact'"),
+    (["eval", "--metric", "exat"], "Did you mean 'exact'"),
     (["eval", "--frames", "4", "--fps", "2"], "give frames or fps, not both"),
     (["eval", "--fps", "0"], "fps=0.0 is not a number in"),
     (["eval", "--config", "none.toml"], "no settings file at none.toml"),
@@ -175,12 +175,23 @@ BAD = [
     (["eval", "--methods", "todre(mode=kcenter, mod=1)"], "there is no option of todre 'mod'"),
     (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=3"], "does not name a method"),
     (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(kep=3)"], "fastv has no option 'kep'"),
-    (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),
-    (["train", "--data", "none", "--out", "none", "--method", "vqtoken(cells=(1, 2))"], "cells=(1, 2) is not a grid"),
+    (
+        ["ask", "--image", PICTURE, "--question", "What?", "--method", "pool + fastv", "--keep", "3"],
+        "are several methods",
+    ),
+    (["bench", "model", "--methods", "pool + fastv"], "'pool + fastv' are several methods, where one is expected"),
+    (["train", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has no parameters to train"),
+    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=0)"], "keep=0 is not a whole number"),
 ] + [(["eval", "--keep", keep], f"keep={keep} is not a ") for keep in ("0", "-3", "1.5", "nan", "inf", "0.0")]
 
 
-@pytest.mark.parametrize(("arguments", "said"), BAD)
+BAD_VALUES = [  # of options, which only the method itself can check
+    (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),
+    (["train", "--data", "none", "--out", "none", "--method", "vqtoken(cells=(1, 2))"], "cells=(1, 2) is not a grid"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [*BAD, *BAD_VALUES])
 def test_mistakes_end_in_one_sentence(arguments, said, capsys):
     try:
         status = main(arguments)

@@ -103,7 +103,7 @@ def test_the_table(runs):
 
 def test_every_method_is_listed():
     tree = Tree(cards.method_list())
-    for info in vtc.methods():
+    for info in vtc.list_methods():
         assert info.name in tree.text
         assert cards.stage_of(info) in cards.WHERE
 

@@ -18,13 +18,13 @@ CPU = torch.device("cpu")
 def prefill() -> Any:
     """(model, a prefill of 576 visual and 64 text tokens whose pictures are already encoded)"""
     model = build(Arch("llava", 6, 256, 4, 688, SMALL_CLIP), CPU, torch.float32)
-    names = [info.name for info in vtc.methods() if info.name != "wants-depth"]
+    names = [info.name for info in vtc.list_methods() if info.name != "wants-depth"]
     encoded = vtc.encode(model, names, pixel_values=torch.randn(1, 3, 336, 336))
     ids = torch.tensor([[*range(10, 30), *[IMAGE] * 576, *range(10, 54)]])
     return model, lambda: model(input_ids=ids, **encoded.take([0]), use_cache=True, logits_to_keep=1)
 
 
-@pytest.mark.parametrize("name", [info.name for info in vtc.methods()])
+@pytest.mark.parametrize("name", [info.name for info in vtc.list_methods()])
 def test_the_peak_is_no_higher(name: str, prefill: Any) -> None:
     """Beyond a score per token, which is half a per cent of this small model's peak."""
     model, run = prefill

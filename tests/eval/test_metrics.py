@@ -201,7 +201,7 @@ def test_the_plan_fits_the_fields():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("exat", "did you mean 'exact'"),
+        ("exat", "Did you mean 'exact'"),
         ({"nope": "exact"}, "no task 'nope'; it has all"),
         ("pope", "cannot score the question '1': it has an answer other than yes and no"),
         ("choice", "has no 'choices'"),

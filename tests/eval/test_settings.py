@@ -84,7 +84,7 @@ def test_the_folder_depends_on_what_is_asked():
     ("text", "said"),
     [
         ("keep = [", "sweep.toml: "),
-        ("keeps = 3", "no setting 'keeps'; did you mean 'keep'"),
+        ("keeps = 3", "no setting 'keeps'. Did you mean 'keep'"),
         ("keep = 0", "keep=0 is not a whole number of 1 or more"),
         ("keep = true", "sweep.toml: keep=True is not a whole number"),
         ("keep = 1.5", r"keep=1\.5 is not a number in"),
@@ -108,8 +108,8 @@ def test_a_bad_file(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        (("divprun",), "no method 'divprun'; did you mean 'divprune'"),
-        (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'; did you mean 'mode'"),
+        (("divprun",), "no method 'divprun'. Did you mean 'divprune'"),
+        (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'. Did you mean 'mode'"),
         (({"name": "todre", "keep": 0},), "keep=0 is not a whole number"),
         (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -215,3 +217,18 @@ def test_refusals(tmp_path):
     assert len(vtc.load_clip(file, frames=whole)) == 2
     with pytest.raises(FileNotFoundError, match="check the path"):
         vtc.load_clip(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize("reader", [None, *READERS])
+def test_a_clip_that_is_read_before_torch_is_imported_leaves_its_arithmetic_alone(tmp_path, reader):
+    file = write(tmp_path / "a.mp4")
+    code = f"""
+import sys, vtc
+assert "torch" not in sys.modules
+vtc.load_clip({str(file)!r}, frames=2, reader={reader!r})
+import torch
+ones = torch.ones(300, 300)
+assert torch.equal(ones @ ones, 300 * ones)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

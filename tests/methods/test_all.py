@@ -56,7 +56,7 @@ def parts(selection):
 
 def test_the_registry_lists_them():
     assert {"divprune", "pool", "random", "todre", "visionzip", "vtc-cls"} <= set(NAMES)
-    infos = {info.name: info for info in vtc.methods()}
+    infos = {info.name: info for info in vtc.list_methods()}
     for name in NAMES:
         assert infos[name].summary
         assert make(name, infos[name].default_keep) == make(name, None)
@@ -256,7 +256,7 @@ def test_it_is_listed_and_selects(own):
     longest = x.norm(dim=1).topk(3).indices.sort().values
     assert torch.equal(vtc.select("longest", x).anchor, longest)
     assert torch.equal(vtc.select(own(keep=3), x).anchor, longest)
-    (info,) = [i for i in vtc.methods() if i.name == "longest"]
+    (info,) = [i for i in vtc.list_methods() if i.name == "longest"]
     assert (info.stage, info.default_keep, info.options) == ("input", 3, ("positions", "scope", "power"))
     assert info.summary == "Keep the tokens with the longest feature vectors."
 

@@ -117,7 +117,7 @@ TEMPORAL = ["dycoke", "evs", "framefusion", "holitom", "prunevid", "quota", "uni
 
 
 def test_temporal_methods_say_so():
-    infos = {info.name: info for info in vtc.methods()}
+    infos = {info.name: info for info in vtc.list_methods()}
     assert sorted(name for name, info in infos.items() if info.modality == ("video",)) == TEMPORAL
     assert infos["dycoke"].stage == "input+cache"
     assert infos["framefusion"].stage == "input+layer"

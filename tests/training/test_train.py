@@ -16,7 +16,7 @@ from vtc.cli.main import main
 from vtc.engine.encoded import Encoded
 from vtc.methods.base import registry
 from vtc.training import loop as training
-from vtc.training.samples import IGNORED, Batches, expansion
+from vtc.training.batches import IGNORED, Batches, expansion
 
 pytest.importorskip("accelerate")
 TINY = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny"

@@ -1,26 +1,22 @@
 """The command `vtc`: ask a model about a picture, list the methods, measure what they cost in accuracy."""
 
+# Modules of commands import neither torch nor transformers before what was asked for has been checked: help and
+# refusals answer at once.
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-import torch
-from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
+from typing import Any, NoReturn
 
 import vtc
 from vtc.cli import arguments
-from vtc.cli.ask import ask, save_overlays, show
+from vtc.cli.loading import load
 from vtc.cli.train import add_command as train_command
 from vtc.demos.serve import PORT, serve
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
+from vtc.methods.base.card import read_card
 from vtc.models import tiny
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
@@ -44,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
+    trained = {"weights": options.weights} if options.weights else {}
     if options.method:
-        arguments.check_methods([options.method])
+        alone = options.keep is not None or bool(trained)  # these are for one method
+        (name, *_) = arguments.check_methods([options.method], trained, several=not alone)
     elif options.keep is not None or options.save or options.weights:
         given = "--save" if options.save else "--weights" if options.weights else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
@@ -53,12 +51,21 @@ def _ask(options: argparse.Namespace) -> None:
         raise ValueError("there is nothing to ask about: give --image or --video")
     if not options.video and (options.frames or options.fps):
         raise ValueError(f"--{'frames' if options.frames else 'fps'} is about videos: give --video too")
-    if options.save and Path(options.save).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
+    if options.save:
+        from PIL import Image
+
+        if Path(options.save).suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
+    if options.weights:
+        read_card(options.weights, name)
+    from vtc.media.prompts import check_question
+
+    check_question(options.question)
     pictures = [vtc.load_picture(path) for path in options.image]
     clips = [vtc.load_clip(path, options.frames, options.fps) for path in options.video]
-    model, processor = _load(options)
-    trained = {"weights": options.weights} if options.weights else {}
+    model, processor = load(options.model, options.device, options.dtype)
+    from vtc.cli.ask import ask, save_overlays, show
+
     answers = ask(
         model,
         processor,
@@ -83,11 +90,15 @@ def _ask(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     """List the registered methods."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
     listing = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("name", "stage", "needs", "query aware", "merges"):
         listing.add_column(title, no_wrap=title == "name")
     listing.add_column("paper", ratio=1)
-    for info in vtc.methods():
+    for info in vtc.list_methods():
         paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
         needs = "\n".join(info.needs) or "nothing"
         listing.add_row(info.name, info.stage, needs, _yes(info.query_aware), _yes(info.merges), paper)
@@ -100,7 +111,8 @@ def _yes(value: bool) -> str:
 
 def _demo(options: argparse.Namespace) -> None:
     """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
-    _check_device(options.device)
+    arguments.check_device(options.device)
+    tiny.find(options.model)
     models = list(dict.fromkeys([options.model, *tiny.names()]))
     serve(models, options.port, options.host, options.share, options.device, options.dtype)
 
@@ -123,23 +135,19 @@ def _import_plugin(name: str | None) -> None:
         raise ImportError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_device(device: str | None) -> None:
-    if device and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: no CUDA device is available here; leave it out to run on the CPU")
-
-
-def _load(options: argparse.Namespace):
-    _check_device(options.device)
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    return vtc.load(options.model, device=options.device, dtype=options.dtype)
-
-
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; `--help` has the rest."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """argparse's own wants the version before anybody has asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        print(f"vtc {vtc.__version__}")
+        parser.exit()
 
 
 def _running(model: str | None) -> _Parser:
@@ -155,6 +163,7 @@ def _running(model: str | None) -> _Parser:
 def _parser() -> argparse.ArgumentParser:
     running, measured = _running("tiny-llava"), _running(None)
     parser = _Parser(prog="vtc", description=__doc__)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -182,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
     eval_commands(commands, measured)
     bench_command(commands)
-    train_command(commands, running, _load)
+    train_command(commands, running)
 
     about = "show in a browser what methods keep"
     command = commands.add_parser("demo", parents=[running], help=about, description=_demo.__doc__)

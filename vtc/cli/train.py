@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import vtc
 from vtc.cli import arguments
+from vtc.cli.loading import load
+from vtc.methods.base.registry import untrained
 
 
-def add_command(commands: Any, running: argparse.ArgumentParser, load: Callable[[argparse.Namespace], Any]) -> None:
-    """Add `train` to the subcommands; `running` holds the options of a model, `load` loads it."""
+def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
+    """Add `train` to the subcommands; `running` holds the options of a model."""
 
     def run(options: argparse.Namespace) -> None:
         """Train the parameters of a method for a model: only the method's own, the model stays as it is."""
-        arguments.check_methods([options.method])
+        (name,) = arguments.check_methods([options.method])
+        if not any(info.trained for info in vtc.list_methods() if info.name == name):
+            raise untrained(name)
         vtc.read_samples(options.data)  # refuses before a model is loaded
-        model, processor = load(options)
+        model, processor = load(options.model, options.device, options.dtype)
         vtc.train(
             model,
             options.method,

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from vtc.media.video import Clip
 
 
+def check_question(question: str, *placeholders: str) -> None:
+    """Raise ValueError with one sentence if it is empty, or holds one of a model's placeholders or "<image>"."""
+    if not question.strip():
+        raise ValueError("the question is empty: ask something")
+    for placeholder in {*placeholders, "<image>"} - {""}:
+        if placeholder in question:
+            raise ValueError(
+                f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"
+            )
+
+
 def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
     """One user turn with `pictures` pictures and `videos` videos before the question, in the model's own chat format.
 
@@ -22,13 +33,7 @@ def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
     token, film = processor.image_token, getattr(processor, "video_token", None) or ""
     if videos and (not film or getattr(processor, "video_processor", None) is None):
         raise ValueError(f"this model does not read videos ({type(processor).__name__}): give it pictures")
-    if not question.strip():
-        raise ValueError("the question is empty: ask something")
-    for placeholder in {token, "<image>", film} - {""}:
-        if placeholder in question:
-            raise ValueError(
-                f"the question contains the placeholder {placeholder!r}, which is put in for you: leave it out"
-            )
+    check_question(question, token, film)
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

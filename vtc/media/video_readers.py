@@ -24,6 +24,9 @@ class DecordReader:
     """
 
     def __init__(self, file: Path) -> None:
+        # torch first: decord loads NVIDIA's libnvblas for all to see where there is one, and a torch that is loaded
+        # after it multiplies matrices through that, which crashes without a GPU.
+        import torch  # noqa: F401  # isort: skip
         import decord
 
         if file.suffix.lower() in _STREAMS:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from vtc.api import ATTRIBUTE, wrapped
 from vtc.checks import check_number
 from vtc.methods.base.method import Method
-from vtc.methods.base.registry import discover, resolve
+from vtc.methods.base.registry import resolve, untrained
 from vtc.methods.base.trained import CARD, TrainedMethod, save_module
 from vtc.models import adapter_for
+from vtc.training.batches import IGNORED, Batches
 from vtc.training.checkpoint import Checkpoint
-from vtc.training.samples import IGNORED, Batches, Sample, read_samples
+from vtc.training.samples import Sample, read_samples
 
 Batch = dict[str, Any]
 Data = str | Path | Sequence[Sample] | Callable[[int], Batch]
@@ -227,8 +228,7 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 def _trainable(method: str | Method, keep: int | float | None, options: dict[str, Any]) -> TrainedMethod:
     chosen = resolve(method, keep, **options)
     if not isinstance(chosen, TrainedMethod) or type(chosen).module is TrainedMethod.module:
-        able = [name for name, cls in discover().items() if issubclass(cls, TrainedMethod)]
-        raise ValueError(f"{chosen.title} has no parameters to train; methods that have: {', '.join(able)}.")
+        raise untrained(chosen.title)
     return chosen
 
 

@@ -105,7 +105,7 @@ def test_what_wrap_refuses_is_refused_without_weights(tmp_path):
 
 
 def test_every_name_is_of_a_supported_family():
-    assert {model_type for types in FAMILIES.values() for model_type in types} == set(vtc.supported())
+    assert {model_type for types in FAMILIES.values() for model_type in types} == set(vtc.list_families())
 
 
 def test_without_lmms_eval(monkeypatch):

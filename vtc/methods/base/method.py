@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from vtc.budget import check_keep, token_count
+from vtc.methods.base.index import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, check_signals
 
@@ -18,11 +19,6 @@ from vtc.signals import VisualTokens, check_signals
 _BASES = {"input": "Method", "layer": "LayerMethod", "cache": "CacheMethod"}
 STAGES = tuple(_BASES)
 POSITIONS = ("original", "compact")
-
-
-class Paper(NamedTuple):
-    title: str
-    arxiv: str
 
 
 @dataclass(frozen=True, kw_only=True)

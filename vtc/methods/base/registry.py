@@ -1,85 +1,108 @@
-"""The registry: every method by name. Files in this folder register themselves; so does any user's subclass."""
+"""The registry: every method by name, those that ship from an index, and any subclass of a user's own.
+
+Nothing here imports torch, or a method, before one is asked for.
+"""
 
 from __future__ import annotations
 
 import pkgutil
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from collections.abc import Collection, Iterable
+from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from inspect import get_annotations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vtc.methods.base.method import Method, Paper
+from vtc.hints import did_you_mean
+from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import read_methods
 
-_METHODS: dict[str, type[Method]] = {}
+if TYPE_CHECKING:
+    from vtc.methods.base.method import Method
+
+_PACKAGE = "vtc.methods"
+_METHODS: dict[str, type[Method]] = {}  # those whose classes have been made
 
 
 def register(cls: type[Method]) -> None:
     """Enter a Method class under its `name`; a name taken by another class raises ValueError."""
-    old = _METHODS.get(cls.name)
-    if old is not None and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"method name {cls.name!r} is taken by {old.__module__}.{old.__qualname__}; choose another.")
+    taken = _METHODS.get(cls.name)
+    owner = None if taken is None else f"{taken.__module__}.{taken.__qualname__}"
+    if owner is None and cls.name in shipped() and not cls.__module__.startswith(f"{_PACKAGE}."):
+        owner = f"{shipped()[cls.name].module}.{shipped()[cls.name].class_name}"
+    if owner not in (None, f"{cls.__module__}.{cls.__qualname__}"):
+        raise ValueError(f"method name {cls.name!r} is taken by {owner}; choose another.")
     _METHODS[cls.name] = cls
 
 
 def is_registered(cls: type[Method]) -> bool:
     """Whether `cls` is what its name stands for; a subclass without a name of its own is not."""
-    return bool(cls.__dict__.get("name")) and _METHODS.get(cls.name) is cls
+    name = cls.__dict__.get("name")
+    return bool(name) and (name in _METHODS or name in shipped()) and find(name) is cls
 
 
 def discover() -> dict[str, type[Method]]:
-    """All registered methods by name, in alphabetical order."""
-    package = import_module("vtc.methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.ispkg:
-            import_module(f"vtc.methods.{module.name}")
-    return dict(sorted(_METHODS.items()))
+    """All methods by name, in alphabetical order; imports the modules of all that ship."""
+    found: dict[str, type[Method]] = {}
+    for entry in pkgutil.iter_modules(import_module(_PACKAGE).__path__):
+        if not entry.ispkg:
+            module = import_module(f"{_PACKAGE}.{entry.name}")
+            own = [cls for cls in vars(module).values() if getattr(cls, "__module__", None) == module.__name__]
+            found |= {cls.name: cls for cls in own if isinstance(cls, type) and cls.__dict__.get("name")}
+    return dict(sorted({**found, **_METHODS}.items()))
 
 
-@dataclass(frozen=True)
-class MethodInfo:
-    """What `vtc.methods()` tells of a method."""
-
-    name: str
-    stage: str
-    needs: tuple[str, ...]
-    query_aware: bool
-    exact_count: bool
-    merges: bool
-    trained: bool
-    modality: tuple[str, ...]
-    positions: str
-    paper: Paper | None
-    default_keep: int | float
-    options: tuple[str, ...]
-    summary: str
+def find(name: str) -> type[Method]:
+    """The class of a method, of which alone the module is imported; ValueError if there is no such name."""
+    if name in _METHODS:
+        return _METHODS[name]
+    if name not in shipped():
+        known = [info.name for info in list_methods()]
+        raise ValueError(f"unknown method {name!r}.{did_you_mean(name, known)} Known methods: {', '.join(known)}.")
+    return getattr(import_module(shipped()[name].module), shipped()[name].class_name)
 
 
-def methods() -> list[MethodInfo]:
-    """Every registered method, with what it needs and where it comes from."""
-    infos = []
-    for name, cls in discover().items():
-        options = {f.name: f.default for f in fields(cls)}
-        default_keep: Any = options.pop("keep")
-        infos.append(
-            MethodInfo(
-                name=name,
-                stage="+".join(dict.fromkeys(part.stage for part in cls().parts())),
-                needs=cls.needs,
-                query_aware=cls.query_aware,
-                exact_count=cls.exact_count,
-                merges=cls.merges,
-                trained=cls.trained,
-                modality=cls.modality,
-                positions=cls.positions_default,
-                paper=cls.paper,
-                default_keep=default_keep,
-                options=tuple(options),
-                summary=(cls.__doc__ or "").strip().split("\n")[0],
-            )
-        )
-    return infos
+def list_methods() -> list[MethodInfo]:
+    """Every method, those of a user's own included: what it needs and where it comes from. Imports none of them."""
+    own = {name: describe(cls) for name, cls in _METHODS.items() if name not in shipped()}
+    return [info for _, info in sorted({**shipped(), **own}.items())]
+
+
+def describe(cls: type[Method]) -> MethodInfo:
+    """What the index says of a class."""
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
+    default_keep: Any = defaults.pop("keep")
+    return MethodInfo(
+        name=cls.name,
+        module=cls.__module__,
+        class_name=cls.__qualname__,
+        stage="+".join(dict.fromkeys(part.stage for part in cls().parts())),
+        needs=cls.needs,
+        query_aware=cls.query_aware,
+        exact_count=cls.exact_count,
+        merges=cls.merges,
+        trained=cls.trained,
+        modality=cls.modality,
+        positions=cls.positions_default,
+        paper=cls.paper,
+        default_keep=default_keep,
+        options=tuple(defaults),
+        defaults=defaults,
+        summary=(cls.__doc__ or "").strip().split("\n")[0],
+    )
+
+
+def untrained(title: str) -> ValueError:
+    """What is raised when a method without parameters is to be trained."""
+    able = ", ".join(info.name for info in list_methods() if info.trained)
+    return ValueError(f"{title} has no parameters to train; methods that have: {able}.")
+
+
+def check_options(title: str, options: Iterable[str], valid: Collection[str]) -> None:
+    """Raise TypeError with one sentence if one of `options` is not among those a method has."""
+    for option in options:
+        if option not in valid:
+            hint = did_you_mean(option, valid)
+            raise TypeError(f"{title} has no option {option!r}; it has {', '.join(sorted(valid))}.{hint}")
 
 
 def resolve(method: str | Method, keep: int | float | None = None, **options: Any) -> Method:
@@ -87,6 +110,8 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
 
     A string is a name, with options or without: "fastv", "fastv(keep=0.2, layers=(2,))".
     """
+    from vtc.methods.base.method import Method
+
     if isinstance(method, type) and issubclass(method, Method):
         raise TypeError(f"{method.__name__} is a class; pass an instance, for example {method.__name__}(keep=64).")
     if keep is not None:
@@ -97,14 +122,7 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
         (method, written), *more = read_methods(method)
         if more:
             raise ValueError(f"{method} + {more[0][0]} are several methods, where one is expected: give one of them.")
-        options = written | options
-        known = discover()
-        if method not in known:
-            key = method.lower().replace("_", "-")
-            near = [key] if key in known else get_close_matches(key, known, 1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown method {method!r}.{hint} Known methods: {', '.join(known)}.")
-        cls = known[method]
+        cls, options = find(method), written | options
     else:
         raise TypeError(f"method is {method!r}; expected a name such as 'divprune', a vtc.Method, or a list of them.")
     if cls.score is Method.score and cls.select is Method.select:
@@ -112,12 +130,5 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     options_of_its_own = [name for name, kind in get_annotations(cls).items() if "ClassVar" not in str(kind)]
     if options_of_its_own and "__dataclass_fields__" not in cls.__dict__:
         raise TypeError(f"decorate {cls.__name__} with @dataclass(frozen=True, kw_only=True), or its options are lost.")
-    valid = {f.name for f in fields(cls)}
-    for option in options:
-        if option not in valid:
-            near = get_close_matches(option, valid, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(
-                f"{cls.name or cls.__name__} has no option {option!r}; it has {', '.join(sorted(valid))}.{hint}"
-            )
+    check_options(cls.name or cls.__name__, options, {f.name for f in fields(cls)})
     return replace(method, **options) if isinstance(method, Method) else cls(**options)

@@ -1,0 +1,133 @@
+"""What importing vtc imports, and that every public name is there all the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import vtc
+
+# What no import of vtc's may bring along: a compiler, other people's models, windows, plots.
+HEAVY = (
+    "torch._dynamo", "torch._inductor", "torchvision", "transformers.masking_utils", "transformers.modeling_utils",
+    "rich", "matplotlib", "gradio", "datasets", "pandas", "scipy",
+)  # fmt: skip
+
+
+def loaded_after(code: str) -> set[str]:
+    """Names of the modules that a fresh Python holds once it has run `code`."""
+    show = "\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code + show], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_package_imports_nothing_but_itself():
+    loaded = loaded_after("import vtc; dir(vtc)")
+    assert {name for name in loaded if name.split(".")[0] == "vtc"} == {"vtc"}
+    assert not loaded & {"torch", "numpy", "transformers", "PIL", "importlib.metadata", *HEAVY}
+
+
+def test_what_a_user_calls_first_imports_no_compiler_and_no_models():
+    loaded = loaded_after("import vtc; [getattr(vtc, name) for name in vtc.__all__]")
+    assert {"torch", "vtc.api", "vtc.training.loop", "vtc.methods.fastv"} <= loaded
+    assert not loaded & {*HEAVY}
+
+
+def test_methods_are_listed_and_refused_without_torch():
+    code = "import vtc\nvtc.list_methods()\ntry:\n    vtc.methods.base.registry.find('fastvv')\nexcept ValueError: pass"
+    assert "torch" not in loaded_after("import vtc.methods.base.registry\n" + code)
+
+
+def test_a_name_imports_the_module_of_its_method_alone():
+    loaded = loaded_after("import vtc; assert type(vtc.resolve('fastv')) is vtc.FastV")
+    assert "vtc.methods.fastv" in loaded
+    assert not loaded & {"vtc.methods.divprune", "vtc.methods.todre", "vtc.methods.vqtoken", "vtc.api"}
+
+
+def test_what_ships_is_named_and_files_are_read_without_torch():
+    code = "from vtc.models import tiny; assert tiny.names(); import vtc; vtc.read_samples; vtc.load_clip; vtc.overlay"
+    assert "torch" not in loaded_after(code)
+
+
+def test_every_public_name_is_there():
+    for name in vtc.__all__:
+        assert getattr(vtc, name) is not None
+    assert set(vtc.__all__) <= set(dir(vtc))
+    assert {"list_methods", "list_families", "resolve", "Encoded", "Adapter", "square_layout"} <= set(vtc.__all__)
+    assert "methods" not in vtc.__all__
+
+
+def test_type_checkers_are_told_of_the_same_names_and_places():
+    assert vtc.__file__ is not None
+    tree = ast.parse(Path(vtc.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module != "vtc"
+        for alias in node.names
+    }
+    assert {*told, "__version__"} == set(vtc.__all__)
+    for name, (module, own) in told.items():
+        assert module is not None
+        assert getattr(vtc, name) is getattr(importlib.import_module(module), own)
+    assert Path(vtc.__file__).with_name("py.typed").is_file()
+
+
+def test_packages_are_not_hidden_by_functions():
+    code = """
+import types, vtc
+for name in ("methods", "engine", "models", "ops", "draw", "media", "training", "api"):
+    assert isinstance(getattr(vtc, name), types.ModuleType), name
+from vtc import methods, ops
+import vtc.methods.fastv as f
+assert f.FastV is vtc.FastV and methods.fastv is f and vtc.ops is ops
+"""
+    loaded_after(code)
+    assert isinstance(vtc.methods, types.ModuleType)
+    assert vtc.supported is vtc.list_families
+    assert "llava" in vtc.list_families()
+
+
+@pytest.mark.parametrize("name", ["wrp", "_wrap", "__wrapped__"])
+def test_a_name_that_is_none(name):
+    with pytest.raises(AttributeError, match=f"module 'vtc' has no attribute '{name}'"):
+        getattr(vtc, name)
+
+
+def test_importing_a_name_that_is_none():
+    with pytest.raises(ImportError, match="wrp"):
+        exec("from vtc import wrp")
+
+
+def test_the_version(monkeypatch):
+    assert vtc.__version__ == importlib.metadata.version("vtc-vlm")
+    monkeypatch.delitem(vars(vtc), "__version__", raising=False)
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert vtc.__version__ == "unknown"
+    del vtc.__version__
+
+
+def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
+    from vtc import models
+
+    monkeypatch.setattr(models, "_REGISTERED", {})
+
+    @vtc.register_adapter
+    class Mine(vtc.Adapter):
+        model_types = ("llava", "mine")
+
+    assert {"llava", "mine", "qwen2_vl"} <= set(vtc.list_families())
+    assert isinstance(models._adapters()["llava"], Mine)
