@@ -114,7 +114,7 @@ class LayerRun(Run):
             selection = found.get(number)
             if selection is None:  # everything has gone, or it is not for this method
                 size = len(flow.where[number])
-                selections.append(Selection.prune(torch.arange(size), size))
+                selections.append(Selection.identity(size))
                 continue
             selection = selection.check(may_be_empty=method.may_drop_all)
             selections.append(selection if flow.compact and span.unbroken else selection.sorted())
