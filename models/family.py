@@ -1,4 +1,7 @@
-"""Adapter: where things are in one family of vision-language models. A family is a page of facts, no algorithms."""
+"""Adapter: where things are in one family of vision-language models. A family is a page of facts, no algorithms.
+
+What is inside its vision tower is not the family's: see `tower.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
+from vtc.models.tower import tower_for
 
 #: What transformers calls the pixels and patch grids of each modality, in the order in which a model runs its tower.
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
-
-#: Vision towers (config.model_type) whose first token is a trained CLS token.
-CLS_TOWERS = ("clip_vision_model", "internvl_vision")
 
 #: The token ids that announce frame number 1, 2, ... of a video.
 FrameMarks = Callable[[int], list[int]]
@@ -73,6 +74,19 @@ class ImageLayout:
     crops: int = 1
 
 
+@dataclass(frozen=True)
+class Companions:
+    """Which of the language model's keyword arguments hold rows that travel with its visual tokens.
+
+    Attributes:
+        mask: BoolTensor [B, L], True at the visual tokens.
+        rows: a list of [visual tokens, D]; entry i is added to the visual tokens' hidden states after decoder layer i.
+    """
+
+    mask: str
+    rows: str
+
+
 class Adapter:
     """Facts about a family; subclasses fill in what differs. All paths are those of transformers >= 5.13."""
 
@@ -81,6 +95,10 @@ class Adapter:
     mrope: ClassVar[bool] = False
     #: whether neighbouring pieces of features (InternVL's tiles) make up one image
     joins_pieces: ClassVar[bool] = False
+    #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
+    placement: ClassVar[str] = "row"
+    #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
+    companions: ClassVar[Companions | None] = None
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError with one sentence if this checkpoint's configuration is outside what the adapter knows."""
@@ -90,6 +108,7 @@ class Adapter:
         return model.model
 
     def tower(self, model: nn.Module) -> Any:
+        """The vision tower's module; what is known of it is `vtc.models.tower_for(...)` of that."""
         return self.base(model).vision_tower
 
     def language_model(self, model: nn.Module) -> Any:
@@ -99,17 +118,13 @@ class Adapter:
         """Decoder layers of the language model: each with self_attn, mlp and input_layernorm."""
         return self.language_model(model).layers
 
-    def attentions(self, model: nn.Module) -> list[Any]:
-        """Attention modules of the vision tower, first layer first."""
-        return [layer.self_attn for layer in self.tower(model).encoder.layers]
-
-    def has_cls(self, model: nn.Module) -> bool:
-        return self.tower(model).config.model_type in CLS_TOWERS
-
     def feature_layer(self, model: nn.Module) -> int:
-        """The layer (0-based) whose output the projector reads."""
-        depth = len(self.attentions(model))
-        chosen = getattr(model.config, "vision_feature_layer", -1)
+        """The layer (0-based) whose output the projector reads; the tower says, where the configuration does not."""
+        tower, chosen = self.tower(model), getattr(model.config, "vision_feature_layer", None)
+        facts = tower_for(tower)
+        if chosen is None:
+            return facts.feature_layer(tower)
+        depth = len(facts.blocks(tower))
         last = max(c % (depth + 1) for c in chosen) if isinstance(chosen, list | tuple) else chosen % (depth + 1)
         return max(last - 1, 0)  # hidden_states[i] is the output of layer i - 1
 
@@ -126,21 +141,10 @@ class Adapter:
         """Of families that write a video as numbered images: the ids of the words before its frame 1, 2, ..."""
         return None
 
-    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
-        """Modules of an attention layer whose outputs are its queries and keys."""
-        return attention.q_proj, attention.k_proj
+    def tokens_from_patches(self, model: nn.Module, values: Tensor, mean: bool) -> Tensor:
+        """Values per token the tower hands over [B, T, ...] (CLS left out) -> per token the projector emits, [N, ...].
 
-    def queries_keys(
-        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys [B, H, T, d] of each segment that attends within itself, from the projections' outputs."""
-        heads = attention.num_heads
-        return [tuple(x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k))]  # type: ignore[list-item]
-
-    def tokens_from_patches(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
-        """Values per patch [B, T, ...] (CLS left out) -> per token the projector emits, [tokens, ...], crop by crop.
-
-        Where several patches make one token their values are averaged (`mean`) or added up.
+        Crop by crop. Where several make one they are averaged (`mean`) or added up.
         """
         return values.flatten(0, 1)
 

@@ -22,13 +22,7 @@ class InternVLAdapter(Adapter):
     model_types = ("internvl",)
     joins_pieces = True
 
-    def attentions(self, model: nn.Module) -> list[Any]:
-        return [layer.attention for layer in self.tower(model).encoder.layer]
-
-    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
-        return attention.q_norm, attention.k_norm  # identities where the checkpoint has no norm
-
-    def tokens_from_patches(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+    def tokens_from_patches(self, model: nn.Module, values: Tensor, mean: bool) -> Tensor:
         fold = round(1 / model.config.downsample_ratio)
         side = round(values.shape[1] ** 0.5)
         cells = values.unflatten(1, (side // fold, fold, side // fold, fold))  # [B, h, f, w, f, ...]

@@ -7,20 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
-
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+from vtc.models.tower import known_towers, tower_for, tower_type
 
 
 class LlavaAdapter(Adapter):
     model_types = ("llava",)
 
     def check(self, model: nn.Module) -> None:
-        tower = self.tower(model).config.model_type
-        if tower not in TOWERS:
-            raise ValueError(
-                f"{model.config.model_type} with tower {tower!r} is not supported; with {', '.join(TOWERS)} it is."
-            )
-        if self.has_cls(model) and model.config.vision_feature_select_strategy != "default":
+        tower = tower_type(self.tower(model))
+        if tower not in known_towers("square"):
+            known = ", ".join(known_towers("square"))
+            raise ValueError(f"{model.config.model_type} with tower {tower!r} is not supported; with {known} it is.")
+        if tower_for(self.tower(model)).has_cls and model.config.vision_feature_select_strategy != "default":
             raise ValueError(
                 'vision_feature_select_strategy="full" passes the CLS token on as if it were a patch, which is not '
                 'supported; set model.config.vision_feature_select_strategy = "default".'

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Decisions:
 
 def decisions(model: Any) -> Decisions:
     """The decisions of the last forward or generate of a wrapped model."""
-    record = model._vtc_engine.record
+    record = model._vtc_engine.trace
     now = [s.index.tolist() for s in record.spans]  # places of each span's tokens, in reading order
     made = Decisions()
     for layer, selections in record.steps:
@@ -83,24 +84,27 @@ def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
     """Notes, for every forward of a wrapped model, which cached tokens each layer did not read: `Decisions.resting`."""
     found: dict[tuple[int, int], list[list[int]]] = {}
 
-    def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        cache = output.get("cache", output.get("past_key_values"))
-        for i, layer in enumerate(cache.layers):
-            aside = getattr(layer, "aside", None)
-            if aside is None:
-                continue
-            held = torch.zeros_like(aside.order, dtype=torch.bool)
-            valid = torch.ones(len(held), layer.prompt, dtype=torch.bool) if layer.mask is None else layer.mask
-            held.scatter_(1, aside.order[:, aside.keys.shape[2] :], valid)
-            real = torch.ones_like(held) if aside.mask is None else aside.mask
-            slots = [row[there].tolist() for row, there in zip(aside.tags["slot"], real & ~held, strict=True)]
-            found[cache.get_seq_length() - kwargs["inputs_embeds"].shape[1], i] = slots
+    def after(i: int, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
+        assert cache is not None
+        reading = getattr(cache.layers[i], "reading", None)
+        if reading is None:
+            return
+        layer = cache.layers[i]
+        real = torch.ones(len(reading.rows), layer.prompt, dtype=torch.bool) if layer.mask is None else layer.mask
+        read = torch.zeros_like(real)
+        there = torch.ones_like(reading.rows, dtype=torch.bool) if reading.valid is None else reading.valid
+        read.scatter_(1, reading.rows, there)
+        slots = layer.tags["slot"][:, : layer.prompt]
+        found[cache.get_seq_length() - 1, i] = [row[out].tolist() for row, out in zip(slots, real & ~read, strict=True)]
 
-    handle = model.model.language_model.register_forward_hook(after, with_kwargs=True)
+    layers = model.model.language_model.layers
+    handles = [x.register_forward_hook(partial(after, i), with_kwargs=True) for i, x in enumerate(layers)]
     try:
         yield found
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

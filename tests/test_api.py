@@ -158,7 +158,6 @@ def test_what_a_wrapped_forward_refuses(model: Any) -> None:
     static = StaticCache(config=model.config.text_config, max_cache_len=64)
     spies = [Spy(model.model.vision_tower), Spy(model.model.language_model.layers[0])]
     refused: list[tuple[dict[str, Any], str]] = [
-        ({**inputs, "labels": inputs["input_ids"]}, "labels"),
         ({**inputs, "past_key_values": static}, "static KV cache"),
         ({**inputs, "attention_mask": torch.ones(1, 1, 43, 43)}, "2-D"),
         ({"inputs_embeds": embeds}, "which tokens are visual"),

@@ -120,14 +120,22 @@ def test_the_version(monkeypatch):
     del vtc.__version__
 
 
-def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
-    from vtc import models
+@pytest.mark.parametrize("first", ["vtc.models", "vtc.models.tiny", "vtc.models.llava", "vtc.engine.engine"])
+def test_families_towers_and_decoders_are_known_whatever_is_imported_first(first):
+    code = f"import {first}, vtc.models\nassert 'llava' in vtc.models.list_families()\n"
+    code += "from vtc.models.tower import known_towers\nfrom vtc.models.decoder import _DECODERS\n"
+    code += "assert {'clip_vision_model', 'qwen2_5_vl_vision'} <= {*known_towers()} and 'llama' in _DECODERS, known_towers()"
+    loaded_after(code)
 
-    monkeypatch.setattr(models, "_REGISTERED", {})
+
+def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
+    from vtc.models import registry
+
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
 
     @vtc.register_adapter
     class Mine(vtc.Adapter):
         model_types = ("llava", "mine")
 
     assert {"llava", "mine", "qwen2_vl"} <= set(vtc.list_families())
-    assert isinstance(models._adapters()["llava"], Mine)
+    assert isinstance(registry._ADAPTERS["llava"], Mine)

@@ -51,9 +51,6 @@ def wrap(
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
     engine = Engine(model, _resolve_all(method, keep, options), processor)
-    for later in engine.inputs[1:]:
-        if "grid" in later.requires():
-            raise ValueError(f"{later.title} needs the whole grid: put it first among the methods.")
     old = _engine(model)
     if old is not None:
         old.detach()

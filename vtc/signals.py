@@ -1,12 +1,22 @@
-"""Signals: what a method may ask for besides the features themselves.
+"""Signals: what a method may ask for besides the features themselves. A signal is one row of one table.
 
-The engine computes a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword.
+The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row
+says where it is measured, and `of` measures it there, on what that place offers:
+
+    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`, `cls`
+    text     `words` [T, D], input embeddings of the row's text
+    layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
+    cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
+    layout   nothing is measured: the span itself knows it
+
+`register_signal` adds a row from outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,69 +24,196 @@ from torch import Tensor
 from vtc.hints import did_you_mean
 from vtc.layout import VisualSpan
 
-#: name -> what it is; every tensor is per visual token of one span.
-SIGNALS: Mapping[str, str] = {
-    "cls_attention": "[L, N] attention of the vision tower's CLS token onto each token, one row per layer asked for "
-    "(softmax, mean over heads); towers without CLS: received attention instead, with a note in the report",
-    "received_attention": "[L, N] attention each token receives from all tokens of its crop in the vision tower",
-    "keys": "[N, d] key vectors of the vision tower, averaged over heads, at the layer the features come from",
-    "text": "[T, D] input embeddings of the text tokens of the same row, padding left out",
-    "grid": "the span's (t, h, w) grid is known",
-    "last_attention": "[N] attention of the row's last token onto each token, in a decoder layer (softmax over the "
-    "whole row, mean over heads)",
-    "text_attention": "[T, N] attention of the text after the row's pictures onto each token, in a decoder layer",
-    "peak_attention": "[N] largest attention that any head of any text token after the row's pictures gives each "
-    "token, in a decoder layer",
-    "visual_attention": "[N] mean attention that the picture's own tokens give each token, in a decoder layer",
-    "relevance": "[2] mean share of its attention that text behind the first picture gives to visual tokens, and that "
-    "visual tokens give to such text, in a decoder layer",
-    "transition": "[N] what the method's `transition` made of the modules it listens to, summed",
-    "layer_keys": "[N, G, d] keys of a decoder layer, one per head",
-    "text_keys": "[T, G, d] the same of the text after the row's pictures",
-    "text_states": "[T, D] hidden states of the text after the row's pictures",
-    "text_raters": "[T] True for text after the pictures that the pictures are about (SparseVLM's text raters)",
-    "attention_record": "[N] what the method's `gain` made of the attention each cached token has received, summed",
-    "survives": "[N] True for cached tokens that the last decoder layer still sees",
-}
+PLACES = ("tower", "text", "layer", "cache", "layout")
 
-#: Signals read from the vision tower's own layers, through hooks.
-TOWER_SIGNALS = ("cls_attention", "received_attention", "keys")
 
-#: Signals read inside the language model, for the tokens that are still there.
-LAYER_SIGNALS = (
-    "last_attention",
-    "text_attention",
-    "peak_attention",
-    "visual_attention",
-    "relevance",
-    "transition",
-    "layer_keys",
-    "text_keys",
-    "text_states",
-    "text_raters",
-)
+@dataclass(frozen=True)
+class Signal:
+    """One kind of thing that a method may ask for.
 
-#: Signals of tokens in the KV cache.
-CACHE_SIGNALS = ("attention_record", "survives")
+    Attributes:
+        name: what methods list in `needs` and read by `tokens.signal(name)`.
+        shape: its axes: N = visual tokens of the span, T = text tokens, L = layers asked for, G = heads of keys,
+            d, D = widths; a digit is itself.
+        place: where it is measured, one of PLACES.
+        doc: what it is, in a line.
+        of: measures it; see the module's docstring for what it is given.
+        fold: "sum" or "mean", how patches that become one token share a value of the tower.
+        attention: whether it is read from the queries and keys of the place (a decoder layer's, for `layer`).
+        stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
+    """
 
-_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "cls_attention": ("L", "N"),
-    "received_attention": ("L", "N"),
-    "keys": ("N", "d"),
-    "text": ("T", "D"),
-    "last_attention": ("N",),
-    "text_attention": ("T", "N"),
-    "peak_attention": ("N",),
-    "visual_attention": ("N",),
-    "relevance": ("2",),
-    "transition": ("N",),
-    "layer_keys": ("N", "G", "d"),
-    "text_keys": ("T", "G", "d"),
-    "text_states": ("T", "D"),
-    "text_raters": ("T",),
-    "attention_record": ("N",),
-    "survives": ("N",),
-}
+    name: str
+    shape: tuple[str, ...]
+    place: str
+    doc: str
+    of: Callable[..., Any] = lambda: None
+    fold: str = "sum"
+    attention: bool = False
+    stand_in: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The line of the table: shape and meaning."""
+        return f"[{', '.join(self.shape)}] {self.doc}" if self.shape else self.doc
+
+    def take(self, value: Tensor, index: Tensor) -> Tensor:
+        """`value` of the whole span, cut to the tokens `index` [M]."""
+        return value.index_select(self.shape.index("N"), index.to(value.device)) if "N" in self.shape else value
+
+
+_TABLE: dict[str, Signal] = {}
+#: name -> Signal, in the order of the table
+SIGNALS: Mapping[str, Signal] = _TABLE
+
+
+def register_signal(signal: Signal) -> Signal:
+    """Add a row to the table; ValueError if its name is taken or its place does not exist."""
+    if signal.name in _TABLE:
+        raise ValueError(f"there is a signal {signal.name!r} already; choose another name.")
+    if signal.place not in PLACES:
+        raise ValueError(f"{signal.name} is measured at {signal.place!r}; expected one of {', '.join(PLACES)}.")
+    _TABLE[signal.name] = signal
+    return signal
+
+
+for _row in (
+    Signal(
+        "cls_attention",
+        ("L", "N"),
+        "tower",
+        "attention of the vision tower's CLS token onto each token, one row per layer asked for (softmax, mean over "
+        "heads); towers without CLS: received attention instead, with a note in the report",
+        lambda segment: segment.rows(segment.q[:, :, :1])[:, 0],
+        attention=True,
+        stand_in="received_attention",
+    ),
+    Signal(
+        "received_attention",
+        ("L", "N"),
+        "tower",
+        "attention each token receives from all tokens of its crop in the vision tower",
+        lambda segment: segment.received() * segment.share,  # windows hand out attention in proportion to their size
+        attention=True,
+    ),
+    Signal(
+        "keys",
+        ("N", "d"),
+        "tower",
+        "key vectors of the vision tower, averaged over heads, at the layer the features come from",
+        lambda segment: segment.k.float().mean(dim=1),
+        fold="mean",
+        attention=True,
+    ),
+    Signal(
+        "text",
+        ("T", "D"),
+        "text",
+        "input embeddings of the text tokens of the same row, padding left out",
+        lambda words: words,
+    ),
+    Signal("grid", (), "layout", "the span's (t, h, w) grid is known"),
+    Signal(
+        "last_attention",
+        ("N",),
+        "layer",
+        "attention of the prompt's last token onto each token, in a decoder layer (softmax over the whole row, mean "
+        "over heads)",
+        lambda layer, span: layer.last_rows[layer.row(span), 0, layer.keys_of(span)],
+        attention=True,
+    ),
+    Signal(
+        "text_attention",
+        ("T", "N"),
+        "layer",
+        "attention of the text after the row's pictures onto each token, in a decoder layer",
+        lambda layer, span: layer.text_rows[layer.row(span)][layer.text(span)][:, layer.keys_of(span)],
+        attention=True,
+    ),
+    Signal(
+        "peak_attention",
+        ("N",),
+        "layer",
+        "largest attention that any head of any text token after the row's pictures gives each token, in a decoder "
+        "layer",
+        lambda layer, span: layer.peak[layer.row(span), layer.keys_of(span)],
+        attention=True,
+    ),
+    Signal(
+        "visual_attention",
+        ("N",),
+        "layer",
+        "mean attention that the picture's own tokens give each token, in a decoder layer",
+        lambda layer, span: layer.own_attention[span],
+        attention=True,
+    ),
+    Signal(
+        "relevance",
+        ("2",),
+        "layer",
+        "mean share of its attention that text behind the first picture gives to visual tokens, and that visual tokens "
+        "give to such text, in a decoder layer",
+        lambda layer, span: layer.relevance[layer.row(span)],
+        attention=True,
+    ),
+    Signal(
+        "transition",
+        ("N",),
+        "layer",
+        "what the method's `transition` made of the modules it listens to, summed",
+        lambda layer, span: layer.history[layer.row(span), layer.slots(span)],
+    ),
+    Signal(
+        "layer_keys",
+        ("N", "G", "d"),
+        "layer",
+        "keys of a decoder layer, one per head",
+        lambda layer, span: layer.keys[layer.row(span), :, layer.keys_of(span)].transpose(0, 1),
+        attention=True,
+    ),
+    Signal(
+        "text_keys",
+        ("T", "G", "d"),
+        "layer",
+        "the same of the text after the row's pictures",
+        lambda layer, span: layer.keys[layer.row(span), :, layer.keys_of_text(span)].transpose(0, 1),
+        attention=True,
+    ),
+    Signal(
+        "text_states",
+        ("T", "D"),
+        "layer",
+        "hidden states of the text after the row's pictures",
+        lambda layer, span: layer.states_of_text(span),
+    ),
+    Signal(
+        "text_raters",
+        ("T",),
+        "layer",
+        "True for text after the pictures that the pictures are about (SparseVLM's text raters)",
+        lambda layer, span: layer.text_raters[layer.row(span)][layer.text(span)],
+    ),
+    Signal(
+        "attention_record",
+        ("N",),
+        "cache",
+        "what the method's `gain` made of the attention each cached token has received, summed",
+        lambda rows: rows.record,
+    ),
+    Signal(
+        "survives",
+        ("N",),
+        "cache",
+        "True for cached tokens that the last decoder layer still sees",
+        lambda rows: rows.survives,
+    ),
+):
+    register_signal(_row)
+
+
+def of_place(names: tuple[str, ...], *places: str) -> tuple[str, ...]:
+    """Those of `names` that are measured at one of `places`."""
+    return tuple(name for name in names if SIGNALS[name].place in places)
 
 
 def check_signals(names: tuple[str, ...], asker: str) -> None:
@@ -98,6 +235,8 @@ class VisualTokens:
         index: LongTensor [N], indices into the span's own tokens.
         read: name -> signal; of the whole, uncompressed span where it is the vision tower's. Methods use `signal`.
         step: which of its layers a method of the stage `layer` is asked at, from 0.
+        layer: the decoder layer before which it is asked (stage `layer`), or whose cache it is asked about (stage
+            `cache`); None before the language model, and where it is unknown.
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
         counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
@@ -108,6 +247,7 @@ class VisualTokens:
     index: Tensor
     read: Callable[[str], Tensor]
     step: int = 0
+    layer: int | None = None
     depth: int = 0
     budget: int | None = None
     counts: tuple[int, ...] = ()
@@ -119,10 +259,9 @@ class VisualTokens:
 
     def signal(self, name: str) -> Tensor:
         """The signal `name` for the current N tokens; see `vtc.signals.SIGNALS` for shapes."""
-        value = self.read(name)
-        if name not in TOWER_SIGNALS:
-            return value
-        return value[self.index] if name == "keys" else value[..., self.index]
+        value, row = self.read(name), SIGNALS.get(name)
+        # what the tower measured is of the whole span, what was measured later of the tokens that are left
+        return row.take(value, self.index) if row is not None and row.place == "tower" else value
 
     @property
     def separators(self) -> Tensor:
@@ -140,10 +279,10 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
     values: dict[str, Tensor] = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value).to(device)
-        shape = _SHAPES.get(name, ())
+        shape = SIGNALS[name].shape
         if shape == ("L", "N") and tensor.dim() == 1:
             tensor = tensor.unsqueeze(0)
-        sizes = {"N": tokens, "2": 2}
+        sizes = {"N": tokens} | {side: int(side) for side in shape if side.isdigit()}
         fits = all(sizes.get(side, size) == size for side, size in zip(shape, tensor.shape, strict=False))
         if tensor.dim() != len(shape) or not fits:
             wanted = ", ".join(str(sizes.get(side, side)) for side in shape)
@@ -154,32 +293,9 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
     def read(name: str) -> Tensor:
         if name in values:
             return values[name]
-        if name == "cls_attention" and "received_attention" in values:
-            return values["received_attention"]
-        raise ValueError(f"this method needs the signal {name!r}: pass {name}=... ({SIGNALS[name]}).")
+        stand_in = SIGNALS[name].stand_in
+        if stand_in in values:
+            return values[stand_in]
+        raise ValueError(f"this method needs the signal {name!r}: pass {name}=... ({SIGNALS[name].text}).")
 
     return read
-
-
-def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
-    """Which text tokens the pictures are about, at the language model's input.
-
-    A text token is a rater if the share of the pictures' similarity that falls to it, softmax over the text of the
-    inner products with each visual token, averaged over those, exceeds the mean (SparseVLM, arXiv 2410.04417, section
-    3.2).
-
-    Args:
-        embeds: [B, L, D]. visual: BoolTensor [B, L]. after: LongTensor [B, R], text after the pictures, -1 = none.
-
-    Returns:
-        BoolTensor [B, R], False where `after` is -1.
-    """
-    raters = torch.zeros_like(after, dtype=torch.bool)
-    for row in range(len(after)):
-        there = after[row] >= 0
-        if not there.any() or not visual[row].any():
-            continue
-        seen, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
-        share = (seen @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
-        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
-    return raters

@@ -66,8 +66,10 @@ def test_the_cache_shrinks_and_counts_logically() -> None:
     with vtc.wrapped(model, "divprune", keep=6):
         model(**inputs)
         assert vtc.report(model).kv_bytes[1] == held
-    with pytest.raises(ValueError, match="reaches into the prompt"):
-        cache.crop(-1)
+    cache.crop(-3)  # the text behind the picture
+    assert cache.get_seq_length() == length - 3
+    with pytest.raises(ValueError, match="cannot remove 40 tokens from a compressed cache"):
+        cache.crop(-40)
 
 
 def test_two_models_do_not_see_each_other() -> None:

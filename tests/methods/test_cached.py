@@ -62,7 +62,7 @@ def test_the_record_is_the_attention_received():
     model, inputs = model_of("llava", "eager"), batch("llava", [[0]])
     with vtc.wrapped(model, vtc.H2O(keep=5)):
         model(**inputs, use_cache=True)
-        evicted = {e.layer: set(e.slots[0].tolist()) for e in model._vtc_engine.record.evictions}
+        evicted = {e.layer: set(e.slots[0].tolist()) for e in model._vtc_engine.trace.evictions}
     attentions = model(**inputs, output_attentions=True).attentions
     places = (inputs["input_ids"][0] == 2).nonzero().squeeze(1)
     for layer, attention in enumerate(attentions):
@@ -97,5 +97,8 @@ def test_a_cache_method_needs_a_cache():
 
 def test_assisted_decoding_and_eviction_while_decoding_do_not_mix():
     model, inputs = model_of("llava"), batch("llava", [[0]])
-    with vtc.wrapped(model, vtc.H2O(keep=6, scope="all", every=1)), pytest.raises(ValueError, match="cannot remove"):
+    with (
+        vtc.wrapped(model, vtc.H2O(keep=6, scope="all", every=1)),
+        pytest.raises(ValueError, match="every=1 drops"),
+    ):
         model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)

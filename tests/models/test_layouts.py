@@ -9,13 +9,12 @@ import torch
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
-from transformers.vision_utils import get_vision_window_index
 
 from vtc.models.family import Known
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
-from vtc.models.qwen_vl import QwenVLAdapter, window_order
+from vtc.models.qwen_vl import QwenVLAdapter
 
 NEWLINE = torch.full((3,), -7.0)
 CHECKPOINTS = {  # pinpoints, crop size in pixels, patches along a crop
@@ -207,12 +206,3 @@ def test_qwen_reads_the_grid():
         QwenVLAdapter().layout(model, torch.zeros(15, 2), Known(thw=(1, 4, 4)))
     with pytest.raises(ValueError, match="image_grid_thw is missing"):
         QwenVLAdapter().layout(model, torch.zeros(15, 2), Known())
-
-
-def test_window_order_equals_transformers():
-    rng = random.Random(0)
-    for _ in range(40):
-        images = [[rng.choice([1, 1, 2]), 2 * rng.randint(1, 30), 2 * rng.randint(1, 30)] for _ in range(3)]
-        grids = torch.tensor(images)
-        want, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=112, patch_size=14)
-        assert torch.equal(window_order(grids, 2, 4), want), images

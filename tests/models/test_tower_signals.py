@@ -9,8 +9,7 @@ from transformers.vision_utils import get_vision_window_index
 
 import vtc
 from tests.families import FAMILIES, batch, model_of
-from vtc.models import adapter_for
-from vtc.models.internvl import InternVLAdapter
+from vtc.models import adapter_for, tower_for
 
 DEPTH = 3
 FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
@@ -46,7 +45,8 @@ def vision_inputs(inputs):
 
 def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Per layer, one (weights [B, H, T, T], keys [B, H, T, d]) for each call of the model's own eager attention."""
-    attentions = adapter_for(model).attentions(model)
+    tower = adapter_for(model).tower(model)
+    attentions = tower_for(tower).attentions(tower)
     calls: list[list[Any]] = [[] for _ in attentions]
     source = sys.modules[type(attentions[0]).__module__]
     eager = source.eager_attention_forward
@@ -240,7 +240,7 @@ def test_internvl_reads_queries_and_keys_after_their_norms(monkeypatch):
     config.vision_config.use_qk_norm = True
     torch.manual_seed(0)
     model = type(model_of("internvl"))._from_config(config, attn_implementation="eager").eval()
-    for attention in InternVLAdapter().attentions(model):
+    for attention in tower_for(model.model.vision_tower).attentions(model.model.vision_tower):
         for part in (attention.q_norm, attention.k_norm):
             torch.nn.init.uniform_(part.weight, 0.5, 2.0)
     inputs = batch("internvl", [[1]])

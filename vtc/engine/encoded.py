@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vtc.engine import context
 from vtc.engine.find_layout import layouts_of
-from vtc.engine.sources import Sources
-from vtc.engine.tower_signals import ATTRIBUTE, TowerTap
+from vtc.engine.tower_signals import ITEM, TowerSignals, pack, unpack
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
 from vtc.models.family import GRIDS, PIXELS, Adapter, TowerCall
@@ -97,7 +97,7 @@ class Encoded:
             first=self._pick(self._call.first, self._crops, images),
             signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
         )
-        setattr(output, ATTRIBUTE, call)
+        output[ITEM] = pack(call)
         return {"mm_encoder_outputs": {self.modality: output}, **{k: v[list(images)] for k, v in self._grids.items()}}
 
     @staticmethod
@@ -115,10 +115,10 @@ def _cat(tensors: list[Tensor | None]) -> Tensor | None:
 
 
 def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
-    """Run `get_image_features` under a tap of its own, for the signals of `methods`; the model may be wrapped."""
+    """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
     adapter = adapter_for(model)
     parts = [part for method in methods for part in method.parts()]
-    tap = TowerTap(model, adapter, Sources(model, adapter, parts).wanted)
+    signals = TowerSignals(model, adapter, parts, private=True)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
     given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
@@ -131,15 +131,20 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     features = getattr(adapter.base(model), f"get_{modality}_features")
     accepted = inspect.signature(features).parameters
     inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
-    tap.attach()
+    handles = signals.attach()
+    context.push(signals.room, True)  # the hooks are for this call only: other threads may be running the tower, too
     try:
         with torch.no_grad():
             output = features(**inputs, return_dict=True)
     finally:
-        tap.detach()
+        context.pop(signals.room)
+        for handle in handles:
+            handle.remove()
     grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
     pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
-    return Encoded(model, adapter, output, getattr(tap.outputs[-1], ATTRIBUTE), grids, pieces, modality)
+    call = unpack(output)
+    assert call is not None
+    return Encoded(model, adapter, output, call, grids, pieces, modality)
 
 
 def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:

@@ -2,23 +2,24 @@
 
 Hook by hook, in the order in which a forward meets them:
 
-1. the whole model: refuse what is not supported, before any compute;
-2. the base model: note which tokens of the batch are visual;
-3. the vision tower: note the signals that the methods ask for (`tap.py`);
-4. the language model, before: choose (stage `input`), shorten embeddings, mask and positions (`flow.py`);
+1. the whole model: a `Forward` is opened, which every later hook finds by context;
+2. the base model: which tokens of the batch are visual; refuse what is not supported, before any compute;
+3. the vision tower: note the signals that the methods ask for (`tower_signals.py`);
+4. the language model, before: the stages' runs begin; those that act here shorten the embeddings (`flow.py`);
 5. its rotary embedding: rotate by the tokens' own positions;
-6. its layers: choose again between them (stage `layer`, `layers.py`), give each its mask and positions;
-7. the language model, after: give hidden states their old length back, mark the KV cache as shortened (`cache.py`)
-   and drop more of its rows, or let decode steps read a part of them (stage `cache`, `evict.py`, `active.py`).
+6. its layers: the stages' own hooks, then each layer is given the mask and positions of what is left;
+7. the language model, after: give hidden states their old length back, mark the KV cache as shortened
+   (`kv_cache.py`); the stages' runs leave;
+8. the whole model: the Forward is closed, also after an exception.
 
-`forward` is never replaced, and no state is kept outside this object and the cache.
+`forward` is never replaced. Of a forward the engine holds nothing but its trace, for the report.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,141 +27,175 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vtc.engine import context
+from vtc.engine.attention import check_reads
+from vtc.engine.companions import CompanionRows, take
+from vtc.engine.compiled import forget_graphs
+from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Seen, find_layout, numbered
-from vtc.engine.flow import Flow
-from vtc.engine.input import choose
-from vtc.engine.kv_cache import CompressedLayer, check_cache
-from vtc.engine.kv_evict import Evictor
-from vtc.engine.kv_read import Activator
-from vtc.engine.layer import Layers, TowerReader
-from vtc.engine.sources import Sources
-from vtc.engine.tower_signals import ATTRIBUTE, TowerTap
-from vtc.engine.trace import Record
+from vtc.engine.flow import PLACEMENTS
+from vtc.engine.forward import CARRIED, Forward, Prompt, Traces
+from vtc.engine.kv_cache import compressed
+from vtc.engine.refuse import check_inputs
+from vtc.engine.stage import Facts, Stage, stages
+from vtc.engine.tower_signals import TowerSignals, reader, unpack
+from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of
-from vtc.layout import VisualSpan
-from vtc.methods.base.cache import ActiveMethod, CacheMethod
-from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import STAGES, Method
+from vtc.layout import VisualLayout, VisualSpan
+from vtc.methods.base.method import Method
 from vtc.models import adapter_for
 from vtc.models.family import GRIDS, PIXELS
 from vtc.reports import Report
-from vtc.signals import text_raters
-
-
-@dataclass
-class Prompt:
-    """What is known of a forward's images, or of its videos, before they reach the language model."""
-
-    modality: str
-    visual: Tensor  # BoolTensor [B, L]
-    encoded: Any = None  # the tower's output object, if it was handed in
-    grid_thw: Tensor | None = None
-    frames: Tensor | None = None  # see spans.Seen
 
 
 class Engine:
-    """Compression of one model by one or more methods; `attach` and `detach` are exact opposites."""
+    """Compression of one model by one or more methods; `attach` and `detach` are exact opposites.
 
-    def __init__(self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None) -> None:
-        self.model, self.methods = model, methods
-        self.adapter = adapter_for(model)
-        self.frame_marks = self.adapter.frame_marks(processor)
+    Args:
+        model: the ...ForConditionalGeneration. around: what it is wrapped in (PEFT's model, say), outermost first.
+    """
+
+    def __init__(
+        self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None, around: tuple[nn.Module, ...] = ()
+    ) -> None:
+        self.model, self.methods, self.around = model, methods, around
+        self.family = adapter_for(model)
+        self.frame_marks = self.family.frame_marks(processor)
+        facts = self.facts = Facts(model, self.family)
         parts = tuple(part for method in methods for part in method.parts())
+        kinds = stages()
         config: Any = model.config
         for part in parts:
-            base = {"layer": LayerMethod, "cache": CacheMethod, "input": Method}.get(part.stage)
-            if base is None or not isinstance(part, base):
-                remedy = f"make it a vtc.{base.__name__}" if base else "there are input, layer and cache"
-                raise ValueError(f"{part.title} says it works at stage {part.stage!r}; {remedy}.")
-            part.check_model(config.model_type, self.adapter.language_model(model).config.hidden_size)
+            if not any(kind.takes(part) for kind in kinds):
+                there = ", ".join(dict.fromkeys(kind.name for kind in kinds))
+                raise ValueError(f"{part.title} works at stage {part.stage!r}, which nothing runs; there are {there}.")
+            part.check_model(config.model_type, facts.language_model.config.hidden_size)
+        check_reads(facts.language_model, parts)
+        order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):
-            if STAGES.index(one.stage) > STAGES.index(two.stage):
+            if order[one.stage] > order[two.stage]:
                 raise ValueError(
                     f"{two.title} (stage {two.stage!r}) comes after {one.title} (stage {one.stage!r}): name methods in "
-                    f"the order in which they act, {' before '.join(STAGES[1:])}."
+                    f"the order in which they act, {' before '.join(sorted(order, key=lambda name: order[name]))}."
                 )
-        self.inputs = tuple(part for part in parts if part.stage == "input")
-        self.layers = Layers(model, self.adapter, [part for part in parts if isinstance(part, LayerMethod)])
-        resting = [part for part in parts if isinstance(part, ActiveMethod)]
-        evicting = [part for part in parts if isinstance(part, CacheMethod) and part not in resting]
-        self.evictor = Evictor(model, self.adapter, evicting)
-        self.activator = Activator(model, self.adapter, self.evictor, resting)
-        self.compact = any(part.positions == "compact" for part in parts if part.stage != "cache")
-        self.sources = Sources(model, self.adapter, parts)
-        self.tap = TowerTap(model, self.adapter, self.sources.wanted)
+        self.stages: list[Stage] = []
+        for kind in kinds:
+            own = [part for part in parts if kind.takes(part)]
+            if own:
+                self.stages.append(kind(facts, own))
+                self.stages[-1].check_beside([part for part in parts if part not in own])
+        self.compact = any(part.positions == "compact" for part in parts)
+        self.signals = TowerSignals(model, self.family, parts, self._after_tower)
         self.handles: list[RemovableHandle] = []
-        self.prompts: list[Prompt] = []  # images first, as the tower reads them
-        self.flow: Flow | None = None
-        self.record = Record()
+        self.traces = Traces()
 
     # -- attach, detach ----------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        model, adapter = self.model, self.adapter
-        base, lm = adapter.base(model), adapter.language_model(model)
+        model, family, facts = self.model, self.family, self.facts
+        base, lm = family.base(model), family.language_model(model)
         owner = hooked_by(lm)
         if owner is not None and owner is not self:
             raise ValueError(
                 "this model's parts are already wrapped through another model object; vtc.unwrap that one first."
             )
+        for entry in (*self.around, model, base):
+            self.handles += [
+                entry.register_forward_pre_hook(self._open, with_kwargs=True),
+                entry.register_forward_hook(self._check_reached),
+                entry.register_forward_hook(self._close, always_call=True),
+            ]
         self.handles += [
-            model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-            base.register_forward_hook(self._after_base, always_call=True),
             lm.register_forward_pre_hook(self._before_lm, with_kwargs=True),
             lm.register_forward_hook(self._after_lm, with_kwargs=True),
         ]
-        if not adapter.mrope:
-            self.handles.append(lm.rotary_emb.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
-        self.handles += self.layers.attach() + self.evictor.attach() + self.activator.attach()
-        self.tap.attach()
+        if not family.mrope:
+            self.handles.append(
+                facts.decoder.rotary(lm).register_forward_pre_hook(self._before_rotary, with_kwargs=True)
+            )
+        for stage in self.stages:
+            self.handles += stage.attach()
+        for i, layer in enumerate(facts.layers):  # after the stages' hooks: these change what is left
+            self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
+            if self._inside() is not None and family.companions is not None:
+                self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
+        self.handles += self.signals.attach()
+        forget_graphs()
 
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        self.tap.detach()
+        forget_graphs()
 
-    # -- 1, 2: what is this batch? -----------------------------------------------------------------------------
+    def _inside(self) -> int | None:
+        """The first decoder layer before which a stage may drop tokens; None = none does."""
+        return min((i for stage in self.stages if (i := stage.first_inside()) is not None), default=None)
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _bind(module, args, kwargs)
-        if given.get("labels") is not None:
-            raise ValueError(
-                "labels are not supported on a wrapped model: train it unwrapped (vtc.unwrap), wrap it for inference."
+    # -- 1, 8: from the first hook to the last -----------------------------------------------------------------
+
+    @uncompiled
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward: Forward | None = context.top(self)
+        entries = (*self.around, self.model, self.family.base(self.model))
+        if forward is None or entries.index(forward.entry) >= entries.index(module):
+            context.push(self, Forward(_bind(module, args, kwargs), module))
+
+    @uncompiled
+    def _check_reached(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        forward: Forward | None = context.top(self)
+        if forward is None or forward.entry is not module or forward.reached:
+            return
+        if _brought(forward.given):
+            raise RuntimeError(
+                "this forward ran in a compiled graph that was made before vtc.wrap, so nothing was compressed: wrap "
+                "first and compile then, or call torch.compiler.reset() after vtc.wrap."
             )
-        check_cache(cache_of(given))
-        self.evictor.check(given)
-        self.activator.check(given)
-        mask = given.get("attention_mask")
-        if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
-            raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
 
+    @uncompiled
+    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        forward: Forward | None = context.top(self)
+        if forward is not None and forward.entry is module:
+            forward.done = True
+            context.pop(self)
+
+    # -- 2: what is this batch? --------------------------------------------------------------------------------
+
+    @uncompiled
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _bind(module, args, kwargs)
-        past = cache_of(given)
+        forward: Forward = context.top(self)
+        given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
+        past = forward.cache
         decoding = past is not None and past.get_seq_length() > 0
-        encoded = given.get("mm_encoder_outputs") or {}
-        brought = [m for m in PIXELS if encoded.get(m) is not None or given.get(PIXELS[m]) is not None]
-        self.prompts = []
-        if not decoding:
-            self.record = Record()
-        if decoding and not brought and (given.get("input_ids") is not None or given["inputs_embeds"].shape[1] == 1):
-            return  # a decode step, or a turn of plain text
-        masks = self._visual_masks(given, brought)
-        self.tap.outputs.clear()
-        marks, ids = self.frame_marks, given.get("input_ids")
-        self.prompts = [
+        brought = _brought(given)
+        if decoding:
+            forward.trace = self.traces.of(past) or Trace()
+        else:
+            self.traces.keep(forward.trace, None)
+        if not decoding or brought or (given.get("input_ids") is None and given["inputs_embeds"].shape[1] > 1):
+            self._find_prompts(forward, brought)
+        if not any(bool(prompt.visual.any()) for prompt in forward.prompts):
+            check_inputs(self.family, self.model, given, visual=False)
+            if not compressed(past):
+                return  # plain text, as if the model were not wrapped
+        check_inputs(self.family, self.model, given, visual=True)
+        for stage in self.stages:
+            stage.check(forward)
+
+    def _find_prompts(self, forward: Forward, brought: list[str]) -> None:
+        given, marks = forward.given, self.frame_marks
+        encoded, ids = given.get("mm_encoder_outputs") or {}, given.get("input_ids")
+        forward.prompts = [
             Prompt(m, mask, encoded.get(m), given.get(GRIDS[m]), numbered(ids, mask, marks) if marks else None)
-            for m, mask in masks.items()
+            for m, mask in self._visual_masks(given, brought).items()
         ]
 
-    def _visual_masks(self, given: dict[str, Any], brought: list[str]) -> dict[str, Tensor]:
+    def _visual_masks(self, given: Any, brought: list[str]) -> dict[str, Tensor]:
         """BoolTensor [B, L] of each modality's tokens, none for plain text; refuses what cannot be told."""
         ids, embeds, types = given.get("input_ids"), given.get("inputs_embeds"), given.get("mm_token_type_ids")
         if ids is not None:
-            return {m: ids == self.adapter.token_id(self.model, m) for m in brought}
-        assert embeds is not None
+            return {m: ids == self.family.token_id(self.model, m) for m in brought}
         if types is not None:
             types = types[:, -embeds.shape[1] :]
             return {m: types == number for number, m in enumerate(PIXELS, start=1)}
@@ -168,7 +203,7 @@ class Engine:
             table: Any = self.model.get_input_embeddings
             found = {}
             for m in brought:
-                placeholder = table()(torch.tensor(self.adapter.token_id(self.model, m), device=embeds.device))
+                placeholder = table()(torch.tensor(self.family.token_id(self.model, m), device=embeds.device))
                 found[m] = (embeds == placeholder).all(dim=-1)
             return found
         raise ValueError(
@@ -176,42 +211,60 @@ class Engine:
             "or mm_token_type_ids [batch, length] with 1 at image and 2 at video tokens (all 0 for plain text)."
         )
 
-    def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.prompts, self.flow = [], None  # also after an exception
-        self.tap.outputs.clear()
-        self.layers.end()
-        self.evictor.end()
-        self.activator.end()
+    # -- 3: the tower ------------------------------------------------------------------------------------------
 
-    # -- 4: shorten --------------------------------------------------------------------------------------------
+    def _after_tower(self, output: Any) -> None:
+        forward: Forward | None = context.top(self)
+        if forward is not None:
+            forward.towers.append(output)
 
+    def _seen(self, forward: Forward) -> list[Seen]:
+        """The prompts, with what the tower made of their pixels."""
+        found, ran = [], iter(forward.towers)
+        for prompt in forward.prompts:
+            output = prompt.encoded if prompt.encoded is not None else next(ran, None)
+            call = unpack(output)
+            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
+            pooled = getattr(output, "pooler_output", None)
+            found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
+        return found
+
+    def _tower_reader(
+        self, seen: list[Seen], kwargs: dict[str, Any], ends: Tensor | None
+    ) -> Callable[[Method, VisualSpan], Callable[[str], Tensor]]:
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        words = ~torch.stack([one.visual for one in seen]).any(dim=0)
+        words = words if mask is None else words & mask[:, -embeds.shape[1] :].bool()
+        if ends is not None:
+            words = words & (torch.arange(embeds.shape[1], device=words.device) < ends[:, None])
+        calls = {one.modality: one.call for one in seen}
+        if len(seen) == 1:  # a family that reads videos as images
+            calls = dict.fromkeys(PIXELS, seen[0].call)
+
+        def text(row: int) -> Tensor:
+            return embeds[row, words[row].to(embeds.device)]
+
+        return lambda method, span: reader(self.signals, method, span, calls[span.modality], text, embeds.device)
+
+    # -- 4: the language model, before -------------------------------------------------------------------------
+
+    @uncompiled
     def _before_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward: Forward | None = context.top(self)
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
-        if embeds is None:
+        if forward is None or embeds is None:
             return None
-        self.activator.before(cache, embeds.shape[1] == 1 and not self.prompts)
-        seen = self._seen()
-        layout = find_layout(self.adapter, self.model, embeds, seen) if seen else None
-        if layout is None or not layout.spans:
-            if not any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", ())):
-                return None
+        forward.reached = True
+        seen = self._seen(forward)
+        layout = find_layout(self.family, self.model, embeds, seen) if seen else None
+        if layout is not None and not layout.spans:
             layout = None
-        else:
-            self.layers.check(layout.spans)
+        if layout is None and not compressed(cache):
+            return None
         kwargs = dict(kwargs)
-        flow = self.flow = Flow(
-            self.adapter.language_model(self.model), kwargs, layout, self.compact, self.adapter.mrope
-        )
-        if layout is not None:
-            self.record = Record(notes=list(self.sources.notes))
-            self.record.begin(flow)
-            read = self._tower_reader(seen, kwargs)
-            self.layers.begin(flow, self.record, read)
-            self._compress(flow, kwargs, read)
-        else:
-            self.layers.begin(flow, self.record, None)
-        self.evictor.begin(flow, self.record)
-        self.activator.begin(flow, self.record)
+        self._begin(forward, module, kwargs, layout, seen)
+        flow = forward.flow
+        assert flow is not None
         part = flow.part
         mask = flow.visible(0, part)
         if mask is None and cache is None:
@@ -219,73 +272,94 @@ class Engine:
             mask = torch.ones(flow.rows, part.width, dtype=torch.bool, device=embeds.device)
         kwargs["attention_mask"] = mask
         text = flow.text_positions(part)
-        kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.adapter.mrope else text
+        kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
+        if torch.is_grad_enabled() and any(x.training and getattr(x, "gradient_checkpointing", False) for x in
+                                           self.facts.layers):  # fmt: skip
+            kwargs[CARRIED] = forward
         return args, kwargs
 
-    def _seen(self) -> list[Seen]:
-        """The prompts, with what the tower made of their pixels."""
-        found, ran = [], iter(self.tap.outputs)
-        for prompt in self.prompts:
-            output = prompt.encoded if prompt.encoded is not None else next(ran, None)
-            call = getattr(output, ATTRIBUTE, None)
-            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            pooled = getattr(output, "pooler_output", None)
-            found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
-        return found
+    def _begin(
+        self, forward: Forward, lm: nn.Module, kwargs: dict[str, Any], layout: VisualLayout | None, seen: list[Seen]
+    ) -> None:
+        """The stages' runs begin and enter, which may shorten what is in `kwargs`."""
+        family, ends = self.family, None
+        if layout is not None:
+            visual = torch.stack([one.visual for one in seen]).any(dim=0)
+            ends = forward.ends(visual.to(kwargs["inputs_embeds"].device))
+        placement = PLACEMENTS[family.placement]
+        flow = forward.flow = placement(lm, kwargs, layout, self.compact, family.mrope, ends)
+        if layout is not None:
+            forward.trace = Trace(notes=list(self.signals.notes))
+            forward.trace.begin(flow)
+            self.traces.keep(forward.trace, None)
+            forward.tower = self._tower_reader(seen, kwargs, ends)
+            for stage in self.stages:
+                stage.check_spans(layout.spans)
+            beside = take(family.companions, kwargs)
+            if beside is not None:
+                forward.companions = CompanionRows([(0, beside[1], beside[0])])
+        forward.runs = {stage: stage.begin(forward) for stage in self.stages}
+        for run in forward.runs.values():
+            run.enter(kwargs)
+        if family.companions is not None and forward.companions is not None:
+            _, rows, mask = forward.companions.stages[-1]
+            ours = (self._inside() or 0) < len(rows) and self._inside() is not None
+            # where their number changes on the way, our hooks add them, else the language model does
+            kwargs[family.companions.mask] = None if ours else mask
+            kwargs[family.companions.rows] = None if ours else rows
+            if not ours:
+                forward.companions = None
 
-    def _tower_reader(self, seen: list[Seen], kwargs: dict[str, Any]) -> TowerReader:
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        words = ~torch.stack([one.visual for one in seen]).any(dim=0)
-        words = words if mask is None else words & mask[:, -embeds.shape[1] :].bool()
-        calls = {one.modality: one.call for one in seen}
-        if len(seen) == 1:  # a family that reads videos as images
-            calls = dict.fromkeys(PIXELS, seen[0].call)
+    # -- 5, 6: rotary embedding and layers ---------------------------------------------------------------------
 
-        def reader(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
-            def text(row: int) -> Tensor:
-                return embeds[row, words[row].to(embeds.device)]
-
-            return self.sources.reader(method, span, calls[span.modality], text, embeds.device)
-
-        return reader
-
-    def _compress(self, flow: Flow, kwargs: dict[str, Any], read: TowerReader) -> None:
-        """Stage `input`: shortens the embeddings, and what travels beside them, in `kwargs`."""
-        embeds: Tensor = kwargs["inputs_embeds"]
-        if self.layers.wants("text_raters"):
-            self.layers.raters = text_raters(embeds, flow.visual_and_text()[0], flow.text_after)
-        mask, features = kwargs.get("visual_pos_masks"), kwargs.get("deepstack_visual_embeds")
-        if self.inputs:
-            assert flow.layout is not None
-            selections = choose(self.inputs, flow.layout, embeds, read, flow.compact, self.record)
-            if not all(selection.is_identity for selection in selections):
-                kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
-                if mask is not None:  # DeepStack: rows added to the first layers' visual tokens
-                    plan = flow.part.plan
-                    assert plan is not None
-                    assert features is not None
-                    mask, features = plan.visual(), [plan.merged(x) for x in features]
-                    kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"] = mask, features
-        if mask is not None and features is not None and min(self.layers.steps, default=len(features)) < len(features):
-            self.layers.deepstack = (features, mask)  # their number changes on the way: our hooks add them
-            kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
-
-    # -- 5, 7: rotate, give back -------------------------------------------------------------------------------
-
+    @uncompiled
     def _before_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flow = self.flow
+        forward: Forward | None = context.top(self)
+        flow = None if forward is None else forward.flow
         if flow is None or flow.rotated:
             return None
         flow.rotated = True
         return (args[:1], {**kwargs, "position_ids": flow.part.positions})
 
+    @uncompiled
+    def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        carried: Forward | None = kwargs.get(CARRIED)
+        forward: Forward | None = context.top(self) if carried is None else carried
+        if forward is None or forward.flow is None:
+            return None
+        if carried is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name != CARRIED}
+            if carried.done:  # computed again, for its gradients: hooks inside the layer find it until it ends
+                context.push(self, carried)
+        changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
+        return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
+
+    @uncompiled
+    def _after_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        forward: Forward | None = context.top(self)
+        if forward is None:
+            return None
+        if forward.done:
+            context.pop(self)
+        if forward.companions is None or not isinstance(output, Tensor):
+            return None
+        return forward.companions.add(i, output)
+
+    # -- 7: the language model, after --------------------------------------------------------------------------
+
+    @uncompiled
     def _after_lm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        flow, cache = self.flow, cache_of(output)
+        forward: Forward | None = context.top(self)
+        flow, cache = None if forward is None else forward.flow, cache_of(output)
+        if forward is None:
+            return None
+        self.traces.keep(forward.trace, cache)
         if flow is None:
             return None
         if flow.spans:
-            self.record.note_flow(flow)
-            output.last_hidden_state = flow.restore(output.last_hidden_state, self.layers.depth)
+            forward.trace.note_flow(flow)
+            depth = self.facts.depth
+            output.last_hidden_state = flow.restore(output.last_hidden_state, depth)
             states = getattr(output, "hidden_states", None)
             if states:  # state i is what layer i - 1 puts out
                 output.hidden_states = tuple(
@@ -293,12 +367,17 @@ class Engine:
                 )
         if cache is not None:
             flow.mark(cache)
-            self.evictor.evict(cache)
-            self.activator.after(cache)
+        for run in forward.runs.values():
+            run.leave(cache)
         return output
 
+    @property
+    def trace(self) -> Trace:
+        """What this thread's last prompt came to; the latest of all in a thread that has run none."""
+        return self.traces.last
+
     def report(self) -> Report:
-        return self.record.report(self.adapter.language_model(self.model))
+        return self.trace.report(self.family.language_model(self.model))
 
 
 def hooked_by(module: nn.Module) -> Engine | None:
@@ -308,6 +387,12 @@ def hooked_by(module: nn.Module) -> Engine | None:
         if isinstance(owner, Engine):
             return owner
     return None
+
+
+def _brought(given: Any) -> list[str]:
+    """The modalities whose pixels, or what a tower made of them, came with a call."""
+    encoded = given.get("mm_encoder_outputs") or {}
+    return [m for m in PIXELS if encoded.get(m) is not None or given.get(PIXELS[m]) is not None]
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

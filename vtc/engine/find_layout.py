@@ -155,7 +155,7 @@ def _crop_counts(options: list[list[int]], starts: list[Tensor], first: Tensor) 
     def solve(image: int, crop: int) -> list[int] | None:
         if image == len(options):
             return [] if crop == len(first) else None
-        if crop >= len(first) or not torch.equal(first[crop].to(starts[image]), starts[image]):
+        if crop >= len(first) or not _same(first[crop].to(starts[image]), starts[image]):
             return None
         for count in options[image]:
             rest = solve(image + 1, crop + count)
@@ -164,6 +164,11 @@ def _crop_counts(options: list[list[int]], starts: list[Tensor], first: Tensor) 
         return None
 
     return solve(0, 0)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors are equal, NaN being equal to itself: a broken picture is still its own."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:

@@ -3,6 +3,10 @@
 The batch starts as one Part; every stage that drops tokens adds another one, from its layer on. A layer is handed the
 mask, positions and rotary tables of its Part and of its own KV cache, which earlier forwards may have left with fewer
 rows than its neighbours'.
+
+This is the placement "row": visual tokens lie in the row of the batch, between the text. A family whose visual tokens
+lie in a memory that some layers attend to (cross-attention) is another placement: another class with the methods that
+the engine and the stages call here, named in `PLACEMENTS` by `Adapter.placement`.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtc import ops
-from vtc.engine.kv_cache import CompressedLayer, later_mask
+from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.plan import Plan
 from vtc.engine.versions import cache_of, causal_mask
 from vtc.layout import VisualLayout, VisualSpan
+from vtc.models.decoder import decoder_for
 from vtc.selection import Selection
 
 Rotary = tuple[Tensor, Tensor]
@@ -50,12 +55,25 @@ class Part:
 
 
 class Flow:
-    """State of one forward of the language model `lm`; `spans` are its visual spans, none in a decode step."""
+    """State of one forward of the language model `lm`; `spans` are its visual spans, none in a decode step.
+
+    Args:
+        kwargs: the language model's keyword arguments, before anything is changed in them.
+        compact: renumber the positions of what is left, instead of leaving every token its own.
+        mrope: whether positions are (t, h, w) rows.
+        ends: LongTensor [B], where each row's prompt ends (`Forward.ends`); None = with the row.
+    """
 
     def __init__(
-        self, lm: nn.Module, kwargs: dict[str, Any], layout: VisualLayout | None, compact: bool, mrope: bool
+        self,
+        lm: nn.Module,
+        kwargs: dict[str, Any],
+        layout: VisualLayout | None,
+        compact: bool,
+        mrope: bool,
+        ends: Tensor | None = None,
     ) -> None:
-        self.lm, self.compact, self.mrope = lm, compact, mrope
+        self.lm, self.compact, self.mrope, self.ends = lm, compact, mrope, ends
         embeds: Tensor = kwargs["inputs_embeds"]
         self.rows, self.length, _ = embeds.shape
         self.device = embeds.device
@@ -64,7 +82,10 @@ class Flow:
         layers = [] if self.cache is None or not self.seen else self.cache.layers
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
         for past in self.pasts:
-            if past is not None and past.keys is not None and past.keys.shape[0] != self.rows:
+            if past is None:
+                continue
+            past.reading = None  # also where an earlier forward broke off
+            if past.keys is not None and past.keys.shape[0] != self.rows:
                 held = past.keys.shape[0]
                 raise ValueError(f"the compressed cache holds {held} rows, the input {self.rows}; they must agree.")
         mask = kwargs.get("attention_mask")
@@ -113,7 +134,14 @@ class Flow:
         return self.parts[-1]
 
     def shorten(self, hidden: Tensor, selections: list[Selection], first: int) -> Tensor:
-        """Compress hidden states [B, S, D] by one Selection per span, for the layers from `first` on."""
+        """Compress hidden states [B, S, D] by one Selection per span, for the layers from `first` on.
+
+        Example: the row of `Plan`'s docstring, which a second method shortens before layer 2 (it keeps the later one of
+        the two visual tokens that are left):
+
+            parts[0]    from layer 0     slot 0 2 4 5 6 7     where = [1, 2]    index = [1, 3] of the span's four
+            parts[1]    from layer 2     slot 0 4 5 6 7       where = [1]       index = [3]
+        """
         now = self.part
         layout = VisualLayout(
             self.rows,
@@ -122,13 +150,10 @@ class Flow:
         )
         plan = Plan.of(layout, selections, self.device, None if now.plan is None else now.plan.unused)
         short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
+        plan.merge_into(short, hidden)
         for i, (span, selection) in enumerate(zip(layout.spans, selections, strict=True)):
-            slots = plan.slots_of(span, selection)
-            if selection.merges:
-                merged = selection.apply(hidden[span.row, self.where[i].to(hidden.device)])
-                short[span.row, slots.to(hidden.device)] = merged
             anchor = selection.anchor.to(self.device)
-            self.where[i], self.index[i] = slots, self.index[i][anchor]
+            self.where[i], self.index[i] = plan.slots_of(span, selection), self.index[i][anchor]
             before = self.chosen[i]
             self.chosen[i] = selection if before is None else before.then(selection)
         self.history.append((first, list(self.chosen)))
@@ -145,6 +170,13 @@ class Flow:
             self.parts.pop()
         self.parts.append(part)
         return short
+
+    def shorten_again(self, hidden: Tensor, layer: int) -> Tensor:
+        """What `shorten` made of `hidden` before `layer`, when that layer is computed again for its gradients."""
+        part = self.parts[self.number_of_part(layer)]
+        if part.plan is None or part.first != layer or layer == 0:
+            return hidden
+        return part.plan.merge_into(part.plan.gather(hidden), hidden)
 
     def _gathered(self, plan: Plan, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
         """What stays of the hidden states, and of tables that stay valid: where positions do, tokens keep their order,
@@ -164,12 +196,14 @@ class Flow:
     # -- where the text is -------------------------------------------------------------------------------------
 
     def visual_and_text(self) -> tuple[Tensor, Tensor]:
-        """BoolTensors [B, S]: present slots of visual tokens; of text behind a row's first visual token."""
+        """BoolTensors [B, S]: present slots of visual tokens; of the prompt's text behind its first visual token."""
         part = self.part
         visual = torch.zeros(self.rows, part.width, dtype=torch.bool, device=self.device)
         for span, slots in zip(self.spans, self.where, strict=True):
             visual[span.row, slots] = True
         text = ~visual & (part.slot > self.bounds[:, :1])
+        if self.ends is not None:
+            text = text & (part.slot < self.ends[:, None])
         return visual, text if part.valid is None else text & part.valid
 
     @cached_property
@@ -184,9 +218,16 @@ class Flow:
         return torch.tensor(found, device=self.device)
 
     @cached_property
+    def prompt(self) -> Tensor:
+        """BoolTensor [B, L]: the prompt, without padding and without what follows its end."""
+        places = torch.arange(self.length, device=self.device).expand(self.rows, -1)
+        own = torch.ones_like(places, dtype=torch.bool) if self._real is None else self._real
+        return own if self.ends is None else own & (places < self.ends[:, None])
+
+    @cached_property
     def _after(self) -> Tensor:
         """LongTensor [B, R]: positions of the text after each row's pictures (else its last token); -1 = none."""
-        own = self.parts[0].slot.new_ones(self.rows, self.length).bool() if self._real is None else self._real
+        own = self.prompt
         places = torch.arange(self.length, device=self.device)
         after = own & (places > self.bounds[:, 1:])
         last = torch.where(own, places, -1).amax(dim=1)
@@ -196,9 +237,9 @@ class Flow:
 
     @cached_property
     def _last(self) -> Tensor:
-        """LongTensor [B, 1]: position of each row's last token."""
-        places = torch.arange(self.length, device=self.device).expand(self.rows, -1)
-        return (places if self._real is None else torch.where(self._real, places, -1)).amax(dim=1, keepdim=True)
+        """LongTensor [B, 1]: position of each prompt's last token."""
+        places = torch.arange(self.length, device=self.device)
+        return torch.where(self.prompt, places, -1).amax(dim=1, keepdim=True)
 
     def slots(self, positions: Tensor) -> Tensor:
         """Present slots of positions [B, R] of the forward's input (-1 stays)."""
@@ -231,7 +272,7 @@ class Flow:
         past, before = self.past(layer), None
         if past is not None:
             user = None if self.user is None else self.user[:, : self.seen]
-            before = later_mask(past, user, self.rows, self.seen, self.device)
+            before = past.visible(user, self.rows, self.seen, self.device)
         elif self.user is not None:
             before = self.user[:, : self.seen]
         if before is None and part.valid is None:
@@ -241,12 +282,21 @@ class Flow:
         return torch.cat([before, ones[:, self.seen :] if part.valid is None else part.valid], dim=1)
 
     def seen_keys(self, layer: int) -> Tensor | None:
-        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds."""
+        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads."""
         visible, past = self.visible(layer, self.parts[self.number_of_part(layer)]), self.past(layer)
-        return visible if visible is None or past is None else visible[:, past.dropped :]
+        return visible if visible is None or past is None else visible[:, past.unread :]
 
     def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-        """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right."""
+        """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right.
+
+        The language model makes one mask and one pair of rotary tables, for layer 0. They are right for every layer of
+        the same Part whose cache held the same rows when the forward began (`state`):
+
+            layer            0      1      2      3
+            part             0      0      1      1
+            rows in cache    9      9      9      4       (an earlier forward's method has evicted in layer 3)
+            handed           own    own    made   made
+        """
         number = self.number_of_part(layer)
         part = self.parts[number]
         if number == 0 and part.rotary is None:
@@ -266,6 +316,9 @@ class Flow:
         return changes
 
     def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
+        """Tables for a layer's tokens. Under compact positions a cache whose layers lost differently many tokens moves
+        what follows by differently much: layer 0's shift is in `part.positions` already, the rest is added here.
+        """
         part, past, zero = self.parts[number], self.past(layer), self.past(0)
         own = None if past is None else past.shift
         base = None if zero is None else zero.shift
@@ -282,7 +335,7 @@ class Flow:
         return self._rotaries[key]
 
     def _tables(self, hidden: Tensor, positions: Tensor) -> Rotary:
-        rotary: Any = self.lm.rotary_emb
+        rotary = decoder_for(self.lm).rotary(self.lm)
         return rotary(hidden, position_ids=positions.to(hidden.device))
 
     # -- afterwards --------------------------------------------------------------------------------------------
@@ -294,21 +347,34 @@ class Flow:
         return x
 
     def mark(self, cache: Cache) -> None:
-        """Tell every layer of the cache which rows of this forward it does not hold."""
+        """Tell every layer of the cache which rows of this forward it does not hold.
+
+        Example, the two parts of `shorten`'s docstring: eight tokens, of which layers 0 and 1 hold six and the others
+        five. Their layers of the cache report the logical length 8 and `dropped` 2 or 3; the next token is number 8 to
+        all of them, and masks are built for the 6 + 1 or 5 + 1 rows that are there.
+        """
         if all(part.plan is None for part in self.parts):
             return
         groups: dict[Hashable, object] = {}
         for i, layer in enumerate(cache.layers):
             number, past = self.number_of_part(i), self.past(i)
-            part, visible = self.parts[number], self.visible(i, self.parts[number])
+            part, visible = self.parts[number], self.seen_keys(i)
             dropped, shift = self.length - part.width, part.shift
+            held = layer.keys.shape[-2]  # type: ignore[union-attr]
+            tail = self.tail(part) if part.plan else held if past is None else past.tail + held - past.prompt
             if past is not None:
                 dropped += past.dropped
-                visible = None if visible is None else visible[:, past.dropped :]
                 if past.shift is not None:
                     shift = past.shift.to(self.device) if shift is None else shift + past.shift.to(self.device)
             group = groups.setdefault((number, self.state(i)), object())
-            cache.layers[i] = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
+            new = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
+            new.tail, cache.layers[i] = tail, new
+
+    def tail(self, part: Part) -> int:
+        """How many of the last tokens all rows of `part` hold without a gap: what a cache can be cropped by."""
+        expected = torch.arange(self.length - part.width, self.length, device=self.device)
+        gaps = (part.slot != expected).any(dim=0).nonzero()
+        return part.width if not len(gaps) else part.width - 1 - int(gaps[-1])
 
 
 def padded(mask: Tensor) -> Tensor:
@@ -316,3 +382,7 @@ def padded(mask: Tensor) -> Tensor:
     most = int(mask.sum(dim=1).max())
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, most)]
     return torch.where(mask.gather(1, order), order, -1)
+
+
+#: where visual tokens live -> what carries a forward's rows past the layers
+PLACEMENTS: dict[str, type[Flow]] = {"row": Flow}

@@ -2,6 +2,14 @@
 
 It reports the *logical* length (what `generate` counts with, so positions and slicing stay right) and offers the rows
 it holds as the last ones of that length, as sliding-window layers do; masks are built for exactly these rows.
+
+Example: a prompt of eight tokens, of which six are held, and one token that has been generated since:
+
+    logical length    9         get_seq_length
+    held              7         rows of keys and values: 6 of the prompt, 1 later
+    dropped           2         9 - 7, the offset at which masks begin
+    prompt            6         rows that it held when it was compressed; `mask` and `tags` say what they are
+    tail              4         of those, the last 4 are the last 4 tokens of the prompt: it can be cropped by up to 5
 """
 
 from __future__ import annotations
@@ -14,31 +22,28 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from vtc.engine import context
+
 Change = Callable[[Tensor], Tensor]
 
 
-@dataclass
-class Aside:
-    """Rows of a layer that rest beside it, and what the layer was like with them.
+@dataclass(eq=False)
+class Reading:
+    """The rows of a layer's prompt that one decode step attends to; what came later is always read.
 
     Attributes:
-        keys, values: [B, G, Q, d]. order: LongTensor [B, prompt], the old row of each of the Q rows aside and then of
-            each row of the prompt still held.
-        mask, prompt, group, tags: the layer's, before.
+        rows: LongTensor [B, R], in ascending order; shorter ones begin with rows that are not `valid`.
+        valid: BoolTensor [B, R]; None = all.
     """
 
-    keys: Tensor
-    values: Tensor
-    order: Tensor
-    mask: Tensor | None
-    prompt: int
-    group: object
-    tags: dict[str, Tensor]
+    rows: Tensor
+    valid: Tensor | None
 
-    def each_row(self, change: Change) -> None:
-        self.keys, self.values, self.order = change(self.keys), change(self.values), change(self.order)
-        self.mask = None if self.mask is None else change(self.mask)
-        self.tags = {name: change(tag) for name, tag in self.tags.items()}
+    @classmethod
+    def of(cls, keep: Tensor, width: int, ragged: bool) -> Reading:
+        """The rows `keep` BoolTensor [B, prompt]; `width` is the largest count, `ragged` whether counts differ."""
+        rows = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]  # what stays goes last
+        return cls(rows, keep.gather(1, rows) if ragged else None)
 
 
 class CompressedLayer(DynamicLayer):
@@ -48,19 +53,22 @@ class CompressedLayer(DynamicLayer):
         dropped: logical length minus number of rows held (the same for all batch rows; shorter ones are padded).
         mask: BoolTensor [B, held rows of the prompt] or None; False = padding. Rows added later are not in it.
         shift: LongTensor [B], what to subtract from the position of later tokens (`positions="compact"`).
-        prompt: rows held when it was compressed.
+        prompt: rows held when it was compressed. tail: how many of those are the last tokens, without a gap.
         group: the same object in layers that hold the same rows.
-        tags: name -> [B, rows], what `evict.py` notes of the first rows held. age: decode steps since the prefill.
-        aside: rows that are not held for the moment (`active.py`), None = none.
+        tags: name -> [B, rows], what `kv_tags.py` notes of the first rows held. age: decode steps since the prefill.
+        touched: BoolTensor [B], batch rows that a cache method works on; None = none.
+        reading: what the forward in progress reads of the prompt, None = everything.
     """
 
     dropped: int = 0
     mask: Tensor | None = None
     shift: Tensor | None = None
     prompt: int = 0
+    tail: int = 0
     group: object = None
     age: int = 0
-    aside: Aside | None = None
+    touched: Tensor | None = None
+    reading: Reading | None = None
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -75,8 +83,68 @@ class CompressedLayer(DynamicLayer):
         new = cls()
         vars(new).update(vars(layer))  # whatever a layer of this version of transformers knows of itself
         new.dropped, new.mask, new.shift, new.group = dropped, mask, shift, group
-        new.prompt = 0 if layer.keys is None else layer.keys.shape[-2]
+        new.prompt = new.tail = 0 if layer.keys is None else layer.keys.shape[-2]
         return new
+
+    # -- what the model asks -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> tuple[int, int, object]:
+        """Equal for layers that offer the same rows: the same masks and positions are right for them."""
+        held = 0 if self.keys is None else self.keys.shape[-2]
+        return held, self.dropped, self.group if self.reading is None else self.reading
+
+    @property
+    def unread(self) -> int:
+        """Logical length minus the number of rows that the forward in progress reads."""
+        return self.dropped + (0 if self.reading is None else self.prompt - self.reading.rows.shape[1])
+
+    def get_seq_length(self) -> int:
+        held = super().get_seq_length()
+        return held + self.dropped if held else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        self._expect_engine()
+        return self.get_seq_length() - self.unread + query_length, self.unread
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._expect_engine()
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return (keys, values) if self.reading is None else (self._read(keys), self._read(values))
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Keys or values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
+        assert self.reading is not None
+        return torch.cat([rows_of(x[:, :, : self.prompt], self.reading.rows), x[:, :, self.prompt :]], dim=2)
+
+    def _expect_engine(self) -> None:
+        """A wrapped model's forward knows which rows are gone; any other would take what is left for all there was."""
+        for state in context.states():
+            if any(past is self for past in getattr(getattr(state, "flow", None), "pasts", ())):
+                return
+        raise RuntimeError(
+            "this KV cache was compressed by vtc and can only be continued by the wrapped model: wrap it again "
+            "(vtc.wrap; any method will do), or start again without past_key_values."
+        )
+
+    def visible(self, mask: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor | None:
+        """The 2-D mask BoolTensor [rows, length] over the logical length, True for what is read; None = all that is.
+
+        Args:
+            mask: the caller's mask of that length, or None for "no padding". length: the logical length, 9 above.
+        """
+        own = self.mask if self.reading is None else self.reading.valid
+        if mask is None and own is None:
+            return None
+        start = self.prompt + self.dropped  # logical length of the prompt
+        read = self.prompt if self.reading is None else self.reading.rows.shape[1]
+        ones = torch.ones(rows, max(read, length - start), dtype=torch.bool, device=device)
+        later = ones[:, : length - start] if mask is None else mask[:, start:].bool()
+        own = ones[:, :read] if own is None else own
+        unseen = torch.zeros(rows, self.unread, dtype=torch.bool, device=device)
+        return torch.cat([unseen, own.to(device), later.to(device)], dim=1)
+
+    # -- what changes it ---------------------------------------------------------------------------------------
 
     def evict(self, keep: Tensor) -> None:
         """Hold only the rows `keep` BoolTensor [B, held], right-aligned; their memory is freed."""
@@ -87,80 +155,37 @@ class CompressedLayer(DynamicLayer):
         width = int(counts.max())
         taken = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, held - width :]  # [B, width]
         valid = keep.gather(1, taken)
-        self.keys, self.values = _rows(self.keys, taken), _rows(self.values, taken)
+        gaps = (~keep).any(dim=0).nonzero()
+        tail = self.tail + held - self.prompt
+        self.tail = min(tail, held if not len(gaps) else held - 1 - int(gaps[-1]))
+        self.keys, self.values = rows_of(self.keys, taken), rows_of(self.values, taken)
         self.tags = {name: tag.gather(1, taken.to(tag.device)) for name, tag in self.tags.items()}
         self.dropped, self.prompt = self.dropped + held - width, width
         self.mask = None if int(counts.min()) == width else valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if self.mask is None else object()
 
-    def set_aside(self, keep: Tensor, width: int, ragged: bool, group: object) -> None:
-        """Hold only the rows `keep` BoolTensor [B, prompt] of the prompt, right-aligned; the others can be recalled.
-
-        Args:
-            width: most rows that any batch row keeps. ragged: whether another keeps fewer.
-            group: as `self.group`, of the layer as it becomes.
-        """
-        assert self.keys is not None
-        assert self.values is not None
-        assert self.aside is None
-        order = keep.to(torch.uint8).argsort(dim=1, stable=True)  # [B, prompt], what rests goes first
-        cut = self.prompt - width
-        aside, stays = order[:, :cut], order[:, cut:]
-        rest = _rows(self.keys, aside), _rows(self.values, aside)
-        new = Aside(*rest, order, self.mask, self.prompt, self.group, self.tags)
-        self.keys = torch.cat([_rows(self.keys, stays), self.keys[:, :, self.prompt :]], dim=2)
-        self.values = torch.cat([_rows(self.values, stays), self.values[:, :, self.prompt :]], dim=2)
-        self.aside, self.tags, self.group = new, {}, group
-        self.prompt, self.dropped = width, self.dropped + cut
-        self.mask = keep.gather(1, stays) if ragged else None
-
-    def recall(self) -> None:
-        """Hold again what has been set aside, every row at its old place."""
-        old, self.aside = self.aside, None
-        if old is None:
-            return
-        assert self.keys is not None
-        assert self.values is not None
-        back = old.order.argsort(dim=1)
-
-        def whole(aside: Tensor, held: Tensor) -> Tensor:
-            prompt = _rows(torch.cat([aside, held[:, :, : self.prompt]], dim=2), back)
-            return torch.cat([prompt, held[:, :, self.prompt :]], dim=2)
-
-        self.keys, self.values = whole(old.keys, self.keys), whole(old.values, self.values)
-        self.dropped -= old.prompt - self.prompt
-        self.prompt, self.mask, self.group, self.tags = old.prompt, old.mask, old.group, old.tags
-
-    @property
-    def state(self) -> tuple[int, int, object]:
-        """Equal for layers that hold the same rows: the same masks and positions are right for them."""
-        held = 0 if self.keys is None else self.keys.shape[-2]
-        return held, self.dropped, self.group
-
-    def get_seq_length(self) -> int:
-        held = super().get_seq_length()
-        return held + self.dropped if held else 0
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() - self.dropped + query_length, self.dropped
-
     def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
-        if abs(tokens_to_remove) > self.keys.shape[-2] - self.prompt:
+        count, held = abs(tokens_to_remove), self.keys.shape[-2]
+        if count > self.tail + held - self.prompt:
             raise ValueError(
-                f"cannot remove {abs(tokens_to_remove)} tokens from a compressed cache: that reaches into the prompt "
-                "(or, for cache methods with every=, behind the last eviction); start again without past_key_values."
+                f"cannot remove {count} tokens from a compressed cache: that reaches back to where some were dropped; "
+                "start again without past_key_values."
             )
         super().crop(tokens_to_remove)
-        self.tags = {name: tag[:, : self.keys.shape[-2]] for name, tag in self.tags.items()}
+        left = self.keys.shape[-2]
+        self.tags = {name: tag[:, :left] for name, tag in self.tags.items()}
+        if left < self.prompt:
+            self.tail, self.prompt = self.tail - (self.prompt - left), left
+            self.mask = None if self.mask is None else self.mask[:, :left]
 
     def _each_row(self, change: Change) -> None:
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
+        self.touched = None if self.touched is None else change(self.touched)
         self.tags = {name: change(tag) for name, tag in self.tags.items()}
-        if self.aside is not None:
-            self.aside.each_row(change)
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
@@ -176,12 +201,18 @@ class CompressedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.dropped, self.mask, self.shift, self.prompt, self.tags, self.aside = 0, None, None, 0, {}, None
+        self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
+        self.age, self.touched, self.reading = 0, None, None
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` [B, R] of keys or values [B, G, N, d]."""
     return x.gather(2, index.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def compressed(cache: Any) -> bool:
+    """Whether a KV cache has lost rows to vtc."""
+    return any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", None) or ())
 
 
 def check_cache(cache: Any) -> None:
@@ -202,24 +233,3 @@ def check_cache(cache: Any) -> None:
             raise ValueError(
                 f"a {type(layer).__name__} KV cache is not supported under compression; use the default DynamicCache."
             )
-
-
-def later_mask(
-    layer: CompressedLayer, mask: Tensor | None, rows: int, length: int, device: torch.device
-) -> Tensor | None:
-    """The 2-D mask [rows, logical length] that matches a compressed layer; `length` = logical length of this forward.
-
-    Args:
-        mask: the caller's mask of logical length, or None for "no padding".
-    """
-    if mask is None and layer.mask is None:
-        return None
-    start = layer.prompt + layer.dropped  # logical length of the prompt
-    later = (
-        torch.ones(rows, length - start, dtype=torch.bool, device=device) if mask is None else mask[:, start:].bool()
-    )
-    held = layer.mask
-    if held is None:
-        held = torch.ones(rows, layer.prompt, dtype=torch.bool, device=device)
-    unseen = torch.zeros(rows, layer.dropped, dtype=torch.bool, device=device)
-    return torch.cat([unseen, held.to(device), later.to(device)], dim=1)

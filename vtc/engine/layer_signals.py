@@ -1,4 +1,4 @@
-"""Readings: what methods hear from one decoder layer. Everything is computed once, when first asked for."""
+"""What a decoder layer offers to the signals that are measured in it. Everything is computed once, when first asked."""
 
 from __future__ import annotations
 
@@ -9,62 +9,96 @@ from torch import Tensor
 
 from vtc.engine.attention import LayerView
 from vtc.engine.flow import Flow, padded
+from vtc.signals import SIGNALS
 
 
-class Readings:
-    """Signals of one decoder layer for the spans of a flow, in the flow's present slots."""
+class LayerSignals:
+    """One decoder layer over a batch, for the spans of a flow, in the flow's present slots.
 
-    def __init__(self, flow: Flow, view: LayerView, wanted: tuple[str, ...] = ()) -> None:
-        self.flow, self.view = flow, view
-        self.past = view.past
-        for name in wanted:
-            self._measure(name)
+    Slots count within this forward; the layer's keys also hold what came before it, so that slot s is key `past + s`.
 
-    def close(self) -> None:
-        """Let go of the layer's activations; what has been measured stays."""
-        self.view.x = self.view.x.new_empty(0)
+    Args:
+        view: the layer's attention, for signals that are read from queries and keys; None if nobody asks for any.
+        states: [B, S, D], the hidden states in which `text_states` are read; None if nobody asks.
+        raters: BoolTensor [B, R] aligned with `flow.text_after`, see `text_raters`.
+        history: [B, S], what a method's `transition` has added up.
+    """
 
-    def _measure(self, name: str) -> object:
-        return {
-            "last_attention": lambda: self.last_rows,
-            "text_attention": lambda: self.text_rows,
-            "peak_attention": lambda: self.peak,
-            "visual_attention": lambda: self.own_rows,
-            "relevance": lambda: self.relevance,
-            "layer_keys": lambda: self.view.keys,
-            "text_keys": lambda: self.view.keys,
-        }.get(name, lambda: None)()
+    def __init__(
+        self,
+        flow: Flow,
+        view: LayerView | None,
+        states: Tensor | None = None,
+        raters: Tensor | None = None,
+        history: Tensor | None = None,
+    ) -> None:
+        self.flow, self._view = flow, view
+        self.states, self.text_raters, self.history = states, raters, history
+        self.past = 0 if view is None else view.past
 
-    def of(self, name: str, number: int) -> Tensor:
-        """The signal `name` for span `number`; shapes in `vtc.signals.SIGNALS`."""
-        span, slots = self.flow.spans[number], self.flow.where[number]
-        row = span.row
-        keys = self.past + slots
-        if name == "last_attention":
-            return self.last_rows[row, 0, keys]
-        if name == "text_attention":
-            return self.text_rows[row][self.flow.text_after[row] >= 0][:, keys]
-        if name == "peak_attention":
-            return self.peak[row, keys]
-        if name == "visual_attention":
-            return self.own_rows[number]
-        if name == "relevance":
-            return self.relevance[row]
-        if name == "layer_keys":
-            return self.view.keys[row, :, keys].transpose(0, 1)
-        if name == "text_keys":
-            after = self.flow.text_after[row]
-            return self.view.keys[row, :, self.past + after[after >= 0]].transpose(0, 1)
-        raise KeyError(name)
+    def measure(self, names: tuple[str, ...]) -> None:
+        """Compute the signals `names` of every span now, and let go of the layer's activations."""
+        for name in names:
+            for span in range(len(self.flow.spans)):
+                self.of(name, span)
+        if self._view is not None:
+            self._view.x = self._view.x.new_empty(0)
+
+    def of(self, name: str, span: int) -> Tensor:
+        """The signal `name` for span number `span`; shapes in `vtc.signals.SIGNALS`."""
+        return SIGNALS[name].of(self, span)
+
+    # -- where things are --------------------------------------------------------------------------------------
+
+    def row(self, span: int) -> int:
+        return self.flow.spans[span].row
+
+    def slots(self, span: int) -> Tensor:
+        """LongTensor [N], present slots of a span's tokens."""
+        return self.flow.where[span]
+
+    def keys_of(self, span: int) -> Tensor:
+        """LongTensor [N], which keys a span's tokens are."""
+        return self.past + self.slots(span)
+
+    def text(self, span: int) -> Tensor:
+        """BoolTensor [R]: which of `flow.text_after` there are in the span's row."""
+        return self.flow.text_after[self.row(span)] >= 0
+
+    def keys_of_text(self, span: int) -> Tensor:
+        """LongTensor [T], which keys the text after the row's pictures is."""
+        after = self.flow.text_after[self.row(span)]
+        return self.past + after[after >= 0]
+
+    def states_of_text(self, span: int) -> Tensor:
+        """[T, D], hidden states of the text after the row's pictures."""
+        states = self.states
+        if states is None:
+            raise ValueError("hidden states are at hand between layers only, not in a layer that has just run.")
+        after = self.flow.text_after[self.row(span)]
+        return states[self.row(span), after[after >= 0].to(states.device)]
+
+    # -- attention ---------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> LayerView:
+        if self._view is None:
+            raise ValueError("this signal reads queries and keys: give its row in the table attention=True.")
+        return self._view
+
+    @property
+    def keys(self) -> Tensor:
+        """[B, G, K, d]: keys of the layer, those of earlier forwards first."""
+        return self.view.keys
 
     @cached_property
     def last_rows(self) -> Tensor:
-        """[B, 1, K]: rows of each row's last token."""
+        """[B, 1, K]: attention of each prompt's last token."""
         return self.view.rows(self.flow.last)
 
     @cached_property
     def text_rows(self) -> Tensor:
-        """[B, R, K]: rows of the text after the pictures."""
+        """[B, R, K]: attention of the text after the pictures."""
         return self.view.rows(self.flow.text_after)
 
     @cached_property
@@ -73,7 +107,7 @@ class Readings:
         return self.view.peak(self.flow.text_after)
 
     @cached_property
-    def own_rows(self) -> list[Tensor]:
+    def own_attention(self) -> list[Tensor]:
         """Per span [N]: mean attention that its own tokens give each of them."""
         found: list[Tensor] = []
         for number, span in enumerate(self.flow.spans):
@@ -88,8 +122,8 @@ class Readings:
     def relevance(self) -> Tensor:
         """[B, 2]: share of the text's attention that goes to visual tokens, and of theirs that goes to the text.
 
-        Text is what follows a row's first visual token. Where no visual token follows any of it, causal attention makes
-        the second share 0.
+        Text is what follows a row's first visual token, up to the end of its prompt. Where no visual token follows any
+        of it, causal attention makes the second share 0.
         """
         flow, share = self.flow, torch.zeros(self.flow.rows, 2, device=self.flow.device)
         visual, text = flow.visual_and_text()
@@ -103,3 +137,27 @@ class Readings:
             given = self.view.received(padded(visual))[..., self.past :]
             share[:, 1] = (given * text).sum(dim=1)
         return share
+
+
+def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
+    """Which text tokens the pictures are about, at the language model's input.
+
+    A text token is a rater if the share of the pictures' similarity that falls to it, softmax over the text of the
+    inner products with each visual token, averaged over those, exceeds the mean (SparseVLM, arXiv 2410.04417, section
+    3.2).
+
+    Args:
+        embeds: [B, L, D]. visual: BoolTensor [B, L]. after: LongTensor [B, R], text after the pictures, -1 = none.
+
+    Returns:
+        BoolTensor [B, R], False where `after` is -1.
+    """
+    raters = torch.zeros_like(after, dtype=torch.bool)
+    for row in range(len(after)):
+        there = after[row] >= 0
+        if not there.any() or not visual[row].any():
+            continue
+        looks, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
+        share = (looks @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
+        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
+    return raters

@@ -13,7 +13,7 @@ from vtc.methods.base.method import Method
 from vtc.methods.pool import split_budget
 from vtc.methods.shared.clips import rows_by_index
 from vtc.selection import Selection
-from vtc.signals import TOWER_SIGNALS, VisualTokens
+from vtc.signals import SIGNALS, VisualTokens
 
 
 def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selection]:
@@ -56,10 +56,8 @@ def _reader(tokens: VisualTokens, place: Tensor):
     """Signals of the frame at `place` among the clip's own tokens."""
 
     def read(name: str) -> Tensor:
-        value = tokens.read(name)
-        if name not in TOWER_SIGNALS:
-            return value
-        return value[place] if name == "keys" else value[..., place]
+        value, row = tokens.read(name), SIGNALS[name]
+        return row.take(value, place) if row.place == "tower" else value
 
     return read
 

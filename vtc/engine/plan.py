@@ -20,6 +20,17 @@ from vtc.selection import Selection
 class Plan:
     """Where everything goes.
 
+    Example: one row of eight tokens, v = visual, of which a method keeps the second and the fourth:
+
+        position      0 1 2 3 4 5 6 7
+        token         t v v v v t t t
+        keep          1 0 1 0 1 1 1 1      gone = not keep
+        index, slot   0 2 4 5 6 7          width S = 6, valid = all
+        place         0 0 1 1 2 3 4 5      new slot of each position, or of the last kept one before it
+
+    In a batch whose other row keeps seven tokens S is 7: slot is [1, 0, 2, 4, 5, 6, 7], its first entry is unused
+    (valid = False, unused = 1), and every place is one higher.
+
     Attributes:
         keep: BoolTensor [B, L], slots that stay. gone: BoolTensor [B, L], tokens that are dropped.
         index: LongTensor [B, S], original position whose row each of the S new slots takes.
@@ -97,6 +108,14 @@ class Plan:
         """Rows [B, L, D] -> [B, S, D]."""
         return ops.gather_rows(self.index.to(x.device), [x])[0]
 
+    def merge_into(self, short: Tensor, x: Tensor) -> Tensor:
+        """Write what a span's outputs are made of into `short` [B, S, D], which `gather` made of `x` [B, L, D]."""
+        for span, selection in zip(self.layout.spans, self.selections, strict=True):
+            if selection.merges:
+                merged = selection.apply(x[span.row, span.index.to(x.device)])  # [M, D]
+                short[span.row, self.slots_of(span, selection).to(x.device)] = merged
+        return short
+
     def restore(self, x: Tensor) -> Tensor:
         """Rows [B, S, D] -> [B, L, D]: a position that is gone shows the last kept one before it.
 
@@ -143,9 +162,8 @@ class Plan:
             for span, selection in zip(self.layout.spans, self.selections, strict=True):
                 if span.tokens:
                     shift[span.row] += _renumber_grid(new, span, selection)
-        return new.to(device).gather(2, self.index.expand(3, -1, -1)), shift.to(
-            device
-        )  # a token brings its own place in the picture
+        kept = new.to(device).gather(2, self.index.expand(3, -1, -1))  # a token brings its own place in the picture
+        return kept, shift.to(device)
 
 
 def _renumber_grid(positions: Tensor, span: VisualSpan, selection: Selection) -> int:

@@ -1,13 +1,16 @@
-"""Hooks on the vision tower: read queries and keys as they pass, and reduce them to the signals asked for.
+"""Signals of the vision tower: hooks that read queries and keys as they pass, and reduce them to what is asked for.
 
 Scores are computed from the projections' outputs through our own ops, so they are the same under eager, sdpa and
-flash attention, and no N x N attention matrix is ever held.
+flash attention, and no N x N attention matrix is ever held. What a run of the tower yields travels as an item of its
+output, like the features: `generate` may run the tower before the model's forward, accelerate copies what it hands
+over, and a result of `vtc.encode` may be pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,91 +18,240 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc import ops
+from vtc.engine import context
+from vtc.engine.context import uncompiled
+from vtc.layout import VisualSpan
+from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
+from vtc.models.tower import Tower, tower_for, tower_type
+from vtc.signals import SIGNALS, of_place
 
-ATTRIBUTE = "vtc_call"  # name under which a TowerCall travels on the tower's output object
+ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
+Pair = tuple[str, int]  # (signal of the vision tower, layer)
 
 
-class TowerTap:
-    """Watches some layers of a vision tower for some signals; every output of the tower carries its TowerCall.
+def pack(call: TowerCall) -> dict[str, Any]:
+    """A TowerCall as plain containers of tensors and numbers."""
+    signals = {f"{name} {layer}": value for (name, layer), value in call.signals.items()}
+    return {**vars(call), "signals": signals}
 
-    Args:
-        wanted: pairs (signal, layer) with signal in "cls_attention", "received_attention", "keys".
+
+def unpack(output: Any) -> TowerCall | None:
+    """The TowerCall that travels with a tower's output, None if there is none."""
+    item = output.get(ITEM) if isinstance(output, Mapping) else None
+    if item is None:
+        return None
+    signals = {(name.rsplit(" ", 1)[0], int(name.rsplit(" ", 1)[1])): value for name, value in item["signals"].items()}
+    return TowerCall(**{**item, "signals": signals})
+
+
+@dataclass
+class Segment:
+    """Patches that attend within themselves, as signals of the place `tower` read them.
+
+    Attributes:
+        q, k: [B, H, T, d], as the attention uses them; the first is the CLS token, if there is one.
+        share: of all patches of the run.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, wanted: Iterable[tuple[str, int]]) -> None:
-        self.model, self.adapter = model, adapter
-        self.wanted: dict[int, list[str]] = {}
-        for name, layer in sorted(set(wanted)):
-            self.wanted.setdefault(layer, []).append(name)
-        self.call = TowerCall()
-        self.outputs: list[Any] = []  # of the runs since somebody cleared it
-        self.seen: dict[tuple[int, str], Tensor] = {}
-        self.has_cls = adapter.has_cls(model)
-        self.handles: list[RemovableHandle] = []
+    q: Tensor
+    k: Tensor
+    share: float = 1.0
 
-    def attach(self) -> None:
-        tower = self.adapter.tower(self.model)
-        self.handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-        self.handles.append(tower.register_forward_hook(self._after_tower))
+    @property
+    def scale(self) -> float:
+        return self.q.shape[-1] ** -0.5
+
+    def rows(self, q: Tensor) -> Tensor:
+        """[B, R, T]: attention (mean over heads) of the queries q [B, H, R, d]."""
+        return ops.attention_rows(q, self.k, self.scale)
+
+    def received(self) -> Tensor:
+        """[B, T]: mean attention that each token receives from all of them."""
+        return ops.received_attention(self.q, self.k, self.scale)
+
+
+@dataclass(eq=False)
+class TowerRun:
+    """One run of the tower in progress; `projected` holds what the projections of a layer have made."""
+
+    call: TowerCall
+    projected: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+
+class TowerSignals:
+    """Watches some layers of a vision tower for the signals of some methods.
+
+    Args:
+        methods: whose signals are wanted; `notes` says where one stands in for another.
+        done: called with every output of the tower.
+        private: act only where a frame of `room` is open.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        methods: Sequence[Method],
+        done: Callable[[Any], None] | None = None,
+        private: bool = False,
+    ) -> None:
+        self.model, self.adapter, self.done = model, adapter, done
+        self.private, self.room = private, object()
+        self.projecting = object()  # owner of the frame between the tower's end and the projector's
+        self.notes: list[str] = []
+        asked = [(method, name) for method in methods for name in of_place(method.requires(), "tower")]
+        self.wanted: dict[int, list[str]] = {}
+        for signal, layer in sorted({pair for method, name in asked for pair in self.pairs(method, name)}):
+            self.wanted.setdefault(layer, []).append(signal)
+
+    @property
+    def tower(self) -> Any:
+        return self.adapter.tower(self.model)
+
+    @cached_property
+    def facts(self) -> Tower:
+        return tower_for(self.tower)
+
+    def pairs(self, method: Method, name: str) -> list[Pair]:
+        """What makes up the signal `name` for `method`."""
+        last = self.adapter.feature_layer(self.model)
+        if "L" not in SIGNALS[name].shape:
+            return [(name, last)]
+        stand_in = SIGNALS[name].stand_in
+        if stand_in is not None and not self.facts.has_cls:
+            wanted, given = (x.replace("_", " ").replace("cls", "CLS") for x in (name, stand_in))
+            note = f"{method.title}: {tower_type(self.tower)} has no CLS token; {given} stands in for {wanted}."
+            if note not in self.notes:
+                self.notes.append(note)
+            name = stand_in
+        return [(name, layer) for layer in method.tower_layers(len(self.facts.blocks(self.tower)), last)]
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def attach(self) -> list[RemovableHandle]:
+        tower = self.tower
+        handles = [
+            tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
+            tower.register_forward_hook(self._after_tower),
+            tower.register_forward_hook(self._close, always_call=True),
+        ]
         projector = self.adapter.crop_projector(self.model)
         if projector is not None:
-            self.handles.append(projector.register_forward_hook(self._after_projector))
-        attentions = self.adapter.attentions(self.model)
+            handles.append(projector.register_forward_hook(self._after_projector))
+        attentions = self.facts.attentions(tower) if self.wanted else []
         for layer in self.wanted:
-            q, k = self.adapter.projections(attentions[layer])
-            self.handles.append(q.register_forward_hook(partial(self._see, layer, "q")))
+            q, k = self.facts.projections(attentions[layer])
+            handles.append(q.register_forward_hook(partial(self._after_projection, layer, "q")))
             if k is not q:
-                self.handles.append(k.register_forward_hook(partial(self._see, layer, "k")))
+                handles.append(k.register_forward_hook(partial(self._after_projection, layer, "k")))
             after = partial(self._after_attention, layer)
-            self.handles.append(attentions[layer].register_forward_hook(after, with_kwargs=True))
+            handles.append(attentions[layer].register_forward_hook(after, with_kwargs=True))
+        return handles
 
-    def detach(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-
+    @uncompiled
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.private and context.top(self.room) is None:
+            return
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
-        self.call = TowerCall(grid_thw=grid, crops=crops)
-        self.seen.clear()
+        context.push(self, TowerRun(TowerCall(grid_thw=grid, crops=crops)))
 
-    def _see(self, layer: int, which: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.seen[layer, which] = output
+    @uncompiled
+    def _after_projection(
+        self, layer: int, which: str, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        run: TowerRun | None = context.top(self)
+        if run is not None:
+            run.projected[layer, which] = output
 
+    @uncompiled
     def _after_attention(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        q = self.seen.pop((layer, "q"))
-        k = self.seen.pop((layer, "k"), q)
-        segments = self.adapter.queries_keys(module, q.detach(), k.detach(), kwargs, self.call.grid_thw)
+        run: TowerRun | None = context.top(self)
+        if run is None:
+            return  # computed again for its gradients: what it says has been heard
+        q = run.projected.pop((layer, "q")).detach()
+        k = run.projected.pop((layer, "k"), q).detach()
+        pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)
+        total = sum(q.shape[2] for q, _ in pairs)
+        segments = [Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0) for q, k in pairs]
         for name in self.wanted[layer]:
-            self.call.signals[name, layer] = self._measure(name, segments)
+            run.call.signals[name, layer] = self._measure(name, segments, run.call.grid_thw)
 
-    def _measure(self, name: str, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Segments of (q, k) [B, H, T, d] -> [tokens] or, for keys, [tokens, d]: crop by crop, without CLS."""
-        first = 1 if self.has_cls else 0
-        scale = segments[0][0].shape[-1] ** -0.5
-        total = sum(q.shape[2] for q, _ in segments)
-        parts = []
-        for q, k in segments:
-            if name == "keys":
-                value = k.float().mean(dim=1)  # [B, T, d]
-            elif name == "cls_attention":
-                value = ops.attention_rows(q[:, :, :1], k, scale)[:, 0]  # [B, T]
-            else:  # every segment (window, image) hands out attention in proportion to its size
-                value = ops.received_attention(q, k, scale) * (q.shape[2] / total if len(segments) > 1 else 1.0)
-            parts.append(value[:, first:])
-        values = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return self.adapter.tokens_from_patches(self.model, values, self.call.grid_thw, mean=name == "keys")
+    def _measure(self, name: str, segments: list[Segment], grid_thw: Tensor | None) -> Tensor:
+        """[tokens] or [tokens, d] of all crops one after another, as the projector leaves them, without CLS."""
+        signal, first = SIGNALS[name], 1 if self.facts.has_cls else 0
+        parts = [signal.of(segment)[:, first:] for segment in segments]
+        values, mean = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], signal.fold == "mean"
+        values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean)
+        return self.adapter.tokens_from_patches(self.model, values, mean)
 
-    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.call.first = output[:, 0].detach()  # [crops, D]
-
+    @uncompiled
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if hasattr(output, "last_hidden_state"):  # a ModelOutput, not a bare tuple
-            setattr(output, ATTRIBUTE, self.call)
-            self.outputs.append(output)
-        self.seen.clear()
+        run: TowerRun | None = context.top(self)
+        if run is None or not hasattr(output, "last_hidden_state"):  # a bare tuple
+            return
+        if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
+            output[ITEM]["signals"].update(pack(run.call)["signals"])
+        else:
+            output[ITEM] = pack(run.call)
+        if self.done is not None:
+            self.done(output)
+        if self.adapter.crop_projector(self.model) is not None:
+            context.push(self.projecting, output[ITEM])  # the projector runs next, when the tower's frame is closed
+
+    @uncompiled
+    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        context.pop(self)
+
+    @uncompiled
+    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        item: dict[str, Any] | None = context.top(self.projecting)
+        if item is not None:
+            item["first"] = output[:, 0].detach()  # [crops, D]
+            context.pop(self.projecting)
+
+
+def reader(
+    signals: TowerSignals,
+    method: Method,
+    span: VisualSpan,
+    call: TowerCall | None,
+    text: Callable[[int], Tensor],
+    device: torch.device,
+) -> Callable[[str], Tensor]:
+    """A function name -> signal for one span, on `device`; `text(row)` gives the text embeddings of a row."""
+
+    def read(name: str) -> Tensor:
+        if name not in method.requires():
+            raise ValueError(f"{method.title} reads the signal {name!r} without listing it in `needs`.")
+        row = SIGNALS[name]
+        if row.place == "text":
+            return row.of(text(span.row))
+        if row.place == "layout":
+            raise ValueError(f"the {name} is not read as a signal: it is tokens.span.{name}, with tokens.span.tiles.")
+        if row.place != "tower":
+            raise ValueError(f"{method.title} asks for {name!r}, which is measured at the stage {row.place!r}.")
+        rows = [_per_token(_measured(call, pair), span.patch) for pair in signals.pairs(method, name)]
+        return (torch.stack(rows) if "L" in row.shape else rows[0]).to(device)
+
+    return read
+
+
+def _measured(call: TowerCall | None, pair: Pair) -> Tensor:
+    if call is None or pair not in call.signals:
+        raise ValueError(
+            f"the signal {pair[0]!r} of vision layer {pair[1]} is missing: the image features handed in were encoded "
+            "without it; encode them on the wrapped model, or with vtc.encode(model, methods, ...)."
+        )
+    return call.signals[pair]
+
+
+def _per_token(values: Tensor, patch: Tensor) -> Tensor:
+    """Tower values [P, ...] -> [N, ...] of a span's tokens; separators (patch -1) get 0."""
+    patch = patch.to(values.device)
+    inside = (patch >= 0).view(-1, *[1] * (values.dim() - 1))
+    return torch.where(inside, values[patch.clamp(min=0)], 0.0)

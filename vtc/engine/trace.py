@@ -1,4 +1,4 @@
-"""Record: what a forward leaves behind for the report — tensors, so that no forward waits for its device."""
+"""Trace: what a forward leaves behind for the report — tensors, so that no forward waits for its device."""
 
 from __future__ import annotations
 
@@ -25,11 +25,27 @@ class Eviction:
 
 
 @dataclass
-class Record:
+class StageTrace:
+    """A `StageReport` whose clocks have not been read yet."""
+
+    name: str
+    layer: int | None
+    tokens_in: int
+    tokens_out: int
+    watches: list[Stopwatch]
+    flops: int = 0
+
+    def report(self) -> StageReport:
+        ms = sum(watch.ms for watch in self.watches)
+        return StageReport(self.name, self.layer, self.tokens_in, self.tokens_out, ms, self.flops)
+
+
+@dataclass
+class Trace:
     """One prefill: its spans, what each step selected of them, and how many tokens its rows had at each layer."""
 
     notes: list[str] = field(default_factory=list)
-    stages: list[tuple[str, int | None, int, int, list[Stopwatch], int]] = field(default_factory=list)
+    stages: list[StageTrace] = field(default_factory=list)
     spans: tuple[VisualSpan, ...] = ()
     steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
     selections: tuple[Selection, ...] = ()  # all steps together
@@ -50,12 +66,11 @@ class Record:
         full = flow.part.slot.new_full((flow.rows,), flow.length)
         self.rows_full = full if valid is None else valid.sum(dim=1)
 
-    def note_step(
-        self, name: str, layer: int, before: int, after: int, watches: list[Stopwatch], selections: list[Selection]
+    def note_stage(
+        self, name: str, layer: int | None, before: int, after: int, watches: list[Stopwatch], flops: int = 0
     ) -> None:
-        """Remember what a method of the stage `layer` did."""
-        self.stages.append((name, layer, before, after, watches, 0))
-        self.steps.append((layer, selections))
+        """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
+        self.stages.append(StageTrace(name, layer, before, after, watches, flops))
 
     def note_decode(self, name: str, layer: int, anew: bool) -> None:
         """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""
@@ -107,10 +122,7 @@ class Record:
                 )
                 for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
             ],
-            stages=[
-                StageReport(name, layer, before, after, sum(watch.ms for watch in watches), flops)
-                for name, layer, before, after, watches, flops in self.stages
-            ],
+            stages=[stage.report() for stage in self.stages],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
             flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],
             kv_bytes_by_layer=[

@@ -63,7 +63,7 @@ def _take_turns(likeness: Tensor, chosen: Tensor, k: int) -> Tensor:
     taken = torch.zeros(likeness.shape[1], dtype=torch.bool, device=likeness.device)
     taken[chosen] = True
     parts, missing, turns = [chosen], k - len(chosen), len(likeness)
-    for i, row in enumerate(likeness):
+    for i, row in enumerate(torch.nan_to_num(likeness, nan=2.0)):  # what is no number resembles most
         share = missing // turns + (i < missing % turns)
         least = row.masked_fill(taken, torch.inf).argsort(stable=True)[:share]
         taken[least] = True

@@ -55,7 +55,8 @@ class SparseVLM(LayerMethod):
         rejected = torch.ones(n, dtype=torch.bool, device=kept.device)
         rejected[kept] = False
         candidates = int(self.recycle * (n - len(kept)))
-        second = top_k(score.masked_fill(~rejected, -torch.inf), candidates)
+        others = rejected.nonzero()[:, 0]
+        second = others[top_k(score[others], candidates)]
         return _recycled(tokens.features, kept, second, few)
 
     def _clusters(self, n: int, k: int) -> int:

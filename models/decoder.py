@@ -1,0 +1,127 @@
+"""Decoder: how the layers of one kind of language model attend; keyed by the text model's `config.model_type`.
+
+What the engine reads inside a language model has to be what that model's own attention computes. The default is what
+most attention modules share, with the rotation taken from the attention's own module; `text_models.py` holds what
+differs. A kind that no test of this package covers is proven at `wrap` (`decoder_check.py`) before it is believed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+#: What a rotary embedding made for some tokens, each [B or 1, T, r]: (cos, sin), or one complex table.
+Tables = tuple[Tensor, ...]
+
+
+def own_function(attention: nn.Module, name: str) -> Any:
+    """A function of the module (file) that an attention's class is written in."""
+    return getattr(sys.modules[type(attention).__module__], name)
+
+
+class Decoder:
+    """Facts about a language model; subclasses fill in what differs."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+
+    # -- where things are --------------------------------------------------------------------------------------
+
+    def layers(self, lm: Any) -> Any:
+        return lm.layers
+
+    def attention(self, layer: Any) -> Any:
+        return layer.self_attn
+
+    def feed_forward(self, layer: Any) -> Any:
+        return layer.mlp
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        """What goes into a layer's attention, of the hidden states [B, T, D] that go into the layer."""
+        return layer.input_layernorm(hidden)
+
+    def rotary(self, lm: Any) -> Any:
+        return lm.rotary_emb
+
+    def position_embeddings(self, rotary: Any, hidden: Tensor, positions: Tensor, layer: int) -> Any:
+        """What `layer` is handed for tokens at positions [B, T] (or [3, B, T]) by the module `rotary`."""
+        return rotary(hidden, position_ids=positions)
+
+    def kinds(self, config: Any) -> list[str]:
+        """Kind of each layer ("full_attention", "sliding_attention", ...), as transformers builds its cache from."""
+        if getattr(config, "layer_types", None):
+            return list(config.layer_types)
+        kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        return [kind] * config.num_hidden_layers
+
+    # -- what its attention computes ---------------------------------------------------------------------------
+
+    def queries(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        """[B, H, T, d] of normed hidden states x [B, T, D], normalised and rotated by `tables`."""
+        return self.rotated(attention, self.projected(attention, "q", x), tables)
+
+    def keys(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        """[B, G, T, d] of normed hidden states x [B, T, D], normalised and rotated; G divides H."""
+        return self.rotated(attention, self.projected(attention, "k", x), tables)
+
+    def cached_keys(self, attention: Any, cached: Any) -> Tensor:
+        """[B, G, P, d], the same of what a layer of the KV cache holds."""
+        return cached.keys
+
+    def scaling(self, attention: Any) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return attention.scaling
+
+    def tables(self, attention: Any, given: Any) -> Tables:
+        """`position_embeddings` as the attention was handed them, as tables of [B or 1, T, r]."""
+        return given
+
+    def projected(self, attention: Any, which: str, x: Tensor) -> Tensor:
+        """Queries ("q") or keys ("k") [B, heads, T, d] of x [B, T, D] before the rotation."""
+        flat = getattr(attention, f"{which}_proj")(x)  # [B, T, heads * d]
+        norm = getattr(attention, f"{which}_norm", None)
+        if norm is not None and norm.weight.shape == flat.shape[-1:]:  # OLMo 2: one norm over all heads
+            flat, norm = norm(flat), None
+        heads = flat.unflatten(-1, (-1, attention.head_dim))
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        """x [B, heads, T, d] by the function of the attention's own module; what lies behind `tables` stays."""
+        cos, sin = (table.to(x.device) for table in tables)
+        turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        rotate = own_function(attention, "apply_rotary_pos_emb")
+        turned, _ = rotate(turned, turned[:, :0], cos, sin)  # it wants keys, too: none
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+    # -- what cannot be read -----------------------------------------------------------------------------------
+
+    def why_not(self, lm: Any) -> str | None:
+        """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
+        can."""
+        kinds = set(self.kinds(lm.config)) - {"full_attention"}
+        if "sliding_attention" in kinds:
+            return "attends within a sliding window, and its KV cache forgets what lies outside"
+        if kinds:
+            return f"has layers of the kind {', '.join(sorted(kinds))}, which have no such attention"
+        return None
+
+
+_DEFAULT = Decoder()
+_DECODERS: dict[str, Decoder] = {}
+
+
+def register_decoder(cls: type[Decoder]) -> type[Decoder]:
+    """Make a kind of language model known; usable as a class decorator in a user's own file."""
+    if not cls.model_types:
+        raise ValueError(f"{cls.__name__} names no language model: give it model_types, as in config.model_type.")
+    for model_type in cls.model_types:
+        _DECODERS[model_type] = cls()
+    return cls
+
+
+def decoder_for(lm: nn.Module) -> Decoder:
+    """The facts about a language model: those registered for its type, else the default ones, which may be wrong."""
+    config: Any = lm.config
+    return _DECODERS.get(config.model_type, _DEFAULT)

@@ -1,0 +1,82 @@
+"""Which families, vision towers and decoders there are: those that ship are registered when this is imported."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vtc.models import text_models as text_models
+from vtc.models import tower_qwen as tower_qwen
+from vtc.models.decoder import Decoder, decoder_for, register_decoder
+from vtc.models.family import Adapter
+from vtc.models.internvl import InternVLAdapter
+from vtc.models.llava import LlavaAdapter
+from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
+from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
+from vtc.models.tower import Tower, register_tower, tower_for
+from vtc.models.unsupported import why_unsupported
+
+__all__ = [
+    "Adapter",
+    "Decoder",
+    "Tower",
+    "adapter_for",
+    "decoder_for",
+    "list_families",
+    "register_adapter",
+    "register_decoder",
+    "register_tower",
+    "tower_for",
+]
+
+_ADAPTERS: dict[str, Adapter] = {}
+
+
+def register_adapter(cls: type[Adapter]) -> type[Adapter]:
+    """Make a family known; usable as a class decorator in a user's own file."""
+    for model_type in cls.model_types:
+        _ADAPTERS[model_type] = cls()
+    return cls
+
+
+for _family in (
+    LlavaAdapter,
+    LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    LlavaNextVideoAdapter,
+    QwenVLAdapter,
+    Qwen3VLAdapter,
+    InternVLAdapter,
+):
+    register_adapter(_family)
+
+
+def list_families() -> list[str]:
+    """Model types (`config.model_type`) that have an adapter."""
+    return sorted(_ADAPTERS)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model; ValueError with the supported families if there is none."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in _ADAPTERS:
+        raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(list_families())}.")
+    adapter = _ADAPTERS[model_type]
+    if not type(model).__name__.endswith("ForConditionalGeneration"):
+        raise ValueError(
+            f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
+        )
+    adapter.check(model)
+    lm = adapter.language_model(model)
+    kinds = set(decoder_for(lm).kinds(lm.config))
+    if "sliding_attention" in kinds:
+        raise ValueError(
+            f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
+            "KV cache drops tokens by itself."
+        )
+    if kinds - {"full_attention"}:
+        found = ", ".join(sorted(kinds - {"full_attention"}))
+        raise ValueError(
+            f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
+            "their state cannot leave tokens out."
+        )
+    return adapter

@@ -1,0 +1,134 @@
+"""Tower: facts about one kind of vision tower, whichever family it serves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+Takes = Literal["square", "rectangle", "packed"]
+
+
+class Tower:
+    """Facts about the towers of some `config.model_type`; the defaults are those of CLIP and SigLIP.
+
+    Every method is given the tower's module (or one of its attention modules) and keeps nothing.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    #: whether the first token of each picture is a trained CLS token
+    has_cls: ClassVar[bool] = False
+    #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
+    #: or pictures of any size, packed one after another into one row, with their grids in `grid_thw`
+    takes: ClassVar[Takes] = "square"
+
+    def blocks(self, tower: Any) -> Any:
+        """Its transformer blocks, first one first."""
+        return tower.encoder.layers
+
+    def attentions(self, tower: Any) -> list[Any]:
+        """The attention module of each block."""
+        return [block.self_attn for block in self.blocks(tower)]
+
+    def feature_layer(self, tower: Any) -> int:
+        """The last block (0-based) in which all patches of a picture see each other."""
+        return len(self.blocks(tower)) - 1
+
+    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """Modules of an attention whose outputs `queries_keys` reads; twice the same one where it is fused."""
+        return attention.q_proj, attention.k_proj
+
+    def segments(self, inputs: dict[str, Any]) -> list[int] | None:
+        """Lengths of the stretches of a packed row (pictures, frames, windows) that attend within themselves.
+
+        None where each row of a batch is one. `inputs` are the keyword arguments of the attention's call.
+        """
+        return None
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys [B, H, T, d], as the attention uses them, of each segment that attends within itself.
+
+        softmax(q @ k^T / sqrt(d)) over a segment is the attention's own: a tower with another scale has it in its q.
+
+        Args:
+            q, k: outputs of the `projections`.
+            inputs: keyword arguments of the attention's call.
+            grid_thw: LongTensor [images, 3] of patches, for towers that take it.
+        """
+        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        return [(queries, keys)]
+
+    def order(self, tower: Any, grid_thw: Tensor) -> Tensor | None:
+        """LongTensor [N]: the token that stands at each place while the blocks run; None: that of the place."""
+        return None
+
+    def tokens_from_patches(self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+        """Values per patch [B, T, ...] (CLS left out, in the blocks' order) -> per token it hands over, [B, N, ...].
+
+        Where several patches make one token their values are averaged (`mean`) or added up.
+        """
+        return values
+
+
+_TOWERS: dict[str, Tower] = {}
+
+
+def register_tower(cls: type[Tower]) -> type[Tower]:
+    """Make a kind of tower known; usable as a class decorator in a user's own file."""
+    for model_type in cls.model_types:
+        _TOWERS[model_type] = cls()
+    return cls
+
+
+def known_towers(takes: Takes | None = None) -> list[str]:
+    """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures."""
+    return sorted(name for name, tower in _TOWERS.items() if takes in (None, tower.takes))
+
+
+def tower_type(tower: nn.Module) -> str | None:
+    """The tower's own `config.model_type`."""
+    return getattr(getattr(tower, "config", None), "model_type", None)
+
+
+def tower_for(tower: nn.Module) -> Tower:
+    """Facts about a tower, by its own `config.model_type`; ValueError with the known ones if there are none."""
+    model_type = tower_type(tower)
+    if model_type not in _TOWERS:
+        raise ValueError(
+            f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
+            f"it knows {', '.join(known_towers())}, and what vtc.models.register_tower adds."
+        )
+    return _TOWERS[model_type]
+
+
+@register_tower
+class CLIPTower(Tower):
+    model_types = ("clip_vision_model",)
+    has_cls = True
+
+
+@register_tower
+class SiglipTower(Tower):
+    """Its pooling head has a query of its own, but none of its tokens is a CLS token."""
+
+    model_types = ("siglip_vision_model",)
+
+
+@register_tower
+class InternVLTower(Tower):
+    """InternViT; folding 2 x 2 patches into a token (pixel shuffle) is done after it, by the family."""
+
+    model_types = ("internvl_vision",)
+    has_cls = True
+    takes = "rectangle"
+
+    def blocks(self, tower: Any) -> Any:
+        return tower.encoder.layer
+
+    def attentions(self, tower: Any) -> list[Any]:
+        return [block.attention for block in self.blocks(tower)]
+
+    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        return attention.q_norm, attention.k_norm  # identities where the checkpoint has no norm

@@ -1,0 +1,136 @@
+"""Models that no adapter knows: each is refused with a sentence that is true of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+import vtc
+from tests.families import FAMILIES, TEXT, VISION, model_of
+
+VQ = dict(embed_dim=8, num_embeddings=16, latent_channels=8, z_channels=8, base_channels=32, channel_multiplier=[1])
+AUDIO = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
+
+
+def made(name: str, config: Any) -> Any:
+    return getattr(transformers, name)._from_config(config)
+
+
+def text_model() -> Any:
+    return made("LlamaForCausalLM", AutoConfig.for_model("llama", **TEXT))
+
+
+def text_part_of_a_vlm() -> Any:
+    return made("Gemma3ForCausalLM", AutoConfig.for_model("gemma3_text", **TEXT, head_dim=8))
+
+
+def emu3() -> Any:
+    vocabulary = {"<image>": 3, **{f"<|visual token {i:06}|>": 10 + i for i in range(16)}, "<|extra_200|>": 30}
+    config = AutoConfig.for_model(
+        "emu3", vq_config={**VQ, "codebook_size": 16}, text_config=TEXT, vocabulary_map=vocabulary
+    )
+    return made("Emu3ForConditionalGeneration", config)
+
+
+def chameleon(name: str = "ChameleonForConditionalGeneration") -> Any:
+    vocabulary = {"<image>": 3, **{f"IMGIMG{c}Z": 10 + i for i, c in enumerate("ABCD")}}
+    return made(name, AutoConfig.for_model("chameleon", vq_config=VQ, vocabulary_map=vocabulary, **TEXT))
+
+
+def clip() -> Any:
+    vision, text = {**VISION, "projection_dim": 16}, {**TEXT, "projection_dim": 16}
+    config = AutoConfig.for_model("clip", vision_config=vision, text_config=text, projection_dim=16)
+    return made("CLIPModel", config)
+
+
+def audio() -> Any:
+    config = AutoConfig.for_model("qwen2_audio", audio_config=AUDIO, text_config={"model_type": "qwen2", **TEXT})
+    return made("Qwen2AudioForConditionalGeneration", config)
+
+
+def video() -> Any:
+    return made("VideoMAEModel", AutoConfig.for_model("videomae", **VISION, num_frames=2))
+
+
+def time_series() -> Any:
+    return made(
+        "PatchTSTModel",
+        AutoConfig.for_model("patchtst", d_model=8, num_attention_heads=2, ffn_dim=8, num_hidden_layers=1),
+    )
+
+
+ALONE = "is a vision model without a language model: vtc wraps whole vision-language models."
+NO_ADAPTER = r"has no adapter; \"How to add a model family\" in the README shows how to write one."
+UNSUPPORTED = {
+    "a text model": (text_model, r"LlamaForCausalLM \('llama'\) is a text-only model: it has no visual tokens."),
+    "a text part": (text_part_of_a_vlm, r"Gemma3ForCausalLM \('gemma3_text'\) is a text-only model: it has no visual"),
+    "another text part": (
+        lambda: model_of("qwen2_vl").model.language_model,
+        r"Qwen2VLTextModel \('qwen2_vl_text'\) is a text-only model",
+    ),
+    "emu3": (emu3, rf"Emu3ForConditionalGeneration \(model type 'emu3'\) {NO_ADAPTER}"),
+    "chameleon": (chameleon, rf"ChameleonForConditionalGeneration \(model type 'chameleon'\) {NO_ADAPTER}"),
+    "without a head": (
+        lambda: chameleon("ChameleonModel"),
+        r"ChameleonModel \('chameleon'\) does not generate text",
+    ),
+    "clip": (clip, r"CLIPModel \('clip'\) does not generate text: wrap a whole vision-language model"),
+    "speech": (audio, r"'qwen2_audio'\) reads audio and text, neither images nor videos: it has no visual tokens."),
+    "time series": (time_series, r"'patchtst'\) reads time, neither images nor videos: it has no visual tokens."),
+    "videos alone": (video, rf"VideoMAEModel \('videomae'\) {ALONE}"),
+    "clip tower": (lambda: model_of("llava").model.vision_tower, rf"CLIPVisionModel \('clip_vision_model'\) {ALONE}"),
+    "siglip tower": (lambda: model_of("llava_siglip").model.vision_tower, rf"\('siglip_vision_model'\) {ALONE}"),
+    "internvl tower": (lambda: model_of("internvl").model.vision_tower, rf"\('internvl_vision'\) {ALONE}"),
+    "qwen2 tower": (lambda: model_of("qwen2_vl").model.visual, rf"\('qwen2_vl_vision'\) {ALONE}"),
+    "qwen2.5 tower": (lambda: model_of("qwen2_5_vl").model.visual, rf"\('qwen2_5_vl_vision'\) {ALONE}"),
+    "qwen3 tower": (lambda: model_of("qwen3_vl").model.visual, rf"\('qwen3_vl_vision'\) {ALONE}"),
+    "no transformers model": (lambda: torch.nn.Linear(2, 2), rf"Linear \(model type None\) {NO_ADAPTER}"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_the_sentence_is_true_of_the_model(kind):
+    build, sentence = UNSUPPORTED[kind]
+    with pytest.raises(ValueError, match=rf"{sentence}.* Supported: internvl, llava, "):
+        vtc.wrap(build(), "divprune", keep=4)
+
+
+def test_a_model_from_elsewhere_is_not_taken_for_a_text_model():
+    """A class that does not say what it reads inherits "text" from transformers."""
+
+    class Foreign(PreTrainedModel):
+        config_class = type(AutoConfig.for_model("llama"))
+
+    with pytest.raises(ValueError, match=rf"Foreign \(model type 'llama'\) {NO_ADAPTER}"):
+        vtc.wrap(Foreign(AutoConfig.for_model("llama", **TEXT)), "divprune", keep=4)
+
+    class Declared(Foreign):
+        input_modalities = "text"
+
+    with pytest.raises(ValueError, match=r"Declared \('llama'\) is a text-only model"):
+        vtc.wrap(Declared(AutoConfig.for_model("llama", **TEXT)), "divprune", keep=4)
+
+
+def test_a_part_of_a_known_family_is_refused():
+    with pytest.raises(ValueError, match=r"wrap the whole model .* not a part of it \(LlavaModel\)"):
+        vtc.wrap(model_of("llava").model, "divprune", keep=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("a sliding window", {"sliding_window": 8}),
+        ("layers of the kind chunked", {"layer_types": ["chunked_attention"] * 3}),
+    ],
+)
+def test_language_models_that_leave_tokens_out_by_themselves(kind, options):
+    config = FAMILIES["llava"].config()
+    model: Any = AutoModelForImageTextToText.from_config(config)
+    for name, value in options.items():
+        setattr(model.model.language_model.config, name, value)
+    with pytest.raises(ValueError, match=f"the language model of this llava .*{kind}"):
+        vtc.wrap(model, "divprune", keep=4)

@@ -1,0 +1,44 @@
+"""What hooks of one forward share: frames in a ContextVar, so that threads and tasks never meet.
+
+A model's first hook pushes a frame, an always-called hook pops it; every hook between them asks `top` for its owner's.
+Frames of several owners nest: a wrapped draft model may run while a wrapped target's frame is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+
+_FRAMES: ContextVar[tuple[tuple[object, Any], ...]] = ContextVar("vtc_frames", default=())
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """A hook that torch.compile leaves alone: the graph breaks around it, and what it does is never traced.
+
+    A decorator of methods, not of bound ones: a deep copy of a model keeps hooks that are bound to its own engine.
+    """
+    return torch.compiler.disable(function)  # type: ignore[return-value]
+
+
+def push(owner: object, state: Any) -> None:
+    """Open a frame of `owner`; one that an interruption (Ctrl-C) left open is dropped."""
+    _FRAMES.set(((owner, state), *(frame for frame in _FRAMES.get() if frame[0] is not owner)))
+
+
+def pop(owner: object) -> None:
+    """Close the frame of `owner`."""
+    _FRAMES.set(tuple(frame for frame in _FRAMES.get() if frame[0] is not owner))
+
+
+def top(owner: object) -> Any:
+    """The state of `owner`'s open frame, None if there is none."""
+    return next((state for one, state in _FRAMES.get() if one is owner), None)
+
+
+def states() -> list[Any]:
+    """The states of all open frames, innermost first."""
+    return [state for _, state in _FRAMES.get()]

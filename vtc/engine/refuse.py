@@ -1,0 +1,69 @@
+"""What a wrapped model refuses of a call's arguments, in one sentence each, before any compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.engine.kv_cache import check_cache
+from vtc.engine.versions import cache_of
+from vtc.models.family import Adapter
+
+#: arguments by which callers say that a row holds several sequences (flash attention without padding)
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+
+
+def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], visual: bool) -> None:
+    """Raise ValueError if this call cannot be compressed and right.
+
+    Args:
+        visual: whether there is anything to be done about it: visual tokens, or a cache that has lost some.
+    """
+    if not visual:
+        _check_placeholders(family, model, given)
+        return
+    check_cache(cache_of(given))
+    mask = given.get("attention_mask")
+    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
+        raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
+    packed = next((name for name in PACKED if given.get(name) is not None), None)
+    if packed is None and _restarts(family, model, given):
+        packed = "position_ids that restart"
+    if packed:
+        raise ValueError(
+            f"{packed}: several sequences packed into one row are not supported on a wrapped model; give each a row of "
+            "its own, padded, with an attention_mask."
+        )
+
+
+def _check_placeholders(family: Adapter, model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Continuous batching hands over ids alone: a picture among them would be read as its bare placeholders."""
+    ids, cache = given.get("input_ids"), cache_of(given)
+    if not isinstance(ids, Tensor) or not type(cache).__name__.startswith("Paged"):
+        return
+    config: Any = model.config
+    known = [getattr(config, f"{m}_token_id", None) for m in ("image", "video")]
+    if any(token is not None and bool((ids == token).any()) for token in known):
+        raise ValueError(
+            "continuous batching (generate_batch) hands the model token ids without their pictures: ask about pictures "
+            "with generate; requests of plain text may stay."
+        )
+
+
+def _restarts(family: Adapter, model: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Whether the plain model would read position_ids as several sequences in one row."""
+    ids = given.get("position_ids")
+    if given.get("attention_mask") is not None or not isinstance(ids, Tensor):
+        return False
+    if ids.dim() == 3:
+        if len(ids) != 4:  # (t, h, w) rows alone say nothing of packing
+            return False
+        ids = ids[0]
+    steps = ids.diff(dim=-1)
+    config: Any = family.language_model(model).config
+    use = given.get("use_cache")
+    cached = cache_of(given) is not None or (getattr(config, "use_cache", True) if use is None else use)
+    return bool((steps <= 0).any()) or (not cached and not family.mrope and bool(torch.any(steps != 1)))

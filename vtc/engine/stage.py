@@ -1,0 +1,125 @@
+"""Stage: one place on a token's way at which methods act. The engine loops over stages and names none of them.
+
+A stage is made at `wrap` and holds nothing of a forward; what it knows of one forward lives in the Run that `begin`
+returns. A file in `stages/` is a stage; so is any subclass elsewhere: making the class registers it.
+
+The calls, in order:
+
+    wrap      Stage(facts, methods)        refuses what the model or the methods cannot do
+              attach() -> handles          hooks of its own; they find their Run by `Forward.of(self)`
+    forward   check(forward)               before any compute, with what the caller brought
+              begin(forward) -> Run        the language model is about to run
+              Run.enter(kwargs)            may shorten the embeddings in `kwargs`
+              Run.leave(cache)             the language model has run
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vtc.layout import VisualSpan
+from vtc.methods.base.method import Method
+from vtc.models.decoder import Decoder, decoder_for
+from vtc.models.family import Adapter
+
+if TYPE_CHECKING:
+    from vtc.engine.forward import Forward
+
+_STAGES: list[type[Stage]] = []
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A wrapped model and where its parts are."""
+
+    model: nn.Module
+    family: Adapter
+
+    @property
+    def language_model(self) -> Any:
+        return self.family.language_model(self.model)
+
+    @property
+    def decoder(self) -> Decoder:
+        return decoder_for(self.language_model)
+
+    @property
+    def layers(self) -> Any:
+        """The decoder layers."""
+        return self.decoder.layers(self.language_model)
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+
+class Run:
+    """One forward as a stage sees it; the base does nothing."""
+
+    def __init__(self, stage: Any, forward: Forward) -> None:
+        self.stage, self.forward = stage, forward
+
+    def enter(self, kwargs: dict[str, Any]) -> None:
+        """Before the language model: `kwargs` are its keyword arguments, to be changed in place."""
+
+    def leave(self, cache: Any) -> None:
+        """After the language model; `cache` is the KV cache it filled, None without one."""
+
+
+class Stage:
+    """Base of stages.
+
+    A subclass sets `name` (what methods call it) and `order` (by which stages follow each other; input is 20, layer 30,
+    cache 40), and overrides what it needs.
+    """
+
+    name: ClassVar[str] = ""
+    order: ClassVar[int] = 0
+    run: ClassVar[type[Run]] = Run
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            _STAGES.append(cls)
+
+    @classmethod
+    def takes(cls, method: Method) -> bool:
+        """Whether this stage runs `method`."""
+        return method.stage == cls.name
+
+    def __init__(self, facts: Facts, methods: Sequence[Any]) -> None:
+        self.facts, self.methods = facts, tuple(methods)
+
+    def check_beside(self, others: Sequence[Method]) -> None:
+        """Raise ValueError, at `wrap`, if this stage's methods cannot work beside `others`, those of other stages."""
+
+    def first_inside(self) -> int | None:
+        """The first decoder layer before which tokens may go; None = none do."""
+        return None
+
+    def attach(self) -> list[RemovableHandle]:
+        return []
+
+    def check(self, forward: Forward) -> None:
+        """Raise ValueError, before any compute, if this forward cannot be right under this stage."""
+
+    def check_spans(self, spans: Sequence[VisualSpan]) -> None:
+        """The same, before the language model runs, once it is known how many tokens each picture has."""
+
+    def begin(self, forward: Forward) -> Run:
+        return self.run(self, forward)
+
+
+def stages() -> list[type[Stage]]:
+    """Every stage there is, in the order in which a token meets them."""
+    package = import_module("vtc.engine.stages")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return sorted(_STAGES, key=lambda stage: stage.order)

@@ -1,0 +1,87 @@
+"""Stage `input`: tokens go between projector and language model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.engine.flow import Flow
+from vtc.engine.per_frame import select_scoped
+from vtc.engine.stage import Facts, Run, Stage
+from vtc.methods.base.method import Method
+from vtc.reports import Stopwatch
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
+
+
+class InputRun(Run):
+    def enter(self, kwargs: dict[str, Any]) -> None:
+        flow = self.forward.flow
+        if flow is None or not flow.spans:
+            return
+        embeds: Tensor = kwargs["inputs_embeds"]
+        selections = self._choose(flow, embeds)
+        if all(selection.is_identity for selection in selections):
+            return
+        kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
+        plan = flow.part.plan
+        if self.forward.companions is not None and plan is not None:
+            self.forward.companions.shorten(plan, 0)
+
+    def _choose(self, flow: Flow, embeds: Tensor) -> list[Selection]:
+        """One Selection per span, of all methods one after another, among embeds [B, L, D], features in place.
+
+        Spans that show the same picture share one choice: rows of a beam search, several questions about one picture
+        (unless the method listens to the question).
+        """
+        assert flow.layout is not None
+        spans, methods, trace = flow.spans, self.stage.methods, self.forward.trace
+        views = [
+            VisualTokens(
+                features=embeds[span.row, span.index.to(embeds.device)],
+                span=span,
+                index=torch.arange(span.tokens, device=embeds.device),
+                read=self.forward.tower(methods[0], span),
+            )
+            for span in spans
+        ]
+        chosen: list[Selection | None] = [None] * len(views)
+        for number, method in enumerate(methods):
+            watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
+            keys = [(s.modality, s.picture, s.row // flow.layout.expansion if method.query_aware else 0) for s in spans]
+            asked = {key: keys.index(key) for key in keys if key[0] in method.modality}
+            done = select_scoped(
+                method, [replace(views[i], read=self.forward.tower(method, spans[i])) for i in asked.values()]
+            )
+            checked = [selection.check() for selection in Selection.on_host(done)]
+            found = {
+                key: selection if flow.compact and spans[i].unbroken else selection.sorted()
+                for (key, i), selection in zip(asked.items(), checked, strict=True)
+            }
+            for i, key in enumerate(keys):
+                size, earlier = len(views[i].features), chosen[i]
+                selection = found.setdefault(key, Selection.prune(torch.arange(size), size))  # not its modality
+                chosen[i] = selection if earlier is None else earlier.then(selection)
+                if number + 1 < len(methods):
+                    own = selection.to(embeds.device)
+                    views[i] = views[i].after(own.anchor, own.apply(views[i].features))
+            after = sum(found[key].tokens_out for key in keys)
+            width = embeds.shape[-1]
+            flops = sum(method.module_flops(one.tokens_in, one.tokens_out, width) for one in checked)
+            trace.note_stage(method.title, None, before, after, [watch.stop()], flops)
+        selections = [selection for selection in chosen if selection is not None]
+        trace.steps.append((0, selections))
+        return selections
+
+
+class InputStage(Stage):
+    name, order, run = "input", 20, InputRun
+
+    def __init__(self, facts: Facts, methods: list[Method]) -> None:
+        super().__init__(facts, methods)
+        for later in self.methods[1:]:
+            if "grid" in later.requires():
+                raise ValueError(f"{later.title} needs the whole grid: put it first among the methods.")

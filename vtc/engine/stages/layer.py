@@ -1,0 +1,267 @@
+"""Stage `layer`: tokens go between decoder layers.
+
+Before a layer: choose, and shorten its hidden states. After its attention and its feed-forward part: measure what a
+method has asked for (`layer_signals.py`) — there, and in no other layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vtc import ops
+from vtc.engine.attention import LayerView, reads_attention
+from vtc.engine.context import uncompiled
+from vtc.engine.flow import Flow
+from vtc.engine.forward import Forward
+from vtc.engine.layer_signals import LayerSignals, text_raters
+from vtc.engine.stage import Facts, Run, Stage
+from vtc.engine.versions import cache_of
+from vtc.layout import VisualSpan
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method
+from vtc.reports import Stopwatch
+from vtc.selection import Selection
+from vtc.signals import SIGNALS, VisualTokens, of_place
+
+
+class LayerRun(Run):
+    """What has been heard, and how many tokens each layer saw, in one forward."""
+
+    stage: LayerStage
+
+    def __init__(self, stage: LayerStage, forward: Forward) -> None:
+        super().__init__(stage, forward)
+        assert forward.flow is not None
+        self.flow: Flow = forward.flow
+        self.before: dict[int, LayerSignals] = {}  # by the layer they were measured in
+        self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
+        self.watches: dict[LayerMethod, list[Stopwatch]] = {}  # time spent listening since the last choice
+        self.sizes: list[list[int]] = []  # tokens of each span that each layer has seen
+        self.raters: Tensor | None = None
+
+    def enter(self, kwargs: dict[str, Any]) -> None:
+        methods = self.stage.methods
+        if self.flow.spans and any("text_raters" in method.requires() for method in methods):
+            visual, _ = self.flow.visual_and_text()
+            self.raters = text_raters(kwargs["inputs_embeds"], visual, self.flow.text_after)
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    @property
+    def anything(self) -> bool:
+        """Whether any visual token is left."""
+        return any(len(where) for where in self.flow.where)
+
+    def listen(self, methods: list[LayerMethod], x: Tensor, out: Tensor) -> None:
+        """A module made `out` [B, S, D] of `x`: add its transition to the methods' history."""
+        watch, x, out = Stopwatch(x.device), x.detach(), out.detach()
+        ratio, cosine = ops.transition(x, out)
+        valid = self.flow.part.valid
+        real = torch.ones_like(ratio, dtype=torch.bool) if valid is None else valid.to(ratio.device)
+        for method in methods:
+            made = method.transition(ratio, cosine, real).to(self.flow.device)
+            self.history[method] = self.history[method] + made if method in self.history else made
+        self.watches.setdefault(methods[0], []).append(watch.stop())
+
+    def view(self, i: int, attention: nn.Module, x: Tensor, kwargs: dict[str, Any], filled: bool) -> LayerView:
+        """The attention of layer `i` over normed hidden states x; `filled`: its cache holds their keys already."""
+        cache = cache_of(kwargs)
+        layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
+        there, decoder = layer is not None and layer.is_initialized and layer.keys.numel(), self.stage.facts.decoder
+        held = decoder.cached_keys(attention, layer) if there else None
+        return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, self.flow.seen_keys(i))
+
+    def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:
+        """The layer before the one where `method` chooses has attended: read what it will want to know."""
+        watch = Stopwatch(x.device)
+        signals = LayerSignals(self.flow, self.view(i, attention, x.detach(), kwargs, filled=True))
+        with torch.no_grad():
+            signals.measure(tuple(n for n in of_place(method.requires(), "layer") if SIGNALS[n].attention))
+        self.before[i] = signals
+        self.watches.setdefault(method, []).append(watch.stop())
+
+    # -- choosing ----------------------------------------------------------------------------------------------
+
+    def counts(self, number: int) -> tuple[int, ...]:
+        """Tokens of span `number` that the layers before the one in progress have seen."""
+        return tuple(sizes[number] for sizes in self.sizes[:-1])
+
+    def asked(self, i: int) -> list[int]:
+        """Numbers of the spans that the method before layer `i` is to choose from."""
+        method, _ = self.stage.steps[i]
+        return [
+            number
+            for number, span in enumerate(self.flow.spans)
+            if len(self.flow.where[number])
+            and span.modality in method.modality
+            and method.due(span.tokens, self.counts(number), self.stage.depth)
+        ]
+
+    def choose(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Hidden states [B, S, D] before layer `i` -> what its method leaves of them."""
+        flow, (method, _) = self.flow, self.stage.steps[i]
+        watch, before = Stopwatch(hidden.device), sum(map(len, flow.where))
+        with torch.no_grad():  # a choice has no gradient, and what it computes is not computed again for any
+            found = self._found(i, module, hidden.detach(), kwargs)
+        selections = []
+        for number, span in enumerate(flow.spans):
+            selection = found.get(number)
+            if selection is None:  # everything has gone, or it is not for this method
+                size = len(flow.where[number])
+                selections.append(Selection.prune(torch.arange(size), size))
+                continue
+            selection = selection.check(may_be_empty=method.may_drop_all)
+            selections.append(selection if flow.compact and span.unbroken else selection.sorted())
+        if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
+            hidden = flow.shorten(hidden, selections, i)
+            plan = flow.part.plan
+            assert plan is not None
+            self.history = {m: x.gather(1, plan.index) for m, x in self.history.items()}
+            if self.forward.companions is not None:
+                self.forward.companions.shorten(plan, i)
+        watches = [*self.watches.pop(method, []), watch.stop()]
+        self.forward.trace.note_stage(method.title, i, before, sum(map(len, flow.where)), watches)
+        self.forward.trace.steps.append((i, selections))
+        return hidden
+
+    def _found(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> dict[int, Selection]:
+        """What the method before layer `i` selects of each span that it is asked about."""
+        flow, (method, step), facts = self.flow, self.stage.steps[i], self.stage.facts
+        if method.reads == "previous":
+            signals = self.before.pop(i - 1)
+        else:
+            view = None
+            if reads_attention(method):
+                normed = facts.decoder.normed(module, hidden)
+                view = self.view(i, facts.decoder.attention(module), normed, kwargs, filled=False)
+            signals = LayerSignals(flow, view)
+        signals.states, signals.text_raters, signals.history = hidden, self.raters, self.history.get(method)
+        asked = self.asked(i)
+        views = [
+            VisualTokens(
+                features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
+                span=flow.spans[number],
+                index=flow.index[number],
+                read=self._reader(method, signals, number),
+                step=step,
+                layer=i,
+                depth=self.stage.depth,
+                counts=self.counts(number),
+            )
+            for number in asked
+        ]
+        return dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
+
+    def _reader(self, method: LayerMethod, signals: LayerSignals, number: int) -> Callable[[str], Tensor]:
+        tower = self.forward.tower(method, self.flow.spans[number])
+
+        def read(name: str) -> Tensor:
+            if name in SIGNALS and SIGNALS[name].place == "layer" and name in method.requires():
+                return signals.of(name, number)
+            return tower(name)
+
+        return read
+
+
+class LayerStage(Stage):
+    name, order, run = "layer", 30, LayerRun
+
+    @classmethod
+    def takes(cls, method: Method) -> bool:
+        return isinstance(method, LayerMethod) and method.stage == cls.name
+
+    def __init__(self, facts: Facts, methods: list[LayerMethod]) -> None:
+        super().__init__(facts, methods)
+        self.depth = facts.depth
+        self.steps: dict[int, tuple[LayerMethod, int]] = {}  # layer -> what chooses before it, and its which step
+        for method in self.methods:
+            for step, layer in enumerate(method.steps(self.depth)):
+                if layer in self.steps:
+                    other = self.steps[layer][0]
+                    raise ValueError(
+                        f"{other.title} and {method.title} both act before decoder layer {layer}; "
+                        "give one of them other layers=."
+                    )
+                self.steps[layer] = (method, step)
+            if isinstance(method.keep, float):
+                method.counts(10_000, self.depth)  # refuses a budget that no picture can be held to
+
+    def attach(self) -> list[RemovableHandle]:
+        handles: list[RemovableHandle] = []
+        decoder = self.facts.decoder
+        for i, layer in enumerate(self.facts.layers):
+            handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
+            listeners = self._listeners(i)
+            if self._hears(i) is not None or listeners:
+                hook = partial(self._after_attention, i)
+                handles.append(decoder.attention(layer).register_forward_hook(hook, with_kwargs=True))
+            if listeners:
+                handles.append(decoder.feed_forward(layer).register_forward_hook(partial(self._after_feed_forward, i)))
+        return handles
+
+    def first_inside(self) -> int | None:
+        return min(self.steps, default=None)
+
+    def check_spans(self, spans: Sequence[VisualSpan]) -> None:
+        """Refuse budgets that pictures of this size cannot be held to."""
+        for method in self.methods:
+            for total in {span.tokens for span in spans if span.modality in method.modality}:
+                method.counts(total, self.depth)
+
+    def _hears(self, layer: int) -> LayerMethod | None:
+        """The method that wants to hear the attention of `layer`, to choose before the next one."""
+        method, _ = self.steps.get(layer + 1, (None, 0))
+        return method if method is not None and method.reads == "previous" else None
+
+    def _listeners(self, layer: int) -> list[LayerMethod]:
+        return [m for m in self.methods if "transition" in m.requires() and layer in m.listens(self.depth)]
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    @uncompiled
+    def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = Forward.of(self, kwargs)
+        run: LayerRun | None = None if forward is None else forward.runs.get(self)  # type: ignore[assignment]
+        if forward is None or run is None or not run.flow.spans:
+            return None
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if forward.done:  # computed again, for its gradients
+            short = run.flow.shorten_again(hidden, i)
+        else:
+            run.sizes.append([len(where) for where in run.flow.where])
+            if i not in self.steps or not run.asked(i):
+                return None
+            short = run.choose(i, module, hidden, {**kwargs, **(run.flow.for_layer(i, hidden, kwargs) or {})})
+            run.sizes[-1] = [len(where) for where in run.flow.where]
+        return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": short})
+
+    def _heard(self) -> LayerRun | None:
+        """The run of the forward in progress, if there is anything to listen to."""
+        forward = Forward.of(self)
+        run: LayerRun | None = None if forward is None else forward.runs.get(self)  # type: ignore[assignment]
+        return run if run is not None and not run.forward.done and run.anything else None
+
+    @uncompiled
+    def _after_attention(
+        self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        run = self._heard()
+        if run is None:
+            return
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        if listeners := self._listeners(i):
+            run.listen(listeners, x, output[0])
+        if (method := self._hears(i)) is not None:
+            run.measure(i, method, module, x, kwargs)
+
+    @uncompiled
+    def _after_feed_forward(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run = self._heard()
+        if run is not None:
+            run.listen(self._listeners(i), args[0], output)

@@ -1,0 +1,157 @@
+"""Stage `cache`, methods that drop nothing: a decode step attends to a part of the cached visual tokens.
+
+In a forward of one token the layer before the method's first one attends to everything, and its attention says which
+tokens the layers behind it read: a gather by index, one index set per layer, when that layer asks its cache for its
+keys (`CompressedLayer.update`). Nothing is moved, so the next choice costs no more than the first; a forward of several
+tokens reads everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vtc.budget import layer_number
+from vtc.engine.attention import LayerView
+from vtc.engine.context import uncompiled
+from vtc.engine.forward import Forward
+from vtc.engine.kv_cache import CompressedLayer, Reading
+from vtc.engine.kv_tags import KIND, SLOT, real_rows, rows_of_kind, tagged
+from vtc.engine.stage import Facts, Run, Stage
+from vtc.engine.stages.evict import check_use
+from vtc.engine.versions import cache_of
+from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.method import Method
+
+#: per row of the deciding layer: the attention it received in the last step, whether it is active
+HEARD, ACTIVE = "heard", "active"
+
+
+class ReadRun(Run):
+    stage: ReadStage
+
+    def enter(self, kwargs: dict[str, Any]) -> None:
+        """A forward of several tokens reads everything again, and the next step chooses from nothing."""
+        flow = self.forward.flow
+        decider = None if flow is None else flow.past(self.stage.first - 1)
+        if flow is not None and decider is not None and flow.length > 1:
+            decider.tags.pop(HEARD, None)
+            decider.tags.pop(ACTIVE, None)
+
+    def leave(self, cache: Any) -> None:
+        """After a forward with pictures: note what every row of the cache is."""
+        flow = self.forward.flow
+        if flow is None or cache is None:
+            return
+        for past in flow.pasts:
+            if past is not None:
+                past.reading = None
+        if not flow.spans:
+            return
+        for i in range(self.stage.first - 1, self.stage.depth):
+            layer = tagged(flow, cache, i)
+            assert layer.keys is not None
+            held = layer.keys.shape[2]
+            if layer.prompt < held:  # nothing of this forward was dropped: the cache is as it was, and longer
+                layer.tail, layer.mask = layer.tail + held - layer.prompt, flow.seen_keys(i)
+                layer.prompt = held
+
+    def decide(self, cache: Any, view: LayerView) -> None:
+        """The deciding layer has attended: choose what the layers behind it read in this step."""
+        flow, stage = self.forward.flow, self.stage
+        assert flow is not None
+        layer = cache.layers[stage.first - 1]
+        visual = rows_of_kind(layer, stage.method.modality)
+        if not visual.any():
+            return
+        heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
+        before = layer.tags.get(HEARD)
+        stale = visual.any(dim=1)
+        if before is not None:
+            stale = stale & stage.method.stale(before.to(heard.device), heard)
+        active = layer.tags.get(ACTIVE)
+        anew = int(stale.sum())
+        if anew or active is None:
+            chosen = stage.method.active(heard, visual)
+            active = chosen if active is None else torch.where(stale[:, None], chosen, active.to(chosen.device))
+        layer.tags[HEARD], layer.tags[ACTIVE] = heard, active
+        self._read(cache, layer, active)
+        self.forward.trace.note_decode(stage.method.title, stage.first, anew > 0)
+        self.forward.trace.active = (int(active.sum()), int(visual.sum()))
+
+    def _read(self, cache: Any, decider: CompressedLayer, active: Tensor) -> None:
+        """Let the layers from `first` on read their text and the tokens `active` [B, prompt] of the deciding layer."""
+        flow, stage = self.forward.flow, self.stage
+        assert flow is not None
+        wanted = torch.zeros(len(active), flow.seen + 1, dtype=torch.long, device=active.device)
+        wanted = wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].to(active.device), active.long()) > 0
+        readings: dict[Hashable, Reading] = {}  # layers of one state hold the same rows
+        for i in range(stage.first, stage.depth):
+            layer = cache.layers[i]
+            if not isinstance(layer, CompressedLayer):
+                continue
+            state = layer.state
+            if state not in readings:
+                slot, visual = layer.tags[SLOT][:, : layer.prompt], rows_of_kind(layer, stage.method.modality)
+                real = real_rows(layer)[:, : layer.prompt]
+                keep = real & (~visual | wanted.gather(1, slot.to(active.device)).to(visual.device))
+                counts = keep.sum(dim=1).tolist()
+                readings[state] = Reading.of(keep, max(counts), len(set(counts)) > 1)
+            layer.reading = readings[state]
+            flow.states[i] = layer.state
+
+
+class ReadStage(Stage):
+    name, order, run = "cache", 41, ReadRun
+
+    @classmethod
+    def takes(cls, method: Method) -> bool:
+        return method.stage == cls.name and isinstance(method, ActiveMethod)
+
+    def __init__(self, facts: Facts, methods: Sequence[ActiveMethod]) -> None:
+        super().__init__(facts, methods)
+        if len(methods) > 1:
+            raise ValueError(f"{methods[0].title} and {methods[1].title} both say which cached tokens are active.")
+        self.method, self.depth = methods[0], facts.depth
+        self.first = layer_number(self.method.first, self.depth, self.method.title)
+
+    def check_beside(self, others: Sequence[Method]) -> None:
+        for other in others:
+            if isinstance(other, CacheMethod) and other.every:
+                raise ValueError(
+                    f"{other.title} with every= drops cached tokens while decoding, among which {self.method.title} "
+                    "chooses; leave one of them out."
+                )
+
+    def attach(self) -> list[RemovableHandle]:
+        layer = self.facts.layers[self.first - 1]
+        attention = self.facts.decoder.attention(layer)
+        return [attention.register_forward_hook(self._after_attention, with_kwargs=True)]
+
+    def check(self, forward: Forward) -> None:
+        check_use(self.methods, self.facts.language_model, forward)
+        if forward.candidates:
+            raise ValueError(
+                f"{self.method.title} chooses step by step what a token attends to, which candidates that come "
+                "together cannot follow: decode without an assistant and without prompt_lookup_num_tokens."
+            )
+
+    @uncompiled
+    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        forward, cache = Forward.of(self), cache_of(kwargs)
+        run: ReadRun | None = None if forward is None else forward.runs.get(self)  # type: ignore[assignment]
+        flow = None if forward is None else forward.flow
+        if run is None or flow is None or flow.length > 1 or cache is None:
+            return
+        layer = cache.layers[self.first - 1]
+        if not isinstance(layer, CompressedLayer) or KIND not in layer.tags:
+            return
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        seen = flow.seen_keys(self.first - 1)
+        decoder = self.facts.decoder
+        held = decoder.cached_keys(module, layer)
+        run.decide(cache, LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen))
