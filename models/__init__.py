@@ -1,6 +1,7 @@
-"""Families (adapters, one file each), vision towers and decoders, and the small models that ship (`tiny/`).
+"""Facts about families (adapters, one file each), vision towers and language models, and the small models that ship
+with the package (`tiny/`).
 
-The names below come from `registry.py`, which imports torch, when they are first used: `vtc.models.tiny` needs neither.
+Names are imported when they are asked for: `vtc.models.tiny` is of use without torch.
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtc.models.registry import (
-        Adapter,
-        Decoder,
-        Tower,
-        adapter_for,
-        decoder_for,
-        list_families,
-        register_adapter,
-        register_decoder,
-        register_tower,
-        tower_for,
-    )
+    from vtc.models.decoder import Decoder, decoder_for, register_decoder
+    from vtc.models.family import Adapter, square_layout
+    from vtc.models.registry import adapter_for, list_families, register_adapter
+    from vtc.models.tower import Tower, register_tower, tower_for
+
+_FROM = {
+    "Adapter": "family",
+    "Decoder": "decoder",
+    "Tower": "tower",
+    "adapter_for": "registry",
+    "decoder_for": "decoder",
+    "list_families": "registry",
+    "register_adapter": "registry",
+    "register_decoder": "decoder",
+    "register_tower": "tower",
+    "square_layout": "family",
+    "tower_for": "tower",
+}
 
 __all__ = [
     "Adapter",
@@ -32,11 +39,13 @@ __all__ = [
     "register_adapter",
     "register_decoder",
     "register_tower",
+    "square_layout",
     "tower_for",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"{__name__}.registry"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.registry")  # enters those that ship
+    return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

@@ -39,17 +39,24 @@ def check_decoder(decoder: Decoder, lm: nn.Module) -> None:
     try:
         for number, layer in _of_each_kind(decoder, lm):
             _compare(decoder, lm, number, layer)
-    except _Differs as found:
-        raise ValueError(str(found)) from None
     except Exception as error:
-        raise ValueError(
-            f"what is known of such models ({type(decoder).__name__}) does not fit it: {type(error).__name__}: {error}"
-        ) from error
+        found = str(error) if isinstance(error, _Differs) else f"does not fit it: {type(error).__name__}: {error}"
+        raise ValueError(f"what is known of such models ({type(decoder).__name__}) {found}") from error
     _PROVEN[lm] = decoder
 
 
+def check_places(decoder: Decoder, lm: nn.Module) -> None:
+    """Raise ValueError, in one sentence without its end, if a layer has no attention or feed-forward part there."""
+    for layer in decoder.layers(lm):
+        for name, find in (("attention", decoder.attention), ("feed-forward part", decoder.feed_forward)):
+            try:
+                find(layer)
+            except AttributeError as error:
+                raise ValueError(f"no {name} is where others have it: {error}") from error
+
+
 class _Differs(Exception):
-    """What the model computes and what we do."""
+    """What the model computes is not what we do."""
 
 
 def _of_each_kind(decoder: Decoder, lm: Any) -> Iterator[tuple[int, Any]]:
@@ -67,12 +74,12 @@ def _of_each_kind(decoder: Decoder, lm: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(number)
         fresh, config = _fresh(decoder, lm, number, layer)
         attention = decoder.attention(fresh)
         rotary = type(decoder.rotary(lm))(config).float()
-        hidden = torch.randn(2, TOKENS, config.hidden_size)
+        hidden = torch.randn(2, TOKENS, config.hidden_size, dtype=torch.float32)
         positions = torch.randint(0, 8, (2, TOKENS)).cumsum(dim=1)
         if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
             positions = positions + torch.randint(0, 8, (3, 2, TOKENS))
@@ -85,16 +92,16 @@ def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
         logits = queries @ keys.repeat_interleave(groups, dim=1).transpose(-1, -2) * decoder.scaling(attention)
         ours = logits.masked_fill(~_causal(), -torch.inf).softmax(dim=-1)  # [B, H, T, T]
         _same("what goes into its attention", decoder.normed(fresh, hidden), x)
-        _same("its keys in the KV cache", keys, cached)
-        _same("its attention", ours, theirs)
+        _same("its keys as the KV cache holds them", keys, cached)
+        _same("its attention weights", ours, theirs)
 
 
 def _same(what: str, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
-        raise _Differs(f"{what} is of the shape {list(theirs.shape)}, but {list(ours.shape)} by what is known of it")
+        raise _Differs(f"gives {what} the shape {list(ours.shape)} instead of {list(theirs.shape)}")
     error = float((ours - theirs).abs().max())
     if not error <= TOLERANCE:  # also where it is no number
-        raise _Differs(f"{what} differs by up to {error:.2g} from what is known of it")
+        raise _Differs(f"is off by up to {error:.2g} in {what}")
 
 
 def _fresh(decoder: Decoder, lm: Any, number: int, layer: Any) -> tuple[Any, Any]:
@@ -132,7 +139,9 @@ def _run(layer: Any, attention: Any, hidden: Tensor, given: Any) -> tuple[Tensor
         got.update(weights=output[1])
         raise _Reached
 
-    mask = torch.zeros(2, 1, TOKENS, TOKENS).masked_fill_(~_causal(), torch.finfo(torch.float32).min)
+    mask = torch.zeros(2, 1, TOKENS, TOKENS, dtype=torch.float32).masked_fill_(
+        ~_causal(), torch.finfo(torch.float32).min
+    )
     asked = inspect.signature(layer.forward).parameters
     kwargs = {"attention_mask": mask, "position_ids": torch.arange(TOKENS)[None], "position_embeddings": given}
     kwargs["cache" if "cache" in asked else "past_key_values"] = cache

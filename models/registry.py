@@ -1,32 +1,19 @@
-"""Which families, vision towers and decoders there are: those that ship are registered when this is imported."""
+"""Which families, towers and language models are known, and which family a model is of."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from vtc.models import text_models as text_models
-from vtc.models import tower_qwen as tower_qwen
-from vtc.models.decoder import Decoder, decoder_for, register_decoder
+from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import Tower, register_tower, tower_for
+from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, register_tower
+from vtc.models.tower_qwen import Qwen25Tower, QwenTower
 from vtc.models.unsupported import why_unsupported
-
-__all__ = [
-    "Adapter",
-    "Decoder",
-    "Tower",
-    "adapter_for",
-    "decoder_for",
-    "list_families",
-    "register_adapter",
-    "register_decoder",
-    "register_tower",
-    "tower_for",
-]
 
 _ADAPTERS: dict[str, Adapter] = {}
 
@@ -48,6 +35,9 @@ for _family in (
     InternVLAdapter,
 ):
     register_adapter(_family)
+
+for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower):
+    register_tower(_tower)
 
 
 def list_families() -> list[str]:

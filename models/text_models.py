@@ -162,7 +162,7 @@ class DeepseekV2Decoder(LatentDecoder):
         return given if isinstance(given, tuple) else (given,)  # one complex table
 
     def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
-        return own_function(attention, "apply_rotary_emb")(x, x[:, :0], tables[0].to(x.device))[0]
+        return own_function(attention, "apply_rotary_emb")(x, x[:, :1], tables[0].to(x.device))[0]
 
 
 @register_decoder

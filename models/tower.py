@@ -103,20 +103,17 @@ def tower_for(tower: nn.Module) -> Tower:
     return _TOWERS[model_type]
 
 
-@register_tower
 class CLIPTower(Tower):
     model_types = ("clip_vision_model",)
     has_cls = True
 
 
-@register_tower
 class SiglipTower(Tower):
     """Its pooling head has a query of its own, but none of its tokens is a CLS token."""
 
     model_types = ("siglip_vision_model",)
 
 
-@register_tower
 class InternVLTower(Tower):
     """InternViT; folding 2 x 2 patches into a token (pixel shuffle) is done after it, by the family."""
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.tower import Tower, register_tower
+from vtc.models.tower import Tower
 
 
-@register_tower
 class QwenTower(Tower):
     """Rotary positions, frames that do not see each other, 2 x 2 patches merged into a token at its end."""
 
@@ -53,7 +52,6 @@ class QwenTower(Tower):
         return tokens if order is None else tokens[:, order.argsort().to(tokens.device)]
 
 
-@register_tower
 class Qwen25Tower(QwenTower):
     """Most blocks attend within windows: patches are permuted window by window until the merger."""
 

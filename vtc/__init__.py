@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vqtoken import VQToken
     from vtc.methods.vtc_cls import VTCCLS
+    from vtc.models import list_families, register_adapter
+    from vtc.models import list_families as supported
     from vtc.models.family import Adapter, square_layout
-    from vtc.models.registry import list_families, register_adapter
-    from vtc.models.registry import list_families as supported
     from vtc.reports import Report
     from vtc.selection import Selection
     from vtc.signals import VisualTokens
@@ -179,7 +179,7 @@ _HOME = {
     "clip_inputs": "vtc.media.prompts",
     "encode": "vtc.api",
     "frame_overlay": "vtc.draw.filmstrip",
-    "list_families": "vtc.models.registry",
+    "list_families": "vtc.models",
     "list_methods": "vtc.methods.base.registry",
     "load": "vtc.api",
     "load_clip": "vtc.media.video",
@@ -188,7 +188,7 @@ _HOME = {
     "prepare": "vtc.media.prompts",
     "prompt": "vtc.media.prompts",
     "read_samples": "vtc.training.samples",
-    "register_adapter": "vtc.models.registry",
+    "register_adapter": "vtc.models",
     "report": "vtc.api",
     "resolve": "vtc.methods.base.registry",
     "seen": "vtc.media.prompts",
@@ -207,7 +207,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     elif name == "supported":  # what `list_families` was called first
-        value = import_module("vtc.models.registry").list_families
+        value = import_module("vtc.models").list_families
     elif name == "__version__":
         value = _version()
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):

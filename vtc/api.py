@@ -7,20 +7,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.encoded import Encoded, encode_with
-from vtc.engine.engine import Engine
 from vtc.engine.per_frame import select_scoped
+from vtc.engine.wrappers import look_through
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
+from vtc.methods.base.notation import split_outside
 from vtc.methods.base.registry import resolve
 from vtc.reports import Report
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, given_signals
+
+if TYPE_CHECKING:  # it imports transformers' parts, which `vtc.select` can do without
+    from vtc.engine.encoded import Encoded
+    from vtc.engine.engine import Engine
 
 Model = TypeVar("Model", bound=nn.Module)
 MethodLike = str | Method | Sequence[str | Method]
@@ -33,8 +37,10 @@ def wrap(
     """Compress the visual tokens of `model` from now on, in place; nothing else about using it changes.
 
     Args:
-        model: a ...ForConditionalGeneration of transformers of a supported family.
-        method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another
+        model: a ...ForConditionalGeneration of transformers of a supported family, or what PEFT, torch.compile or
+            DataParallel made of one.
+        method: a name ("divprune"), options with it or not ("todre(keep=0.1, mode=kcenter)"), or a Method
+            (`vtc.ToDRE(keep=0.1)`); or several that act one after another, a list of these or "vtc-cls + fastv"
             (positions are renumbered if any of them asks for it).
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
         processor: the model's processor; needed for InternVL's videos only, which are images to the model: the words
@@ -50,7 +56,10 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
-    engine = Engine(model, _resolve_all(method, keep, options), processor)
+    from vtc.engine.engine import Engine
+
+    inner, around = look_through(model)
+    engine = Engine(inner, _resolve_all(method, keep, options), processor, around)
     old = _engine(model)
     if old is not None:
         old.detach()
@@ -61,7 +70,7 @@ def wrap(
         if old is not None:
             old.attach()
         raise
-    setattr(model, ATTRIBUTE, engine)
+    setattr(inner, ATTRIBUTE, engine)
     return model
 
 
@@ -70,7 +79,7 @@ def unwrap(model: Model) -> Model:
     engine = _engine(model)
     if engine is not None:
         engine.detach()
-        delattr(model, ATTRIBUTE)
+        delattr(engine.model, ATTRIBUTE)
     return model
 
 
@@ -87,7 +96,7 @@ def wrapped(
         unwrap(model)
         if old is not None:
             old.attach()
-            setattr(model, ATTRIBUTE, old)
+            setattr(old.model, ATTRIBUTE, old)
 
 
 def report(model: nn.Module) -> Report:
@@ -146,7 +155,9 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
         about the first image and one about the second.
     """
-    return encode_with(model, _resolve_all(methods, None, {}), vision_inputs)
+    from vtc.engine.encoding import encode_with
+
+    return encode_with(look_through(model)[0], _resolve_all(methods, None, {}), vision_inputs)
 
 
 def load(
@@ -184,14 +195,14 @@ def load(
 
 
 def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str, Any]) -> tuple[Method, ...]:
-    if isinstance(method, list | tuple):
-        if not method:
-            raise ValueError("the list of methods is empty; name at least one.")
-        if len(method) > 1 and (keep is not None or options):
-            raise TypeError("with several methods, give keep and options to each: [vtc.VTCCLS(keep=192), ...].")
-        return tuple(resolve(m, keep, **options) for m in method)
-    return (resolve(method, keep, **options),)  # type: ignore[arg-type]
+    given = method if isinstance(method, list | tuple) else [method]
+    methods = [part for one in given for part in (split_outside(one, "+") if isinstance(one, str) else [one])]
+    if not methods:
+        raise ValueError("the list of methods is empty; name at least one.")
+    if len(methods) > 1 and (keep is not None or options):
+        raise TypeError("with several methods, give keep and options to each: [vtc.VTCCLS(keep=192), ...].")
+    return tuple(resolve(m, keep, **options) for m in methods)  # type: ignore[arg-type]
 
 
 def _engine(model: nn.Module) -> Engine | None:
-    return model.__dict__.get(ATTRIBUTE)
+    return look_through(model)[0].__dict__.get(ATTRIBUTE)

@@ -175,8 +175,8 @@ def check(model: Any, methods: Sequence[str], forward: Callable[[], Any], tokens
 
 def wrapped(model: Any, method: str, keep: int | float | None) -> Any:
     """`vtc.wrapped`, with the exact-count mode of methods that have one."""
-    options = next((info.options for info in vtc.list_methods() if info.name == method), ())
-    return vtc.wrapped(model, method, keep, **({"exact": True} if "exact" in options else {}))
+    chosen = vtc.resolve(method, keep)
+    return vtc.wrapped(model, vtc.resolve(chosen, exact=True) if hasattr(chosen, "exact") else chosen)
 
 
 def _account(line: Line, full: Line, bench: Bench) -> None:

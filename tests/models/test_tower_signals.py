@@ -28,7 +28,7 @@ class Probe(vtc.Method):
 
     def select(self, tokens):
         self.seen.append({name: tokens.signal(name).clone() for name in self.needs})
-        return vtc.Selection.prune(torch.arange(tokens.total), tokens.total)
+        return vtc.Selection.identity(tokens.total)
 
 
 def tapped(model: Any, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -224,12 +224,13 @@ def test_an_unknown_tower_is_refused_with_the_known_ones():
         tower_for(torch.nn.Linear(2, 2))
 
 
-def test_an_unknown_tower_of_another_family_is_refused():
+def test_an_unknown_tower_is_refused_where_a_method_reads_it():
     config = FAMILIES["internvl"].config()
     model: Any = AutoModelForImageTextToText.from_config(config)
     model.model.vision_tower.config.model_type = "someone_s_vision"
     with pytest.raises(ValueError, match=r"'someone_s_vision'\) is no vision tower that vtc knows; it knows clip"):
-        vtc.wrap(model, "divprune", keep=4)
+        vtc.wrap(model, "vtc-cls", keep=4)
+    vtc.wrap(model, "divprune", keep=4)
 
 
 def test_a_tower_registered_from_outside_works(monkeypatch):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vtc import ops
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method
 from vtc.models.decoder import Decoder, decoder_for
-from vtc.models.decoder_check import check_decoder
+from vtc.models.decoder_check import check_decoder, check_places
 from vtc.signals import SIGNALS, of_place
 
 
@@ -30,19 +31,21 @@ def reads_attention(part: Method) -> bool:
 
 
 def check_reads(lm: nn.Module, parts: Sequence[Method]) -> None:
-    """Refuse, at wrap, methods that read attention or keys in a language model where they would read wrongly."""
-    part = next((part for part in parts if reads_attention(part)), None)
-    if part is None:
-        return
+    """Refuse, at wrap, methods that read in a language model what they would read wrongly, or not find."""
+    decoder = decoder_for(lm)
     config: Any = lm.config
-    try:
-        check_decoder(decoder_for(lm), lm)
-    except ValueError as reason:
-        raise ValueError(
-            f"{part.title} reads the attention of the language model ({config.model_type}), but {reason}; "
-            "use a method that does not (divprune, say), or describe the model in a vtc.models.decoder.Decoder and "
-            "register it with register_decoder."
-        ) from reason
+    for part in parts:
+        try:
+            if isinstance(part, LayerMethod):
+                check_places(decoder, lm)
+            if reads_attention(part):
+                check_decoder(decoder, lm)
+        except ValueError as reason:
+            raise ValueError(
+                f"{part.title} works inside the language model ({config.model_type}), but {reason}; "
+                "use a method that does not (divprune, say), or describe the model in a vtc.models.decoder.Decoder "
+                "and register it with register_decoder."
+            ) from reason
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -10,14 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vtc.engine import context
 from vtc.engine.find_layout import layouts_of
-from vtc.engine.tower_signals import ITEM, TowerSignals, pack, unpack
-from vtc.methods.base.method import Method
-from vtc.models import adapter_for
-from vtc.models.family import GRIDS, PIXELS, Adapter, TowerCall
+from vtc.engine.tower_call import ITEM, pack
+from vtc.models.family import Adapter, TowerCall
 
 
 class Encoded:
@@ -86,6 +81,8 @@ class Encoded:
             if not 0 <= image < len(self):
                 raise IndexError(f"image {image} is outside the {len(self)} encoded ones.")
         features: Any = [piece for i in images for piece in self._features[i]]
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
         output: Any = BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)
         if self._deepstack is not None:
             output.deepstack_features = [[layer[i] for i in images] for layer in self._deepstack]
@@ -112,48 +109,3 @@ class Encoded:
 def _cat(tensors: list[Tensor | None]) -> Tensor | None:
     known = [x for x in tensors if x is not None]
     return torch.cat(known) if known else None
-
-
-def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
-    """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
-    adapter = adapter_for(model)
-    parts = [part for method in methods for part in method.parts()]
-    signals = TowerSignals(model, adapter, parts, private=True)
-    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
-        raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
-    given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
-    if len(given) != 1:
-        wrong = "both" if given else "neither"
-        raise ValueError(
-            f"pass pixel_values=... or pixel_values_videos=..., as the processor returned them; got {wrong}."
-        )
-    modality = given[0]
-    features = getattr(adapter.base(model), f"get_{modality}_features")
-    accepted = inspect.signature(features).parameters
-    inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
-    handles = signals.attach()
-    context.push(signals.room, True)  # the hooks are for this call only: other threads may be running the tower, too
-    try:
-        with torch.no_grad():
-            output = features(**inputs, return_dict=True)
-    finally:
-        context.pop(signals.room)
-        for handle in handles:
-            handle.remove()
-    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
-    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
-    call = unpack(output)
-    assert call is not None
-    return Encoded(model, adapter, output, call, grids, pieces, modality)
-
-
-def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
-    """How many of the features' entries make up each image: one, but for families that hand out tiles."""
-    if not adapter.joins_pieces:
-        return [1] * len(features)
-    if input_ids is None:
-        raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
-    visual = (input_ids == adapter.token_id(model, "image")).int()
-    edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
-    lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
-    return (lengths // len(features[0])).tolist()

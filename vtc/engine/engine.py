@@ -38,7 +38,8 @@ from vtc.engine.forward import CARRIED, Forward, Prompt, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
-from vtc.engine.tower_signals import TowerSignals, reader, unpack
+from vtc.engine.tower_call import unpack
+from vtc.engine.tower_signals import TowerSignals, reader
 from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualLayout, VisualSpan
@@ -319,7 +320,9 @@ class Engine:
         if flow is None or flow.rotated:
             return None
         flow.rotated = True
-        return (args[:1], {**kwargs, "position_ids": flow.part.positions})
+        if len(args) > 1:  # Gemma 3: positions, kind of layer
+            return ((args[0], flow.part.positions, *args[2:]), kwargs)
+        return (args, {**kwargs, "position_ids": flow.part.positions})
 
     @uncompiled
     def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

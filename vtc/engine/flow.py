@@ -28,7 +28,7 @@ from vtc.layout import VisualLayout, VisualSpan
 from vtc.models.decoder import decoder_for
 from vtc.selection import Selection
 
-Rotary = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor] | Tensor  # (cos, sin), or one complex table
 
 
 @dataclass
@@ -181,6 +181,8 @@ class Flow:
     def _gathered(self, plan: Plan, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
         """What stays of the hidden states, and of tables that stay valid: where positions do, tokens keep their order,
         so one index does for both."""
+        if isinstance(rotary, Tensor):  # DeepSeek-V2: one complex table
+            return plan.gather(hidden), self._carried(plan, rotary)
         if rotary is None or rotary[0].dim() != 3 or rotary[0].device != hidden.device:
             carried = None if rotary is None else (self._carried(plan, rotary[0]), self._carried(plan, rotary[1]))
             return plan.gather(hidden), carried
@@ -263,12 +265,22 @@ class Flow:
     def number_of_part(self, layer: int) -> int:
         return max(i for i, part in enumerate(self.parts) if part.first <= layer)
 
+    # transformers' own mask wants positions without gaps (it reads gaps as packed sequences); the rotary embedding gets
+    # `part.positions`, which have them
     def text_positions(self, part: Part) -> Tensor:
         """LongTensor [B, S], consecutive numbers: what transformers reads as "one sequence", gaps or not."""
         return torch.arange(self.seen, self.seen + part.width, device=self.device).expand(self.rows, -1)
 
     def visible(self, layer: int, part: Part) -> Tensor | None:
-        """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real."""
+        """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real.
+
+        Example: a compressed layer holds 6 rows of a prompt of 8 and one generated token; the batch row is padded by
+        one on the left, and the next token comes (x = dropped, p = padding, seen = 9, S = 1):
+
+            logical      0 1 2 3 4 5 6 7 8 9
+            holds        x x p t t t t t t .
+            visible      0 0 0 1 1 1 1 1 1 1     the first two columns are cut off again by the layer's mask offset
+        """
         past, before = self.past(layer), None
         if past is not None:
             user = None if self.user is None else self.user[:, : self.seen]
@@ -324,19 +336,19 @@ class Flow:
         base = None if zero is None else zero.shift
         if (own is None and base is None) or self.state(layer) == self.state(0):
             if part.rotary is None:
-                part.rotary = self._tables(hidden, part.positions)
+                part.rotary = self._tables(layer, hidden, part.positions)
             return part.rotary
         key = (number, id(own))
         if key not in self._rotaries:
             moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
             moved = moved if own is None else moved + own.to(self.device)
             moved = moved if base is None else moved - base.to(self.device)
-            self._rotaries[key] = self._tables(hidden, part.positions - moved[:, None])
+            self._rotaries[key] = self._tables(layer, hidden, part.positions - moved[:, None])
         return self._rotaries[key]
 
-    def _tables(self, hidden: Tensor, positions: Tensor) -> Rotary:
-        rotary = decoder_for(self.lm).rotary(self.lm)
-        return rotary(hidden, position_ids=positions.to(hidden.device))
+    def _tables(self, layer: int, hidden: Tensor, positions: Tensor) -> Rotary:
+        decoder = decoder_for(self.lm)
+        return decoder.position_embeddings(decoder.rotary(self.lm), hidden, positions.to(hidden.device), layer)
 
     # -- afterwards --------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ over, and a result of `vtc.encode` may be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -20,29 +20,14 @@ from torch.utils.hooks import RemovableHandle
 from vtc import ops
 from vtc.engine import context
 from vtc.engine.context import uncompiled
+from vtc.engine.tower_call import ITEM, pack
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
 from vtc.models.tower import Tower, tower_for, tower_type
 from vtc.signals import SIGNALS, of_place
 
-ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
 Pair = tuple[str, int]  # (signal of the vision tower, layer)
-
-
-def pack(call: TowerCall) -> dict[str, Any]:
-    """A TowerCall as plain containers of tensors and numbers."""
-    signals = {f"{name} {layer}": value for (name, layer), value in call.signals.items()}
-    return {**vars(call), "signals": signals}
-
-
-def unpack(output: Any) -> TowerCall | None:
-    """The TowerCall that travels with a tower's output, None if there is none."""
-    item = output.get(ITEM) if isinstance(output, Mapping) else None
-    if item is None:
-        return None
-    signals = {(name.rsplit(" ", 1)[0], int(name.rsplit(" ", 1)[1])): value for name, value in item["signals"].items()}
-    return TowerCall(**{**item, "signals": signals})
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
@@ -36,13 +37,13 @@ class SparseVLM(LayerMethod):
     needs = ("text_attention", "text_raters")
     query_aware = True
     merges = True
+    appends = True
     positions_default = "compact"
     paper = Paper("SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", "2410.04417")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.recycle, int | float) or not 0 <= self.recycle <= 1:
-            raise ValueError(f"recycle={self.recycle!r} is outside [0, 1]: it is a share of the rejected tokens.")
+        check_number(self.recycle, "recycle", 0, 1, what="a share of the rejected tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

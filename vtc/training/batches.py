@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.encoded import Encoded, encode_with
+from vtc.engine.encoded import Encoded
 from vtc.media.pictures import load_picture
 from vtc.media.prompts import prepare, prompt
 from vtc.media.video import load_clip
@@ -102,6 +102,8 @@ class Batches:
             inputs = prepare(self.processor, "?", clips=[load_clip(sample.video, self.frames, self.fps)])
         inputs = inputs.to(self.model.device, self.model.dtype)
         short, full = self.processor.tokenizer(text)["input_ids"], inputs["input_ids"][0].tolist()
+        from vtc.engine.encoding import encode_with
+
         encoded = encode_with(self.model, [self.method], dict(inputs))
         types = inputs.get("mm_token_type_ids")
         token = self.processor.image_token if sample.image is not None else self.processor.video_token

@@ -1,0 +1,63 @@
+"""Encoding: run the vision tower once, with the signals of some methods, for many prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.engine import context
+from vtc.engine.encoded import Encoded
+from vtc.engine.tower_call import unpack
+from vtc.engine.tower_signals import TowerSignals
+from vtc.methods.base.method import Method
+from vtc.models import adapter_for
+from vtc.models.family import GRIDS, PIXELS, Adapter
+
+
+def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
+    """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
+    adapter = adapter_for(model)
+    parts = [part for method in methods for part in method.parts()]
+    signals = TowerSignals(model, adapter, parts, private=True)
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
+    given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
+    if len(given) != 1:
+        wrong = "both" if given else "neither"
+        raise ValueError(
+            f"pass pixel_values=... or pixel_values_videos=..., as the processor returned them; got {wrong}."
+        )
+    modality = given[0]
+    features = getattr(adapter.base(model), f"get_{modality}_features")
+    accepted = inspect.signature(features).parameters
+    inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
+    handles = signals.attach()
+    context.push(signals.room, True)  # the hooks are for this call only: other threads may be running the tower, too
+    try:
+        with torch.no_grad():
+            output = features(**inputs, return_dict=True)
+    finally:
+        context.pop(signals.room)
+        for handle in handles:
+            handle.remove()
+    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
+    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
+    call = unpack(output)
+    assert call is not None
+    return Encoded(model, adapter, output, call, grids, pieces, modality)
+
+
+def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
+    """How many of the features' entries make up each image: one, but for families that hand out tiles."""
+    if not adapter.joins_pieces:
+        return [1] * len(features)
+    if input_ids is None:
+        raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
+    visual = (input_ids == adapter.token_id(model, "image")).int()
+    edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
+    lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
+    return (lengths // len(features[0])).tolist()

@@ -1,0 +1,25 @@
+"""How a run of the vision tower travels: as an item of its output, beside the features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtc.models.family import TowerCall
+
+ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
+
+
+def pack(call: TowerCall) -> dict[str, Any]:
+    """A TowerCall as plain containers of tensors and numbers."""
+    signals = {f"{name} {layer}": value for (name, layer), value in call.signals.items()}
+    return {**vars(call), "signals": signals}
+
+
+def unpack(output: Any) -> TowerCall | None:
+    """The TowerCall that travels with a tower's output, None if there is none."""
+    item = output.get(ITEM) if isinstance(output, Mapping) else None
+    if item is None:
+        return None
+    signals = {(name.rsplit(" ", 1)[0], int(name.rsplit(" ", 1)[1])): value for name, value in item["signals"].items()}
+    return TowerCall(**{**item, "signals": signals})
