@@ -20,7 +20,6 @@ CASES = [
     for name in NAMES
     for family, seed in (*((family, 0) for family in FAMILIES), *VIDEOS)
     if ("video" if seed == "v0" else "image") in registry.discover()[name].modality
-    and not (family == "llava_onevision" and registry.discover()[name].scope_default == "frame")
 ]
 
 
