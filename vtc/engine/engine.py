@@ -299,7 +299,7 @@ class Engine:
             beside = take(family.companions, kwargs)
             if beside is not None:
                 forward.companions = CompanionRows([(0, beside[1], beside[0])])
-        forward.runs = {stage: stage.begin(forward) for stage in self.stages}
+        forward.runs = {stage: stage.begin(forward, kwargs) for stage in self.stages}
         for run in forward.runs.values():
             run.enter(kwargs)
         if family.companions is not None and forward.companions is not None:
