@@ -70,6 +70,9 @@ def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sd
     return report
 
 
+@pytest.mark.core_cells(
+    method=["fastv", "sparsevlm", "input + layer + cache"], rows=[BATCHES["left padded, unequal, text-only row"]]
+)
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", LAYERS | COMPOSED)
@@ -81,6 +84,9 @@ def test_layers(family: str, method: str, positions: str, rows: Any, attention: 
     assert report.flops[1] < report.flops[0]
 
 
+@pytest.mark.core_cells(
+    method=["h2o", "streaming"], every=[None], rows=[BATCHES["left padded, unequal, text-only row"]]
+)
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("scope", ["visual", "all"])
 @pytest.mark.parametrize("every", [None, 3])
@@ -92,6 +98,7 @@ def test_caches(family: str, method: str, every: Any, scope: str, rows: Any, att
     assert report.kv_bytes[1] < report.kv_bytes[0]
 
 
+@pytest.mark.core_cells(method=["transprune", "h2o"])
 @pytest.mark.parametrize("decoder", [d for d in DECODERS if d != "no cache"])
 @pytest.mark.parametrize("method", ["transprune", "sparsevlm", "h2o", *COMPOSED])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,6 +107,7 @@ def test_decoders(family: str, method: str, decoder: str) -> None:
     equal_to_oracle(family, made, ([[0], [1, 2], []], "left"), **{**DECODERS[decoder], "max_new_tokens": 6})
 
 
+@pytest.mark.core_cells(method=["fastv", "h2o", "input + layer + cache"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,6 +135,7 @@ def test_second_turn(family: str, method: str, positions: str) -> None:
         assert ids.equal(talk())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("method", ["transprune", "h2o", "input + layer + cache"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_picture(family: str, method: str) -> None:

@@ -159,6 +159,11 @@ class Engine:
         """BoolTensor [B, L] of each modality's tokens, none for plain text; refuses what cannot be told."""
         ids, embeds, types = given.get("input_ids"), given.get("inputs_embeds"), given.get("mm_token_type_ids")
         if ids is not None:
+            if not brought and bool((ids == self.adapter.token_id(self.model, "image")).any()):
+                raise ValueError(
+                    "the prompt has image tokens, but no pixel_values came with them: pass all that the processor "
+                    "returned (generate's prefill_chunk_size, which parts the two, is not supported on a wrapped model)."
+                )
             return {m: ids == self.adapter.token_id(self.model, m) for m in brought}
         assert embeds is not None
         if types is not None:
