@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vtc.engine.encoded import Encoded, encode_with
 from vtc.engine.engine import Engine
 from vtc.engine.per_frame import select_scoped
+from vtc.engine.versions import check_versions
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
 from vtc.methods.base.registry import resolve
@@ -50,6 +51,7 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
+    check_versions()
     engine = Engine(model, _resolve_all(method, keep, options), processor)
     for later in engine.inputs[1:]:
         if "grid" in later.requires():

@@ -42,8 +42,9 @@ COMPOSED: dict[str, Any] = {
     ],
 }
 ALL = LAYERS | CACHES | COMPOSED
+MIXED = BATCHES["left padded, unequal, text-only row"]
 PROMPTS: dict[str, tuple[Any, str]] = {name: (rows, "sdpa") for name, rows in BATCHES.items()}
-PROMPTS["left padded, unequal, text-only row; eager"] = (BATCHES["left padded, unequal, text-only row"], "eager")
+PROMPTS["left padded, unequal, text-only row; eager"] = (MIXED, "eager")
 
 
 def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sdpa", **how: Any) -> Any:
@@ -70,9 +71,7 @@ def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sd
     return report
 
 
-@pytest.mark.core_cells(
-    method=["fastv", "sparsevlm", "input + layer + cache"], rows=[BATCHES["left padded, unequal, text-only row"]]
-)
+@pytest.mark.core_cells(method=["fastv", "sparsevlm", "input + layer + cache"], rows=[MIXED])
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", LAYERS | COMPOSED)
@@ -84,9 +83,7 @@ def test_layers(family: str, method: str, positions: str, rows: Any, attention: 
     assert report.flops[1] < report.flops[0]
 
 
-@pytest.mark.core_cells(
-    method=["h2o", "streaming"], every=[None], rows=[BATCHES["left padded, unequal, text-only row"]]
-)
+@pytest.mark.core_cells(method=["h2o", "streaming"], every=[None], rows=[MIXED])
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("scope", ["visual", "all"])
 @pytest.mark.parametrize("every", [None, 3])

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 import vtc
 from tests.families import batch, model_of
@@ -29,9 +27,10 @@ def _a_new_process() -> Any:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
-    for package in (torch, transformers):
-        first = versions.TESTED[package.__name__].first
-        monkeypatch.setattr(package, "__version__", installed.get(package.__name__, first))
+    """Both packages say what they say in `installed`, or that they are of the oldest tested version."""
+    model_of("llava")  # transformers puts another module object into sys.modules when it first loads a model
+    for package, tested in versions.TESTED.items():
+        monkeypatch.setattr(f"{package}.__version__", installed.get(package, tested.first))
 
 
 def pins(file: str) -> dict[str, str]:
@@ -81,15 +80,18 @@ def test_other_versions_warn_once(monkeypatch: pytest.MonkeyPatch, package: str,
     pretend(monkeypatch, **{package: version})
     tested = versions.TESTED[package]
     model, inputs = model_of("llava"), batch("llava", [[0]])
-    says = f"{package} {tested.first} to {tested.last}, and {version} is installed"
-    with pytest.warns(UserWarning) as caught, vtc.wrapped(model, "divprune", keep=4):
-        vtc.wrap(model, "random", keep=3)
-        model(**inputs)
-        assert vtc.report(model).tokens_out == 3
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for keep in (4, 3):
+            vtc.wrap(model, "random", keep=keep)
+            model(**inputs)
+            assert vtc.report(model).tokens_out == keep
+            vtc.unwrap(model)
     (said,) = [str(one.message) for one in caught if "vtc is tested with" in str(one.message)]
-    assert says in said
+    assert f"{package} {tested.first} to {tested.last}, and {version} is installed" in said
     assert said.endswith(".")
     assert said.count(". ") == 0
+    assert [one.filename for one in caught if str(one.message) == said] == [__file__]  # the caller's own line
 
 
 def test_both_outside_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +102,10 @@ def test_both_outside_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_versions_known_to_break_it_are_refused_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, transformers="4.57.6")
+    pretend(monkeypatch, transformers="5.5.4")
     model = model_of("llava")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r'transformers 4\.57\.6.* pip install "transformers>=') as caught:
+        with pytest.raises(RuntimeError, match=r'transformers 5\.5\.4.* pip install "transformers>=') as caught:
             vtc.wrap(model, "divprune", keep=4)
         assert str(caught.value).count(". ") == 0
     with pytest.raises(ValueError, match="not wrapped"):

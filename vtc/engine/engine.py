@@ -162,7 +162,7 @@ class Engine:
             if not brought and bool((ids == self.adapter.token_id(self.model, "image")).any()):
                 raise ValueError(
                     "the prompt has image tokens, but no pixel_values came with them: pass all that the processor "
-                    "returned (generate's prefill_chunk_size, which parts the two, is not supported on a wrapped model)."
+                    "returned, in one forward (generate's prefill_chunk_size is not supported on a wrapped model)."
                 )
             return {m: ids == self.adapter.token_id(self.model, m) for m in brought}
         assert embeds is not None
