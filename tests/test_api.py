@@ -23,6 +23,8 @@ import vtc
 from tests.engine.test_engine import traces
 from tests.families import TEXT, batch, model_of
 
+pytestmark = pytest.mark.core
+
 
 def one_sentence(error: BaseException) -> bool:
     return "\n" not in str(error) and len(str(error)) < 400

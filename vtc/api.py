@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.engine.per_frame import select_scoped
+from vtc.engine.versions import check_versions
 from vtc.engine.wrappers import look_through
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
@@ -56,6 +57,7 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
+    check_versions()
     from vtc.engine.engine import Engine
 
     inner, around = look_through(model)

@@ -9,6 +9,8 @@ from vtc.engine.plan import Plan
 from vtc.layout import Tile, VisualLayout, VisualSpan
 from vtc.selection import Selection
 
+pytestmark = pytest.mark.core
+
 CPU = torch.device("cpu")
 
 

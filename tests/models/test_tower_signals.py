@@ -11,6 +11,8 @@ import vtc
 from tests.families import FAMILIES, batch, model_of
 from vtc.models import adapter_for, tower_for
 
+pytestmark = pytest.mark.core
+
 DEPTH = 3
 FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
 HAS_CLS = ("llava", "llava_next", "llava_next_video", "internvl")
