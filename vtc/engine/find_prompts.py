@@ -50,8 +50,8 @@ def _visual_masks(family: Adapter, model: nn.Module, given: Mapping[str, Any]) -
     if ids is not None:
         if not came and bool((ids == family.token_id(model, "image")).any()):
             raise ValueError(
-                "the prompt has image tokens, but no pixel_values came with them: pass all that the processor returned, "
-                "in one forward (generate's prefill_chunk_size is not supported on a wrapped model)."
+                "the prompt has image tokens, but no pixel_values came with them: pass all that the processor "
+                "returned, in one forward (generate's prefill_chunk_size is not supported on a wrapped model)."
             )
         return {m: ids == family.token_id(model, m) for m in came}
     assert embeds is not None
