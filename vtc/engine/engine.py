@@ -36,6 +36,7 @@ from vtc.engine.find_layout import Seen, find_layout, numbered
 from vtc.engine.flow import PLACEMENTS
 from vtc.engine.forward import CARRIED, Forward, Prompt, Traces
 from vtc.engine.kv_cache import compressed
+from vtc.engine.kv_tags import settle
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
@@ -372,6 +373,8 @@ class Engine:
             flow.mark(cache)
         for run in forward.runs.values():
             run.leave(cache)
+        if compressed(cache):
+            settle(flow, cache)
         return output
 
     @property
