@@ -145,6 +145,7 @@ bench: $(STAMP)
 	$(BIN)/vtc bench imports --csv runs/imports.csv --markdown runs/imports.md
 	$(call BENCH,ops,cpu,runs)
 	$(call BENCH,model,cpu,runs)
+	$(BIN)/vtc bench threads --device cpu --csv runs/threads-cpu.csv --markdown runs/threads-cpu.md
 
 # Everything that wants a GPU: the kernels' tests, then both tables.
 bench-gpu: $(STAMP)

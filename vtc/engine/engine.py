@@ -37,6 +37,7 @@ from vtc.engine.find_prompts import brought, find_prompts
 from vtc.engine.flow import PLACEMENTS
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
+from vtc.engine.kv_tags import settle
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
@@ -344,6 +345,8 @@ class Engine:
             flow.mark(cache)
         for run in forward.runs.values():
             run.leave(cache)
+        if compressed(cache):
+            settle(flow, cache)
         return output
 
     @property
