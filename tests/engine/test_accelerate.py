@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import save_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 import vtc
 from tests.engine.cells import GREEDY, METHODS, VIDEOS, cells, prompts, told, walk

@@ -345,7 +345,7 @@ class Engine:
             flow.mark(cache)
         for run in forward.runs.values():
             run.leave(cache)
-        if compressed(cache):
+        if flow.spans and compressed(cache):
             settle(flow, cache)
         return output
 
