@@ -88,7 +88,7 @@ class Companions:
 
 
 class Adapter:
-    """Facts about a family; subclasses fill in what differs. All paths are those of transformers >= 5.13."""
+    """Facts about a family; subclasses fill in what differs. All paths are those of transformers."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     #: whether the language model's rotary embedding takes (t, h, w) position rows
@@ -113,10 +113,6 @@ class Adapter:
 
     def language_model(self, model: nn.Module) -> Any:
         return self.base(model).language_model
-
-    def decoder_layers(self, model: nn.Module) -> Any:
-        """Decoder layers of the language model: each with self_attn, mlp and input_layernorm."""
-        return self.language_model(model).layers
 
     def feature_layer(self, model: nn.Module) -> int:
         """The layer (0-based) whose output the projector reads; the tower says, where the configuration does not."""

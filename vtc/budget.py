@@ -111,3 +111,13 @@ def counts_for_average(
         counts = tuple(max(1, round(total * share**power)) for share in shape)
         low, high = (power, high) if layer_average(counts, layers, total, depth) > mean else (low, power)
     return tuple(max(1, round(total * share**high)) for share in shape)
+
+
+def split_budget(total: int, sizes: list[int]) -> list[int]:
+    """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds."""
+    exact = [total * size / sum(sizes) for size in sizes]
+    shares = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares

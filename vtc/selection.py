@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,10 @@ class Selection:
             Selection(next(parts), next(parts), weight, s.features)
             for s, weight in zip(selections, weights, strict=True)
         ]
+
+    def detached(self) -> Selection:
+        """The same selection without the graph of a trained module's own output, for those who only look at it."""
+        return self if self.features is None else replace(self, features=self.features.detach())
 
     def to(self, device: torch.device) -> Selection:
         """The same selection on `device`; `features` stay where they are."""

@@ -3,7 +3,7 @@
 The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row
 says where it is measured, and `of` measures it there, on what that place offers:
 
-    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`, `cls`
+    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -171,7 +171,7 @@ for _row in (
         ("N", "G", "d"),
         "layer",
         "keys of a decoder layer, one per head",
-        lambda layer, span: layer.keys[layer.row(span), :, layer.keys_of(span)].transpose(0, 1),
+        lambda layer, span: layer.keys_at(span, layer.keys_of(span)),
         attention=True,
     ),
     Signal(
@@ -179,7 +179,7 @@ for _row in (
         ("T", "G", "d"),
         "layer",
         "the same of the text after the row's pictures",
-        lambda layer, span: layer.keys[layer.row(span), :, layer.keys_of_text(span)].transpose(0, 1),
+        lambda layer, span: layer.keys_at(span, layer.keys_of_text(span)),
         attention=True,
     ),
     Signal(
@@ -258,6 +258,13 @@ class VisualTokens:
         value, row = self.read(name), SIGNALS.get(name)
         # what the tower measured is of the whole span, what was measured later of the tokens that are left
         return row.take(value, self.index) if row is not None and row.place == "tower" else value
+
+    @property
+    def row_of(self) -> Tensor:
+        """LongTensor [total]: the row of `features` of each of the span's tokens; -1 where it has gone."""
+        rows = torch.full((self.total,), -1, dtype=torch.long, device=self.index.device)
+        rows[self.index] = torch.arange(len(self.index), device=self.index.device)
+        return rows
 
     @property
     def separators(self) -> Tensor:

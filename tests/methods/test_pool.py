@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import vtc
+from vtc.budget import split_budget
 from vtc.layout import Tile, VisualSpan
-from vtc.methods.pool import cell_map, split_budget
+from vtc.methods.pool import cell_map
 from vtc.signals import VisualTokens
 
 

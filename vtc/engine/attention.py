@@ -94,30 +94,37 @@ class LayerView:
         x, *tables = (t.gather(1, rows.to(t.device).expand(-1, -1, t.shape[-1])) for t in (self.x, *taken))
         return self.decoder.queries(self.attention, x, tuple(tables))
 
+    @property
+    def _seen(self) -> Tensor | None:
+        """`seen` on the layer's own device: a model may be spread over several, what is asked comes from the first."""
+        return None if self.seen is None else self.seen.to(self.x.device)
+
     def _limits(self, at: Tensor) -> Tensor:
         """The last key that each query in slots `at` sees; -1 = none."""
         return torch.where(at >= 0, at + self.past, -1)
 
     def rows(self, at: Tensor) -> Tensor:
         """Attention rows of the queries in slots `at` [B, R] (-1 = none) onto all keys, [B, R, P + S]."""
-        scale = self.decoder.scaling(self.attention)
-        return ops.attention_rows(self._queries(at), self.keys, scale, self._limits(at), self.seen)
+        scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
+        return ops.attention_rows(self._queries(here), self.keys, scale, self._limits(here), self._seen).to(at.device)
 
     def peak(self, at: Tensor) -> Tensor:
         """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
-        queries, keys, scale = self._queries(at), self.keys, self.decoder.scaling(self.attention)
+        here = at.to(self.x.device)
+        queries, keys, scale = self._queries(here), self.keys, self.decoder.scaling(self.attention)
         shared = queries.shape[1] // keys.shape[1]
         most = torch.zeros(len(at), keys.shape[2], device=queries.device)
         for head in range(queries.shape[1]):  # one at a time: [B, R, P + S] is the largest tensor made
             own = keys[:, head // shared, None]
-            rows = ops.attention_rows(queries[:, head, None], own, scale, self._limits(at), self.seen)
+            rows = ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), self._seen)
             most = torch.maximum(most, rows.amax(dim=1))
-        return most
+        return most.to(at.device)
 
     def received(self, at: Tensor) -> Tensor:
         """Mean attention that the queries in slots `at` [B, R] (-1 = none) give each key, [B, P + S]."""
-        scale = self.decoder.scaling(self.attention)
-        return ops.received_attention(self._queries(at), self.keys, scale, self._limits(at), self.seen)
+        scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
+        received = ops.received_attention(self._queries(here), self.keys, scale, self._limits(here), self._seen)
+        return received.to(at.device)
 
     def of_row(self, row: int) -> LayerView:
         """The same view of one batch row."""

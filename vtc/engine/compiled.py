@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+OLD_GRAPH = (
+    "this forward ran in a compiled graph that was made before vtc.wrap, so it could not be compressed: wrap first and "
+    "compile then, or call torch.compiler.reset() after vtc.wrap."
+)
+
 
 def forget_graphs() -> None:
     """Let compiled code be compiled anew, if any was: a graph holds the hooks that were there when it was made."""

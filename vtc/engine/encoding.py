@@ -35,9 +35,11 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     features = getattr(adapter.base(model), f"get_{modality}_features")
     accepted = inspect.signature(features).parameters
     inputs = {name: value for name, value in vision_inputs.items() if name in accepted}
-    handles = signals.attach()
+    handles = []
     context.push(signals.room, True)  # the hooks are for this call only: other threads may be running the tower, too
     try:
+        for handle in signals.attach():
+            handles.append(handle)
         with torch.no_grad():
             output = features(**inputs, return_dict=True)
     finally:

@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from vtc.engine import context
 from vtc.engine.attention import check_reads
 from vtc.engine.companions import CompanionRows, take
-from vtc.engine.compiled import forget_graphs
+from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Seen, find_layout
 from vtc.engine.find_prompts import brought, find_prompts
@@ -102,34 +102,39 @@ class Engine:
             raise ValueError(
                 "this model's parts are already wrapped through another model object; vtc.unwrap that one first."
             )
-        for entry in (*self.around, model, base):
-            self.handles += [
-                entry.register_forward_pre_hook(self._open, with_kwargs=True),
-                entry.register_forward_hook(self._check_reached),
-                entry.register_forward_hook(self._close, always_call=True),
-            ]
-        self.handles += [
-            base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-            lm.register_forward_pre_hook(self._before_lm, with_kwargs=True),
-            lm.register_forward_hook(self._after_lm, with_kwargs=True),
-        ]
+        # DataParallel runs copies of the model in threads of its own, whose calls are entries themselves
+        shells = [shell for shell in self.around if not isinstance(shell, nn.DataParallel)]
+        for rank, entry in enumerate((*shells, model, base)):
+            for handle in (
+                entry.register_forward_pre_hook(partial(self._open, rank), with_kwargs=True),
+                entry.register_forward_hook(partial(self._check_reached, rank)),
+                entry.register_forward_hook(partial(self._close, rank), always_call=True),
+            ):
+                self.handles.append(handle)
+        self.handles.append(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
+        self.handles.append(lm.register_forward_pre_hook(self._before_lm, with_kwargs=True))
+        self.handles.append(lm.register_forward_hook(self._after_lm, with_kwargs=True))
         if not family.mrope:
             self.handles.append(
                 facts.decoder.rotary(lm).register_forward_pre_hook(self._before_rotary, with_kwargs=True)
             )
         for stage in self.stages:
-            self.handles += stage.attach()
+            for handle in stage.attach():  # one by one: what is there when the next one fails can be taken away again
+                self.handles.append(handle)
         for i, layer in enumerate(facts.layers):  # after the stages' hooks: these change what is left
             self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
             if self._inside() is not None and family.companions is not None:
                 self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
-        self.handles += self.signals.attach()
+        for handle in self.signals.attach():
+            self.handles.append(handle)
         forget_graphs()
 
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        context.pop(self)  # what an interruption left open
+        self.signals.close()
         forget_graphs()
 
     def _inside(self) -> int | None:
@@ -139,27 +144,25 @@ class Engine:
     # -- 1, 8: from the first hook to the last -----------------------------------------------------------------
 
     @uncompiled
-    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _open(self, rank: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward: Forward | None = context.top(self)
-        entries = (*self.around, self.model, self.family.base(self.model))
-        if forward is None or entries.index(forward.entry) >= entries.index(module):
-            context.push(self, Forward(_bind(module, args, kwargs), module))
+        if forward is None or forward.done or rank <= forward.inside:  # not within it: an interruption left it open
+            context.push(self, Forward(_bind(module, args, kwargs), rank, rank))
+        else:
+            forward.inside = rank
 
     @uncompiled
-    def _check_reached(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _check_reached(self, rank: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         forward: Forward | None = context.top(self)
-        if forward is None or forward.entry is not module or forward.reached:
+        if forward is None or forward.rank != rank or forward.reached:
             return
         if brought(forward.given):
-            raise RuntimeError(
-                "this forward ran in a compiled graph that was made before vtc.wrap, so nothing was compressed: wrap "
-                "first and compile then, or call torch.compiler.reset() after vtc.wrap."
-            )
+            raise RuntimeError(OLD_GRAPH)
 
     @uncompiled
-    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _close(self, rank: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         forward: Forward | None = context.top(self)
-        if forward is not None and forward.entry is module:
+        if forward is not None and forward.rank == rank:
             forward.done = True
             context.pop(self)
 
@@ -305,8 +308,8 @@ class Engine:
             return None
         if carried is not None:
             kwargs = {name: value for name, value in kwargs.items() if name != CARRIED}
-            if carried.done:  # computed again, for its gradients: hooks inside the layer find it until it ends
-                context.push(self, carried)
+            if carried.done and carried.companions is not None:  # computed again, for its gradients: `_after_layer`
+                context.push(self, carried)  # finds it, and closes it
         changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
         return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
 

@@ -81,6 +81,7 @@ class Flow:
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
         layers = [] if self.cache is None or not self.seen else self.cache.layers
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
+        self.known = {id(past) for past in self.pasts if past is not None}  # layers that may be used in this forward
         for past in self.pasts:
             if past is None:
                 continue

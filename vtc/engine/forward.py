@@ -37,7 +37,8 @@ class Forward:
 
     Attributes:
         given: what the caller passed, by name (of the whole model where that was called, else of the base model).
-        entry: the module whose hook opened it; that module's last hook closes it.
+        rank: of the entry that opened it and will close it: 0 is the outermost module that may be called.
+        inside: of the innermost one that has been entered since.
         prompts: the images and videos it brought, images first, as the tower reads them.
         towers: outputs of the vision tower's runs in this forward.
         reached: whether a hook inside the model has run: not so if the model runs as a graph compiled without them.
@@ -48,7 +49,8 @@ class Forward:
     """
 
     given: Mapping[str, Any]
-    entry: Any
+    rank: int
+    inside: int
     prompts: list[Prompt] = field(default_factory=list)
     towers: list[Any] = field(default_factory=list)
     reached: bool = False

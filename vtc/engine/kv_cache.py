@@ -55,7 +55,9 @@ class CompressedLayer(DynamicLayer):
         shift: LongTensor [B], what to subtract from the position of later tokens (`positions="compact"`).
         prompt: rows held when it was compressed. tail: how many of those are the last tokens, without a gap in any
             layer; below 0 where another layer has a gap behind them.
-        group: the same object in layers that hold the same rows.
+        group: the same object in layers to which the same masks apply.
+        evicted: whether rows of its own have gone since, so that layers of its group may hold others.
+        kinds: what its tokens are of, besides text ("image", "video").
         tags: name -> [B, rows], what `kv_tags.py` notes of the first rows held. age: decode steps since the prefill.
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.
         reading: what the forward in progress reads of the prompt, None = everything.
@@ -67,6 +69,8 @@ class CompressedLayer(DynamicLayer):
     prompt: int = 0
     tail: int = 0
     group: object = None
+    evicted: bool = False
+    kinds: frozenset[str] = frozenset()
     age: int = 0
     touched: Tensor | None = None
     reading: Reading | None = None
@@ -120,8 +124,10 @@ class CompressedLayer(DynamicLayer):
 
     def _expect_engine(self) -> None:
         """A wrapped model's forward knows which rows are gone; any other would take what is left for all there was."""
+        if not self.is_initialized:
+            return
         for state in context.states():
-            if any(past is self for past in getattr(getattr(state, "flow", None), "pasts", ())):
+            if id(self) in getattr(getattr(state, "flow", None), "known", ()):
                 return
         raise RuntimeError(
             "this KV cache was compressed by vtc and can only be continued by the wrapped model: wrap it again "
@@ -165,6 +171,7 @@ class CompressedLayer(DynamicLayer):
         self.mask = None if int(counts.min()) == width else valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if self.mask is None else object()
+        self.evicted = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
@@ -203,7 +210,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
-        self.age, self.touched, self.reading = 0, None, None
+        self.age, self.touched, self.reading, self.group, self.evicted = 0, None, None, None, False
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
         owner = torch.full((flow.rows, flow.length), -1, device=flow.device)
         total, kind = torch.zeros_like(owner), torch.zeros_like(owner)
         offset = int(layer.tags[OWNER].amax()) + 1 if known.numel() else 0
+        layer.kinds = layer.kinds | {span.modality for span in flow.spans}
         for number, span in enumerate(flow.spans):
             where = span.index.to(flow.device)
             owner[span.row, where], total[span.row, where] = offset + number, span.tokens

@@ -107,6 +107,10 @@ class LayerSignals:
         """[B, G, K, d]: keys of the layer, those of earlier forwards first."""
         return self.view.keys
 
+    def keys_at(self, span: int, index: Tensor) -> Tensor:
+        """[n, G, d]: keys number `index` [n] of a span's row."""
+        return self.keys[self.row(span), :, index.to(self.keys.device)].transpose(0, 1)
+
     @cached_property
     def last_rows(self) -> Tensor:
         """[B, 1, K]: attention of each prompt's last token."""

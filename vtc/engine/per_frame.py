@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vtc.budget import split_budget
 from vtc.layout import Tile, VisualSpan
 from vtc.methods.base.method import Method
-from vtc.methods.pool import split_budget
-from vtc.methods.shared.clips import rows_by_index
 from vtc.selection import Selection
 from vtc.signals import SIGNALS, VisualTokens
 
@@ -29,7 +28,7 @@ def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selectio
 
 def _frames(method: Method, tokens: VisualTokens) -> list[tuple[VisualTokens, Tensor]]:
     """Each frame that has tokens and a share of the budget: as an image, and which rows of `tokens` it is."""
-    row_of = rows_by_index(tokens)
+    row_of = tokens.row_of
     places = [(frame.flatten().to(row_of.device), tile) for tile in tokens.span.tiles for frame in tile.indices()]
     rows = [row_of[place] for place, _ in places]
     here = [own[own >= 0] for own in rows]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import check_cache
 from vtc.engine.versions import cache_of
+from vtc.methods.base.cache import CacheMethod
 from vtc.models.family import Adapter
 
 #: arguments by which callers say that a row holds several sequences (flash attention without padding)
@@ -67,3 +69,11 @@ def _restarts(family: Adapter, model: nn.Module, given: Mapping[str, Any]) -> bo
     use = given.get("use_cache")
     cached = cache_of(given) is not None or (getattr(config, "use_cache", True) if use is None else use)
     return bool((steps <= 0).any()) or (not cached and not family.mrope and bool(torch.any(steps != 1)))
+
+
+def check_use(methods: Sequence[CacheMethod], language_model: nn.Module, forward: Forward) -> None:
+    """Refuse a forward with something visual that leaves no cache, if there are methods that need one."""
+    config: Any = language_model.config
+    use = forward.given.get("use_cache")
+    if methods and not (getattr(config, "use_cache", True) if use is None else use):
+        raise ValueError(f"{methods[0].title} compresses the KV cache, but use_cache is False; leave it on.")

@@ -16,7 +16,7 @@ The calls, in order:
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -86,7 +86,9 @@ class Stage:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name:
+        if cls.__dict__.get("name"):
+            same = [(one.__module__, one.__qualname__) == (cls.__module__, cls.__qualname__) for one in _STAGES]
+            _STAGES[:] = [one for one, made_again in zip(_STAGES, same, strict=True) if not made_again]
             _STAGES.append(cls)
 
     @classmethod
@@ -104,8 +106,9 @@ class Stage:
         """The first decoder layer before which tokens may go; None = none do."""
         return None
 
-    def attach(self) -> list[RemovableHandle]:
-        return []
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register hooks of its own, one after the other."""
+        yield from ()
 
     def check(self, forward: Forward) -> None:
         """Raise ValueError, before any compute, if this forward cannot be right under this stage."""

@@ -8,7 +8,7 @@ over, and a result of `vtc.encode` may be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -114,25 +114,25 @@ class TowerSignals:
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def attach(self) -> list[RemovableHandle]:
-        tower = self.tower
-        handles = [
-            tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
-            tower.register_forward_hook(self._after_tower),
-            tower.register_forward_hook(self._close, always_call=True),
-        ]
-        projector = self.adapter.crop_projector(self.model)
+    def attach(self) -> Iterator[RemovableHandle]:
+        tower, projector = self.tower, self.adapter.crop_projector(self.model)
+        yield tower.register_forward_pre_hook(self._before_tower, with_kwargs=True)
+        yield tower.register_forward_hook(self._after_tower)
+        yield tower.register_forward_hook(self._close, always_call=True)
         if projector is not None:
-            handles.append(projector.register_forward_hook(self._after_projector))
+            yield projector.register_forward_hook(self._after_projector)
         attentions = self.facts.attentions(tower) if self.wanted else []
         for layer in self.wanted:
             q, k = self.facts.projections(attentions[layer])
-            handles.append(q.register_forward_hook(partial(self._after_projection, layer, "q")))
+            yield q.register_forward_hook(partial(self._after_projection, layer, "q"))
             if k is not q:
-                handles.append(k.register_forward_hook(partial(self._after_projection, layer, "k")))
-            after = partial(self._after_attention, layer)
-            handles.append(attentions[layer].register_forward_hook(after, with_kwargs=True))
-        return handles
+                yield k.register_forward_hook(partial(self._after_projection, layer, "k"))
+            yield attentions[layer].register_forward_hook(partial(self._after_attention, layer), with_kwargs=True)
+
+    def close(self) -> None:
+        """Forget what an interruption, or a run of the tower alone, left open."""
+        context.pop(self)
+        context.pop(self.projecting)
 
     # `vtc.encode` adds and removes its hooks while other threads run the tower, and torch may hand those threads' calls
     # over without the keyword arguments that a hook had asked for: hence `given`, which a call of ours has in full.

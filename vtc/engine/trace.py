@@ -56,8 +56,8 @@ class Trace:
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
     cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
-    decoded: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
-    active: tuple[int, int] = (0, 0)  # cached tokens that were active after the last choice, of how many
+    decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
+    active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
 
     def begin(self, flow: Flow) -> None:
         """Remember the spans and the uncompressed rows."""
@@ -72,16 +72,16 @@ class Trace:
         """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
         self.stages.append(StageTrace(name, layer, before, after, watches, flops))
 
-    def note_decode(self, name: str, layer: int, anew: bool) -> None:
+    def note_decode(self, name: str, layer: int, anew: Tensor) -> None:
         """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""
         _, steps, choices = self.decoded.get(name, (layer, 0, 0))
         self.decoded[name] = (layer, steps + 1, choices + anew)
 
     def _notes(self) -> list[str]:
-        active, total = self.active
+        active, total = (int(x) for x in self.active)
         return self.notes + [
             f"{name}: decode steps read {active} of {total} visual tokens of the cache from layer {layer} on, chosen "
-            f"{choices} times in {steps} steps; the others rest in memory, so the KV cache is no smaller for it."
+            f"{int(choices)} times in {steps} steps; the others rest in memory, so the KV cache is no smaller for it."
             for name, (layer, steps, choices) in self.decoded.items()
         ]
 
@@ -90,9 +90,9 @@ class Trace:
         for part in flow.parts:
             there = part.slot.new_full((flow.rows,), part.width) if part.valid is None else part.valid.sum(dim=1)
             self.rows_kept.append((part.first, there))
-        self.history = flow.history
+        self.history = [(i, [c if c is None else c.detached() for c in chosen]) for i, chosen in flow.history]
         self.selections = tuple(
-            Selection.prune(index, len(index)) if chosen is None else chosen
+            Selection.prune(index, len(index)) if chosen is None else chosen.detached()
             for chosen, index in zip(flow.chosen, flow.index, strict=True)
         )
 

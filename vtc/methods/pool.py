@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.budget import split_budget
 from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -50,16 +51,6 @@ class Pool(Method):
         anchor = torch.stack([members[members.numel() // 2] for members in anchors])
         device = tokens.features.device
         return Selection.merge(anchor.to(device), source.to(device)).sorted()
-
-
-def split_budget(total: int, sizes: list[int]) -> list[int]:
-    """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds."""
-    exact = [total * size / sum(sizes) for size in sizes]
-    shares = [math.floor(x) for x in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
-    for i in by_remainder[: total - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def cell_map(h: int, w: int, cells: int) -> Tensor:

@@ -197,7 +197,7 @@ def _run(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-            kept = [one.tokens_out for one in model.__dict__[ATTRIBUTE].record.selections]
+            kept = [one.tokens_out for one in model.__dict__[ATTRIBUTE].trace.selections]
             seen = [min([*seen, *kept]), max([*seen, *kept])]
             done = step + 1
             if log is not None and (done % log_every == 0 or done == recipe.steps):

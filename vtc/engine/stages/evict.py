@@ -6,7 +6,7 @@ the records that methods keep of the attention it received.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from vtc.engine.flow import Flow, padded
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, real_rows, settle, tagged
+from vtc.engine.refuse import check_use
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.trace import Eviction
 from vtc.engine.versions import cache_of
@@ -82,6 +83,8 @@ class EvictRun(Run):
         if cache is None:
             return
         prefill, zero = bool(flow.spans), cache.layers[0]
+        if not prefill and not any(method.every for method in methods):
+            return
         touched = self._touched(cache)
         if not touched.any():
             return
@@ -210,15 +213,12 @@ class EvictStage(Stage):
             if method.merges:
                 raise ValueError(f"{method.title} merges tokens, but rows of the KV cache can only be dropped so far.")
 
-    def attach(self) -> list[RemovableHandle]:
+    def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):
-            return []
-        return [
-            self.facts.decoder.attention(layer).register_forward_hook(
-                partial(self._after_attention, i), with_kwargs=True
-            )
-            for i, layer in enumerate(self.facts.layers)
-        ]
+            return
+        for i, layer in enumerate(self.facts.layers):
+            attention = self.facts.decoder.attention(layer)
+            yield attention.register_forward_hook(partial(self._after_attention, i), with_kwargs=True)
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
@@ -239,6 +239,13 @@ class EvictStage(Stage):
         if run is None or cache is None:
             return
         flow, decoder = run.flow, self.facts.decoder
+        asking = [
+            (number, method)
+            for number, method in enumerate(self.methods)
+            if method.queries() != 0 and i >= self.first[number] and (flow.spans or method.every)
+        ]
+        if not asking:
+            return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, cache.layers[i])
         view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
@@ -246,20 +253,10 @@ class EvictStage(Stage):
         real = torch.ones_like(part.slot, dtype=torch.bool) if part.valid is None else part.valid
         if flow.ends is not None:
             real = real & (part.slot < flow.ends[:, None])
-        for number, method in enumerate(self.methods):
+        for number, method in asking:
             last = method.queries()
-            if last == 0 or i < self.first[number] or not (flow.spans or method.every):
-                continue
             asked = real if last is None else real & (real.flip(1).cumsum(dim=1).flip(1) <= last)
             watch = Stopwatch(x.device)
             with torch.no_grad():
                 run.heard[number, i] = run.listen(method, view, padded(asked))
             run.watches.setdefault(number, []).append(watch.stop())
-
-
-def check_use(methods: Sequence[CacheMethod], language_model: nn.Module, forward: Forward) -> None:
-    """Refuse a forward with something visual that leaves no cache, if there are methods that need one."""
-    config: Any = language_model.config
-    use = forward.given.get("use_cache")
-    if methods and not (getattr(config, "use_cache", True) if use is None else use):
-        raise ValueError(f"{methods[0].title} compresses the KV cache, but use_cache is False; leave it on.")

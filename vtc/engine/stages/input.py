@@ -73,7 +73,7 @@ class InputRun(Run):
             flops = sum(method.module_flops(one.tokens_in, one.tokens_out, width) for one in checked)
             trace.note_stage(method.title, None, before, after, [watch.stop()], flops)
         selections = [selection for selection in chosen if selection is not None]
-        trace.steps.append((0, selections))
+        trace.steps.append((0, [selection.detached() for selection in selections]))
         return selections
 
 

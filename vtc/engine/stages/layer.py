@@ -6,7 +6,7 @@ method has asked for (`layer_signals.py`) — there, and in no other layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -129,7 +129,7 @@ class LayerRun(Run):
                 self.forward.companions.shorten(plan, i)
         watches = [*self.watches.pop(method, []), watch.stop()]
         self.forward.trace.note_stage(method.title, i, before, sum(map(len, flow.where)), watches)
-        self.forward.trace.steps.append((i, selections))
+        self.forward.trace.steps.append((i, [selection.detached() for selection in selections]))
         return hidden
 
     def _found(self, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> dict[int, Selection]:
@@ -150,7 +150,7 @@ class LayerRun(Run):
                 features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
                 span=flow.spans[number],
                 index=flow.index[number],
-                read=self._reader(method, signals, number),
+                read=self._reader(method, signals, number, hidden.device),
                 step=step,
                 layer=i,
                 depth=self.stage.depth,
@@ -160,12 +160,14 @@ class LayerRun(Run):
         ]
         return dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
 
-    def _reader(self, method: LayerMethod, signals: LayerSignals, number: int) -> Callable[[str], Tensor]:
+    def _reader(
+        self, method: LayerMethod, signals: LayerSignals, number: int, device: torch.device
+    ) -> Callable[[str], Tensor]:
         tower = self.forward.tower(method, self.flow.spans[number])
 
         def read(name: str) -> Tensor:
             if name in SIGNALS and SIGNALS[name].place == "layer" and name in method.requires():
-                return signals.of(name, number)
+                return signals.of(name, number).to(device)
             return tower(name)
 
         return read
@@ -194,18 +196,16 @@ class LayerStage(Stage):
             if isinstance(method.keep, float):
                 method.counts(10_000, self.depth)  # refuses a budget that no picture can be held to
 
-    def attach(self) -> list[RemovableHandle]:
-        handles: list[RemovableHandle] = []
+    def attach(self) -> Iterator[RemovableHandle]:
         decoder = self.facts.decoder
         for i, layer in enumerate(self.facts.layers):
-            handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
+            yield layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True)
             listeners = self._listeners(i)
             if self._hears(i) is not None or listeners:
                 hook = partial(self._after_attention, i)
-                handles.append(decoder.attention(layer).register_forward_hook(hook, with_kwargs=True))
+                yield decoder.attention(layer).register_forward_hook(hook, with_kwargs=True)
             if listeners:
-                handles.append(decoder.feed_forward(layer).register_forward_hook(partial(self._after_feed_forward, i)))
-        return handles
+                yield decoder.feed_forward(layer).register_forward_hook(partial(self._after_feed_forward, i))
 
     def begin(self, forward: Forward, kwargs: dict[str, Any]) -> LayerRun:
         run = LayerRun(self, forward)

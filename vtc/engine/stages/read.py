@@ -15,7 +15,7 @@ Example: layer 2 decides, layer 3 has lost two of the video's tokens to another 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer, Reading
-from vtc.engine.kv_tags import KIND, SLOT, real_rows, rows_of_kind, tagged
+from vtc.engine.kv_tags import SLOT, real_rows, rows_of_kind, tagged
+from vtc.engine.refuse import check_use
 from vtc.engine.stage import Facts, Run, Stage
-from vtc.engine.stages.evict import check_use
 from vtc.engine.versions import cache_of
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
 from vtc.methods.base.method import Method
@@ -73,22 +73,17 @@ class ReadRun(Run):
         assert flow is not None
         layer = cache.layers[stage.first - 1]
         visual = rows_of_kind(layer, stage.method.modality)
-        if not visual.any():
-            return
         heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
         before = layer.tags.get(HEARD)
         stale = visual.any(dim=1)
         if before is not None:
             stale = stale & stage.method.stale(before.to(heard.device), heard)
-        active = layer.tags.get(ACTIVE)
-        anew = int(stale.sum())
-        if anew or active is None:
-            chosen = stage.method.active(heard, visual)
-            active = chosen if active is None else torch.where(stale[:, None], chosen, active.to(chosen.device))
+        chosen, active = stage.method.active(heard, visual), layer.tags.get(ACTIVE)
+        active = chosen if active is None else torch.where(stale[:, None], chosen, active.to(chosen.device))
         layer.tags[HEARD], layer.tags[ACTIVE] = heard, active
         self._read(cache, layer, active)
-        self.forward.trace.note_decode(stage.method.title, stage.first, anew > 0)
-        self.forward.trace.active = (int(active.sum()), int(visual.sum()))
+        self.forward.trace.note_decode(stage.method.title, stage.first, stale.any())
+        self.forward.trace.active = (active.sum(), visual.sum())
 
     def _read(self, cache: Any, decider: CompressedLayer, active: Tensor) -> None:
         """Let the layers from `first` on read their text and the tokens `active` [B, prompt] of the deciding layer."""
@@ -96,12 +91,12 @@ class ReadRun(Run):
         assert flow is not None
         wanted = torch.zeros(len(active), flow.seen + 1, dtype=torch.long, device=active.device)
         wanted = wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].to(active.device), active.long()) > 0
-        readings: dict[Hashable, Reading] = {}  # layers of one state hold the same rows
+        readings: dict[Hashable, Reading] = {}  # where layers hold the same rows
         for i in range(stage.first, stage.depth):
             layer = cache.layers[i]
             if not isinstance(layer, CompressedLayer):
                 continue
-            state = layer.state
+            state = (layer.state, i if layer.evicted else None)
             if state not in readings:
                 slot, visual = layer.tags[SLOT][:, : layer.prompt], rows_of_kind(layer, stage.method.modality)
                 real = real_rows(layer)[:, : layer.prompt]
@@ -134,10 +129,10 @@ class ReadStage(Stage):
                     "chooses; leave one of them out."
                 )
 
-    def attach(self) -> list[RemovableHandle]:
+    def attach(self) -> Iterator[RemovableHandle]:
         layer = self.facts.layers[self.first - 1]
         attention = self.facts.decoder.attention(layer)
-        return [attention.register_forward_hook(self._after_attention, with_kwargs=True)]
+        yield attention.register_forward_hook(self._after_attention, with_kwargs=True)
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
@@ -155,7 +150,7 @@ class ReadStage(Stage):
         if run is None or flow is None or flow.length > 1 or cache is None:
             return
         layer = cache.layers[self.first - 1]
-        if not isinstance(layer, CompressedLayer) or KIND not in layer.tags:
+        if not isinstance(layer, CompressedLayer) or not layer.kinds & {*self.method.modality}:
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(self.first - 1)

@@ -14,19 +14,12 @@ from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
-def rows_by_index(tokens: VisualTokens) -> Tensor:
-    """LongTensor [total]: the row of `tokens.features` of each of the span's tokens; -1 where it has gone."""
-    row_of = torch.full((tokens.total,), -1, dtype=torch.long, device=tokens.index.device)
-    row_of[tokens.index] = torch.arange(len(tokens.index), device=tokens.index.device)
-    return row_of
-
-
 def frame_rows(tokens: VisualTokens) -> Tensor:
     """LongTensor [T, P]: the row of `tokens.features` at each frame and place; -1 where there is none any more.
 
     Places are those of the grid, h * w of them; separators have none.
     """
-    row_of = rows_by_index(tokens)
+    row_of = tokens.row_of
     frames = max(tile.t for tile in tokens.span.tiles)
     blocks = [row_of[tile.indices().flatten(1).to(row_of.device)] for tile in tokens.span.tiles]
     return torch.cat([F.pad(block, (0, 0, 0, frames - len(block)), value=-1) for block in blocks], dim=1)
