@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from vtc.engine import context
 from vtc.engine.attention import check_reads
 from vtc.engine.companions import CompanionRows, take
-from vtc.engine.compiled import forget_graphs
+from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Seen, find_layout, numbered
 from vtc.engine.flow import PLACEMENTS
@@ -149,10 +149,7 @@ class Engine:
         if forward is None or forward.entry is not module or forward.reached:
             return
         if _brought(forward.given):
-            raise RuntimeError(
-                "this forward ran in a compiled graph that was made before vtc.wrap, so nothing was compressed: wrap "
-                "first and compile then, or call torch.compiler.reset() after vtc.wrap."
-            )
+            raise RuntimeError(OLD_GRAPH)
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -166,6 +163,7 @@ class Engine:
     @uncompiled
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward: Forward = context.top(self)
+        forward.asked = True
         given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
         past = forward.cache
         decoding = past is not None and past.get_seq_length() > 0
@@ -255,7 +253,7 @@ class Engine:
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
         if forward is None or embeds is None:
             return None
-        forward.reached = True
+        forward.reached = forward.asked
         seen = self._seen(forward)
         layout = find_layout(self.family, self.model, embeds, seen) if seen else None
         if layout is not None and not layout.spans:
@@ -334,6 +332,7 @@ class Engine:
             kwargs = {name: value for name, value in kwargs.items() if name != CARRIED}
             if carried.done:  # computed again, for its gradients: hooks inside the layer find it until it ends
                 context.push(self, carried)
+        forward.layers += 1
         changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
         return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
 
@@ -359,6 +358,9 @@ class Engine:
         self.traces.keep(forward.trace, cache)
         if flow is None:
             return None
+        config: Any = self.facts.language_model.config
+        if forward.layers < min(self.facts.depth, config.num_hidden_layers):  # fewer where a draft leaves early
+            raise RuntimeError(OLD_GRAPH)
         if flow.spans:
             forward.trace.note_flow(flow)
             depth = self.facts.depth
