@@ -1,4 +1,5 @@
-# make demo | test | test-browser | test-lmms | table | table-inside | table-video | picture | vqtoken | bench | bench-gpu
+# make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-gpu
+# make test | test-browser | test-lmms | test-versions | test-python | test-all
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +10,8 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo test test-browser test-lmms table table-inside table-video picture vqtoken bench bench-gpu clean
+.PHONY: env demo lint test test-browser test-lmms test-newest test-oldest test-versions test-python test-all \
+    table table-inside table-video picture vqtoken bench bench-gpu clean
 
 env: $(STAMP)
 
@@ -37,11 +39,45 @@ demo: $(STAMP)
 	ask 0005.mp4 "What appears and stays?"
 	@printf '\nWhat was kept of each picture and clip is drawn in overlays/\n'
 
-test: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+test: lint
 	$(BIN)/python -m pytest -n auto
+
+# The core of the suite with the newest promised versions, those of .venv, and with the oldest, in an environment of
+# their own that looks into .venv for everything that constraints-oldest.txt does not name.
+CORE := -m pytest -n auto -m core
+SITE = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+OLDEST := .venv-oldest
+$(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(BIN)/python -m venv $(OLDEST)
+	echo "$(call SITE,$(VENV))" > "$(call SITE,$(OLDEST))/main.pth"
+	$(OLDEST)/bin/python -m pip install --requirement constraints-oldest.txt --editable .
+	@touch $@
+
+test-newest: $(STAMP)
+	$(BIN)/python $(CORE)
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python $(CORE)
+
+test-versions: test-newest test-oldest
+
+# The core on another Python (make test-python PYTHON_VERSION=3.13), from the PATH or from pyenv, in .venv-py3.13.
+PYTHON_VERSION ?= 3.12
+test-python:
+	$(MAKE) test-newest VENV=.venv-py$(PYTHON_VERSION) PYTHON="$$( \
+	    python$(PYTHON_VERSION) -c 'import sys; print(sys.executable)' 2>/dev/null || \
+	    ls $$HOME/.pyenv/versions/$(PYTHON_VERSION).*/bin/python | tail -n 1)"
+
+# Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
+test-all: lint test-versions test-lmms test-browser
+	$(BIN)/python -m pytest -n auto -m "not lmms and not browser"
+	$(MAKE) test-python PYTHON_VERSION=3.12
+	$(MAKE) test-python PYTHON_VERSION=3.13
 
 # The demo in a headless browser: Debian's, installed here where there is none (as root).
 BROWSER := $(VENV)/.browser
@@ -57,7 +93,6 @@ test-browser: $(BROWSER)
 # The lmms-eval plug-in under the real lmms-eval, in an environment of its own that looks into .venv for what it lacks:
 # lmms-eval wants an older PyAV.
 LMMS := .venv-lmms
-SITE = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 $(LMMS)/.installed: $(STAMP)
 	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
 	echo "$(call SITE,$(VENV))" > "$(call SITE,$(LMMS))/main.pth"
@@ -110,6 +145,7 @@ bench: $(STAMP)
 	$(BIN)/vtc bench imports --csv runs/imports.csv --markdown runs/imports.md
 	$(call BENCH,ops,cpu,runs)
 	$(call BENCH,model,cpu,runs)
+	$(BIN)/vtc bench threads --device cpu --csv runs/threads-cpu.csv --markdown runs/threads-cpu.md
 
 # Everything that wants a GPU: the kernels' tests, then both tables.
 bench-gpu: $(STAMP)
@@ -118,4 +154,4 @@ bench-gpu: $(STAMP)
 	$(call BENCH,model,cuda,runs) --rounds 3
 
 clean:
-	rm -rf $(VENV) $(LMMS) runs overlays build dist *.egg-info
+	rm -rf $(VENV) $(LMMS) $(OLDEST) .venv-py* runs overlays build dist *.egg-info

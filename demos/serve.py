@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vtc.checks import check_number
+
 PORT = 7860
 _INSTALL = 'the demo needs gradio: pip install "vtc-vlm[demo]"'
 _POLICY = (
@@ -137,8 +139,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 65536:
-        raise ValueError(f"--port {port} is outside 1 to 65535")
+    check_number(port, "--port", 1, 65535, integer=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

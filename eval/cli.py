@@ -35,7 +35,10 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--config", metavar="FILE", help="settings from a TOML or YAML file; options here come first")
     own.add_argument("--data", metavar="NAME_OR_PATH", help="a set or a file, see above; default: tiny")
     own.add_argument(
-        "--methods", type=arguments.listed(str), metavar="A,B", help="default: all that act before the LLM"
+        "--methods",
+        type=arguments.listed(str),
+        metavar="A,B",
+        help="such as pool,'dart(pivots=2)'; default: all before the LLM",
     )
     keeps = ",".join(map(str, KEEPS))
     own.add_argument("--keep", type=arguments.listed(arguments.keep), metavar="N,N", help=f"budgets; default: {keeps}")

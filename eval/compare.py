@@ -142,7 +142,7 @@ def _corrected(found: Sequence[Difference | None]) -> list[float | None]:
 
 def _short(labels: Sequence[str]) -> list[str]:
     """Labels whose options show only the last part of a path, where that still tells them apart."""
-    short = {label: re.sub(r"(?<==)[^=,()]*/(?=[^/])", "", label) for label in labels}
+    short = {label: re.sub(r"(?<==)('?)[^=,()']*/(?=[^/])", r"\1", label) for label in labels}
     shared = Counter(short.values())
     return [short[label] if shared[short[label]] == 1 else label for label in labels]
 

@@ -14,6 +14,7 @@ from vtc.eval.normalise import normalise
 from vtc.eval.settings import Spec
 from vtc.eval.statistics import Difference, Score, average, bootstrap, paired, ratio
 from vtc.eval.store import Line, read_run
+from vtc.methods.base.notation import write_method
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Run:
             pairs = [(good[q.id]["answer"], q) for q in data.questions if q.task == task and q.id in good]
             if pairs and (found := METRICS[name].summary(pairs)):
                 extras[task] = found
-        config = {"model": spec.model, "method": spec.method, "keep": spec.keep, "options": spec.options}
-        return cls({**config, "metrics": names}, good, broken, {}, extras)
+        config = {"model": spec.model, "method": spec.label, "keep": spec.keep, "metrics": names}
+        return cls(config, good, broken, {}, extras)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
         """A run from its folder, which must be finished."""
         config, lines, metrics = read_run(folder)
+        if config["format"] == 1:  # had the options beside the name
+            config |= {"method": write_method(config["method"], config.pop("options"))}
         good = {line["id"]: line for line in lines if "error" not in line}
         broken = {line["id"]: line["error"] for line in lines if "error" in line}
         extras = {task: own["extras"] for task, own in metrics["tasks"].items() if own.get("extras")}
@@ -54,11 +57,13 @@ class Run:
 
     @property
     def method(self) -> str:
-        return self.config["method"]
+        """Its name alone."""
+        return self.label.partition("(")[0]
 
     @property
     def label(self) -> str:
-        return Spec(self.config["model"], self.method, None, self.config["options"]).label
+        """The method and its options."""
+        return self.config["method"]
 
     @property
     def keep(self) -> int | float | None:

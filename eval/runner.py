@@ -26,7 +26,7 @@ from vtc.eval.store import RunFolder
 if TYPE_CHECKING:
     from vtc.eval.answer import Answerer
 
-FORMAT = 1  # of the folders
+FORMAT = 2  # of the folders
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,8 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
     return {
         "format": FORMAT,
         "model": spec.model,
-        "method": spec.method,
+        "method": spec.label,
         "keep": spec.keep,
-        "options": dict(spec.options),
         **_files(spec),
         "data": data.name,
         "kinds": data.kinds,

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import vtc
+from vtc.budget import check_keep
+from vtc.checks import check_number
 from vtc.hints import did_you_mean
+from vtc.methods.base.notation import read_methods, write_method
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.25, 0.1)
@@ -38,16 +41,14 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """The method and its options: "todre(mode=kcenter)", "fastv(average)"."""
-        own = sorted(self.options.items())
-        inside = ",".join(name if value is True else f"{name}={value}" for name, value in own)
-        return f"{self.method}({inside})" if inside else self.method
+        """The method and its options as `vtc.resolve` reads them: "todre(mode=kcenter)"; the budget stands beside."""
+        return write_method(self.method, self.options)
 
     @property
     def folder(self) -> Path:
         """Where its results lie, below the output folder."""
         name = self.label if self.keep is None else f"{self.label}@{self.keep}"
-        return Path(_safe(Path(self.model).name or self.model), _safe(name))
+        return Path(_safe(Path(self.model).name or self.model), _safe(name.replace(", ", ",")))
 
 
 def _safe(name: str) -> str:
@@ -56,7 +57,10 @@ def _safe(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `vtc eval`; see its `--help`. `methods`: names, or tables with `name`, `keep`, options."""
+    """The settings of `vtc eval`; see its `--help`.
+
+    `methods`: names, with options or without ("todre(mode=kcenter)"), or tables with `name`, `keep`, options.
+    """
 
     data: str = "tiny"
     models: tuple[str, ...] = ("tiny-llava",)
@@ -87,12 +91,11 @@ class Settings:
         for name in ("device", "dtype", "out"):
             _require(isinstance(getattr(self, name), str | None), name, getattr(self, name), "text")
         for name in ("limit", "max_new_tokens", "frames", "batch_size"):
-            value = getattr(self, name)
-            _require(value is None or (_whole(value) and value >= 1), name, value, "a whole number of 1 or more")
-        _require(self.batch_size is not None, "batch_size", None, "a whole number of 1 or more")
-        _require(_whole(self.timing) and self.timing >= 0, "timing", self.timing, "a whole number of 0 or more")
-        fps = self.fps
-        _require(fps is None or (isinstance(fps, int | float) and 0 < fps < 1000), "fps", fps, "a rate in (0, 1000)")
+            if getattr(self, name) is not None or name == "batch_size":
+                check_number(getattr(self, name), name, 1, integer=True)
+        check_number(self.timing, "timing", 0, integer=True)
+        if self.fps is not None:
+            check_number(self.fps, "fps", above=0, below=1000)
         _require(isinstance(self.blind, bool), "blind", self.blind, "true or false")
         metric = self.metric
         named = isinstance(metric, Mapping) and all(isinstance(x, str) for pair in metric.items() for x in pair)
@@ -104,7 +107,7 @@ class Settings:
         if self.frames is not None and self.fps is not None:
             raise ValueError("give frames or fps, not both")
         for keep in self.keep:
-            _check_keep(keep)
+            check_keep(keep)
         for entry in self.methods:
             if not isinstance(entry, str | Mapping) or (isinstance(entry, Mapping) and "name" not in entry):
                 raise ValueError(f"methods: {entry!r} is neither a name nor a table with a name")
@@ -118,25 +121,25 @@ class Settings:
             ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
         """
         infos = {info.name: info for info in vtc.list_methods()}
-        entries = [dict(name=e) if isinstance(e, str) else dict(e) for e in self.methods]
+        entries = [_name_and_options(entry) for entry in self.methods]
         if not entries:
             fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
-            entries = [dict(name=name) for name in fitting]
+            entries = [(name, {}) for name in fitting]
         wanted: list[tuple[str, dict[str, Any], tuple[int | float, ...]]] = []
-        for entry in entries:
-            name, own = entry.pop("name"), entry.pop("keep", self.keep)
+        for name, options in entries:
+            own = options.pop("keep", self.keep)
             keeps = tuple(own) if isinstance(own, list | tuple) else (own,)
             _known(name, infos, "method")
             for keep in keeps:
-                _check_keep(keep)
-            for option in entry:
+                check_keep(keep)
+            for option in options:
                 _known(option, infos[name].options, f"option of {name}")
             if "average" in infos[name].options:
                 if self.budget == "average":
-                    entry.setdefault("average", True)
+                    options.setdefault("average", True)
                 elif infos[name].defaults["average"]:  # where the paper counts so, too
-                    entry.setdefault("average", False)
-            wanted.append((name, entry, keeps))
+                    options.setdefault("average", False)
+            wanted.append((name, options, keeps))
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
         if 1 in every and len({type(keep) for _, _, keeps in wanted for keep in keeps if keep == 1}) > 1:
             raise ValueError("keep is both 1 (one token) and 1.0 (all of them): ask for them in two runs")
@@ -202,23 +205,24 @@ def from_file(path: str | Path, **changes: Any) -> Settings:
         for name in found:
             _known(name, [f.name for f in fields(Settings)], "setting")
         return replace(Settings(**found), **{name: value for name, value in changes.items() if value is not None})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _name_and_options(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An entry of `methods`, both kinds of which may bring options: {name = "fastv(layers=(2,))", keep = 64}."""
+    table = {"name": entry} if isinstance(entry, str) else dict(entry)
+    text = table.pop("name")
+    (name, options), *more = read_methods(text) if isinstance(text, str) else [(text, {})]
+    if more:
+        raise ValueError(f"methods: {text!r} are several; every run is about one, so name one at a time")
+    return name, options | table
 
 
 def _known(name: Any, names: Any, what: str) -> None:
     if name not in names:
         hint = did_you_mean(str(name), names) or f" There are: {', '.join(names) or 'none'}."
         raise ValueError(f"there is no {what} {name!r}.{hint}")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_keep(value: Any) -> None:
-    fits = value >= 1 if _whole(value) else isinstance(value, float) and 0 < value <= 1
-    _require(fits, "keep", value, "a count of 1 or more, or a fraction in (0, 1]")
 
 
 def _require(fits: bool, name: str, value: Any, expected: str) -> None:

@@ -18,6 +18,15 @@ def _no_grad() -> Any:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """`core_cells(name=[values])` marks as core those cells of a matrix whose parameters are among the values."""
+    for item in items:
+        for mark in item.iter_markers("core_cells"):
+            if all(item.callspec.params[name] in values for name, values in mark.kwargs.items()):
+                item.add_marker("core")
+
+
 def pytest_runtest_logreport(report: Any) -> None:
     if report.when == "call" and report.passed and "test_oracle" in report.nodeid:
         ORACLE_CELLS.add(report.nodeid)

@@ -23,6 +23,8 @@ import vtc
 from tests.engine.test_engine import traces
 from tests.families import TEXT, batch, model_of
 
+pytestmark = pytest.mark.core
+
 
 def one_sentence(error: BaseException) -> bool:
     return "\n" not in str(error) and len(str(error)) < 400
@@ -128,14 +130,6 @@ def test_a_family_that_cannot_feed_the_method(model: Any) -> None:
             name = "wants-depth"
             needs = ("depth_map",)
 
-    class Late(vtc.Method):
-        stage = "cache"
-
-        def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
-            return tokens.features[:, 0]
-
-    with pytest.raises(ValueError, match=r"stage 'cache'; make it a vtc\.CacheMethod"):
-        vtc.wrap(model, Late())
     with pytest.raises(TypeError, match="neither score"):
         vtc.wrap(model, type("Empty", (vtc.Method,), {})())
 
@@ -326,3 +320,21 @@ def test_chunked_prefill_is_refused(model: Any) -> None:
     vtc.wrap(model, "divprune", keep=4)
     with pytest.raises(ValueError, match="prefill_chunk_size"):
         model.generate(**batch("llava", [[0]]), max_new_tokens=2, prefill_chunk_size=16)
+
+
+def test_a_pipeline_in_one_string():
+    model, inputs = model_of("llava"), batch("llava", [[0]])
+    reports = []
+    for method in (
+        "vtc-cls(keep=20) + fastv(keep=6, layers=(1,))",
+        [vtc.VTCCLS(keep=20), "fastv(keep=6, layers=(1,))"],
+    ):
+        with vtc.wrapped(model, method):
+            model(**inputs)
+            reports.append(vtc.report(model).tokens_by_layer)
+    assert reports == [[20, 6, 6]] * 2
+    with pytest.raises(TypeError, match="with several methods, give keep and options to each"):
+        vtc.wrap(model, "vtc-cls + fastv", keep=3)
+    with pytest.raises(ValueError, match=r"^'' does not name a method"):
+        vtc.wrap(model, "vtc-cls +")
+    assert "_vtc_engine" not in model.__dict__

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vtc.budget import check_keep, token_count
+from vtc.budget import check_keep, proportional, read_keep, token_count
 
 
 @pytest.mark.parametrize("keep", [1, 64, 0.1, 1.0, np.int64(7), np.float32(0.5), Fraction(1, 4)])
@@ -24,7 +24,7 @@ def test_out_of_range(keep):
 
 @pytest.mark.parametrize("keep", ["64", None, True, False, [64], 1j])
 def test_not_a_number(keep):
-    with pytest.raises(TypeError, match=r"^[^\n]*is not a number[^\n]*$"):
+    with pytest.raises(TypeError, match=r"^[^\n]*is not a (whole )?number[^\n]*$"):
         check_keep(keep)
 
 
@@ -46,3 +46,22 @@ def test_counts_never_exceed_what_is_there():
 def test_int_one_and_float_one_differ():
     assert token_count(check_keep(1), 36) == 1
     assert token_count(check_keep(1.0), 36) == 36
+
+
+def test_read_from_text():
+    assert [read_keep(text) for text in ("64", "0.25", "1", "1.0", " 3 ")] == [64, 0.25, 1, 1.0, 3]
+    assert type(read_keep("1.0")) is float
+    for text in ("0", "-3", "1.5", "nan", "inf"):
+        with pytest.raises(ValueError, match=rf"^keep={text} is not a [^\n]*fraction in \(0, 1\]"):
+            read_keep(text)
+    with pytest.raises(TypeError, match=r"^keep='many' is not a number in \(0, 1\]"):
+        read_keep("many")
+
+
+@pytest.mark.parametrize("mean", [1, 1.3, 5, 50, 99, 100])
+def test_proportional_counts_meet_their_mean(mean):
+    counts = proportional((4, 2, 1), (1, 2, 1), mean, 100)
+    assert list(counts) == sorted(counts, reverse=True)
+    assert min(counts) >= 1
+    assert max(counts) <= 100
+    assert abs((counts[0] + 2 * counts[1] + counts[2]) / 4 - mean) <= 0.5

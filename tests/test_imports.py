@@ -120,6 +120,14 @@ def test_the_version(monkeypatch):
     del vtc.__version__
 
 
+@pytest.mark.parametrize("first", ["vtc.models.tiny", "vtc.models.llava", "vtc.models.tower", "vtc.engine.engine"])
+def test_families_and_towers_are_known_whatever_is_imported_first(first):
+    code = f"import {first}, vtc.models\nassert 'llava' in vtc.models.list_families()\n"
+    code += "from vtc.models.tower import known_towers\n"
+    code += "assert {'clip_vision_model', 'qwen2_5_vl_vision'} <= {*known_towers()}, known_towers()"
+    loaded_after(code)
+
+
 def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
     from vtc.models import registry
 

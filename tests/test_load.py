@@ -6,6 +6,8 @@ import pytest
 
 import vtc
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_is_chosen_when_loading(attention):

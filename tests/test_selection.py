@@ -116,3 +116,10 @@ def test_a_trained_modules_features_pass_through_later_stages():
     both = trained.then(Selection.prune(torch.tensor([1]), 2))
     assert both.apply(torch.randn(3, 3)).tolist() == [[7.0, 7.0, 7.0]]
     assert both.combine(torch.ones(3, 5)).shape == (1, 5)
+
+
+def test_the_identity_keeps_everything_as_it_is():
+    x = torch.randn(5, 3)
+    selection = Selection.identity(5, x.device).check()
+    assert selection.is_identity
+    assert torch.equal(selection.apply(x), x)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.engine.per_frame import select_scoped
+from vtc.engine.versions import check_versions
 from vtc.engine.wrappers import look_through
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
+from vtc.methods.base.notation import split_outside
 from vtc.methods.base.registry import resolve
 from vtc.reports import Report
 from vtc.selection import Selection
@@ -38,7 +40,8 @@ def wrap(
     Args:
         model: a ...ForConditionalGeneration of transformers of a supported family, or what PEFT, torch.compile or
             DataParallel made of one.
-        method: a name ("divprune"), a Method (`vtc.ToDRE(keep=0.1)`), or a list of them that act one after another
+        method: a name ("divprune"), options with it or not ("todre(keep=0.1, mode=kcenter)"), or a Method
+            (`vtc.ToDRE(keep=0.1)`); or several that act one after another, a list of these or "vtc-cls + fastv"
             (positions are renumbered if any of them asks for it).
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
         processor: the model's processor; needed for InternVL's videos only, which are images to the model: the words
@@ -54,6 +57,7 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
+    check_versions()
     from vtc.engine.engine import Engine
 
     inner, around = look_through(model)
@@ -193,13 +197,13 @@ def load(
 
 
 def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str, Any]) -> tuple[Method, ...]:
-    if isinstance(method, list | tuple):
-        if not method:
-            raise ValueError("the list of methods is empty; name at least one.")
-        if len(method) > 1 and (keep is not None or options):
-            raise TypeError("with several methods, give keep and options to each: [vtc.VTCCLS(keep=192), ...].")
-        return tuple(resolve(m, keep, **options) for m in method)
-    return (resolve(method, keep, **options),)  # type: ignore[arg-type]
+    given = method if isinstance(method, list | tuple) else [method]
+    methods = [part for one in given for part in (split_outside(one, "+") if isinstance(one, str) else [one])]
+    if not methods:
+        raise ValueError("the list of methods is empty; name at least one.")
+    if len(methods) > 1 and (keep is not None or options):
+        raise TypeError("with several methods, give keep and options to each: [vtc.VTCCLS(keep=192), ...].")
+    return tuple(resolve(m, keep, **options) for m in methods)  # type: ignore[arg-type]
 
 
 def _engine(model: nn.Module) -> Engine | None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from collections.abc import Sequence
+from numbers import Integral
 
-_MEANING = "keep is a fraction in (0, 1] (a float) or a number of visual tokens per image, at least 1 (an int)"
+from vtc.checks import check_number
+
+_MEANING = "a fraction in (0, 1] of the visual tokens (a float), or a number of them per image, at least 1 (an int)"
 
 
 def check_keep(keep: object) -> int | float:
     """Return `keep` as a plain int or float; raise TypeError or ValueError with one sentence if it means nothing."""
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"keep={keep!r} is not a number: {_MEANING}.")
-    if isinstance(keep, Integral):
-        if keep < 1:
-            raise ValueError(f"keep={keep} keeps nothing: {_MEANING}.")
-        return int(keep)
-    value = float(keep)
-    if not math.isfinite(value) or not 0 < value <= 1:
-        hint = f" Did you mean keep={round(value)}?" if math.isfinite(value) and value > 1 else ""
-        raise ValueError(f"keep={value} is outside (0, 1]: {_MEANING}.{hint}")
-    return value
+    try:
+        if isinstance(keep, Integral):
+            return check_number(keep, "keep", 1, integer=True, what=_MEANING)
+        return check_number(keep, "keep", above=0, high=1, what=_MEANING)
+    except ValueError as error:
+        hint = f" Did you mean keep={round(keep)}?" if isinstance(keep, float) and 1 < keep < math.inf else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+def read_keep(text: str) -> int | float:
+    """A budget in a command line: "64" is a count, "0.1" a fraction; errors are those of `check_keep`."""
+    try:
+        value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        value = text
+    return check_keep(value)
 
 
 def token_count(keep: int | float, total: int) -> int:
@@ -32,17 +40,12 @@ def token_count(keep: int | float, total: int) -> int:
     return min(count, total)
 
 
-def check_layer(layer: object) -> int | float:
-    """Return `layer` as a plain int or float; one sentence if it is no place between decoder layers."""
-    if isinstance(layer, bool) or not isinstance(layer, Real):
-        raise TypeError(f"layer {layer!r} is not a number: an int counts decoder layers, a float is a share of them.")
+def check_layer(layer: object, name: str, least: int = 1) -> int | float:
+    """Return a place in the language model: an int >= `least` counts decoder layers, a float in (0, 1) is a share."""
+    what = "a number of decoder layers (an int), or a share of the depth in (0, 1) (a float)"
     if isinstance(layer, Integral):
-        if layer < 1:
-            raise ValueError(f"layer {layer} is outside the language model: the first place is 1, after one layer.")
-        return int(layer)
-    if not 0 < float(layer) < 1:
-        raise ValueError(f"layer {float(layer)} is no share of the depth: expected a float in (0, 1), or an int.")
-    return float(layer)
+        return check_number(layer, name, least, integer=True, what=what)
+    return check_number(layer, name, above=0, below=1, what=what)
 
 
 def layer_number(layer: int | float, depth: int, title: str) -> int:
@@ -68,6 +71,30 @@ def layer_average(counts: tuple[int, ...], layers: tuple[int, ...], total: int, 
     return (total * layers[0] + sum(c * (edges[i + 1] - edges[i]) for i, c in enumerate(counts))) / depth
 
 
+def proportional(shape: Sequence[float], widths: Sequence[int], mean: float, most: int) -> tuple[int, ...]:
+    """Counts in the proportions of `shape`, each from 1 to `most`, whose mean over `widths` is nearest to `mean`.
+
+    A mean near `most` makes the large ones `most` and the small ones more than their share: at `most`, all are.
+
+    Args:
+        widths: of each count, how many layers have it.
+    """
+    low, high = 0.0, most / min(shape)  # the mean grows with the scale
+    for _ in range(60):
+        scale = (low + high) / 2
+        low, high = (low, scale) if _mean(_clipped(shape, scale, most), widths) > mean else (scale, high)
+    below, above = _clipped(shape, low, most), _clipped(shape, high, most)
+    return min(below, above, key=lambda counts: abs(_mean(counts, widths) - mean))
+
+
+def _clipped(shape: Sequence[float], scale: float, most: int) -> tuple[int, ...]:
+    return tuple(max(1, min(most, round(scale * share))) for share in shape)
+
+
+def _mean(counts: Sequence[int], widths: Sequence[int]) -> float:
+    return sum(count * width for count, width in zip(counts, widths, strict=True)) / sum(widths)
+
+
 def counts_for_average(
     shape: tuple[float, ...], layers: tuple[int, ...], mean: int, total: int, depth: int, title: str
 ) -> tuple[int, ...]:
@@ -84,19 +111,3 @@ def counts_for_average(
         counts = tuple(max(1, round(total * share**power)) for share in shape)
         low, high = (power, high) if layer_average(counts, layers, total, depth) > mean else (low, power)
     return tuple(max(1, round(total * share**high)) for share in shape)
-
-
-def check_first(first: object) -> int | float:
-    """Return `first` as a plain int >= 0 or a float in (0, 1); one sentence if it is neither."""
-    if isinstance(first, Integral) and not isinstance(first, bool) and first == 0:
-        return 0
-    return check_layer(first)
-
-
-def check_recent(recent: object, name: str = "recent") -> int:
-    """Return a number of tokens >= 0."""
-    if isinstance(recent, bool) or not isinstance(recent, Integral):
-        raise TypeError(f"{name}={recent!r} is not a number of tokens.")
-    if recent < 0:
-        raise ValueError(f"{name}={recent} is negative; expected a number of tokens, 0 or more.")
-    return int(recent)

@@ -36,6 +36,11 @@ class Selection:
         return cls(kept, source, (source >= 0).float())
 
     @classmethod
+    def identity(cls, total: int, device: torch.device | None = None) -> Selection:
+        """Keep all of `total` tokens, as they are."""
+        return cls.prune(torch.arange(total, device=device), total)
+
+    @classmethod
     def merge(cls, anchor: Tensor, source: Tensor) -> Selection:
         """Average the tokens that share an output: `anchor` [M], `source` [N] with -1 for dropped tokens."""
         used = source >= 0

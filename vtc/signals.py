@@ -39,6 +39,8 @@ class Signal:
         doc: what it is, in a line.
         of: measures it; see the module's docstring for what it is given.
         fold: "sum" or "mean", how patches that become one token share a value of the tower.
+        door: what is measured once, where the language model begins, on a `vtc.engine.layer_signals.Door`; `of` finds
+            it as `layer.kept[name]`.
         attention: whether it is read from the queries and keys of the place (a decoder layer's, for `layer`).
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
     """
@@ -49,6 +51,7 @@ class Signal:
     doc: str
     of: Callable[..., Any] = lambda: None
     fold: str = "sum"
+    door: Callable[[Any], Tensor] | None = None
     attention: bool = False
     stand_in: str | None = None
 
@@ -185,13 +188,6 @@ for _row in (
         "layer",
         "hidden states of the text after the row's pictures",
         lambda layer, span: layer.states_of_text(span),
-    ),
-    Signal(
-        "text_raters",
-        ("T",),
-        "layer",
-        "True for text after the pictures that the pictures are about (SparseVLM's text raters)",
-        lambda layer, span: layer.text_raters[layer.row(span)][layer.text(span)],
     ),
     Signal(
         "attention_record",

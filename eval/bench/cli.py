@@ -31,6 +31,7 @@ OPS = (
 )
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
 VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
+SHARED = ("divprune", "vtc-cls", "fastv", "h2o")  # one of each stage, and one that listens to the tower
 ALL = ()
 # Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
 SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
@@ -64,9 +65,9 @@ def add_command(commands: Any) -> None:
     """Register `vtc bench` with the command line's subparsers."""
     about = "what methods cost and save in time and memory"
     command = commands.add_parser("bench", help=about, description=__doc__)
-    kinds = command.add_subparsers(required=True, metavar="ops|model|clip|imports")
+    kinds = command.add_subparsers(required=True, metavar="ops|model|clip|threads|imports")
 
-    def kind(name: str, run: Any, about: str, tensors: bool = True) -> Any:
+    def kind(name: str, run: Any, about: str, tensors: bool = True, plot: bool = True) -> Any:
         own = kinds.add_parser(name, help=about, description=run.__doc__)
         own.add_argument("--rounds", type=arguments.count, default=5, metavar="N", help="default: %(default)s")
         own.add_argument("--csv", metavar="FILE", help="write every number here")
@@ -74,6 +75,7 @@ def add_command(commands: Any) -> None:
         if tensors:
             own.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
             own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+        if tensors and plot:
             own.add_argument("--plot", metavar="FILE", help="draw into this picture file")
         own.set_defaults(run=run)
         return own
@@ -97,6 +99,11 @@ def add_command(commands: Any) -> None:
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
     )
+    own = kind("threads", _threads, "answers per second when threads share one model", plot=False)
+    own.add_argument("--arch", choices=archs.ARCHS, default="cpu-next", help="default: %(default)s")
+    own.add_argument("--threads", type=arguments.count, default=4, metavar="N", help="default: %(default)s")
+    own.add_argument("--methods", type=arguments.listed(str), default=list(SHARED), metavar="A,B")
+    own.add_argument("--keep", type=arguments.keep, default=0.2, metavar="N", help="budget; default: %(default)s")
     kind("imports", _imports, "how long importing vtc takes, and its command line without a model", tensors=False)
 
 
@@ -107,7 +114,7 @@ def _where(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     import torch
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    arguments.existing_folders(options.csv, options.markdown, options.plot)
+    arguments.existing_folders(options.csv, options.markdown, getattr(options, "plot", None))
     return device, getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
 
 
@@ -232,6 +239,37 @@ def _model(options: argparse.Namespace) -> None:
         Path(options.markdown).write_text("\n".join(pages))
     if options.plot:
         table.plot_model(rows, Path(options.plot))
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+
+
+def _threads(options: argparse.Namespace) -> None:
+    """Let threads ask one model at the same time, with and without compression, in turn."""
+    arguments.check_methods(options.methods)
+    device, dtype = _where(options)
+    from vtc.eval.bench import table, threads
+    from vtc.eval.bench.roofs import machine
+
+    arch = archs.ARCHS[options.arch]
+    built = archs.build(arch, device, dtype)
+    with _bar("settings") as progress:
+        bar = progress.add_task("settings", total=None)
+        seconds = threads.measure(
+            built,
+            archs.inputs(arch, built, 1),
+            [(method, options.keep) for method in options.methods],
+            options.threads,
+            options.rounds,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    found, about = threads.rows(seconds), {"dtype": str(dtype).removeprefix("torch."), **machine(device)}
+    titles, printed = list(threads.COLUMNS.values()), threads.cells(found)
+    if options.csv:
+        table.write_csv(
+            [{"arch": options.arch, "workers": options.threads, **row} for row in found], about, Path(options.csv)
+        )
+    if options.markdown:
+        Path(options.markdown).write_text(table.markdown(titles, printed))
+    _print(titles, printed, f"{options.threads} threads on {options.arch}, median of {options.rounds} rounds")
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 
 

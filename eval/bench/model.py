@@ -6,6 +6,7 @@ count the method's own cost.
 
 from __future__ import annotations
 
+import inspect
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -67,11 +68,22 @@ class Bench:
         self.device, self.dtype, self.batch = device, dtype, batch
         self.tokens = int(((self.ids[0] == archs.IMAGE) | (self.ids[0] == archs.VIDEO)).sum())
         self.text = self.ids.shape[1] - self.tokens
+        #: before transformers 5.18 models take no features: every prefill runs the tower, whose time is then taken off
+        self.takes_features = "mm_encoder_outputs" in inspect.signature(type(self.model).forward).parameters
 
     def encode(self, methods: Sequence[str]) -> Any:
-        return vtc.encode(self.model, methods, **self.inputs)
+        """What `forward` takes: the features, or None where it has to run the tower again."""
+        if self.takes_features:
+            return vtc.encode(self.model, methods, **self.inputs)
+        base = self.model.model
+        run = base.get_video_features if "pixel_values_videos" in self.inputs else base.get_image_features
+        accepted = inspect.signature(run).parameters
+        run(**{name: value for name, value in self.inputs.items() if name in accepted})
+        return None
 
     def forward(self, encoded: Any) -> Any:
+        if encoded is None:
+            return self.model(**self.inputs, use_cache=True, logits_to_keep=1)
         extra = {key: self.inputs[key] for key in ("mm_token_type_ids",) if key in self.inputs}
         return self.model(
             input_ids=self.ids, **extra, **encoded.take(range(self.batch)), use_cache=True, logits_to_keep=1
@@ -98,12 +110,13 @@ class Bench:
 
     def decode(self, output: Any) -> float:
         """Seconds per token of a few greedy steps on the cache of a prefill."""
-        cache, token = output.past_key_values, output.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
+        name = "cache" if "cache" in output else "past_key_values"  # its name since transformers 5.24, and before
+        cache, token = output[name], output.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
         def steps() -> None:
             nonlocal token
             for _ in range(DECODE_STEPS):
-                out = self.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                out = self.model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
                 token = out.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
         return clock(steps, self.device) / DECODE_STEPS
@@ -115,6 +128,7 @@ class Bench:
         seconds = clock(lambda: output.append(prefill()), self.device)
         if encode is not None:
             line.encode.append(encode)
+            seconds -= 0.0 if self.takes_features else encode
         line.prefill.append(seconds)
         line.speedups.append(first.prefill[-1] / seconds)
         if line.compressed:
@@ -175,8 +189,8 @@ def check(model: Any, methods: Sequence[str], forward: Callable[[], Any], tokens
 
 def wrapped(model: Any, method: str, keep: int | float | None) -> Any:
     """`vtc.wrapped`, with the exact-count mode of methods that have one."""
-    options = next((info.options for info in vtc.list_methods() if info.name == method), ())
-    return vtc.wrapped(model, method, keep, **({"exact": True} if "exact" in options else {}))
+    chosen = vtc.resolve(method, keep)
+    return vtc.wrapped(model, vtc.resolve(chosen, exact=True) if hasattr(chosen, "exact") else chosen)
 
 
 def _account(line: Line, full: Line, bench: Bench) -> None:

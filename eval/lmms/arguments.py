@@ -10,8 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vtc
+from vtc.budget import read_keep
+from vtc.checks import check_number
 from vtc.eval.lmms import FAMILIES
 from vtc.hints import did_you_mean
+from vtc.methods.base.notation import read_methods
 from vtc.models import tiny
 
 _OWN = ("pretrained", "method", "keep", "device", "dtype", "batch_size", "attn_implementation", "max_frames", "fps")
@@ -37,7 +40,8 @@ def parse(arguments: dict[str, Any]) -> Settings:
     Args:
         arguments: `pretrained` and `method` are required. `method` is a name, several joined by "+", or "none"; `keep`
             then holds as many budgets, joined by "+". What is none of the fields of Settings is an option of the
-            method, or of those of several that have it; lists are written [0.25,0.5].
+            method, or of those of several that have it; lists are written [0.25,0.5]. From Python, where nothing splits
+            it at commas, `method` may also bring its options along: "fastv(keep=0.2, layers=(2,))".
     Raises:
         ValueError, TypeError: with one sentence.
     """
@@ -49,10 +53,10 @@ def parse(arguments: dict[str, Any]) -> Settings:
     options = {name: _literal(given.pop(name)) for name in list(given) if name not in _OWN}
     method, keep = str(given.pop("method")), given.pop("keep", None)
     for name in ("batch_size", "max_frames"):
-        given[name] = _count(name, given.get(name, getattr(Settings, name)))
-    rate = given.get("fps")
-    if rate is not None and (isinstance(rate, str | bool) or not 0 < rate < 1000):
-        raise ValueError(f"fps={rate!r} is not a number of frames per second in (0, 1000).")
+        count = given.get(name, getattr(Settings, name))
+        given[name] = check_number(int(count) if str(count).isdigit() else count, name, 1, integer=True)
+    if given.get("fps") is not None:
+        check_number(given["fps"], "fps", above=0, below=1000, what="a number of frames per second")
     for name in ("device", "dtype"):
         given |= {name: str(given[name])} if name in given else {}
     if "device" in given and given["device"] != "auto":
@@ -64,20 +68,22 @@ def parse(arguments: dict[str, Any]) -> Settings:
 
 
 def _methods(text: str, keep: Any, options: dict[str, Any]) -> tuple[vtc.Method, ...]:
-    names = [part.strip() for part in text.split("+")]
-    if text.lower() == "none":
-        if keep is not None:
-            raise ValueError(f"keep={keep} is about what a method keeps, and method=none has all: leave one out.")
-        names = []
+    named = [] if text.lower() == "none" else read_methods(text)
+    if text.lower() == "none" and keep is not None:
+        raise ValueError(f"keep={keep} is about what a method keeps, and method=none has all: leave one out.")
     budgets = [] if keep is None else str(keep).split("+")
-    if budgets and len(budgets) != len(names):
+    if budgets and len(budgets) != len(named):
         raise ValueError(
-            f"keep={keep} holds {len(budgets)} budgets for {len(names)} methods: give one each, joined by '+'."
+            f"keep={keep} holds {len(budgets)} budgets for {len(named)} methods: give one each, joined by '+'."
         )
-    has = {name: next((info.options for info in vtc.list_methods() if info.name == name), ()) for name in names}
+    has = {name: next((info.options for info in vtc.list_methods() if info.name == name), ()) for name, _ in named}
     chosen = tuple(
-        vtc.resolve(name, _number(budget), **{o: v for o, v in options.items() if o in has[name]})
-        for name, budget in zip(names, budgets or [None] * len(names), strict=True)
+        vtc.resolve(
+            vtc.resolve(name, **written),
+            None if budget is None else read_keep(budget),
+            **{option: value for option, value in options.items() if option in has[name]},
+        )
+        for (name, written), budget in zip(named, budgets or [None] * len(named), strict=True)
     )
     known = [*_OWN, *(option for own in has.values() for option in own)]
     for option in options:
@@ -120,16 +126,3 @@ def _literal(value: Any) -> Any:
     except (ValueError, SyntaxError):
         return value
     return tuple(read) if isinstance(read, list) else read
-
-
-def _number(budget: str | None) -> int | float | None:
-    try:
-        return None if budget is None else int(budget) if budget.strip().isdigit() else float(budget)
-    except ValueError:
-        raise ValueError(f"keep={budget} is neither a count nor a fraction: expected such as 64 or 0.1.") from None
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
-        raise ValueError(f"{name}={value} is not a whole number of 1 or more.")
-    return int(value)

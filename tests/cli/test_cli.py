@@ -111,6 +111,24 @@ def test_eval_by_a_file(capsys, tmp_path):
     assert "todre(mode=kcenter)" in capsys.readouterr().out
 
 
+def test_methods_with_their_options(capsys, tmp_path):
+    methods = "todre(mode=kcenter, keep=(16, 8)),dart(layers=(0.25,))"
+    limits = ["--keep", "16", "--limit", "2", "--timing", "0"]
+    assert main(["eval", "--methods", methods, *limits, "--out", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr().out
+    assert "todre(mode=kcenter)" in shown
+    assert "dart(layers=(0.25,))" in shown
+    folders = {folder.name for folder in (tmp_path / "runs" / "tiny-llava").iterdir()}
+    assert {"todre(mode=kcenter)@16", "todre(mode=kcenter)@8", "dart(layers=(0.25,))@16"} < folders
+    config = json.loads((tmp_path / "runs" / "tiny-llava" / "todre(mode=kcenter)@8" / "config.json").read_text())
+    assert vtc.resolve(config["method"], keep=config["keep"]) == vtc.ToDRE(mode="kcenter", keep=8)
+
+
+def test_ask_with_a_pipeline(capsys):
+    assert ask("--method", "vtc-cls(keep=64) + fastv(keep=16)") == 0
+    assert " 16 (3 %)" in capsys.readouterr().out
+
+
 def test_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry.discover()))  # what is registered here goes with the test
     plugin, data = tmp_path / "mine.py", tmp_path / "data.jsonl"
@@ -147,16 +165,33 @@ BAD = [
     (["eval", "--tasks", "colour"], "no task 'colour'"),
     (["eval", "--metric", "exat"], "Did you mean 'exact'"),
     (["eval", "--frames", "4", "--fps", "2"], "give frames or fps, not both"),
-    (["eval", "--fps", "0"], "fps is 0"),
+    (["eval", "--fps", "0"], "fps=0.0 is not a number in"),
     (["eval", "--config", "none.toml"], "no settings file at none.toml"),
     (["compare"], "RUN"),
     (["compare", "none"], "there is no folder none"),
     (["sing"], "sing"),
     ([], "COMMAND"),
-] + [(["eval", "--keep", keep], f"'{keep}' is neither") for keep in ("0", "-3", "1.5", "nan", "many", "inf", "0.0")]
+    (["eval", "--keep", "many"], "keep='many' is not a number in (0, 1]"),
+    (["eval", "--methods", "todre(mode=kcenter, mod=1)"], "there is no option of todre 'mod'"),
+    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=3"], "does not name a method"),
+    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(kep=3)"], "fastv has no option 'kep'"),
+    (
+        ["ask", "--image", PICTURE, "--question", "What?", "--method", "pool + fastv", "--keep", "3"],
+        "are several methods",
+    ),
+    (["bench", "model", "--methods", "pool + fastv"], "'pool + fastv' are several methods, where one is expected"),
+    (["train", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has no parameters to train"),
+    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=0)"], "keep=0 is not a whole number"),
+] + [(["eval", "--keep", keep], f"keep={keep} is not a ") for keep in ("0", "-3", "1.5", "nan", "inf", "0.0")]
 
 
-@pytest.mark.parametrize(("arguments", "said"), BAD)
+BAD_VALUES = [  # of options, which only the method itself can check
+    (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),
+    (["train", "--data", "none", "--out", "none", "--method", "vqtoken(cells=(1, 2))"], "cells=(1, 2) is not a grid"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [*BAD, *BAD_VALUES])
 def test_mistakes_end_in_one_sentence(arguments, said, capsys):
     try:
         status = main(arguments)

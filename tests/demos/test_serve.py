@@ -106,7 +106,7 @@ def test_a_port_in_use_is_one_sentence(capsys):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--port", "70000"], "--port 70000 is outside 1 to 65535"),
+        (["--port", "70000"], "--port=70000 is not a whole number in [1, 65535]"),
         (["--host", "192.0.2.1"], "of 192.0.2.1 cannot be had"),
         (["--model", "/nowhere"], "there is no model folder '/nowhere'"),
     ],

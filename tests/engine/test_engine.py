@@ -14,6 +14,8 @@ from torch import nn
 import vtc
 from tests.families import FAMILIES, batch, model_of
 
+pytestmark = pytest.mark.core
+
 GREEDY: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
 
 

@@ -14,6 +14,7 @@ from tests.engine.test_oracle_inside import ALL, COMPOSED, LAYERS
 from tests.families import FAMILIES, batch, model_of
 
 
+@pytest.mark.core_cells(method=["transprune"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["transprune", "sparsevlm", *COMPOSED])
 def test_unwrap_leaves_no_trace(family: str, method: str) -> None:
@@ -28,6 +29,7 @@ def test_unwrap_leaves_no_trace(family: str, method: str) -> None:
     assert type(after.past_key_values.layers[1]) is type(before.past_key_values.layers[1])
 
 
+@pytest.mark.core
 def test_an_exception_inside_leaves_the_model_usable() -> None:
     model, inputs = copy.deepcopy(model_of("qwen3_vl")), batch("qwen3_vl", [[0]])
     vtc.wrap(model, ALL["input + layer + cache"]())
@@ -47,6 +49,7 @@ def test_an_exception_inside_leaves_the_model_usable() -> None:
     assert wrapped.equal(vtc.unwrap(model)(**text).logits)
 
 
+@pytest.mark.core
 def test_deepcopy_is_wrapped_on_its_own() -> None:
     model, inputs = copy.deepcopy(model_of("qwen2_5_vl")), batch("qwen2_5_vl", [[0]])
     vtc.wrap(model, ALL["transprune"]())
@@ -86,6 +89,7 @@ def test_a_batch_chooses_like_its_rows(family: str, method: str) -> None:
     assert together == alone
 
 
+@pytest.mark.core
 def test_hidden_states_keep_the_prompts_length() -> None:
     for family in FAMILIES:
         model, inputs = model_of(family), batch(family, [[0], [1]])
@@ -95,6 +99,7 @@ def test_hidden_states_keep_the_prompts_length() -> None:
         assert all(state.shape[1] == inputs["input_ids"].shape[1] for state in out.hidden_states)
 
 
+@pytest.mark.core
 def test_low_precision() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model, inputs = copy.deepcopy(model_of("qwen3_vl")).to(dtype), batch("qwen3_vl", [[0], [1]])
@@ -104,6 +109,7 @@ def test_low_precision() -> None:
             assert out.logits[0].isfinite().all()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["transprune", "h2o", "input + layer + cache"])
 def test_assisted_decoding(family: str, method: str) -> None:
@@ -114,6 +120,7 @@ def test_assisted_decoding(family: str, method: str) -> None:
         assert model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3).equal(plain)
 
 
+@pytest.mark.core
 def test_reports_by_layer() -> None:
     model, inputs = model_of("llava"), batch("llava", [[0], [1, 2]])
     with vtc.wrapped(model, [vtc.VTCCLS(keep=18), vtc.PyramidDrop(layers=(1, 2), keeps=(9, 4)), vtc.Streaming(keep=2)]):

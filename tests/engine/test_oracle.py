@@ -51,6 +51,7 @@ def assert_rows_equal(logits: Tensor, expected: Tensor, real: Tensor, made: Deci
     assert (logits - expected)[compared].abs().max() / scale < 1e-5
 
 
+@pytest.mark.core_cells(method=["random", "vtc-cls", "visionzip"], attention=["sdpa"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
@@ -70,6 +71,7 @@ def test_extreme_budgets(family: str, keep: Any) -> None:
         assert span.tokens_out == max(1, min(round(keep * span.tokens_in) if keep == 0.999 else keep, span.tokens_in))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stages_compose(family: str) -> None:
     stages = [vtc.VTCCLS(keep=0.6), vtc.VisionZip(keep=0.4), vtc.DivPrune(keep=0.2)]
@@ -87,6 +89,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.core_cells(method=["vtc-cls"])
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", ["random", "vtc-cls", "visionzip"])
@@ -106,6 +109,7 @@ def test_decoders(family: str, method: str, positions: str, decoder: dict[str, A
     assert ids.equal(expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompt_lookup(family: str, positions: str) -> None:
@@ -117,6 +121,7 @@ def test_prompt_lookup(family: str, positions: str) -> None:
     assert assisted.equal(plain)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_second_turn(family: str, positions: str) -> None:
@@ -173,6 +178,7 @@ def test_manual_decoding_without_positions(family: str, positions: str) -> None:
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_handed_in(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0], [1]])
@@ -200,6 +206,7 @@ def test_embeddings_handed_in(family: str) -> None:
         assert model(**embeds).logits.equal(expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoded_once_asked_often(family: str) -> None:
     """vtc.encode + take = the same forward from pixels, for every method it was made for."""

@@ -44,6 +44,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.core_cells(method=["dycoke"])
 @pytest.mark.parametrize(("method", "positions", "rows"), CELLS)
 @pytest.mark.parametrize("family", VIDEOS)
 def test_greedy(family: str, method: str, positions: str, rows: str) -> None:
@@ -64,6 +65,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("family", VIDEOS)
 def test_decoders(family: str, decoder: dict[str, Any]) -> None:
@@ -81,6 +83,7 @@ def test_decoders(family: str, decoder: dict[str, Any]) -> None:
         assert got.sequences.equal(model.generate(**inputs, **how).sequences)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("family", VIDEOS)
 def test_second_turn(family: str, positions: str) -> None:
@@ -111,6 +114,7 @@ def test_second_turn(family: str, positions: str) -> None:
         assert_steps(got, talk())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", VIDEOS)
 def test_a_second_video(family: str) -> None:
     """Decode, another video, decode: the second choice is made among the tokens of both."""
@@ -189,6 +193,7 @@ def test_images_and_text_do_not_rest(family: str) -> None:
     assert not rest
 
 
+@pytest.mark.core
 def test_assisted_decoding_is_refused() -> None:
     """Each token chooses what it reads from what the one before read: candidates that come together cannot."""
     model, inputs = model_of("llava_onevision"), batch("llava_onevision", [["v0"]])

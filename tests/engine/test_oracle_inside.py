@@ -42,8 +42,9 @@ COMPOSED: dict[str, Any] = {
     ],
 }
 ALL = LAYERS | CACHES | COMPOSED
+MIXED = BATCHES["left padded, unequal, text-only row"]
 PROMPTS: dict[str, tuple[Any, str]] = {name: (rows, "sdpa") for name, rows in BATCHES.items()}
-PROMPTS["left padded, unequal, text-only row; eager"] = (BATCHES["left padded, unequal, text-only row"], "eager")
+PROMPTS["left padded, unequal, text-only row; eager"] = (MIXED, "eager")
 
 
 def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sdpa", **how: Any) -> Any:
@@ -70,6 +71,7 @@ def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sd
     return report
 
 
+@pytest.mark.core_cells(method=["fastv", "sparsevlm", "input + layer + cache"], rows=[MIXED])
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", LAYERS | COMPOSED)
@@ -81,6 +83,7 @@ def test_layers(family: str, method: str, positions: str, rows: Any, attention: 
     assert report.flops[1] < report.flops[0]
 
 
+@pytest.mark.core_cells(method=["h2o", "streaming"], every=[None], rows=[MIXED])
 @pytest.mark.parametrize(("rows", "attention"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("scope", ["visual", "all"])
 @pytest.mark.parametrize("every", [None, 3])
@@ -92,6 +95,7 @@ def test_caches(family: str, method: str, every: Any, scope: str, rows: Any, att
     assert report.kv_bytes[1] < report.kv_bytes[0]
 
 
+@pytest.mark.core_cells(method=["transprune", "h2o"])
 @pytest.mark.parametrize("decoder", [d for d in DECODERS if d != "no cache"])
 @pytest.mark.parametrize("method", ["transprune", "sparsevlm", "h2o", *COMPOSED])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,6 +104,7 @@ def test_decoders(family: str, method: str, decoder: str) -> None:
     equal_to_oracle(family, made, ([[0], [1, 2], []], "left"), **{**DECODERS[decoder], "max_new_tokens": 6})
 
 
+@pytest.mark.core_cells(method=["fastv", "h2o", "input + layer + cache"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,6 +132,7 @@ def test_second_turn(family: str, method: str, positions: str) -> None:
         assert ids.equal(talk())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("method", ["transprune", "h2o", "input + layer + cache"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_picture(family: str, method: str) -> None:

@@ -52,6 +52,7 @@ TEMPORAL: dict[str, Any] = {
 INSIDE = [*LAYERS, "h2o", "input + layer + cache"]
 
 
+@pytest.mark.core_cells(method=["random", "vtc-cls"])
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", METHODS)
@@ -64,6 +65,7 @@ def test_matrix(family: str, method: str, positions: str, rows: Any) -> None:
     assert [span.modality for span in report.spans] == kinds
 
 
+@pytest.mark.core_cells(method=["fastv", "h2o"])
 @pytest.mark.parametrize("rows", [BATCHES["image, then video"], BATCHES["left padded, of each kind"]])
 @pytest.mark.parametrize("method", INSIDE)
 @pytest.mark.parametrize("family", VIDEOS)
@@ -102,6 +104,7 @@ def test_grids(family: str) -> None:
     assert video.tokens_out == image.tokens_out == 5
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", VIDEOS)
 def test_beams(family: str) -> None:
     model, inputs = model_of(family), batch(family, [["v0"], ["v1", 0]])
@@ -128,12 +131,14 @@ def test_temporal_methods_leave_images_alone(family: str, method: str, positions
         assert (span.tokens_out < span.tokens_in) == (span.modality == "video")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("method", ["framefusion", "prunevid", "quota"])
 @pytest.mark.parametrize("family", VIDEOS)
 def test_temporal_methods_with_beams(family: str, method: str) -> None:
     inside_equal(family, TEMPORAL[method](), ([["v0", 0], ["v2"]], "left"), num_beams=3, max_new_tokens=5)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("inside", ["framefusion", "fastv"])
 @pytest.mark.parametrize("family", VIDEOS)
 def test_after_an_earlier_stage(family: str, inside: str) -> None:
@@ -145,6 +150,7 @@ def test_after_an_earlier_stage(family: str, inside: str) -> None:
     assert [span.tokens_out for span in videos] == [max(1, round(0.2 * span.tokens_in)) for span in videos]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("family", VIDEOS)
 def test_encoded_once_asked_twice(family: str) -> None:
     model, inputs = model_of(family), batch(family, [["v0"], ["v0"]])

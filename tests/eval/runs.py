@@ -35,7 +35,7 @@ def synthetic(
     """A finished run whose answers are right with the probability `right`; the same questions for all."""
     names = [f"task{i}" for i in range(tasks)]
     config = {
-        "format": 1, "model": "tiny-llava", "method": method, "keep": keep, "options": {}, "data": "mine",
+        "format": 2, "model": "tiny-llava", "method": method, "keep": keep, "data": "mine",
         "kinds": ["image"], "questions": count, "tasks": names, "metrics": dict.fromkeys(names, "exact"), "digest": "d",
         "instruction": "", "max_new_tokens": None, "frames": None, "fps": None, "dtype": None, "weights": "w",
     } | more  # fmt: skip

@@ -107,11 +107,20 @@ def test_what_was_not_timed_has_no_panel(group, tmp_path):
 def test_paths_among_options_are_cut_where_they_stay_apart(tmp_path):
     for weights in ("here/one", "there/one", "there/two"):
         name = weights.replace("/", "-")
-        synthetic(tmp_path, name, 64, 0.9, method="vqtoken", options={"weights": weights})
+        synthetic(tmp_path, name, 64, 0.9, method=f"vqtoken(weights={weights})")
     paths, _ = compare.find([tmp_path])
     (group,) = compare.load(paths)
     labels = {"vqtoken(weights=here/one)", "vqtoken(weights=there/one)", "vqtoken(weights=two)"}
     assert {row.label for row in group.rows} == labels
+
+
+def test_runs_of_the_first_format_are_still_read(tmp_path):
+    """It had a method's options in a table beside its name."""
+    paths = [synthetic(tmp_path, "new", 64, 0.9, method="todre(mode=kcenter)")]
+    paths += [synthetic(tmp_path, "old", 64, 0.9, format=1, method="dart", options={"pivots": 2, "layers": [0.25]})]
+    paths += [synthetic(tmp_path, "older", 64, 0.9, format=1, method="random", options={})]
+    (group,) = compare.load(paths)
+    assert {row.label for row in group.rows} == {"todre(mode=kcenter)", "dart(layers=(0.25,), pivots=2)", "random"}
 
 
 def test_brackets_are_no_markup(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import pytest
 
+import vtc
 from vtc.eval.settings import Settings, Spec, from_file
 
 TOML = """
@@ -53,7 +54,18 @@ def test_the_defaults_fit_the_media():
 
 def test_average_budgets_are_an_option_of_those_that_have_it():
     settings = Settings(methods=("fastv", "divprune"), keep=(288,), budget="average")
-    assert [spec.label for spec in settings.specs(["image"])] == ["full", "random", "fastv(average)", "divprune"]
+    assert [spec.label for spec in settings.specs(["image"])] == ["full", "random", "fastv(average=True)", "divprune"]
+
+
+def test_options_stand_in_the_name_or_in_a_table():
+    """Both ways to the same run, in a folder whose name a shell can take."""
+    text, mixed = "dart(pivots=2, layers=(0.25,), keep=8)", {"name": "dart(layers=(0.25,))", "pivots": 2, "keep": 8}
+    (one,) = [s for s in Settings(methods=(text,), keep=(8,)).specs(["image"]) if s.method == "dart"]
+    (two,) = [s for s in Settings(methods=(mixed,), keep=(64,)).specs(["image"]) if s.method == "dart"]
+    assert one == two
+    assert one.label == "dart(layers=(0.25,), pivots=2)"
+    assert one.folder.name == "dart(layers=(0.25,),pivots=2)@8"
+    assert vtc.resolve(one.label, keep=8) == vtc.DART(keep=8, layers=(0.25,), pivots=2)
 
 
 def test_final_budgets_are_final_for_all():
@@ -73,11 +85,11 @@ def test_the_folder_depends_on_what_is_asked():
     [
         ("keep = [", "sweep.toml: "),
         ("keeps = 3", "no setting 'keeps'. Did you mean 'keep'"),
-        ("keep = 0", "keep is 0: expected a count"),
-        ("keep = true", "keep is True"),
-        ("keep = 1.5", "keep is 1.5"),
-        ("limit = '5'", "limit is '5': expected a whole number"),
-        ("batch_size = 0", "batch_size is 0"),
+        ("keep = 0", "keep=0 is not a whole number of 1 or more"),
+        ("keep = true", "sweep.toml: keep=True is not a whole number"),
+        ("keep = 1.5", r"keep=1\.5 is not a number in"),
+        ("limit = '5'", "limit='5' is not a whole number of 1 or more"),
+        ("batch_size = 0", "batch_size=0 is not a whole number of 1 or more"),
         ("budget = 'mean'", "expected one of final, average"),
         ("frames = 8\nfps = 2", "frames or fps, not both"),
         ("methods = [3]", "3 is neither a name nor a table"),
@@ -98,9 +110,12 @@ def test_a_bad_file(tmp_path, text, said):
     [
         (("divprun",), "no method 'divprun'. Did you mean 'divprune'"),
         (({"name": "todre", "mod": "kcenter"},), "no option of todre 'mod'. Did you mean 'mode'"),
-        (({"name": "todre", "keep": 0},), "keep is 0"),
+        (({"name": "todre", "keep": 0},), "keep=0 is not a whole number"),
         (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),
+        (("todre(seed=1)", {"name": "todre", "seed": 1}), r"asked for twice: .*todre\(seed=1\)@0\.5"),
+        (("vtc-cls + fastv",), "'vtc-cls \\+ fastv' are several; every run is about one"),
+        (("todre(mode=kcenter",), "does not name a method: expected name"),
     ],
 )
 def test_methods_that_cannot_be(methods, said):

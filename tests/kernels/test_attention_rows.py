@@ -7,6 +7,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def define(q, k, scale):
     b, h, r, _ = q.shape

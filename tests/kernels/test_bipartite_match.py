@@ -7,6 +7,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def define(x, r, margin):
     """Plain bipartite matching of rows x [N, D] -> the token each joins."""

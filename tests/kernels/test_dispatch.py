@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def test_cpu_tensors_use_the_reference():
     assert ops.provider("segment_sum", torch.zeros(1)) == "reference"

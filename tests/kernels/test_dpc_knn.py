@@ -7,6 +7,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def define(x, clusters, neighbours):
     n = len(x)

@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
 def test_rows_of_everything_at_once(n):

@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def define(x, k, mode, first):
     """Plain greedy choice among rows x [N, D]; ties to the lowest index."""

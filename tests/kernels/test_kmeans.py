@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def unit(x):
     return torch.nn.functional.normalize(x.double(), dim=-1)

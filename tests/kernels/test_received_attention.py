@@ -6,6 +6,8 @@ import torch
 from vtc import ops
 from vtc.kernels.received_attention import reference
 
+pytestmark = pytest.mark.core
+
 
 def define(q, k, scale):
     return (q.double() @ k.double().transpose(-1, -2) * scale).softmax(-1).mean(dim=(1, 2))

@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 def define(x, source, weight, segments):
     out = torch.zeros(segments, x.shape[1], dtype=torch.float64)

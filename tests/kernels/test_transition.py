@@ -5,6 +5,8 @@ import torch
 
 from vtc import ops
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize("size", [1, 2, 17, 64, 1000, 1030])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

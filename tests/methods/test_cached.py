@@ -43,12 +43,12 @@ def test_streaming_keeps_the_ends():
     [
         (lambda: vtc.H2O(scope="text"), "scope='text' is not one of"),
         (lambda: vtc.H2O(positions="compact"), "cannot renumber"),
-        (lambda: vtc.H2O(every=0), "every=0 is no number of decode steps"),
-        (lambda: vtc.H2O(every=1.5), "every=1.5 is not a number"),  # type: ignore[arg-type]
-        (lambda: vtc.H2O(recent=1.0), "recent=1.0 is outside"),
-        (lambda: vtc.H2O(first=-1), "layer -1 is outside"),
+        (lambda: vtc.H2O(every=0), "every=0 is not a whole number of 1 or more: it is a number of decode steps"),
+        (lambda: vtc.H2O(every=1.5), "every=1.5 is not a whole number"),  # type: ignore[arg-type]
+        (lambda: vtc.H2O(recent=1.0), "recent=1.0 is not a number in"),
+        (lambda: vtc.H2O(first=-1), "first=-1 is not a whole number of 0 or more"),
         (lambda: vtc.Scissorhands(history=0), "history=0"),
-        (lambda: vtc.Streaming(sinks=-1), "sinks=-1 is negative"),
+        (lambda: vtc.Streaming(sinks=-1), "sinks=-1 is not a whole number of 0 or more"),
     ],
 )
 def test_bad_options(build, says):
@@ -102,3 +102,9 @@ def test_assisted_decoding_and_eviction_while_decoding_do_not_mix():
         pytest.raises(ValueError, match="every=1 drops"),
     ):
         model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize("method", [vtc.H2O(keep=10), vtc.Scissorhands(keep=10)])
+def test_equal_records_leave_the_first_ones(method):
+    chosen = vtc.select(method, torch.zeros(N, 1), attention_record=torch.ones(N)).anchor
+    assert chosen.tolist() == list(range(10))

@@ -43,3 +43,7 @@ def test_one_token_of_each_cluster():
 
 def test_the_paper_s_default_keeps_56_of_576():
     assert vtc.select("divprune", torch.randn(576, 8)).tokens_out == 56
+
+
+def test_equal_tokens_leave_the_first_ones():
+    assert vtc.select(vtc.DivPrune(keep=10), torch.ones(36, 4)).anchor.tolist() == list(range(10))

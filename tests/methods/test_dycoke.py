@@ -106,14 +106,14 @@ def test_what_is_stale():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"k": 1.5}, "k=1.5 is outside"),
-        ({"k": True}, "k=True is outside"),
-        ({"first": 0.0}, "first=0 leaves the first frames nothing"),
-        ({"p": 1.0}, "p=1 leaves no token"),
-        ({"p": -0.1}, "p=-0.1 is outside"),
-        ({"refresh": 2.0}, "refresh=2.0 is outside"),
-        ({"layer": 0}, "dycoke cannot start at layer 0"),
-        ({"layer": "three"}, "not a number"),
+        ({"k": 1.5}, "k=1.5 is not a number in"),
+        ({"k": True}, "k=True is not a number in"),
+        ({"first": 0.0}, r"first=0\.0 is not a number in \(0, 1\]"),
+        ({"p": 1.0}, r"p=1\.0 is not a number in \[0, 1\)"),
+        ({"p": -0.1}, "p=-0.1 is not a number in"),
+        ({"refresh": 2.0}, "refresh=2.0 is not a number in"),
+        ({"layer": 0}, "layer=0 is not a whole number of 1 or more"),
+        ({"layer": "three"}, "layer='three' is not a number in"),
         ({"scope": "frame"}, "scope='frame' is not one of"),
     ],
 )

@@ -36,8 +36,10 @@ def test_the_papers_numbers():
     assert vtc.FastV().steps(32) == (2,)
     assert vtc.FastV().counts(576, 32) == (288,)
     assert vtc.DART().counts(576, 32) == (64,)
-    zip_, vote = vtc.VisionDrop(keep=32).parts()
-    assert (zip_.keep, vote.steps(32), vote.counts(576, 32)) == (48, (8, 16, 24), (35, 26, 19))  # type: ignore[attr-defined]
+    first, vote = vtc.VisionDrop(keep=32).parts()
+    x, attention = torch.zeros(576, 4), torch.rand(576)
+    assert vtc.select(first, x, cls_attention=attention, keys=torch.randn(576, 4)).tokens_out == 48
+    assert (vote.steps(32), vote.counts(576, 32)) == ((8, 16, 24), (35, 26, 19))  # type: ignore[attr-defined]
 
 
 def test_fractions_of_depth_and_shallow_models():
@@ -73,21 +75,21 @@ def test_average_budgets(mean, depth):
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: vtc.FastV(layers=(0,)), "layer 0 is outside"),
-        (lambda: vtc.FastV(layers=(-1,)), "layer -1 is outside"),
-        (lambda: vtc.FastV(layers=(1.5,)), "no share of the depth"),
-        (lambda: vtc.FastV(layers=(math.nan,)), "no share of the depth"),
+        (lambda: vtc.FastV(layers=(0,)), "layers=0 is not a whole number of 1 or more"),
+        (lambda: vtc.FastV(layers=(-1,)), "layers=-1 is not a whole number of 1 or more"),
+        (lambda: vtc.FastV(layers=(1.5,)), r"layers=1\.5 is not a number in \(0, 1\): .*a share of the depth"),
+        (lambda: vtc.FastV(layers=(math.nan,)), "layers=nan is not a number in"),
         (lambda: vtc.FastV(layers=("two",)), "not a number"),  # type: ignore[arg-type]
         (lambda: vtc.FastV(layers=()), "at least one layer"),
         (lambda: vtc.PyramidDrop(keeps=(0.5, 0.2)), "2 budgets for 3 layers"),
         (lambda: vtc.PyramidDrop(keeps=(0.1, 0.2, 0.3)), "grows"),
         (lambda: vtc.PyramidDrop(keeps=(0.3, 0.2, 0.1), average=True), "either keeps= or average"),
-        (lambda: vtc.SparseVLM(recycle=2), "recycle=2 is outside"),
+        (lambda: vtc.SparseVLM(recycle=2), "recycle=2 is not a number in"),
         (lambda: vtc.DART(pivots=0), "pivots=0"),
-        (lambda: vtc.ToDRE(tau=3), "tau=3 is outside"),
-        (lambda: vtc.ToDRE(check=0), "layer 0 is outside"),
-        (lambda: vtc.MustDrop(share=-1), "share=-1 is outside"),
-        (lambda: vtc.MustDrop(similar=2), "similar=2 is no cosine"),
+        (lambda: vtc.ToDRE(tau=3), "tau=3 is not a number in"),
+        (lambda: vtc.ToDRE(check=0), "check=0 is not a whole number of 1 or more"),
+        (lambda: vtc.MustDrop(share=-1), "share=-1 is not a number in"),
+        (lambda: vtc.MustDrop(similar=2), "similar=2 is not a number in .*a cosine"),
     ],
 )
 def test_impossible_schedules(build, says):
@@ -238,3 +240,27 @@ def test_todre_drops_all_or_none(shares, left):
 
     tokens = VisualTokens(seeded(N, 8), single_span(N, None), torch.arange(N), lambda name: torch.tensor(shares))
     assert RelevanceCheck(tau=0.1).select(tokens).tokens_out == left
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 100, 288, 500, 576, 0.1, 0.25, 0.8, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("depth", [2, 3, 4, 7, 24, 28, 32])
+def test_visiondrops_mean_is_its_budget(keep, depth):
+    """In layers of any number, with counts that the picture's size cuts off."""
+    total = 576
+    first, vote = vtc.VisionDrop(keep=keep).parts()
+    x, attention, keys = torch.randn(total, 4), torch.rand(total), torch.randn(total, 4)
+    opening = vtc.select(first, x, cls_attention=attention, keys=keys).tokens_out
+    steps, counts = vote.steps(depth), vote.counts(total, depth)  # type: ignore[attr-defined]
+    edges = [0, *steps, depth]
+    seen = [opening, *counts]
+    assert seen == sorted(seen, reverse=True)
+    mean = sum(count * (edges[i + 1] - edges[i]) for i, count in enumerate(seen)) / depth
+    wanted = keep if isinstance(keep, int) else round(keep * total)
+    assert abs(mean - wanted) <= 0.5
+
+
+def test_visiondrops_last_count_is_its_budget_without_the_average():
+    for keep in (1, 100, 576, 0.25, 1.0):
+        vote = vtc.VisionDrop(keep=keep, average=False).parts()[1]
+        assert vote.counts(576, 32)[-1] == (keep if isinstance(keep, int) else round(keep * 576))  # type: ignore
+    assert vtc.VisionDrop(keep=19, average=False).parts()[1].counts(576, 32) == (35, 26, 19)  # type: ignore

@@ -84,3 +84,13 @@ def test_without_a_grid_it_is_refused():
 def test_a_wrong_grid_is_refused():
     with pytest.raises(ValueError, match="does not hold 9 tokens"):
         vtc.select("pool", torch.randn(9, 2), grid=(1, 2, 4))
+
+
+def test_a_budget_beyond_the_tiles_keeps_separators_too():
+    """As many as it asks for; all of them at 1.0."""
+    tiles = (Tile(0, 1, 2, 2, role="thumbnail"), Tile(4, 1, 4, 6, newline=True, role="mosaic"))
+    span = VisualSpan(row=0, index=torch.arange(32), grid=(1, 4, 6), tiles=tiles)
+    tokens = VisualTokens(torch.randn(32, 3), span, torch.arange(32), {}.__getitem__)
+    assert vtc.Pool(keep=1.0).select(tokens).check().is_identity
+    some = vtc.Pool(keep=30).select(tokens).check()
+    assert some.anchor.tolist() == sorted([*(~span.separators).nonzero()[:, 0].tolist(), 10, 17])

@@ -133,8 +133,8 @@ def test_two_questions_about_one_video(family):
     [
         ({"within": "bilinear"}, "within='bilinear' is not one of"),
         ({"scorer": [1.0]}, "is not a function"),
-        ({"least": -1}, "least=-1 is no number of tokens"),
-        ({"power": -1.0}, "power=-1.0 is outside"),
+        ({"least": -1}, "least=-1 is not a whole number of 0 or more: it is a number of tokens"),
+        ({"power": -1.0}, "power=-1.0 is not a number in"),
     ],
 )
 def test_bad_options(options, says):

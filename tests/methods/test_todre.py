@@ -73,3 +73,10 @@ def test_the_pivot_comes_from_the_thumbnail():
 
 def test_the_pivot_is_read_from_the_last_layer():
     assert vtc.ToDRE().tower_layers(24, 22) == (23,)
+
+
+@pytest.mark.parametrize("mode", ["maxsum", "kcenter"])
+def test_equal_tokens_leave_the_first_ones(mode):
+    x, attention = torch.ones(36, 4), torch.ones(36)
+    selection = vtc.select(vtc.ToDRE(keep=10, mode=mode), x, cls_attention=attention)
+    assert selection.anchor.tolist() == list(range(10))

@@ -74,3 +74,12 @@ def test_separators_are_dropped_and_not_merged():
     for keep in range(17, 21):
         tokens = VisualTokens(torch.randn(20, 3), span, torch.arange(20), signals.__getitem__)
         assert vtc.VisionZip(keep=keep, contextual=0.5).select(tokens).check().tokens_out == keep
+
+
+@pytest.mark.parametrize("keep", [1, 2, 7, 63, 0.1, 0.25, 0.5, 0.99])
+def test_both_kinds_are_in_raster_order(keep):
+    x, attention, keys = torch.randn(64, 4), torch.rand(64), torch.randn(64, 4)
+    anchor = vtc.select(vtc.VisionZip(keep=keep), x, cls_attention=attention, keys=keys).anchor.tolist()
+    dominant = len(anchor) - min(round(10 / 64 * len(anchor)), len(anchor) - 1)
+    assert anchor[:dominant] == sorted(anchor[:dominant])
+    assert anchor[dominant:] == sorted(anchor[dominant:])

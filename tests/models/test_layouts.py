@@ -16,6 +16,8 @@ from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import QwenVLAdapter
 
+pytestmark = pytest.mark.core
+
 NEWLINE = torch.full((3,), -7.0)
 CHECKPOINTS = {  # pinpoints, crop size in pixels, patches along a crop
     "llava_next": ([[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], 336, 24),

@@ -11,6 +11,8 @@ import vtc
 from tests.families import FAMILIES, batch, model_of
 from vtc.models import adapter_for, tower_for
 
+pytestmark = pytest.mark.core
+
 DEPTH = 3
 FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
 HAS_CLS = ("llava", "llava_next", "llava_next_video", "internvl")
@@ -28,7 +30,7 @@ class Probe(vtc.Method):
 
     def select(self, tokens):
         self.seen.append({name: tokens.signal(name).clone() for name in self.needs})
-        return vtc.Selection.prune(torch.arange(tokens.total), tokens.total)
+        return vtc.Selection.identity(tokens.total)
 
 
 def tapped(model: Any, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import vtc
+from vtc.budget import check_keep, read_keep
 from vtc.hints import did_you_mean
+from vtc.methods.base.notation import read_methods, split_outside
 from vtc.methods.base.registry import check_options
 
 
-def check_methods(names: Sequence[str], options: Iterable[str] = ()) -> None:
-    """Refuse an unknown name, or an option that a method does not have, before a model is loaded."""
+def check_methods(texts: Sequence[str], options: Iterable[str] = (), several: bool = False) -> list[str]:
+    """Refuse an unknown name, or options that a method does not have, before a model is loaded.
+
+    Args:
+        texts: "fastv", "fastv(keep=0.2)"; if `several` may act one after another, "vtc-cls + fastv", too.
+        options: that are given besides.
+
+    Returns:
+        their names.
+    """
     known = {info.name: info for info in vtc.list_methods()}
-    for name in names:
+    read = [read_methods(text) for text in texts]
+    for text, own in zip(texts, read, strict=True):
+        if len(own) > 1 and not several:
+            raise ValueError(f"{text!r} are several methods, where one is expected: give one at a time")
+    for name, written in [one for own in read for one in own]:
         if name not in known:
             hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
             raise ValueError(f"there is no method {name!r}.{hint}")
-        check_options(name, options, ["keep", *known[name].options])
+        check_options(name, [*options, *written], ["keep", *known[name].options])
+        if "keep" in written:
+            check_keep(written["keep"])
+        if written.keys() - {"keep"}:
+            vtc.resolve(name, **written)  # the values are the class's to check
+    return [name for own in read for name, _ in own]
 
 
 def check_device(name: str | None) -> None:
@@ -36,12 +54,9 @@ def check_device(name: str | None) -> None:
 def keep(text: str) -> int | float:
     """'64' is a count, '0.1' a fraction."""
     try:
-        value = int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a count of 1 or more nor a fraction in (0, 1]")
-    return value
+        return read_keep(text)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:
@@ -58,7 +73,8 @@ def device(text: str) -> str:
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
+    """A type of arguments that are lists, "a,b"; commas within brackets or quotes are part of an entry."""
+    return lambda text: [kind(part) for part in split_outside(text, ",") if part]
 
 
 def existing_folders(*files: str | None) -> None:

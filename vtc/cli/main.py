@@ -42,7 +42,8 @@ def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
     trained = {"weights": options.weights} if options.weights else {}
     if options.method:
-        arguments.check_methods([options.method], trained)
+        alone = options.keep is not None or bool(trained)  # these are for one method
+        (name, *_) = arguments.check_methods([options.method], trained, several=not alone)
     elif options.keep is not None or options.save or options.weights:
         given = "--save" if options.save else "--weights" if options.weights else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
@@ -56,7 +57,7 @@ def _ask(options: argparse.Namespace) -> None:
         if Path(options.save).suffix.lower() not in Image.registered_extensions():
             raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
     if options.weights:
-        read_card(options.weights, options.method)
+        read_card(options.weights, name)
     from vtc.media.prompts import check_question
 
     check_question(options.question)
@@ -174,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
     command.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
     command.add_argument("--question", required=True)
-    command.add_argument("--method", help="compress with this method, too")
+    command.add_argument("--method", help="compress with this method, too: todre, 'todre(keep=0.1, mode=kcenter)'")
     command.add_argument(
         "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
     )

@@ -16,9 +16,9 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
 
     def run(options: argparse.Namespace) -> None:
         """Train the parameters of a method for a model: only the method's own, the model stays as it is."""
-        arguments.check_methods([options.method])
-        if not any(info.trained for info in vtc.list_methods() if info.name == options.method):
-            raise untrained(options.method)
+        (name,) = arguments.check_methods([options.method])
+        if not any(info.trained for info in vtc.list_methods() if info.name == name):
+            raise untrained(name)
         vtc.read_samples(options.data)  # refuses before a model is loaded
         model, processor = load(options.model, options.device, options.dtype)
         vtc.train(

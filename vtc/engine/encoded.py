@@ -85,7 +85,7 @@ class Encoded:
 
         output: Any = BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)
         if self._deepstack is not None:
-            output.deepstack_features = [[layer[i] for i in images] for layer in self._deepstack]
+            output["deepstack_features"] = [[layer[i] for i in images] for layer in self._deepstack]
         grid = self._call.grid_thw
         call = TowerCall(
             grid_thw=None if grid is None else grid[list(images)],

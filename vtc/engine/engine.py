@@ -32,10 +32,12 @@ from vtc.engine.attention import check_reads
 from vtc.engine.companions import CompanionRows, take
 from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
-from vtc.engine.find_layout import Seen, find_layout, numbered
+from vtc.engine.find_layout import Seen, find_layout
+from vtc.engine.find_prompts import brought, find_prompts
 from vtc.engine.flow import PLACEMENTS
-from vtc.engine.forward import CARRIED, Forward, Prompt, Traces
+from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
+from vtc.engine.kv_tags import settle
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
@@ -45,7 +47,7 @@ from vtc.engine.versions import cache_of
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
-from vtc.models.family import GRIDS, PIXELS
+from vtc.models.family import PIXELS
 from vtc.reports import Report
 
 
@@ -148,7 +150,7 @@ class Engine:
         forward: Forward | None = context.top(self)
         if forward is None or forward.entry is not module or forward.reached:
             return
-        if _brought(forward.given):
+        if brought(forward.given):
             raise RuntimeError(OLD_GRAPH)
 
     @uncompiled
@@ -167,13 +169,12 @@ class Engine:
         given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
         past = forward.cache
         decoding = past is not None and past.get_seq_length() > 0
-        brought = _brought(given)
         if decoding:
             forward.trace = self.traces.of(past) or Trace()
         else:
             self.traces.keep(forward.trace, None)
-        if not decoding or brought or (given.get("input_ids") is None and given["inputs_embeds"].shape[1] > 1):
-            self._find_prompts(forward, brought)
+        if not decoding or brought(given) or (given.get("input_ids") is None and given["inputs_embeds"].shape[1] > 1):
+            forward.prompts = find_prompts(self.family, self.model, given, self.frame_marks)
         if not any(bool(prompt.visual.any()) for prompt in forward.prompts):
             check_inputs(self.family, self.model, given, visual=False)
             if not compressed(past):
@@ -181,34 +182,6 @@ class Engine:
         check_inputs(self.family, self.model, given, visual=True)
         for stage in self.stages:
             stage.check(forward)
-
-    def _find_prompts(self, forward: Forward, brought: list[str]) -> None:
-        given, marks = forward.given, self.frame_marks
-        encoded, ids = given.get("mm_encoder_outputs") or {}, given.get("input_ids")
-        forward.prompts = [
-            Prompt(m, mask, encoded.get(m), given.get(GRIDS[m]), numbered(ids, mask, marks) if marks else None)
-            for m, mask in self._visual_masks(given, brought).items()
-        ]
-
-    def _visual_masks(self, given: Any, brought: list[str]) -> dict[str, Tensor]:
-        """BoolTensor [B, L] of each modality's tokens, none for plain text; refuses what cannot be told."""
-        ids, embeds, types = given.get("input_ids"), given.get("inputs_embeds"), given.get("mm_token_type_ids")
-        if ids is not None:
-            return {m: ids == self.family.token_id(self.model, m) for m in brought}
-        if types is not None:
-            types = types[:, -embeds.shape[1] :]
-            return {m: types == number for number, m in enumerate(PIXELS, start=1)}
-        if brought:  # transformers itself looks for the placeholder's embedding
-            table: Any = self.model.get_input_embeddings
-            found = {}
-            for m in brought:
-                placeholder = table()(torch.tensor(self.family.token_id(self.model, m), device=embeds.device))
-                found[m] = (embeds == placeholder).all(dim=-1)
-            return found
-        raise ValueError(
-            "inputs_embeds came without input_ids, so vtc cannot tell which tokens are visual: pass input_ids, "
-            "or mm_token_type_ids [batch, length] with 1 at image and 2 at video tokens (all 0 for plain text)."
-        )
 
     # -- 3: the tower ------------------------------------------------------------------------------------------
 
@@ -297,7 +270,7 @@ class Engine:
             beside = take(family.companions, kwargs)
             if beside is not None:
                 forward.companions = CompanionRows([(0, beside[1], beside[0])])
-        forward.runs = {stage: stage.begin(forward) for stage in self.stages}
+        forward.runs = {stage: stage.begin(forward, kwargs) for stage in self.stages}
         for run in forward.runs.values():
             run.enter(kwargs)
         if family.companions is not None and forward.companions is not None:
@@ -374,6 +347,8 @@ class Engine:
             flow.mark(cache)
         for run in forward.runs.values():
             run.leave(cache)
+        if flow.spans and compressed(cache):
+            settle(flow, cache)
         return output
 
     @property
@@ -392,12 +367,6 @@ def hooked_by(module: nn.Module) -> Engine | None:
         if isinstance(owner, Engine):
             return owner
     return None
-
-
-def _brought(given: Any) -> list[str]:
-    """The modalities whose pixels, or what a tower made of them, came with a call."""
-    encoded = given.get("mm_encoder_outputs") or {}
-    return [m for m in PIXELS if encoded.get(m) is not None or given.get(PIXELS[m]) is not None]
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

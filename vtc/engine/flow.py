@@ -265,12 +265,22 @@ class Flow:
     def number_of_part(self, layer: int) -> int:
         return max(i for i, part in enumerate(self.parts) if part.first <= layer)
 
+    # transformers' own mask wants positions without gaps (it reads gaps as packed sequences); the rotary embedding gets
+    # `part.positions`, which have them
     def text_positions(self, part: Part) -> Tensor:
         """LongTensor [B, S], consecutive numbers: what transformers reads as "one sequence", gaps or not."""
         return torch.arange(self.seen, self.seen + part.width, device=self.device).expand(self.rows, -1)
 
     def visible(self, layer: int, part: Part) -> Tensor | None:
-        """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real."""
+        """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real.
+
+        Example: a compressed layer holds 6 rows of a prompt of 8 and one generated token; the batch row is padded by
+        one on the left, and the next token comes (x = dropped, p = padding, seen = 9, S = 1):
+
+            logical      0 1 2 3 4 5 6 7 8 9
+            holds        x x p t t t t t t .
+            visible      0 0 0 1 1 1 1 1 1 1     the first two columns are cut off again by the layer's mask offset
+        """
         past, before = self.past(layer), None
         if past is not None:
             user = None if self.user is None else self.user[:, : self.seen]

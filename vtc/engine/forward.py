@@ -17,6 +17,7 @@ from vtc.engine.versions import cache_of
 
 if TYPE_CHECKING:
     from vtc.engine.companions import CompanionRows
+    from vtc.engine.find_prompts import Prompt
     from vtc.engine.flow import Flow
     from vtc.engine.stage import Run, Stage
     from vtc.layout import VisualSpan
@@ -28,17 +29,6 @@ CARRIED = "vtc_forward"
 
 def _nothing(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
     raise ValueError("the vision tower has not run in this forward.")
-
-
-@dataclass
-class Prompt:
-    """What is known of a forward's images, or of its videos, before they reach the language model."""
-
-    modality: str
-    visual: Tensor  # BoolTensor [B, L]
-    encoded: Any = None  # the tower's output object, if it was handed in
-    grid_thw: Tensor | None = None
-    frames: Tensor | None = None  # see find_layout.Seen
 
 
 @dataclass(eq=False)

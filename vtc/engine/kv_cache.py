@@ -53,7 +53,8 @@ class CompressedLayer(DynamicLayer):
         dropped: logical length minus number of rows held (the same for all batch rows; shorter ones are padded).
         mask: BoolTensor [B, held rows of the prompt] or None; False = padding. Rows added later are not in it.
         shift: LongTensor [B], what to subtract from the position of later tokens (`positions="compact"`).
-        prompt: rows held when it was compressed. tail: how many of those are the last tokens, without a gap.
+        prompt: rows held when it was compressed. tail: how many of those are the last tokens, without a gap in any
+            layer; below 0 where another layer has a gap behind them.
         group: the same object in layers that hold the same rows.
         tags: name -> [B, rows], what `kv_tags.py` notes of the first rows held. age: decode steps since the prefill.
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.

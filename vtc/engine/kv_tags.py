@@ -25,6 +25,24 @@ def compressed_layer(flow: Flow, cache: Any, i: int) -> CompressedLayer:
     return layer
 
 
+def settle(flow: Flow, cache: Any) -> None:
+    """Make the layers of a compressed cache agree on what they refuse: whoever goes on with it or crops it changes one
+    layer after the other, so one that refuses must not come behind some that did not.
+
+    Example, layers of a prompt of eight tokens and one later one; the second has lost its third token, so that all of
+    them can be cropped by six:
+
+        layer     0      1
+        held      9      8
+        tail      5      5      of the prompt, beside the later one; layer 0 could give all of its eight
+    """
+    layers = [compressed_layer(flow, cache, i) for i in range(len(cache.layers))]
+    later = [0 if layer.keys is None else layer.keys.shape[2] - layer.prompt for layer in layers]
+    least = min(layer.tail + more for layer, more in zip(layers, later, strict=True))
+    for layer, more in zip(layers, later, strict=True):
+        layer.tail = least - more
+
+
 def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
     """Layer `i` of the cache, with tags for the rows that this forward has added.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,6 +14,20 @@ from vtc.engine.flow import Flow, padded
 from vtc.signals import SIGNALS
 
 
+@dataclass(frozen=True)
+class Door:
+    """A batch as the language model begins, before anything is dropped.
+
+    Attributes:
+        embeds: [B, L, D]. visual: BoolTensor [B, L].
+        text_after: LongTensor [B, R], positions of the prompt's text after the pictures; -1 = none.
+    """
+
+    embeds: Tensor
+    visual: Tensor
+    text_after: Tensor
+
+
 class LayerSignals:
     """One decoder layer over a batch, for the spans of a flow, in the flow's present slots.
 
@@ -20,7 +36,7 @@ class LayerSignals:
     Args:
         view: the layer's attention, for signals that are read from queries and keys; None if nobody asks for any.
         states: [B, S, D], the hidden states in which `text_states` are read; None if nobody asks.
-        raters: BoolTensor [B, R] aligned with `flow.text_after`, see `text_raters`.
+        kept: by signal, what was measured at the door.
         history: [B, S], what a method's `transition` has added up.
     """
 
@@ -29,11 +45,11 @@ class LayerSignals:
         flow: Flow,
         view: LayerView | None,
         states: Tensor | None = None,
-        raters: Tensor | None = None,
+        kept: Mapping[str, Tensor] | None = None,
         history: Tensor | None = None,
     ) -> None:
         self.flow, self._view = flow, view
-        self.states, self.text_raters, self.history = states, raters, history
+        self.states, self.kept, self.history = states, kept or {}, history
         self.past = 0 if view is None else view.past
 
     def measure(self, names: tuple[str, ...]) -> None:
@@ -137,27 +153,3 @@ class LayerSignals:
             given = self.view.received(padded(visual))[..., self.past :]
             share[:, 1] = (given * text).sum(dim=1)
         return share
-
-
-def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
-    """Which text tokens the pictures are about, at the language model's input.
-
-    A text token is a rater if the share of the pictures' similarity that falls to it, softmax over the text of the
-    inner products with each visual token, averaged over those, exceeds the mean (SparseVLM, arXiv 2410.04417, section
-    3.2).
-
-    Args:
-        embeds: [B, L, D]. visual: BoolTensor [B, L]. after: LongTensor [B, R], text after the pictures, -1 = none.
-
-    Returns:
-        BoolTensor [B, R], False where `after` is -1.
-    """
-    raters = torch.zeros_like(after, dtype=torch.bool)
-    for row in range(len(after)):
-        there = after[row] >= 0
-        if not there.any() or not visual[row].any():
-            continue
-        looks, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
-        share = (looks @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
-        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
-    return raters

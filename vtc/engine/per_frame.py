@@ -23,9 +23,8 @@ def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selectio
     parts = [_frames(method, tokens) if tokens.span.grid[0] > 1 else [(tokens, None)] for tokens in many]
     asked = [tokens for part in parts for tokens, _ in part]
     found = iter(method.select_many(asked))
-    return [
-        _joined([(next(found), rows) for _, rows in part], len(t.features)) for part, t in zip(parts, many, strict=True)
-    ]
+    chosen = [[(next(found), rows) for _, rows in part] for part in parts]
+    return [_joined(part + _spare(method, t), len(t.features)) for part, t in zip(chosen, many, strict=True)]
 
 
 def _frames(method: Method, tokens: VisualTokens) -> list[tuple[VisualTokens, Tensor]]:
@@ -50,6 +49,15 @@ def _frames(method: Method, tokens: VisualTokens) -> list[tuple[VisualTokens, Te
             )
             found.append((view, kept))
     return found
+
+
+def _spare(method: Method, tokens: VisualTokens) -> list[tuple[Selection, Tensor | None]]:
+    """Tokens in no frame, as far as the budget goes beyond the frames: all are kept at 1.0."""
+    if tokens.span.grid[0] == 1:
+        return []
+    separators = tokens.separators.nonzero()[:, 0]
+    rows = separators[: max(0, method.count(tokens) - len(tokens.features) + len(separators))]
+    return [(Selection.identity(len(rows), rows.device), rows)] if len(rows) else []
 
 
 def _reader(tokens: VisualTokens, place: Tensor):

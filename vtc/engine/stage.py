@@ -8,7 +8,7 @@ The calls, in order:
     wrap      Stage(facts, methods)        refuses what the model or the methods cannot do
               attach() -> handles          hooks of its own; they find their Run by `Forward.of(self)`
     forward   check(forward)               before any compute, with what the caller brought
-              begin(forward) -> Run        the language model is about to run
+              begin(forward, kwargs)       the language model is about to run, nothing has been dropped: a Run
               Run.enter(kwargs)            may shorten the embeddings in `kwargs`
               Run.leave(cache)             the language model has run
 """
@@ -113,7 +113,8 @@ class Stage:
     def check_spans(self, spans: Sequence[VisualSpan]) -> None:
         """The same, before the language model runs, once it is known how many tokens each picture has."""
 
-    def begin(self, forward: Forward) -> Run:
+    def begin(self, forward: Forward, kwargs: dict[str, Any]) -> Run:
+        """What this stage knows of one forward; `kwargs` are the language model's, before any stage has acted."""
         return self.run(self, forward)
 
 

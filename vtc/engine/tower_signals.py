@@ -134,10 +134,14 @@ class TowerSignals:
             handles.append(attentions[layer].register_forward_hook(after, with_kwargs=True))
         return handles
 
+    # `vtc.encode` adds and removes its hooks while other threads run the tower, and torch may hand those threads' calls
+    # over without the keyword arguments that a hook had asked for: hence `given`, which a call of ours has in full.
+
     @uncompiled
-    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> None:
         if self.private and context.top(self.room) is None:
             return
+        (kwargs,) = given
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
@@ -152,12 +156,11 @@ class TowerSignals:
             run.projected[layer, which] = output
 
     @uncompiled
-    def _after_attention(
-        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def _after_attention(self, layer: int, module: nn.Module, args: tuple[Any, ...], *given: Any) -> None:
         run: TowerRun | None = context.top(self)
         if run is None:
             return  # computed again for its gradients: what it says has been heard
+        kwargs, _ = given
         q = run.projected.pop((layer, "q")).detach()
         k = run.projected.pop((layer, "k"), q).detach()
         pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vtc.checks import check_number
 from vtc.media.video_readers import DecordReader, PyAVReader, Unreadable
 
 READERS = {"decord": DecordReader, "av": PyAVReader}
@@ -82,7 +81,7 @@ def load_clip(
             the file from its beginning: by seeking, decord hits wrong frames in files of several kinds.
 
     Raises:
-        FileNotFoundError, ValueError: with one sentence that says what is wrong with the file or the arguments.
+        FileNotFoundError, TypeError, ValueError: one sentence on what is wrong with the file or the arguments.
         ImportError: neither reader is installed.
     """
     file = Path(path)
@@ -112,18 +111,15 @@ def _check(
         raise ValueError(f"reader={reader!r} is not one of {', '.join(READERS)}.")
     if frames is not None and fps is not None:
         raise ValueError("give frames= or fps=, not both.")
-    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1):
-        raise ValueError(f"frames={frames!r} is not a whole number of 1 or more.")
-    if fps is not None and not (_number(fps) and 0 < fps < 1000):
-        raise ValueError(f"fps={fps!r} is not a number in (0, 1000).")
-    if not _number(start) or not (end is None or _number(end)) or start < 0 or (end is not None and end <= start):
-        raise ValueError(f"start={start!r}, end={end!r}: expected 0 <= start < end, in seconds.")
+    if frames is not None:
+        check_number(frames, "frames", 1, integer=True)
+    if fps is not None:
+        check_number(fps, "fps", above=0, below=1000)
+    check_number(start, "start", 0, what="a time in seconds")
+    if end is not None:
+        check_number(end, "end", above=start, what="a time in seconds, after start")
     if not file.is_file():
         raise FileNotFoundError(f"there is no video at {file}: check the path")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sample(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.budget import check_recent
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Paper
 from vtc.selection import Selection
@@ -42,9 +42,8 @@ class DART(LayerMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_recent(self.text_pivots, "text_pivots")
-        if check_recent(self.pivots, "pivots") == 0:
-            raise ValueError("pivots=0 leaves nothing to start from; give at least 1.")
+        check_number(self.text_pivots, "text_pivots", 0, integer=True, what="a number of tokens")
+        check_number(self.pivots, "pivots", 1, integer=True, what="a number of tokens to start from")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.budget import check_layer
+from vtc.checks import check_number
 from vtc.methods.base.cache import ActiveMethod
 from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.shared.clips import check_rate, cosine_to, frame_rows, share_out, with_separators
+from vtc.methods.shared.clips import cosine_to, frame_rows, share_out, with_separators
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -59,18 +61,22 @@ class DyCoke(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k is not None:
-            check_rate(self.k, "k", "the share of the later frames' tokens that goes")
-        if check_rate(self.first, "first", "a share of the budget") == 0:
-            raise ValueError("first=0 leaves the first frames nothing to be compared with; give more than 0.")
-        if self.p is not None and check_rate(self.p, "p", "the share of the video's tokens that rests") == 1:
-            raise ValueError("p=1 leaves no token of the video active; give less than 1, or None for stage 1 alone.")
-        check_rate(self.refresh, "refresh", "a cosine", -1.0)
-        Resting(keep=1.0, first=self.layer, refresh=self.refresh)
+            check_number(self.k, "k", 0, 1, what="the share of the later frames' tokens that goes")
+        check_number(self.first, "first", above=0, high=1, what="the first frames' share of the budget")
+        if self.p is not None:
+            what = "the share of the video's tokens that rests (None = stage 1 alone)"
+            check_number(self.p, "p", 0, below=1, what=what)
+        check_number(self.refresh, "refresh", -1, 1, what="a cosine")
+        check_layer(self.layer, "layer")
 
     def parts(self) -> tuple[Method, ...]:
         if self.p is None:
             return (self,)
         return replace(self, p=None), Resting(keep=1 - self.p, first=self.layer, refresh=self.refresh)
+
+    def keeps_all(self) -> bool:
+        """Not if `k` stands in for the budget, nor with stage 2, which lets decode steps attend to a part."""
+        return self.k is None and self.p is None
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, budget, rows = len(tokens.features), self.count(tokens), frame_rows(tokens)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, top_k
 from vtc.methods.shared.clips import cosine_to, earlier, frame_rows
 from vtc.selection import Selection
@@ -38,8 +39,7 @@ class EVS(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.first, bool) or not 0 < self.first <= 1:
-            raise ValueError(f"first={self.first!r} is outside (0, 1]: it is a share of the budget.")
+        check_number(self.first, "first", above=0, high=1, what="a share of the budget")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, budget = len(tokens.features), self.count(tokens)

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from vtc.budget import counts_for_average, layer_number, token_count
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.shared.clips import check_rate, merge_frames
+from vtc.methods.shared.clips import merge_frames
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -50,8 +51,8 @@ class FrameFusion(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rate(self.similar, "similar", "a cosine", -1.0)
-        check_rate(self.ratio, "ratio", "a share of the tokens")
+        check_number(self.similar, "similar", -1, 1, what="a cosine")
+        check_number(self.ratio, "ratio", 0, 1, what="a share of the tokens")
 
     def parts(self) -> tuple[Method, ...]:
         options = dict(keep=self.keep, similar=self.similar, positions=self.positions)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper, top_k
-from vtc.methods.shared.contextual import check_share
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -33,7 +33,7 @@ class H2O(CacheMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recent is not None:
-            check_share(self.recent, "recent")
+            check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

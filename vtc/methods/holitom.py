@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.method import Paper, top_k
-from vtc.methods.shared.clips import check_rate
 from vtc.methods.shared.segments import Run, most_still
 from vtc.methods.shared.still import StillMethod
 from vtc.signals import VisualTokens
@@ -45,9 +45,9 @@ class HoliTom(StillMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rate(self.context, "context", "a share of a frame's budget")
-        if self.longest is not None and (isinstance(self.longest, bool) or self.longest < 1):
-            raise ValueError(f"longest={self.longest!r} is no number of frames, 1 or more.")
+        check_number(self.context, "context", 0, 1, what="a share of a frame's budget")
+        if self.longest is not None:
+            check_number(self.longest, "longest", 1, integer=True, what="a number of frames")
 
     def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
         unit = F.normalize(x, dim=-1)[rows.clamp(min=0)]  # [T, P, D]

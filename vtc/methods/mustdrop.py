@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper, top_k
@@ -53,11 +54,8 @@ class MustDrop(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("share", "peak", "key_share"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} is outside [0, 1].")
-        if isinstance(self.similar, bool) or not isinstance(self.similar, int | float) or not -1 <= self.similar <= 1:
-            raise ValueError(f"similar={self.similar!r} is no cosine: expected a number in [-1, 1].")
+            check_number(getattr(self, name), name, 0, 1, what="a share")
+        check_number(self.similar, "similar", -1, 1, what="a cosine")
 
     def parts(self) -> tuple[Method, ...]:
         filters = DualFilter(
@@ -71,6 +69,10 @@ class MustDrop(Method):
         )
         windows = MergeWindows(keep=self.keep if self.exact else 1, similar=self.similar, positions=self.positions)
         return windows, filters, OutputAware(first=filters.layers[0])
+
+    def keeps_all(self) -> bool:
+        """Only with exact counts: the paper's thresholds know no budget."""
+        return self.exact
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)

@@ -19,7 +19,8 @@ class Pool(Method):
 
     Source: arXiv 2405.17430 (Matryoshka Multimodal Models), section 3: nested token sets by 2-D average pooling
     (576, 144, 36, 9, 1), here without its training and for any count: the grid is cut into bands of rows and each band
-    into cells, so that the count is exact. Pictures of several tiles share the budget by tile size; separators go.
+    into cells, so that the count is exact. Pictures of several tiles share the budget by tile size; separators go,
+    unless the budget is larger than all tiles.
     """
 
     name = "pool"
@@ -32,7 +33,8 @@ class Pool(Method):
     def select(self, tokens: VisualTokens) -> Selection:
         n = tokens.features.shape[0]
         blocks = [frame for tile in tokens.span.tiles for frame in tile.indices()]  # each [h, w]
-        shares = split_budget(min(self.count(tokens), sum(b.numel() for b in blocks)), [b.numel() for b in blocks])
+        budget, patches = self.count(tokens), sum(block.numel() for block in blocks)
+        shares = split_budget(min(budget, patches), [block.numel() for block in blocks])
         source = torch.full((n,), -1, dtype=torch.long)
         anchors: list[Tensor] = []
         for block, cells in zip(blocks, shares, strict=True):
@@ -41,10 +43,13 @@ class Pool(Method):
             cell = cell_map(block.shape[0], block.shape[1], cells)  # [h, w]
             source[block] = cell + len(anchors)
             anchors += [block[cell == c] for c in range(cells)]
+        for spare in tokens.span.separators.nonzero()[: max(0, budget - patches)]:  # each [1]
+            source[spare] = len(anchors)
+            anchors.append(spare)
         # A cell stands at its middle member, which keeps the order of the cells for text-like positions.
         anchor = torch.stack([members[members.numel() // 2] for members in anchors])
         device = tokens.features.device
-        return Selection.merge(anchor.to(device), source.to(device))
+        return Selection.merge(anchor.to(device), source.to(device)).sorted()
 
 
 def split_budget(total: int, sizes: list[int]) -> list[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtc.budget import check_keep, check_layer
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper, top_k
 from vtc.methods.mustdrop import OutputAware
-from vtc.methods.shared.clips import check_rate
 from vtc.methods.shared.still import MergeStill
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -56,10 +56,10 @@ class PruneVid(Method):
         super().__post_init__()
         for name in ("ratio", "alpha", "cut"):
             value = getattr(self, name)
-            if value is not None and check_rate(value, name, "a share") == 0:
-                raise ValueError(f"{name}=0 leaves nothing; give more than 0.")
+            if value is not None:
+                check_number(value, name, above=0, high=1, what="a share")
+        check_layer(self.layer, "layer")
         self.parts()
-        check_layer(self.layer)
 
     def parts(self) -> tuple[Method, ...]:
         before = round(self.keep / self.alpha) if isinstance(self.keep, int) else min(1.0, self.keep / self.alpha)
@@ -74,6 +74,10 @@ class PruneVid(Method):
         alpha = None if self.ratio is None else self.alpha
         ask = AskOnce(keep=self.keep, alpha=alpha, layers=(self.layer,), positions=self.positions)
         return merge, ask, CutCache()
+
+    def keeps_all(self) -> bool:
+        """Not if `ratio` stands in for the budget."""
+        return self.ratio is None
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)

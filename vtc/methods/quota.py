@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper
 from vtc.methods.pool import cell_map
-from vtc.methods.shared.clips import absorbed, check_rate, frame_rows, share_out
+from vtc.methods.shared.clips import absorbed, frame_rows, share_out
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -62,9 +63,8 @@ class QuoTA(Method):
             raise ValueError(f"within={self.within!r} is not one of {', '.join(WITHIN)}.")
         if self.scorer is not None and not callable(self.scorer):
             raise TypeError(f"scorer={self.scorer!r} is not a function from VisualTokens to a score per frame.")
-        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
-            raise ValueError(f"least={self.least!r} is no number of tokens, 0 or more.")
-        check_rate(self.power, "power", "an exponent", 0.0, 100.0)
+        check_number(self.least, "least", 0, integer=True, what="a number of tokens")
+        check_number(self.power, "power", 0, 100, what="an exponent")
 
     def requires(self) -> tuple[str, ...]:
         return self.needs if self.scorer is None else ("grid",)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtc.methods.base.method import Method, check_seed
+from vtc.checks import check_number
+from vtc.methods.base.method import Method
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -27,7 +28,7 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed)
+        check_number(self.seed, "seed", integer=True)
 
     def select(self, tokens: VisualTokens) -> Selection:
         n = tokens.features.shape[0]

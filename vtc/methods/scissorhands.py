@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.budget import check_recent
+from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
@@ -37,9 +37,8 @@ class Scissorhands(CacheMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_recent(self.recent)
-        if check_recent(self.history, "history") == 0:
-            raise ValueError("history=0 leaves nobody to vote; give at least 1 query.")
+        check_number(self.recent, "recent", 0, integer=True, what="a number of tokens")
+        check_number(self.history, "history", 1, integer=True, what="a number of queries that vote")
 
     def queries(self) -> int | None:
         return self.history

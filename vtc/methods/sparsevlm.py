@@ -8,10 +8,47 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
-from vtc.signals import VisualTokens
+from vtc.signals import Signal, VisualTokens, register_signal
+
+
+def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
+    """Which text tokens the pictures are about, at the language model's input.
+
+    A text token is a rater if the share of the pictures' similarity that falls to it, softmax over the text of the
+    inner products with each visual token, averaged over those, exceeds the mean (SparseVLM, arXiv 2410.04417, section
+    3.2).
+
+    Args:
+        embeds: [B, L, D]. visual: BoolTensor [B, L]. after: LongTensor [B, R], text after the pictures, -1 = none.
+
+    Returns:
+        BoolTensor [B, R], False where `after` is -1.
+    """
+    raters = torch.zeros_like(after, dtype=torch.bool)
+    for row in range(len(after)):
+        there = after[row] >= 0
+        if not there.any() or not visual[row].any():
+            continue
+        looks, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
+        share = (looks @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
+        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
+    return raters
+
+
+register_signal(
+    Signal(
+        "text_raters",
+        ("T",),
+        "layer",
+        "True for text after the pictures that the pictures are about (SparseVLM's text raters)",
+        lambda layer, span: layer.kept["text_raters"][layer.row(span)][layer.text(span)],
+        door=lambda door: text_raters(door.embeds, door.visual, door.text_after),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +73,13 @@ class SparseVLM(LayerMethod):
     needs = ("text_attention", "text_raters")
     query_aware = True
     merges = True
+    appends = True
     positions_default = "compact"
     paper = Paper("SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", "2410.04417")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.recycle, int | float) or not 0 <= self.recycle <= 1:
-            raise ValueError(f"recycle={self.recycle!r} is outside [0, 1]: it is a share of the rejected tokens.")
+        check_number(self.recycle, "recycle", 0, 1, what="a share of the rejected tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

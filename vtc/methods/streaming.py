@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtc.budget import check_recent
+from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper, top_k
 from vtc.selection import Selection
@@ -29,7 +29,7 @@ class Streaming(CacheMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_recent(self.sinks, "sinks")
+        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

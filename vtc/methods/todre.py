@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.budget import check_layer
+from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, check_seed
+from vtc.methods.base.method import Method, Paper
 from vtc.methods.shared.diversity import diverse
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -52,21 +53,24 @@ class ToDRE(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed)
+        check_number(self.seed, "seed", integer=True)
         if self.mode not in ("maxsum", "kcenter"):
             raise ValueError(f'mode={self.mode!r} is not one of "maxsum", "kcenter".')
         if self.pivot not in PIVOTS:
             raise ValueError(f"pivot={self.pivot!r} is not one of {', '.join(PIVOTS)}.")
-
-        check_layer(self.check)
-        if self.tau is not None and (isinstance(self.tau, bool) or not 0 <= self.tau <= 1):
-            raise ValueError(f"tau={self.tau!r} is outside [0, 1]: it is a share of attention (None = no check).")
+        check_layer(self.check, "check")
+        if self.tau is not None:
+            check_number(self.tau, "tau", 0, 1, what="a share of attention (None = no check)")
 
     def parts(self) -> tuple[Method, ...]:
         if self.tau is None:
             return (self,)
         check = RelevanceCheck(tau=self.tau, layers=(self.check,), positions=self.positions)
         return replace(self, tau=None), check
+
+    def keeps_all(self) -> bool:
+        """Not with the check of relevance: it drops all visual tokens, whatever the budget."""
+        return self.tau is None
 
     def requires(self) -> tuple[str, ...]:
         return ("cls_attention",) if self.pivot == "cls" else ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -33,8 +34,7 @@ class ToMe(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rate, bool) or not 0 < self.rate <= 0.5:
-            raise ValueError(f"rate={self.rate!r} is outside (0, 0.5]: a pair is two tokens.")
+        check_number(self.rate, "rate", above=0, high=0.5, what="the share of tokens that merge away into others")
 
     def _margin(self) -> float | None:
         return None
@@ -73,8 +73,7 @@ class PiToMe(ToMe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.margin, bool) or not -1 <= self.margin <= 1:
-            raise ValueError(f"margin={self.margin!r} is outside [-1, 1]: it is a cosine.")
+        check_number(self.margin, "margin", -1, 1, what="a cosine")
 
     def _margin(self) -> float | None:
         return self.margin

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc.methods.base.method import Method
+from vtc.methods.shared.clips import with_separators
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -35,6 +36,8 @@ class UniformFrames(Method):
             inside[tile.indices()[chosen].flatten()] = True
         here = inside.to(tokens.index.device)[tokens.index]
         kept = here.nonzero()[:, 0]
+        if frames == t:  # the whole clip, with the tokens that are in no frame, if the budget holds them
+            kept = with_separators(tokens, kept, self.count(tokens))
         if not len(kept):  # an earlier stage has emptied these frames
             kept = torch.arange(min(len(here), self.count(tokens)), device=here.device)
         return Selection.prune(kept, len(here))

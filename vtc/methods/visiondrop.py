@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from vtc.budget import check_keep
+from vtc.budget import proportional, token_count
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper, top_k
 from vtc.methods.shared.contextual import absorb
@@ -12,10 +14,9 @@ from vtc.methods.visionzip import VisionZip
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
-# tokens before the language model and after each quarter of it, for an average of 32 (released configuration)
+# tokens before the language model and after each quarter of it (released configuration); their mean is 32
 _TOTAL = (48, 35, 26, 19)
 _CONTEXTUAL = (6, 5, 4, 3)
-_MEAN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class VisionDrop(Method):
     layer), and the rest is absorbed by key similarity.
 
     Args:
-        keep: the average over the decoder layers, as in the paper; the four counts scale with it.
+        keep: the average over the decoder layers, as in the paper. The four counts scale together, up to the picture's
+            size; what that cuts off the first ones, the later ones get, so that the average is met at every budget.
         average: False = `keep` is what is left at the end.
     """
 
@@ -39,18 +41,34 @@ class VisionDrop(Method):
     exact_count = False  # `keep` is an average
     needs = ("cls_attention", "keys", "visual_attention", "layer_keys")
     merges = True
+    appends = True
     positions_default = "compact"
+    scope_default = "frame"  # the vision tower's attention is each frame's own
     paper = Paper("Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", "2506.22283")
 
     def parts(self) -> tuple[Method, ...]:
-        before, *inside = (_times(self.keep, n / (_MEAN if self.average else _TOTAL[-1])) for n in _TOTAL)
-        return (
-            VisionZip(keep=before, contextual=_CONTEXTUAL[0] / _TOTAL[0], positions=self.positions),
-            VisualVote(keeps=tuple(inside), keep=inside[-1], positions=self.positions),
-        )
+        share = _CONTEXTUAL[0] / _TOTAL[0]
+        same: dict[str, Any] = dict(keep=self.keep, average=self.average, positions=self.positions)
+        return Opening(**same, contextual=share, scope=self.scope), VisualVote(**same)
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(VisionZip):
+    """VisionDrop's stage before the language model."""
+
+    average: bool = True
+
+    @property
+    def title(self) -> str:
+        return "visiondrop"
+
+    def count(self, tokens: VisualTokens) -> int:
+        if tokens.budget is not None:
+            return super().count(tokens)
+        return min(_opening(self.keep, self.average, tokens.total), tokens.features.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +78,21 @@ class VisualVote(LayerMethod):
     layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
     needs = ("visual_attention", "layer_keys")
     merges = True
+    appends = True
     positions_default = "compact"
+
+    @property
+    def title(self) -> str:
+        return "visiondrop"
+
+    def counts(self, total: int, depth: int) -> tuple[int, ...]:
+        which, wanted = self._kept_steps(depth), token_count(self.keep, total)
+        shape = [_TOTAL[step + 1] for step in which.values()]
+        if not self.average:
+            return tuple(min(total, round(wanted * share / _TOTAL[-1])) for share in shape)
+        first, edges = _opening(self.keep, self.average, total), [*which, depth]
+        left = (wanted * depth - first * edges[0]) / (depth - edges[0])  # on average, in the layers from the first step
+        return proportional(shape, [end - start for start, end in pairwise(edges)], left, first)
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)
@@ -73,8 +105,9 @@ class VisualVote(LayerMethod):
         return absorb(dominant, few, keys, tokens.separators)
 
 
-def _times(keep: int | float, factor: float) -> int | float:
-    """A budget times `factor`; a fraction stays one."""
-    if isinstance(keep, int):
-        return max(1, round(keep * factor))
-    return check_keep(min(1.0, keep * factor))
+def _opening(keep: int | float, average: bool, total: int) -> int:
+    """How many of `total` tokens the language model gets; the depths that follow are its quarters."""
+    wanted = token_count(keep, total)
+    if average:
+        return proportional(_TOTAL, (1,) * len(_TOTAL), wanted, total)[0]
+    return min(total, round(wanted * _TOTAL[0] / _TOTAL[-1]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.shared.contextual import absorb, check_share
+from vtc.methods.shared.contextual import absorb
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -29,13 +30,14 @@ class VisionZip(Method):
     contextual: float = 10 / 64
     needs = ("cls_attention", "keys")
     merges = True
+    appends = True
     positions_default = "compact"
     scope_default = "frame"  # the vision tower's attention is each frame's own
     paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.contextual, "contextual")
+        check_number(self.contextual, "contextual", 0, below=1, what="a share of the kept tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = tokens.features.shape[0], self.count(tokens)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.methods.base.method import Paper, check_seed
+from vtc.checks import check_number
+from vtc.methods.base.method import Paper
 from vtc.methods.base.trained import TrainedMethod
 from vtc.methods.shared import codebook, vq_attention
 from vtc.selection import Selection
@@ -90,12 +91,16 @@ class VQToken(TrainedMethod):
         if self.adaptive is not None:
             object.__setattr__(self, "adaptive", tuple(self.adaptive))
         codebook.check_cells(self.option("cells"))
-        check_seed(self.seed)
+        check_number(self.seed, "seed", integer=True)
 
     @property
     def at_work(self) -> str:
         """The mode, spelled out."""
         return self.mode or ("codebook" if self.weights is None else "full")
+
+    def keeps_all(self) -> bool:
+        """Not if the range of `adaptive` stands in for the budget."""
+        return self.adaptive is None
 
     def module(self, width: int) -> nn.Module:
         return vq_attention.VQAttention(

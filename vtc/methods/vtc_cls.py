@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper
 from vtc.signals import VisualTokens
 
@@ -32,12 +33,11 @@ class VTCCLS(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        start = self.start_layer
-        layer = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-        if not layer and not (isinstance(start, float) and 0 <= start < 1):
-            raise ValueError(
-                f"start_layer={start!r} is neither a layer number (int >= 0) nor a fraction in [0, 1) of the depth."
-            )
+        what = "a layer's number (an int), or a share of the tower's depth in [0, 1) (a float)"
+        if isinstance(self.start_layer, int):
+            check_number(self.start_layer, "start_layer", 0, integer=True, what=what)
+        else:
+            check_number(self.start_layer, "start_layer", 0, below=1, what=what)
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         start = self.start_layer

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vtc.checks import check_number
+
 PROGRESS = "progress.json"
 
 
@@ -14,12 +16,12 @@ class Checkpoint:
     """The state of one training in `out`/checkpoint: written beside it and then moved, so that one is always whole.
 
     Raises:
-        ValueError: `every` is no number of steps, or `out` holds a training with other settings.
+        TypeError, ValueError: `every` is no number of steps.
+        ValueError: `out` holds a training with other settings.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], every: int) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"checkpoint_every={every!r} is not a number of steps, 1 or more.")
+        check_number(every, "checkpoint_every", 1, integer=True, what="a number of steps")
         self.settings, self.every = json.loads(json.dumps(settings)), every
         self.place, self.fresh = out / "checkpoint", out / "checkpoint.new"
         if not (self.place / PROGRESS).is_file() and (self.fresh / PROGRESS).is_file():

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.api import ATTRIBUTE, wrapped
+from vtc.checks import check_number
 from vtc.methods.base.method import Method
 from vtc.methods.base.registry import resolve, untrained
 from vtc.methods.base.trained import CARD, TrainedMethod, save_module
@@ -54,13 +54,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value: Any = getattr(self, field.name)
             least = 1 if field.name in ("steps", "batch_size") else 0
-            whole = field.type == "int"
-            kind: Any = Integral if whole else Real
-            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
-                what = f"{'a whole number' if whole else 'a number'} of {least} or more"
-                raise ValueError(f"{field.name}={value!r} is not {what}.")
+            check_number(getattr(self, field.name), field.name, least, integer=field.type == "int")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a share of its peak."""
@@ -127,8 +122,7 @@ def train(
         clip_norm=clip_norm,
         seed=seed,
     )
-    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
-        raise ValueError(f"log_every={log_every!r} is not a number of steps, 1 or more.")
+    check_number(log_every, "log_every", 1, integer=True, what="a number of steps")
     adapter, config = adapter_for(model), _config(model)
     width = adapter.language_model(model).config.hidden_size
     chosen.check_model(config.model_type, width)
@@ -146,7 +140,7 @@ def train(
     out = Path(out).expanduser()
     settings = vars(recipe) | {
         "data": "function" if callable(samples) else f"{len(samples)} samples",
-        "method": {name: str(value) for name, value in vars(chosen).items()},
+        "method": str(chosen),
         "frames": frames,
         "fps": fps,
         "model": f"{config.model_type} of width {width}",

@@ -69,6 +69,15 @@ def test_other_families(name):
     assert lines[-1].tokens == 8
 
 
+def test_where_models_take_no_features():
+    """As under transformers before 5.18: each prefill sees the pixels."""
+    bench = Bench(SMALL, CPU, torch.float32, 1)
+    bench.takes_features = False
+    full, ceiling, divprune = measure("small", bench, [("divprune", 64)], rounds=1)
+    assert len(full.encode) == len(divprune.encode) == 1
+    assert (full.tokens, ceiling.tokens, divprune.tokens) == (576, 64, 64)
+
+
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
 def test_videos(name):
     tower = archs.SMALL_QWEN if name == "qwen2_5_vl" else archs.SMALL_CLIP

@@ -21,7 +21,7 @@ from vtc.engine.context import uncompiled
 from vtc.engine.flow import Flow, padded
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer
-from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, real_rows, tagged
+from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, real_rows, settle, tagged
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.trace import Eviction
 from vtc.engine.versions import cache_of
@@ -106,6 +106,7 @@ class EvictRun(Run):
                 means = round(sum(before) / self.stage.depth), round(sum(after) / self.stage.depth)
                 watches = [*self.watches.get(number, []), watch.stop()]
                 trace.note_stage(method.title, self.stage.depth, *means, watches)
+        settle(flow, cache)
         if prefill:
             self.forward.trace.cached = [real_rows(x).sum(dim=1) for x in layers]
 

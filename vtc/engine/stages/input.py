@@ -63,7 +63,7 @@ class InputRun(Run):
             }
             for i, key in enumerate(keys):
                 size, earlier = len(views[i].features), chosen[i]
-                selection = found.setdefault(key, Selection.prune(torch.arange(size), size))  # not its modality
+                selection = found.setdefault(key, Selection.identity(size))  # not its modality
                 chosen[i] = selection if earlier is None else earlier.then(selection)
                 if number + 1 < len(methods):
                     own = selection.to(embeds.device)

@@ -19,7 +19,7 @@ from vtc.engine.attention import LayerView, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.flow import Flow
 from vtc.engine.forward import Forward
-from vtc.engine.layer_signals import LayerSignals, text_raters
+from vtc.engine.layer_signals import Door, LayerSignals
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
@@ -43,13 +43,15 @@ class LayerRun(Run):
         self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
         self.watches: dict[LayerMethod, list[Stopwatch]] = {}  # time spent listening since the last choice
         self.sizes: list[list[int]] = []  # tokens of each span that each layer has seen
-        self.raters: Tensor | None = None
+        self.kept: dict[str, Tensor] = {}  # signals that were measured where the language model begins
 
-    def enter(self, kwargs: dict[str, Any]) -> None:
-        methods = self.stage.methods
-        if self.flow.spans and any("text_raters" in method.requires() for method in methods):
-            visual, _ = self.flow.visual_and_text()
-            self.raters = text_raters(kwargs["inputs_embeds"], visual, self.flow.text_after)
+    def measure_at_door(self, embeds: Tensor) -> None:
+        """Signals of the tokens [B, L, D] that come in, before any stage drops some."""
+        names = {name for method in self.stage.methods for name in of_place(method.requires(), "layer")}
+        measured = {name: door for name in names if (door := SIGNALS[name].door) is not None}
+        if self.flow.spans and measured:
+            here = Door(embeds, self.flow.visual_and_text()[0], self.flow.text_after)
+            self.kept = {name: door(here) for name, door in measured.items()}
 
     # -- listening ---------------------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class LayerRun(Run):
             selection = found.get(number)
             if selection is None:  # everything has gone, or it is not for this method
                 size = len(flow.where[number])
-                selections.append(Selection.prune(torch.arange(size), size))
+                selections.append(Selection.identity(size))
                 continue
             selection = selection.check(may_be_empty=method.may_drop_all)
             selections.append(selection if flow.compact and span.unbroken else selection.sorted())
@@ -141,7 +143,7 @@ class LayerRun(Run):
                 normed = facts.decoder.normed(module, hidden)
                 view = self.view(i, facts.decoder.attention(module), normed, kwargs, filled=False)
             signals = LayerSignals(flow, view)
-        signals.states, signals.text_raters, signals.history = hidden, self.raters, self.history.get(method)
+        signals.states, signals.kept, signals.history = hidden, self.kept, self.history.get(method)
         asked = self.asked(i)
         views = [
             VisualTokens(
@@ -204,6 +206,11 @@ class LayerStage(Stage):
             if listeners:
                 handles.append(decoder.feed_forward(layer).register_forward_hook(partial(self._after_feed_forward, i)))
         return handles
+
+    def begin(self, forward: Forward, kwargs: dict[str, Any]) -> LayerRun:
+        run = LayerRun(self, forward)
+        run.measure_at_door(kwargs["inputs_embeds"])
+        return run
 
     def first_inside(self) -> int | None:
         return min(self.steps, default=None)

@@ -4,6 +4,13 @@ In a forward of one token the layer before the method's first one attends to eve
 tokens the layers behind it read: a gather by index, one index set per layer, when that layer asks its cache for its
 keys (`CompressedLayer.update`). Nothing is moved, so the next choice costs no more than the first; a forward of several
 tokens reads everything.
+
+Example: layer 2 decides, layer 3 has lost two of the video's tokens to another method (t = text, v = video):
+
+    layer 2 holds      t v v v v t      attention  . 1 7 2 5 .      active  0 0 1 0 1 0
+    layer 3 holds      t v   v   t      slots      0 1   3   5      of the active slots 2 and 4 it holds none
+    layer 3 reads      t         t      rows [0, 3] of its four, and whatever was generated since
+    layer 4 holds      t v v v v t      reads rows [0, 2, 4, 5]
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ ActiveMethod: of those that drop nothing, but let a decode step read a part of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vtc.budget import check_first
+from vtc.budget import check_layer
+from vtc.checks import check_number
 from vtc.methods.base.method import Method
 from vtc.signals import VisualTokens
 
@@ -46,11 +46,9 @@ class CacheMethod(Method):
             raise ValueError(
                 f'{self.title} cannot renumber: keys are cached already rotated; use positions="original".'
             )
-        if self.every is not None and (isinstance(self.every, bool) or not isinstance(self.every, Integral)):
-            raise TypeError(f"every={self.every!r} is not a number of decode steps.")
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every={self.every} is no number of decode steps: expected 1 or more, or None.")
-        object.__setattr__(self, "first", check_first(self.first))
+        if self.every is not None:
+            check_number(self.every, "every", 1, integer=True, what="a number of decode steps (None = never again)")
+        object.__setattr__(self, "first", check_layer(self.first, "first", least=0))
 
     def queries(self) -> int | None:
         """`window`, unless an option says it."""

@@ -48,7 +48,7 @@ class LayerMethod(Method):
         layers = self.layers if isinstance(self.layers, Sequence) else (self.layers,)
         if not layers:
             raise ValueError(f"{self.title} needs at least one layer in layers=.")
-        object.__setattr__(self, "layers", tuple(check_layer(layer) for layer in layers))
+        object.__setattr__(self, "layers", tuple(check_layer(layer, "layers") for layer in layers))
         if self.keeps is None:
             return
         object.__setattr__(self, "keeps", tuple(check_keep(keep) for keep in self.keeps))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
-from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from vtc.methods.base.index import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, check_signals
 
-STAGES = ("encoder", "input", "layer", "cache")
+#: in the order in which a token meets them, and the base class of the methods that act there
+_BASES = {"input": "Method", "layer": "LayerMethod", "cache": "CacheMethod"}
+STAGES = tuple(_BASES)
 POSITIONS = ("original", "compact")
 
 
@@ -46,6 +47,8 @@ class Method:
     exact_count: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     trained: ClassVar[bool] = False
+    #: whether outputs that are made of several tokens come after those that stay as they are; False = all in order
+    appends: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
     scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
@@ -61,6 +64,13 @@ class Method:
                 cls.__annotations__ = own = {**own, field.name: field.type}
         if cls.stage not in STAGES:
             raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
+        bases = {base.__name__ for base in cls.__mro__} & {*_BASES.values()}
+        if bases - {"Method"} != {_BASES[cls.stage]} - {"Method"}:
+            own = " and ".join(f"vtc.{base}" for base in sorted(bases - {"Method"} or bases))
+            raise TypeError(
+                f"{cls.__name__} derives from {own}, but its stage is {cls.stage!r}: derive it from "
+                f"vtc.{_BASES[cls.stage]}, or leave `stage` out."
+            )
         if cls.__dict__.get("name"):
             from vtc.methods.base.registry import register
 
@@ -77,6 +87,39 @@ class Method:
         if self.scope not in self.scopes:
             raise ValueError(f"scope={self.scope!r} is not one of {', '.join(self.scopes)}.")
 
+    def __str__(self) -> str:
+        """`name(option=value, ...)`, which `vtc.resolve` reads; where there is no such form, as `repr`."""
+        from vtc.methods.base.serial import as_text
+
+        try:
+            return as_text(self)
+        except TypeError:
+            return repr(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """This method for a JSON file: its name, and all options, as later versions may have other defaults.
+
+        Raises:
+            TypeError: with one sentence; its class has no registered name, or an option holds a live object.
+        """
+        from vtc.methods.base.serial import as_dict
+
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> Self:
+        """The method that `as_dict` wrote, found by its name.
+
+        Raises:
+            ValueError, TypeError: with one sentence; an unknown format, name or option, or a method of another class.
+        """
+        from vtc.methods.base.serial import from_dict
+
+        method = from_dict(written)
+        if not isinstance(method, cls):
+            raise TypeError(f"{written['name']!r} is no {cls.__name__}: read it with vtc.Method.from_dict.")
+        return method
+
     @property
     def title(self) -> str:
         """The name to show: the registered one, or the class's."""
@@ -85,6 +128,10 @@ class Method:
     def parts(self) -> tuple[Method, ...]:
         """The methods of one stage each that make up this one; itself, unless a paper combines several stages."""
         return (self,)
+
+    def keeps_all(self) -> bool:
+        """Whether `keep=1.0` leaves everything as it is; not where something else than the budget decides, too."""
+        return True
 
     def requires(self) -> tuple[str, ...]:
         """Signals this instance asks for; `needs` unless an option changes it."""
@@ -125,12 +172,6 @@ class Method:
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
         return [self.select(tokens) for tokens in many]
-
-
-def check_seed(seed: object) -> None:
-    """Raise TypeError with one sentence if `seed` is no integer."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed={seed!r} is not an integer.")
 
 
 def top_k(score: Tensor, k: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.hints import did_you_mean
 from vtc.methods.base.index import MethodInfo, shipped
+from vtc.methods.base.notation import read_methods
 
 if TYPE_CHECKING:
     from vtc.methods.base.method import Method
@@ -31,6 +32,12 @@ def register(cls: type[Method]) -> None:
     if owner not in (None, f"{cls.__module__}.{cls.__qualname__}"):
         raise ValueError(f"method name {cls.name!r} is taken by {owner}; choose another.")
     _METHODS[cls.name] = cls
+
+
+def is_registered(cls: type[Method]) -> bool:
+    """Whether `cls` is what its name stands for; a subclass without a name of its own is not."""
+    name = cls.__dict__.get("name")
+    return bool(name) and (name in _METHODS or name in shipped()) and find(name) is cls
 
 
 def discover() -> dict[str, type[Method]]:
@@ -99,7 +106,10 @@ def check_options(title: str, options: Iterable[str], valid: Collection[str]) ->
 
 
 def resolve(method: str | Method, keep: int | float | None = None, **options: Any) -> Method:
-    """A Method from a name or an instance, with `keep` and options applied; one clear sentence if that fails."""
+    """A Method from a string or an instance, with `keep` and options applied; one clear sentence if that fails.
+
+    A string is a name, with options or without: "fastv", "fastv(keep=0.2, layers=(2,))".
+    """
     from vtc.methods.base.method import Method
 
     if isinstance(method, type) and issubclass(method, Method):
@@ -109,7 +119,10 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     if isinstance(method, Method):
         cls = type(method)
     elif isinstance(method, str):
-        cls = find(method)
+        (method, written), *more = read_methods(method)
+        if more:
+            raise ValueError(f"{method} + {more[0][0]} are several methods, where one is expected: give one of them.")
+        cls, options = find(method), written | options
     else:
         raise TypeError(f"method is {method!r}; expected a name such as 'divprune', a vtc.Method, or a list of them.")
     if cls.score is Method.score and cls.select is Method.select:

@@ -42,6 +42,7 @@ class TrainedMethod(Method):
             raise TypeError(f"weights={self.weights!r} is not a folder that vtc.train wrote, nor a module.")
         if not isinstance(self.weights, str | Path):
             return
+        object.__setattr__(self, "weights", str(self.weights))
         for name in self.fixed:
             given, stored = getattr(self, name), self._stored(name)
             if given not in (None, stored):

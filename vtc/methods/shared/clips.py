@@ -111,10 +111,3 @@ def share_out(total: int, weights: Sequence[float], sizes: Sequence[int], least:
         for i in by_remainder[: total - sum(shares)]:
             shares[i] += 1
     return shares
-
-
-def check_rate(value: object, name: str, what: str, low: float = 0.0, high: float = 1.0) -> float:
-    """Return a number in [low, high]; one sentence that ends in `what` if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: it is {what}.")
-    return float(value)

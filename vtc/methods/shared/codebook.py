@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.selection import Selection
 
 ELBOWS = ("curvature", "released")
@@ -22,19 +22,18 @@ def check_range(adaptive: object) -> None:
     """Raise TypeError or ValueError with one sentence if `adaptive` is no range of at least three numbers of codes."""
     if adaptive is None:
         return
-    ends = adaptive if isinstance(adaptive, tuple | list) else ()
-    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Integral) for end in ends):
+    if not isinstance(adaptive, tuple | list) or len(adaptive) != 2:
         raise TypeError(f"adaptive={adaptive!r} is not a pair of whole numbers (low, high), such as (12, 32).")
-    low, high = ends
-    if low < 1 or high < low + 2:
-        raise ValueError(f"adaptive={adaptive!r} leaves no bend to look for: give 1 <= low and high >= low + 2.")
+    low = check_number(adaptive[0], "adaptive[0]", 1, integer=True, what="the fewest codes")
+    check_number(adaptive[1], "adaptive[1]", low + 2, integer=True, what="the most codes, two more than the fewest")
 
 
 def check_cells(cells: object) -> None:
-    """Raise ValueError with one sentence if `cells` is no (t, h, w)."""
-    sides = cells if isinstance(cells, tuple) else ()
-    if len(sides) != 3 or any(isinstance(s, bool) or not isinstance(s, Integral) or s < 1 for s in sides):
-        raise ValueError(f"cells={cells!r} is not a grid (t, h, w) of whole numbers of 1 or more.")
+    """Raise TypeError or ValueError with one sentence if `cells` is no (t, h, w)."""
+    if not isinstance(cells, tuple) or len(cells) != 3:
+        raise TypeError(f"cells={cells!r} is not a grid (t, h, w).")
+    for i, side in enumerate(cells):
+        check_number(side, f"cells[{i}]", 1, integer=True, what="a side of the grid (t, h, w)")
 
 
 def elbow(x: Tensor, low: int, high: int, rule: str) -> int:
@@ -70,7 +69,7 @@ def codebooks(many: Sequence[Tensor], counts: Sequence[int], magnitude: str) -> 
     groups: dict[int, list[int]] = {}
     for i, (x, k) in enumerate(zip(many, counts, strict=True)):
         if k >= len(x):
-            found[i] = Selection.prune(torch.arange(len(x), device=x.device), len(x))
+            found[i] = Selection.identity(len(x), x.device)
         else:
             groups.setdefault(k, []).append(i)
     for k, members in groups.items():

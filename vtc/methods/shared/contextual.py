@@ -39,9 +39,3 @@ def absorb(dominant: Tensor, few: int, keys: Tensor, separators: Tensor) -> Sele
     anchor = torch.cat([dominant, targets])
     weight[anchor] = 1.0
     return Selection(anchor, source, weight)
-
-
-def check_share(value: object, name: str) -> None:
-    """Raise ValueError with one sentence unless `value` is a share in [0, 1)."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r} is outside [0, 1): it is a share of the kept tokens.")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.checks import check_number
 from vtc.methods.base.method import Method
-from vtc.methods.shared.clips import absorbed, check_rate, frame_rows, share_out
+from vtc.methods.shared.clips import absorbed, frame_rows, share_out
 from vtc.methods.shared.segments import Run, frame_means, segments, still_places
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
@@ -37,9 +38,8 @@ class StillMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rate(self.tau, "tau", "a cosine", -1.0)
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 1:
-            raise ValueError(f"neighbours={self.neighbours!r} is no number of neighbours, 1 or more.")
+        check_number(self.tau, "tau", -1, 1, what="a cosine")
+        check_number(self.neighbours, "neighbours", 1, integer=True, what="a number of tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
         x, rows, n = tokens.features.detach().float(), frame_rows(tokens), len(tokens.features)
