@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -316,6 +318,7 @@ def test_what_needs_the_grid_comes_first(model: Any) -> None:
         vtc.wrap(model, ["random", "pool"])
 
 
+@pytest.mark.skipif(version.parse(transformers.__version__) < version.parse("5.23"), reason="generate drops the pixels")
 def test_chunked_prefill_is_refused(model: Any) -> None:
     vtc.wrap(model, "divprune", keep=4)
     with pytest.raises(ValueError, match="prefill_chunk_size"):

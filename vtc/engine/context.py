@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 _FRAMES: ContextVar[tuple[tuple[object, Any], ...]] = ContextVar("vtc_frames", default=())
+#: what torch.compile(fullgraph=True) says of a wrapped model
+UNCOMPILED = "vtc chooses tokens by their values, which no graph can hold; compile without fullgraph=True"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -21,7 +23,7 @@ def uncompiled(function: Function) -> Function:
 
     A decorator of methods, not of bound ones: a deep copy of a model keeps hooks that are bound to its own engine.
     """
-    return torch.compiler.disable(function)  # type: ignore[return-value]
+    return torch.compiler.disable(function, reason=UNCOMPILED)  # type: ignore[return-value]
 
 
 def push(owner: object, state: Any) -> None:

@@ -171,6 +171,7 @@ class Engine:
     @uncompiled
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward: Forward = context.top(self)
+        forward.asked = True
         given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
         past = forward.cache
         decoding = past is not None and past.get_seq_length() > 0
@@ -231,7 +232,7 @@ class Engine:
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
         if forward is None or embeds is None:
             return None
-        forward.reached = True
+        forward.reached = forward.asked
         seen = self._seen(forward)
         layout = find_layout(self.family, self.model, embeds, seen) if seen else None
         if layout is not None and not layout.spans:
@@ -310,6 +311,7 @@ class Engine:
             kwargs = {name: value for name, value in kwargs.items() if name != CARRIED}
             if carried.done and carried.companions is not None:  # computed again, for its gradients: `_after_layer`
                 context.push(self, carried)  # finds it, and closes it
+        forward.layers += 1
         changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
         return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
 
@@ -335,6 +337,9 @@ class Engine:
         self.traces.keep(forward.trace, cache)
         if flow is None:
             return None
+        config: Any = self.facts.language_model.config
+        if forward.layers < min(self.facts.depth, config.num_hidden_layers):  # fewer where a draft leaves early
+            raise RuntimeError(OLD_GRAPH)
         if flow.spans:
             forward.trace.note_flow(flow)
             depth = self.facts.depth

@@ -41,7 +41,9 @@ class Forward:
         inside: of the innermost one that has been entered since.
         prompts: the images and videos it brought, images first, as the tower reads them.
         towers: outputs of the vision tower's runs in this forward.
-        reached: whether a hook inside the model has run: not so if the model runs as a graph compiled without them.
+        asked: whether the base model's hook has run, which asks what this batch is. reached: whether the language
+            model's has, too. layers: how many decoder layers' have. What runs as a graph compiled without hooks is
+            told by these.
         flow: its way through the language model, once that runs and there is anything to do.
         runs: what the stages know of it. companions: rows that travel beside the visual tokens and are ours to add.
         tower: gives a method its reader of the tower's signals for a span.
@@ -53,7 +55,9 @@ class Forward:
     inside: int
     prompts: list[Prompt] = field(default_factory=list)
     towers: list[Any] = field(default_factory=list)
+    asked: bool = False
     reached: bool = False
+    layers: int = 0
     flow: Flow | None = None
     runs: dict[Stage, Run] = field(default_factory=dict)
     companions: CompanionRows | None = None
