@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.exc
 from transformers import AutoModelForImageTextToText
 
 import vtc
