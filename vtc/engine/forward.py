@@ -30,6 +30,13 @@ def _nothing(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
     raise ValueError("the vision tower has not run in this forward.")
 
 
+def candidates(given: Mapping[str, Any]) -> int:
+    """How many of a call's last tokens are no prompt: `logits_to_keep=k` asks for the logits of k tokens, so that k - 1
+    are given ones to be judged — candidates of assisted decoding, or an answer that is scored."""
+    asked = given.get("logits_to_keep")
+    return max(0, asked - 1) if isinstance(asked, int) and not isinstance(asked, bool) else 0
+
+
 @dataclass
 class Prompt:
     """What is known of a forward's images, or of its videos, before they reach the language model."""
@@ -88,10 +95,7 @@ class Forward:
 
     @property
     def candidates(self) -> int:
-        """How many of the last tokens are no prompt: `logits_to_keep=k` asks for the logits of k tokens, so that k - 1
-        are given ones to be judged — candidates of assisted decoding, or an answer that is scored."""
-        asked = self.given.get("logits_to_keep")
-        return max(0, asked - 1) if isinstance(asked, int) and not isinstance(asked, bool) else 0
+        return candidates(self.given)
 
     def ends(self, visual: Tensor) -> Tensor | None:
         """Where each row's prompt ends, LongTensor [B]; None = with the row.
