@@ -43,7 +43,7 @@ from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerSignals, reader
 from vtc.engine.trace import Trace
-from vtc.engine.versions import cache_of
+from vtc.engine.versions import cache_of, length_of
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
@@ -174,7 +174,7 @@ class Engine:
         forward.asked = True
         given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
         past = forward.cache
-        decoding = past is not None and past.get_seq_length() > 0
+        decoding = length_of(past) > 0
         if decoding:
             forward.trace = self.traces.of(past) or Trace()
         else:

@@ -31,6 +31,13 @@ def _nothing(method: Method, span: VisualSpan) -> Callable[[str], Tensor]:
     raise ValueError("the vision tower has not run in this forward.")
 
 
+def candidates(given: Mapping[str, Any]) -> int:
+    """How many of a call's last tokens are no prompt: `logits_to_keep=k` asks for the logits of k tokens, so that k - 1
+    are given ones to be judged — candidates of assisted decoding, or an answer that is scored."""
+    asked = given.get("logits_to_keep")
+    return max(0, asked - 1) if isinstance(asked, int) and not isinstance(asked, bool) else 0
+
+
 @dataclass(eq=False)
 class Forward:
     """State of one forward; it ends with it.
@@ -84,10 +91,7 @@ class Forward:
 
     @property
     def candidates(self) -> int:
-        """How many of the last tokens are no prompt: `logits_to_keep=k` asks for the logits of k tokens, so that k - 1
-        are given ones to be judged — candidates of assisted decoding, or an answer that is scored."""
-        asked = self.given.get("logits_to_keep")
-        return max(0, asked - 1) if isinstance(asked, int) and not isinstance(asked, bool) else 0
+        return candidates(self.given)
 
     def ends(self, visual: Tensor) -> Tensor | None:
         """Where each row's prompt ends, LongTensor [B]; None = with the row.

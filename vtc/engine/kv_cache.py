@@ -105,8 +105,7 @@ class CompressedLayer(DynamicLayer):
         return self.dropped + (0 if self.reading is None else self.prompt - self.reading.rows.shape[1])
 
     def get_seq_length(self) -> int:
-        held = super().get_seq_length()
-        return held + self.dropped if held else 0
+        return super().get_seq_length() + self.dropped
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         self._expect_engine()

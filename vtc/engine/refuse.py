@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.forward import Forward
+from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
-from vtc.engine.versions import cache_of
+from vtc.engine.versions import cache_of, length_of
 from vtc.methods.base.cache import CacheMethod
-from vtc.models.family import Adapter
+from vtc.models.family import PIXELS, Adapter
 
 #: arguments by which callers say that a row holds several sequences (flash attention without padding)
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
@@ -25,12 +25,13 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
         visual: whether there is anything to be done about it: visual tokens, or a cache that has lost some.
     """
     if not visual:
-        _check_placeholders(family, model, given)
+        _check_placeholders(model, given)
         return
     check_cache(cache_of(given))
     mask = given.get("attention_mask")
     if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
         raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
+    _check_repeated(model, given)
     packed = next((name for name in PACKED if given.get(name) is not None), None)
     if packed is None and _restarts(family, model, given):
         packed = "position_ids that restart"
@@ -41,14 +42,34 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
         )
 
 
-def _check_placeholders(family: Adapter, model: nn.Module, given: Mapping[str, Any]) -> None:
+def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Pictures that are in the cache already: transformers' assisted decoding reads all of a conversation again where
+    a cache is handed in."""
+    ids, encoded = given.get("input_ids"), given.get("mm_encoder_outputs") or {}
+    if not isinstance(ids, Tensor) or length_of(cache_of(given)) == 0:
+        return
+    ids = ids[:, : ids.shape[1] - candidates(given)]  # what an assistant proposes may be anything
+    if ids.shape[1] == 1:  # so may what a model says
+        return
+    for modality, pixels in PIXELS.items():
+        if given.get(pixels) is None and encoded.get(modality) is None and has_placeholder(model, modality, ids):
+            raise ValueError(
+                f"input_ids hold {modality} placeholders, but none came with them and the cache is that of an earlier "
+                "turn: give only what is new, without an assistant and without prompt_lookup_num_tokens."
+            )
+
+
+def has_placeholder(model: nn.Module, modality: str, ids: Tensor) -> bool:
+    token = getattr(model.config, f"{modality}_token_id", None)
+    return token is not None and bool((ids == token).any())
+
+
+def _check_placeholders(model: nn.Module, given: Mapping[str, Any]) -> None:
     """Continuous batching hands over ids alone: a picture among them would be read as its bare placeholders."""
     ids, cache = given.get("input_ids"), cache_of(given)
     if not isinstance(ids, Tensor) or not type(cache).__name__.startswith("Paged"):
         return
-    config: Any = model.config
-    known = [getattr(config, f"{m}_token_id", None) for m in ("image", "video")]
-    if any(token is not None and bool((ids == token).any()) for token in known):
+    if any(has_placeholder(model, modality, ids) for modality in PIXELS):
         raise ValueError(
             "continuous batching (generate_batch) hands the model token ids without their pictures: ask about pictures "
             "with generate; requests of plain text may stay."

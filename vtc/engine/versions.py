@@ -76,6 +76,11 @@ def cache_of(holder: Mapping[str, Any]) -> Any:
     return found if found is not None else holder.get("past_key_values")
 
 
+def length_of(cache: Any) -> int:
+    """Tokens that a KV cache stands for; 0 for those that hold many conversations and tell no length (paged ones)."""
+    return 0 if cache is None or not hasattr(cache, "get_seq_length") else cache.get_seq_length()
+
+
 @cache
 def _cache_argument() -> str:
     """What `create_causal_mask` calls the KV cache: `cache` since 5.24, `past_key_values` before."""

@@ -222,12 +222,19 @@ class EvictStage(Stage):
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
+        if not forward.candidates:
+            return
         again = next((method for method in self.methods if method.every), None)
-        if again is not None and forward.candidates:
+        if again is not None:
             raise ValueError(
                 f"{again.title} with every={again.every} drops cached tokens while decoding, by attention of "
                 "candidates that may be taken back: decode without an assistant and without prompt_lookup_num_tokens, "
                 "or leave every= out."
+            )
+        if forward.cache is not None and any(bool(prompt.visual.any()) for prompt in forward.prompts):
+            raise ValueError(
+                f"{self.methods[0].title} drops cached tokens after the prompt, but candidates that come with the "
+                "prompt have seen them: decode without an assistant and without prompt_lookup_num_tokens."
             )
 
     @uncompiled
