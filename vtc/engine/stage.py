@@ -28,6 +28,7 @@ from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.decoder import Decoder, decoder_for
 from vtc.models.family import Adapter
+from vtc.stages import register_stage
 
 if TYPE_CHECKING:
     from vtc.engine.forward import Forward
@@ -76,17 +77,21 @@ class Run:
 class Stage:
     """Base of stages.
 
-    A subclass sets `name` (what methods call it) and `order` (by which stages follow each other; input is 20, layer 30,
-    cache 40), and overrides what it needs.
+    A subclass sets `name` (what methods call it), `order` (by which stages follow each other; input is 20, layer 30,
+    cache 40) and, if its methods have a base class of their own, that one's name as `base`; it overrides what it needs.
     """
 
     name: ClassVar[str] = ""
     order: ClassVar[int] = 0
+    base: ClassVar[str] = "Method"
+    #: whether it makes of several tokens what a Selection says; else a method that merges is refused
+    can_merge: ClassVar[bool] = True
     run: ClassVar[type[Run]] = Run
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__dict__.get("name"):
+            register_stage(cls.name, cls.order, cls.base)
             same = [(one.__module__, one.__qualname__) == (cls.__module__, cls.__qualname__) for one in _STAGES]
             _STAGES[:] = [one for one, made_again in zip(_STAGES, same, strict=True) if not made_again]
             _STAGES.append(cls)
@@ -98,6 +103,12 @@ class Stage:
 
     def __init__(self, facts: Facts, methods: Sequence[Any]) -> None:
         self.facts, self.methods = facts, tuple(methods)
+        for method in self.methods:
+            if method.merges and not self.can_merge:
+                raise ValueError(
+                    f"{method.title} merges tokens, which the stage {self.name!r} cannot: it only drops them; use a "
+                    "method that prunes there, or one that merges at another stage."
+                )
 
     def check_beside(self, others: Sequence[Method]) -> None:
         """Raise ValueError, at `wrap`, if this stage's methods cannot work beside `others`, those of other stages."""

@@ -200,6 +200,7 @@ class EvictRun(Run):
 
 class EvictStage(Stage):
     name, order, run = "cache", 40, EvictRun
+    base, can_merge = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -209,9 +210,6 @@ class EvictStage(Stage):
         super().__init__(facts, methods)
         self.depth = facts.depth
         self.first = [0 if m.first == 0 else layer_number(m.first, self.depth, m.title) for m in self.methods]
-        for method in self.methods:
-            if method.merges:
-                raise ValueError(f"{method.title} merges tokens, but rows of the KV cache can only be dropped so far.")
 
     def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):

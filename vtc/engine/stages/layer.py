@@ -175,6 +175,7 @@ class LayerRun(Run):
 
 class LayerStage(Stage):
     name, order, run = "layer", 30, LayerRun
+    base = "LayerMethod"
 
     @classmethod
     def takes(cls, method: Method) -> bool:

@@ -109,6 +109,7 @@ class ReadRun(Run):
 
 class ReadStage(Stage):
     name, order, run = "cache", 41, ReadRun
+    base, can_merge = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:

@@ -14,10 +14,8 @@ from vtc.budget import check_keep, token_count
 from vtc.methods.base.index import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens, check_signals
+from vtc.stages import check_stage
 
-#: in the order in which a token meets them, and the base class of the methods that act there
-_BASES = {"input": "Method", "layer": "LayerMethod", "cache": "CacheMethod"}
-STAGES = tuple(_BASES)
 POSITIONS = ("original", "compact")
 
 
@@ -62,15 +60,7 @@ class Method:
         for field in fields(Method):  # `keep = 64` means the field, too: dataclasses would ignore it
             if field.name in cls.__dict__ and field.name not in own:
                 cls.__annotations__ = own = {**own, field.name: field.type}
-        if cls.stage not in STAGES:
-            raise ValueError(f"{cls.__name__}.stage is {cls.stage!r}; expected one of {', '.join(STAGES)}.")
-        bases = {base.__name__ for base in cls.__mro__} & {*_BASES.values()}
-        if bases - {"Method"} != {_BASES[cls.stage]} - {"Method"}:
-            own = " and ".join(f"vtc.{base}" for base in sorted(bases - {"Method"} or bases))
-            raise TypeError(
-                f"{cls.__name__} derives from {own}, but its stage is {cls.stage!r}: derive it from "
-                f"vtc.{_BASES[cls.stage]}, or leave `stage` out."
-            )
+        check_stage(cls.__name__, cls.stage, {base.__name__ for base in cls.__mro__})
         if cls.__dict__.get("name"):
             from vtc.methods.base.registry import register
 
