@@ -195,6 +195,7 @@ def test_draft_of_other_words(family: str) -> None:
         return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="w0", pad_token="w0")
 
     model, inputs = model_of(family), prompt(family, [[0, 1]], PHRASE)
+    torch.manual_seed(0)  # one that proposes no placeholder, which transformers would look for a picture for
     draft = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TEXT | {"vocab_size": VOCAB - 1})).eval()
     draft.generation_config.update(**DRAFT)
     words = dict(tokenizer=tokenizer(range(VOCAB)), assistant_tokenizer=tokenizer(reversed(range(VOCAB - 1))))
@@ -292,8 +293,9 @@ def test_crop(family: str, method: str) -> None:
         assert (model(input_ids=more, past_key_values=cache, use_cache=True).logits - expected).abs().max() < 1e-4
     layers: Any = [(i, x) for i, x in enumerate(cache.layers) if isinstance(x, CompressedLayer) and x.dropped]
     assert layers
-    for i, layer in layers:
-        free, held = unbroken(made, i, prompt_length) + 3, layer.keys.shape[2]
+    free = min(unbroken(made, i, prompt_length) for i in range(len(cache.layers))) + 3  # all layers refuse, or none
+    for _, layer in layers:
+        held = layer.keys.shape[2]
         with pytest.raises(ValueError, match=r"^cannot remove \d+ tokens from a compressed cache: [^\n]*\.$"):
             layer.crop(-free - 1)
         assert layer.keys.shape[2] == held
