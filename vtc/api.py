@@ -102,7 +102,11 @@ def wrapped(
 
 
 def report(model: nn.Module) -> Report:
-    """What the last forward or generate of a wrapped model did; ValueError if the model is not wrapped."""
+    """What the last forward or generate of a wrapped model did; ValueError if the model is not wrapped.
+
+    A thread that has used the model is told of its own last call, any other (one that reads from a streamer) of the
+    latest of all.
+    """
     engine = _engine(model)
     if engine is None:
         raise ValueError("this model is not wrapped; call vtc.wrap(model, ...) first.")

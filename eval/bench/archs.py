@@ -51,6 +51,7 @@ ARCHS = {
     "llava-onevision-7b-64": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, 4, (384, 384), frames=64),
     "llava-onevision-7b-119": Arch("llava_onevision", 28, 3584, 28, 18_944, SIGLIP, 4, (384, 384), frames=119),
     "qwen2.5-vl-7b-video": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(448, 448), frames=128),
+    "cpu-4x256": Arch("llava", 4, 256, 4, 688, SMALL_CLIP),
     "cpu-24x1024": Arch("llava", 24, 1024, 16, 2816, SMALL_CLIP),
     "cpu-next": Arch("llava_next", 8, 512, 8, 1376, SMALL_CLIP, picture=(672, 672)),
     "cpu-qwen2.5-vl": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(1008, 1008)),

@@ -100,7 +100,7 @@ def add_command(commands: Any) -> None:
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
     )
     own = kind("threads", _threads, "answers per second when threads share one model", plot=False)
-    own.add_argument("--arch", choices=archs.ARCHS, default="cpu-next", help="default: %(default)s")
+    own.add_argument("--arch", choices=archs.ARCHS, default="cpu-4x256", help="default: %(default)s")
     own.add_argument("--threads", type=arguments.count, default=4, metavar="N", help="default: %(default)s")
     own.add_argument("--methods", type=arguments.listed(str), default=list(SHARED), metavar="A,B")
     own.add_argument("--keep", type=arguments.keep, default=0.2, metavar="N", help="budget; default: %(default)s")

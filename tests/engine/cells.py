@@ -13,7 +13,7 @@ from torch import Tensor
 import vtc
 from tests.families import FAMILIES, batch
 
-GREEDY: dict[str, Any] = dict(max_new_tokens=6, do_sample=False)
+GREEDY: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
 VIDEOS = [name for name, family in FAMILIES.items() if family.videos is not None]
 #: name -> a method, or methods that act one after another; of each stage and kind
 METHODS: dict[str, Callable[[], Any]] = {

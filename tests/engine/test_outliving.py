@@ -289,7 +289,6 @@ def test_two_wraps_one_after_another(family: str, method: str) -> None:
 WAYS: dict[str, Callable[[Any], Any]] = {
     **COPIES,
     "accelerate": lambda value: send_to_device(value, torch.device("cpu")),
-    "accelerate, twice": lambda value: send_to_device(send_to_device(value, "cpu"), "cpu"),
 }
 ENCODED = ["divprune", "vtc-cls", "visionzip", "input + layer + cache", "quota", "dycoke"]
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ STAGES = ["divprune", "visionzip", "fastv", "sparsevlm", "h2o", "h2o, all, every
 def _restless() -> Iterator[None]:
     """Threads take turns far more often than they would: many times in every layer."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-4)
     yield
     sys.setswitchinterval(before)
 
@@ -68,12 +69,8 @@ def test_each_thread_gets_its_own(family: str, method: str) -> None:
         alone = [answer(model, inputs) for inputs in asked]
         assert len({str(a[1]) for a in alone}) == len(asked)  # reports that can be told apart
 
-        def work(i: int) -> list[Any]:
-            return [answer(model, asked[(i + turn) % len(asked)]) for turn in range(2)]
-
-        for i, answers in enumerate(together([lambda i=i: work(i) for i in range(len(asked))])):
-            for turn, got in enumerate(answers):
-                assert_same(got, alone[(i + turn) % len(asked)])
+        for got, right in zip(together([partial(answer, model, x) for x in asked]), alone, strict=True):
+            assert_same(got, right)
 
 
 @pytest.mark.parametrize(("family", "method"), cells(FAMILIES, STAGES))
@@ -129,13 +126,13 @@ def test_two_models_two_methods(family: str) -> None:
 
     def work(model: Any, method: str, inputs: dict[str, Tensor]) -> list[Any]:
         found = []
-        for _ in range(3):
+        for _ in range(2):
             with vtc.wrapped(model, METHODS[method]()):
                 found.append(answer(model, inputs))
         return found
 
     def plain() -> list[Tensor]:
-        return [models[2].generate(**asked[0], **GREEDY) for _ in range(6)]
+        return [models[2].generate(**asked[0], **GREEDY) for _ in range(4)]
 
     alone = [work(*each)[0] for each in zip(models, used, asked, strict=False)]
     expected = models[2].generate(**asked[0], **GREEDY)
@@ -178,7 +175,7 @@ def test_coroutines_hand_work_to_threads(family: str) -> None:
 
     async def serve() -> list[Any]:
         with torch.no_grad():
-            return await asyncio.gather(*(asyncio.to_thread(ask, x) for x in asked * 2))
+            return await asyncio.gather(*(asyncio.to_thread(ask, x) for x in asked[:3] * 2))
 
     def ask(inputs: dict[str, Tensor]) -> Any:
         with torch.no_grad():
@@ -186,7 +183,7 @@ def test_coroutines_hand_work_to_threads(family: str) -> None:
 
     with vtc.wrapped(model, METHODS[method]()):
         alone = [answer(model, x) for x in asked]
-        for got, expected in zip(asyncio.run(serve()), alone * 2, strict=True):
+        for got, expected in zip(asyncio.run(serve()), alone[:3] * 2, strict=True):
             assert_same(got, expected)
 
 

@@ -39,7 +39,7 @@ def test_ratios_are_of_one_round_each() -> None:
 
 def test_it_writes_what_it_measured(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
     small = archs.Arch("llava", 2, 32, 2, 48, archs.SMALL_CLIP)
-    monkeypatch.setitem(archs.ARCHS, "cpu-next", small)
+    monkeypatch.setitem(archs.ARCHS, "cpu-4x256", small)
     files = [part for kind in ("csv", "markdown") for part in (f"--{kind}", str(tmp_path / f"t.{kind}"))]
     how = ["--device", "cpu", "--threads", "2", "--rounds", "1", "--methods", "divprune"]
     assert main(["bench", "threads", *how, *files]) == 0
@@ -49,4 +49,4 @@ def test_it_writes_what_it_measured(tmp_path: Any, monkeypatch: Any, capsys: Any
     assert float(second["ratio"]) > 0
     assert second["workers"] == "2"
     assert "| divprune" in (tmp_path / "t.markdown").read_text()
-    assert "2 threads on cpu-next" in capsys.readouterr().out
+    assert "2 threads on cpu-4x256" in capsys.readouterr().out
