@@ -36,8 +36,8 @@ ROWS: list[list[int | str]] = [[0], [1, 2], []]
 @pytest.fixture(autouse=True)
 def _everything_registered_is_removed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stage.stages()  # those that ship are there from now on
-    tables: tuple[dict[Any, Any], ...] = (stages._TABLE, signals._TABLE, methods._METHODS, registry._ADAPTERS)
-    tables += (tower._TOWERS, decoder._DECODERS)
+    tables: list[dict[Any, Any]] = [stages._TABLE, signals._TABLE, methods._METHODS, registry._ADAPTERS]
+    tables += [tower._TOWERS, decoder._DECODERS]
     before, known = [dict(table) for table in tables], list(stage._STAGES)
     yield
     for table, old in zip(tables, before, strict=True):
