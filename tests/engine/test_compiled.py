@@ -215,5 +215,5 @@ def test_a_full_graph_is_refused_with_the_reason() -> None:
     model, inputs = shallow(), batch("llava", [[0]])
     vtc.wrap(model, "divprune", keep=0.3)
     model.model.language_model.compile(backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph can hold; compile without fullgraph=True"):
+    with pytest.raises(RuntimeError, match="no graph can hold; compile without fullgraph=True"):
         model(**inputs)

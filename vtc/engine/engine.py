@@ -44,6 +44,7 @@ from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerSignals, reader
 from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of, length_of
+from vtc.engine.wrappers import check_in_place, hooked_modules
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
@@ -90,6 +91,7 @@ class Engine:
         self.compact = any(part.positions == "compact" for part in parts)
         self.signals = TowerSignals(model, self.family, parts, self._after_tower)
         self.handles: list[RemovableHandle] = []
+        self.hooked: dict[str, nn.Module] = {}
         self.traces = Traces()
 
     # -- attach, detach ----------------------------------------------------------------------------------------
@@ -127,12 +129,14 @@ class Engine:
                 self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
         for handle in self.signals.attach():
             self.handles.append(handle)
+        self.hooked = hooked_modules(model, self.handles)
         forget_graphs()
 
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.hooked = {}
         context.pop(self)  # what an interruption left open
         self.signals.close()
         forget_graphs()
@@ -186,6 +190,8 @@ class Engine:
             if not compressed(past):
                 return  # plain text, as if the model were not wrapped
         check_inputs(self.family, self.model, given, visual=True)
+        if forward.prompts:
+            check_in_place(self.model, self.hooked)
         for stage in self.stages:
             stage.check(forward)
 

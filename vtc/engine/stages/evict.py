@@ -48,7 +48,7 @@ class CachedRows:
     @property
     def record(self) -> Tensor:
         """[N], what the method's `gain` made of the attention that each has received."""
-        return self.layer.tags[f"record {self.number}"][self.batch_row, self.rows]
+        return self.layer.tags[self.run.record_of(self.number)][self.batch_row, self.rows]
 
     @property
     def survives(self) -> Tensor:
@@ -76,6 +76,10 @@ class EvictRun(Run):
             visible = torch.where(part >= 0, before.gather(1, (part + view.past).clamp(min=0)), 0)
             heard += method.gain(view.rows(part), visible)
         return heard
+
+    def record_of(self, number: int) -> str:
+        """The tag of a method's record: a cache that goes on under another method keeps its own apart."""
+        return f"record {number} of {self.stage.methods[number]}"
 
     def leave(self, cache: Any) -> None:
         """Drop what the methods that are due do not keep."""
@@ -125,7 +129,7 @@ class EvictRun(Run):
 
     def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
         """Add what was heard in this forward to the record of a layer's rows."""
-        layer, name = compressed_layer(self.flow, cache, i), f"record {number}"
+        layer, name = compressed_layer(self.flow, cache, i), self.record_of(number)
         before = layer.tags.get(name)
         if before is not None:
             heard[:, : before.shape[1]] += before.to(heard.device)
