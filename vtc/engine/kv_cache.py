@@ -165,7 +165,10 @@ class CompressedLayer(DynamicLayer):
         tail = self.tail + held - self.prompt
         self.tail = min(tail, held if not len(gaps) else held - 1 - int(gaps[-1]))
         self.keys, self.values = rows_of(self.keys, taken), rows_of(self.values, taken)
-        self.tags = {name: tag.gather(1, taken.to(tag.device)) for name, tag in self.tags.items()}
+        for name, tag in self.tags.items():
+            # a record of another method, of an earlier turn, knows nothing of the rows since: that is 0
+            whole = torch.nn.functional.pad(tag, (0, max(0, held - tag.shape[1])))
+            self.tags[name] = whole.gather(1, taken.to(tag.device))
         self.dropped, self.prompt = self.dropped + held - width, width
         self.mask = None if int(counts.min()) == width else valid
         # without padding, layers that hold equally many rows at equal positions can share masks
