@@ -161,7 +161,7 @@ def test_mistakes_come_before_weights(monkeypatch):
     for text, sentence in {
         "pretrained=tiny-llava,method=divprune,keep=0.1": "use --model vtc_llava",
         "pretrained=tiny-llava,method=divprun": "Did you mean 'divprune'",
-        "pretrained=tiny-llava,method=divprune,keep=1.5": "outside",
+        "pretrained=tiny-llava,method=divprune,keep=1.5": "keep=1.5 is not a number in",
     }.items():
         with pytest.raises(ValueError, match=sentence):
             build(text, {"batch_size": 1, "device": None})
