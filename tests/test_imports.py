@@ -120,7 +120,10 @@ def test_the_version(monkeypatch):
     del vtc.__version__
 
 
-@pytest.mark.parametrize("first", ["vtc.models.tiny", "vtc.models.llava", "vtc.models.tower", "vtc.engine.engine"])
+@pytest.mark.parametrize(
+    "first",
+    ["vtc.models.tower", *(pytest.param(f"vtc.{x}", marks=pytest.mark.full) for x in ("models.tiny", "engine.engine"))],
+)
 def test_families_and_towers_are_known_whatever_is_imported_first(first):
     code = f"import {first}, vtc.models\nassert 'llava' in vtc.models.list_families()\n"
     code += "from vtc.models.tower import known_towers\n"
