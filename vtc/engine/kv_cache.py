@@ -150,6 +150,12 @@ class CompressedLayer(DynamicLayer):
         unseen = torch.zeros(rows, self.unread, dtype=torch.bool, device=device)
         return torch.cat([unseen, own.to(device), later.to(device)], dim=1)
 
+    def take_in(self, mask: Tensor | None) -> None:
+        """Count the rows added since to the prompt; `mask` BoolTensor [B, held] says which are real, None = all."""
+        assert self.keys is not None
+        held = self.keys.shape[2]
+        self.tail, self.prompt, self.mask = self.tail + held - self.prompt, held, mask
+
     # -- what changes it ---------------------------------------------------------------------------------------
 
     def evict(self, keep: Tensor) -> None:

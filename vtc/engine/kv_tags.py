@@ -66,7 +66,7 @@ def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
         _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
         known = layer.tags[SLOT]
     if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
-        layer.tail, layer.mask, layer.prompt = layer.tail + held - layer.prompt, seen, held
+        layer.take_in(seen)
     if known.shape[1] < held:
         owner = torch.full((flow.rows, flow.length), -1, device=flow.device)
         total, kind = torch.zeros_like(owner), torch.zeros_like(owner)

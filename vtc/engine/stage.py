@@ -65,7 +65,8 @@ class Run:
     """One forward as a stage sees it; the base does nothing."""
 
     def __init__(self, stage: Any, forward: Forward) -> None:
-        self.stage, self.forward = stage, forward
+        assert forward.flow is not None  # runs begin when it has
+        self.stage, self.forward, self.flow = stage, forward, forward.flow
 
     def enter(self, kwargs: dict[str, Any]) -> None:
         """Before the language model: `kwargs` are its keyword arguments, to be changed in place."""

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from vtc.budget import layer_number
 from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
-from vtc.engine.flow import Flow, padded
+from vtc.engine.flow import padded
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, real_rows, settle, tagged
@@ -61,8 +61,6 @@ class EvictRun(Run):
 
     def __init__(self, stage: EvictStage, forward: Forward) -> None:
         super().__init__(stage, forward)
-        assert forward.flow is not None
-        self.flow: Flow = forward.flow
         self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K]
         self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
 

@@ -19,8 +19,8 @@ from vtc.signals import VisualTokens
 
 class InputRun(Run):
     def enter(self, kwargs: dict[str, Any]) -> None:
-        flow = self.forward.flow
-        if flow is None or not flow.spans:
+        flow = self.flow
+        if not flow.spans:
             return
         embeds: Tensor = kwargs["inputs_embeds"]
         selections = self._choose(flow, embeds)

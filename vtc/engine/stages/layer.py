@@ -17,7 +17,6 @@ from torch.utils.hooks import RemovableHandle
 from vtc import ops
 from vtc.engine.attention import LayerView, reads_attention
 from vtc.engine.context import uncompiled
-from vtc.engine.flow import Flow
 from vtc.engine.forward import Forward
 from vtc.engine.layer_signals import Door, LayerSignals
 from vtc.engine.stage import Facts, Run, Stage
@@ -37,8 +36,6 @@ class LayerRun(Run):
 
     def __init__(self, stage: LayerStage, forward: Forward) -> None:
         super().__init__(stage, forward)
-        assert forward.flow is not None
-        self.flow: Flow = forward.flow
         self.before: dict[int, LayerSignals] = {}  # by the layer they were measured in
         self.history: dict[LayerMethod, Tensor] = {}  # summed transitions, [B, S]
         self.watches: dict[LayerMethod, list[Stopwatch]] = {}  # time spent listening since the last choice

@@ -43,16 +43,15 @@ class ReadRun(Run):
 
     def enter(self, kwargs: dict[str, Any]) -> None:
         """A forward of several tokens reads everything again, and the next step chooses from nothing."""
-        flow = self.forward.flow
-        decider = None if flow is None else flow.past(self.stage.first - 1)
-        if flow is not None and decider is not None and flow.length > 1:
+        decider = self.flow.past(self.stage.first - 1)
+        if decider is not None and self.flow.length > 1:
             decider.tags.pop(HEARD, None)
             decider.tags.pop(ACTIVE, None)
 
     def leave(self, cache: Any) -> None:
         """After a forward with pictures: note what every row of the cache is."""
-        flow = self.forward.flow
-        if flow is None or cache is None:
+        flow = self.flow
+        if cache is None:
             return
         for past in flow.pasts:
             if past is not None:
@@ -61,16 +60,12 @@ class ReadRun(Run):
             return
         for i in range(self.stage.first - 1, self.stage.depth):
             layer = tagged(flow, cache, i)
-            assert layer.keys is not None
-            held = layer.keys.shape[2]
-            if layer.prompt < held:  # nothing of this forward was dropped: the cache is as it was, and longer
-                layer.tail, layer.mask = layer.tail + held - layer.prompt, flow.seen_keys(i)
-                layer.prompt = held
+            if layer.keys is not None and layer.prompt < layer.keys.shape[2]:  # nothing of this forward was dropped
+                layer.take_in(flow.seen_keys(i))
 
     def decide(self, cache: Any, view: LayerView) -> None:
         """The deciding layer has attended: choose what the layers behind it read in this step."""
-        flow, stage = self.forward.flow, self.stage
-        assert flow is not None
+        flow, stage = self.flow, self.stage
         layer = cache.layers[stage.first - 1]
         visual = rows_of_kind(layer, stage.method.modality)
         heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
@@ -87,8 +82,7 @@ class ReadRun(Run):
 
     def _read(self, cache: Any, decider: CompressedLayer, active: Tensor) -> None:
         """Let the layers from `first` on read their text and the tokens `active` [B, prompt] of the deciding layer."""
-        flow, stage = self.forward.flow, self.stage
-        assert flow is not None
+        flow, stage = self.flow, self.stage
         wanted = torch.zeros(len(active), flow.seen + 1, dtype=torch.long, device=active.device)
         wanted = wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].to(active.device), active.long()) > 0
         readings: dict[Hashable, Reading] = {}  # where layers hold the same rows
