@@ -45,11 +45,13 @@ class TowerCall:
 
 
 class Known(NamedTuple):
-    """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality."""
+    """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality;
+    and which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
     modality: str = "image"
+    separators: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,15 @@ class Adapter:
         """The projector, [crops, P, D] out, of families that need `crop_counts`."""
         return None
 
-    def crop_counts(self, model: nn.Module, features: Tensor) -> list[int]:
+    def separator(self, model: nn.Module) -> Tensor | None:
+        """[D], the embedding that a family puts between visual tokens where only the tokens tell how many there are.
+
+        `layout` finds which tokens it is in `known.separators`: this is looked up for all images at once, as the device
+        has to be waited for.
+        """
+        return None
+
+    def crop_counts(self, model: nn.Module, features: Tensor, known: Known) -> list[int]:
         """Numbers of crops that an image with tokens `features` [N, D] may have, the likeliest first.
 
         Only families that cannot tell from the tokens alone (any-resolution pictures) list any.

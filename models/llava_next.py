@@ -39,8 +39,11 @@ class LlavaNextAdapter(LlavaAdapter):
     def crop_projector(self, model: nn.Module) -> nn.Module | None:
         return self.base(model).multi_modal_projector
 
-    def crop_counts(self, model: nn.Module, features: Tensor) -> list[int]:
-        found = self._mosaics(model, features)
+    def separator(self, model: nn.Module) -> Tensor:
+        return self.base(model).image_newline
+
+    def crop_counts(self, model: nn.Module, features: Tensor, known: Known) -> list[int]:
+        found = self._mosaics(model, features, known)
         counts = [1 + m.crops_h * m.crops_w for m in found] if found else [1]
         if not found:  # a single crop, or a picture so thin that no patch of its mosaic is left
             config: Any = model.config
@@ -51,7 +54,7 @@ class LlavaNextAdapter(LlavaAdapter):
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.modality == "video":
             return self.video_layout(model, features)
-        side, rows, cols = self._shape(model, features)
+        side, rows, cols = self._shape(model, features, known)
         per_crop = side * side
         if cols == 0:
             crops = known.crops or 1
@@ -59,7 +62,8 @@ class LlavaNextAdapter(LlavaAdapter):
             ends = torch.full((rows,), -1)
             patch, crop = torch.cat([one.patch, ends]), torch.cat([one.crop, ends])
             return ImageLayout(one.grid, one.tiles, patch, crop, per_crop * crops, crops)
-        fitting = [m for m in self._mosaics(model, features) if known.crops in (None, 1 + m.crops_h * m.crops_w)]
+        found = self._mosaics(model, features, known)
+        fitting = [m for m in found if known.crops in (None, 1 + m.crops_h * m.crops_w)]
         if not fitting:
             raise ValueError(f"no arrangement of {known.crops} crops leaves a mosaic of {rows} x {cols} visual tokens.")
         mosaic = fitting[0]
@@ -87,12 +91,14 @@ class LlavaNextAdapter(LlavaAdapter):
         config: Any = model.config.vision_config
         return config.image_size // config.patch_size
 
-    def _shape(self, model: nn.Module, features: Tensor) -> tuple[int, int, int]:
+    def _shape(self, model: nn.Module, features: Tensor, known: Known) -> tuple[int, int, int]:
         """Tokens along a crop, rows and columns of the mosaic; columns are 0 if only newlines follow the thumbnail."""
         side = self._side(model)
         n, per_crop = features.shape[0], side * side
-        newline = self.base(model).image_newline.to(features)
-        breaks = (features == newline).all(dim=-1).nonzero().flatten().tolist()
+        found = known.separators
+        if found is None:
+            found = (features == self.separator(model).to(features)).all(dim=-1)
+        breaks = found.nonzero().flatten().tolist()
         rows = len(breaks)
         cols = breaks[0] - per_crop if breaks else 0
         if (
@@ -103,9 +109,9 @@ class LlavaNextAdapter(LlavaAdapter):
             raise ValueError(f"{n} visual tokens are no thumbnail of {per_crop} followed by rows that end in newlines.")
         return side, rows, cols
 
-    def _mosaics(self, model: nn.Module, features: Tensor) -> list[Mosaic]:
+    def _mosaics(self, model: nn.Module, features: Tensor, known: Known) -> list[Mosaic]:
         whole: Any = model.config
-        side, rows, cols = self._shape(model, features)
+        side, rows, cols = self._shape(model, features, known)
         size = whole.vision_config.image_size
         pinpoints = tuple((h // size, w // size) for h, w in whole.image_grid_pinpoints)
         return find_mosaics(rows, cols, side, pinpoints, self.max_crops(model)) if cols else []

@@ -130,7 +130,7 @@ for _row in (
         ("T", "N"),
         "layer",
         "attention of the text after the row's pictures onto each token, in a decoder layer",
-        lambda layer, span: layer.text_rows[layer.row(span)][layer.text(span)][:, layer.keys_of(span)],
+        lambda layer, span: layer.text_rows[layer.row(span), layer.words(span)][:, layer.keys_of(span)],
         attention=True,
     ),
     Signal(

@@ -12,7 +12,7 @@ def numbers(features: Tensor) -> tuple[Tensor, Tensor]:
     x = features.float()
     norms = torch.linalg.vector_norm(x, dim=-1)
     usable = norms.isfinite() & (norms > 0)
-    if not bool(usable.all()):
+    if x.device.type != "cpu" or not bool(usable.all()):  # a GPU would have to be waited for
         x = torch.where(usable.unsqueeze(-1), x, 0.0)
         norms = torch.where(usable, norms, 1.0)
     return x, 1.0 / norms

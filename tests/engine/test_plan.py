@@ -5,13 +5,20 @@ import random
 import pytest
 import torch
 
-from vtc.engine.plan import Plan
+from vtc.engine.plan import Places, Plan
 from vtc.layout import Tile, VisualLayout, VisualSpan
 from vtc.selection import Selection
 
 pytestmark = pytest.mark.core
 
-CPU = torch.device("cpu")
+
+def planned(layout, selections):
+    """The Plan of a whole batch."""
+    spans = layout.spans
+    rows = torch.cat([torch.full((s.tokens,), s.row) for s in spans])
+    at = torch.stack([rows, torch.cat([s.index for s in spans])])
+    places = Places(tuple(s.row for s in spans), tuple(s.tokens for s in spans), at)
+    return Plan.of(layout.rows, layout.length, places, selections)
 
 
 def span(row, start, h, w):
@@ -54,7 +61,7 @@ def rows_of(layout, selections):
 @pytest.mark.parametrize("seed", range(12))
 def test_slots(seed):
     layout, selections = random_batch(seed)
-    plan, rows = Plan.of(layout, selections, CPU), rows_of(layout, selections)
+    plan, rows = planned(layout, selections), rows_of(layout, selections)
     width = max(map(len, rows))
     assert plan.width == width
     assert plan.ragged == (len({len(r) for r in rows}) > 1)
@@ -71,7 +78,7 @@ def test_slots(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_restored_rows_show_the_last_kept_one_before_them(seed):
     layout, selections = random_batch(seed)
-    plan, rows = Plan.of(layout, selections, CPU), rows_of(layout, selections)
+    plan, rows = planned(layout, selections), rows_of(layout, selections)
     marks = torch.full((3, plan.width, 1), -1.0)
     for r, kept in enumerate(rows):
         for i, (_, at) in enumerate(kept):
@@ -88,10 +95,9 @@ def test_restored_rows_show_the_last_kept_one_before_them(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_visual_slots_and_slots_of_each_span(seed):
     layout, selections = random_batch(seed)
-    plan = Plan.of(layout, selections, CPU)
+    plan = planned(layout, selections)
     expected = torch.zeros(3, plan.width, dtype=torch.bool)
-    for s, c in zip(layout.spans, selections, strict=True):
-        slots = plan.slots_of(s, c)
+    for s, c, slots in zip(layout.spans, selections, plan.outputs.split(plan.outputs.at[1]), strict=True):
         assert plan.index[s.row, slots].tolist() == s.index[c.anchor].tolist()
         expected[s.row, slots] = True
     assert torch.equal(plan.visual(), expected)
@@ -100,7 +106,7 @@ def test_visual_slots_and_slots_of_each_span(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_merged_rows_line_up_with_the_visual_slots(seed):
     layout, selections = random_batch(seed)
-    plan = Plan.of(layout, selections, CPU)
+    plan = planned(layout, selections)
     rows = torch.cat([s.row * 100 + s.index for s in layout.spans]).float().unsqueeze(1)
     where = plan.visual().nonzero()
     shown = [100 * int(r) + int(plan.index[r, c]) for r, c in where]
@@ -111,7 +117,7 @@ def test_merged_rows_line_up_with_the_visual_slots(seed):
 def test_line_positions(seed):
     """Original: each slot has the position of its place. Compact: consecutive numbers from the row's first on."""
     layout, selections = random_batch(seed)
-    plan, rows = Plan.of(layout, selections, CPU), rows_of(layout, selections)
+    plan, rows = planned(layout, selections), rows_of(layout, selections)
     ids = torch.arange(layout.length).repeat(3, 1) + torch.tensor([[0], [5], [2]])
     kept, shift = plan.positions(ids, compact=False)
     assert shift.tolist() == [0, 0, 0]
@@ -134,7 +140,7 @@ def mrope(before, h, w, after):
 def test_grid_positions_follow_the_token_when_original():
     ids = mrope(2, 3, 4, 3)
     layout = VisualLayout(1, 17, (span(0, 2, 3, 4),))
-    plan = Plan.of(layout, [Selection.prune(torch.tensor([7, 1]), 12)], CPU)
+    plan = planned(layout, [Selection.prune(torch.tensor([7, 1]), 12)])
     new, shift = plan.positions(ids, compact=False)
     assert new[:, 0].T.tolist() == [[0] * 3, [1] * 3, [2, 3, 5], [2, 2, 3], [6] * 3, [7] * 3, [8] * 3]
     assert shift.tolist() == [0]
@@ -144,7 +150,7 @@ def test_grid_positions_close_gaps_when_compact():
     """Kept tokens at (0, 1), (0, 3), (2, 3) of a 3 x 4 grid: a 2 x 2 grid is left, and text moves down by 2."""
     ids = mrope(2, 3, 4, 3)
     layout = VisualLayout(1, 17, (span(0, 2, 3, 4),))
-    plan = Plan.of(layout, [Selection.prune(torch.tensor([1, 3, 11]), 12)], CPU)
+    plan = planned(layout, [Selection.prune(torch.tensor([1, 3, 11]), 12)])
     new, shift = plan.positions(ids, compact=True)
     image = [[2, 2, 2], [2, 2, 3], [2, 3, 3]]
     assert new[:, 0].T.tolist() == [[0] * 3, [1] * 3, *image, [4] * 3, [5] * 3, [6] * 3]
@@ -157,7 +163,7 @@ def test_grid_positions_of_two_images_in_a_row():
     first, second = mrope(1, 2, 2, 1), mrope(0, 2, 2, 1)
     ids = torch.cat([first, second + 4], dim=2)  # text, image, text, image, text
     layout = VisualLayout(1, 11, (span(0, 1, 2, 2), span(0, 6, 2, 2)))
-    plan = Plan.of(layout, [Selection.prune(torch.tensor([3]), 4), Selection.prune(torch.tensor([0, 3]), 4)], CPU)
+    plan = planned(layout, [Selection.prune(torch.tensor([3]), 4), Selection.prune(torch.tensor([0, 3]), 4)])
     new, shift = plan.positions(ids, compact=True)
     assert new[:, 0].T.tolist() == [[0] * 3, [1] * 3, [2] * 3, [3] * 3, [3, 4, 4], [5] * 3]
     assert shift.tolist() == [1]
@@ -165,7 +171,7 @@ def test_grid_positions_of_two_images_in_a_row():
 
 def test_keeping_everything_changes_nothing():
     layout = VisualLayout(2, 12, (span(0, 1, 2, 3), span(1, 3, 1, 4)))
-    plan = Plan.of(layout, [Selection.identity(6), Selection.identity(4)], CPU)
+    plan = planned(layout, [Selection.identity(6), Selection.identity(4)])
     x = torch.randn(2, 12, 3)
     assert torch.equal(plan.gather(x), x)
     assert torch.equal(plan.restore(x), x)
@@ -175,11 +181,3 @@ def test_keeping_everything_changes_nothing():
         new, shift = plan.positions(ids, compact)
         assert torch.equal(new, ids)
         assert shift.tolist() == [0, 0]
-
-
-def test_a_batch_without_images_is_left_alone():
-    plan = Plan.of(VisualLayout(2, 5, ()), [], CPU)
-    x = torch.randn(2, 5, 3)
-    assert torch.equal(plan.gather(x), x)
-    assert torch.equal(plan.restore(x), x)
-    assert not plan.visual().any()

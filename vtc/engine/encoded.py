@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.find_layout import layouts_of
+from vtc.engine.find_layout import Looks, layouts_of
 from vtc.engine.tower_call import ITEM, pack
 from vtc.models.family import Adapter, TowerCall
 
@@ -37,10 +37,9 @@ class Encoded:
         for count in pieces:
             self._features.append(rest[:count])
             rest = rest[count:]
-        whole = [torch.cat(own) for own in self._features]
-        layouts = layouts_of(
-            adapter, model, [x.flatten(0, -2) for x in whole], call.grid_thw, call, [modality] * len(whole)
-        )
+        whole = [torch.cat(own).flatten(0, -2) for own in self._features]
+        looks = Looks.of(adapter, model, whole, call)
+        layouts = layouts_of(adapter, model, whole, looks, call.grid_thw, call, [modality] * len(whole))
         if layouts is None:
             raise ValueError("the vision inputs do not belong together: pass what one call of the processor returned.")
         self._tokens = [layout.tower_tokens for layout in layouts]

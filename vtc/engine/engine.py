@@ -32,9 +32,9 @@ from vtc.engine.attention import check_reads
 from vtc.engine.companions import CompanionRows, take
 from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
-from vtc.engine.find_layout import Seen, find_layout
-from vtc.engine.find_prompts import brought, find_prompts
-from vtc.engine.flow import PLACEMENTS
+from vtc.engine.find_layout import Found, Seen, find_layout
+from vtc.engine.find_prompts import brought, find_prompts, on_host
+from vtc.engine.flow import PLACEMENTS, Flow
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
@@ -45,11 +45,12 @@ from vtc.engine.tower_signals import TowerSignals, reader
 from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of, length_of
 from vtc.engine.wrappers import check_in_place, hooked_modules
-from vtc.layout import VisualLayout, VisualSpan
+from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
-from vtc.models.family import PIXELS
+from vtc.models.family import GRIDS, PIXELS
 from vtc.reports import Report
+from vtc.transfer import upload
 
 
 class Engine:
@@ -184,7 +185,8 @@ class Engine:
         else:
             self.traces.keep(forward.trace, None)
         if not decoding or brought(given) or (given.get("input_ids") is None and given["inputs_embeds"].shape[1] > 1):
-            forward.prompts = find_prompts(self.family, self.model, given, self.frame_marks)
+            forward.host = on_host(given)
+            forward.prompts = find_prompts(self.family, self.model, given, forward.host, self.frame_marks)
         if not any(bool(prompt.visual.any()) for prompt in forward.prompts):
             check_inputs(self.family, self.model, given, visual=False)
             if not compressed(past):
@@ -204,29 +206,27 @@ class Engine:
 
     def _seen(self, forward: Forward) -> list[Seen]:
         """The prompts, with what the tower made of their pixels."""
-        found, ran = [], iter(forward.towers)
+        found, ran, given = [], iter(forward.towers), forward.given
         for prompt in forward.prompts:
             output = prompt.encoded if prompt.encoded is not None else next(ran, None)
             call = unpack(output)
-            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
+            grid, own = prompt.grid_thw, None if call is None else call.grid_thw
+            if own is not None and own is not given.get(GRIDS[prompt.modality]):  # else they are in main memory
+                grid = own
             pooled = getattr(output, "pooler_output", None)
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         return found
 
     def _tower_reader(
-        self, seen: list[Seen], kwargs: dict[str, Any], ends: Tensor | None
+        self, seen: list[Seen], embeds: Tensor, flow: Flow
     ) -> Callable[[Method, VisualSpan], Callable[[str], Tensor]]:
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        words = ~torch.stack([one.visual for one in seen]).any(dim=0)
-        words = words if mask is None else words & mask[:, -embeds.shape[1] :].bool()
-        if ends is not None:
-            words = words & (torch.arange(embeds.shape[1], device=words.device) < ends[:, None])
         calls = {one.modality: one.call for one in seen}
         if len(seen) == 1:  # a family that reads videos as images
             calls = dict.fromkeys(PIXELS, seen[0].call)
 
         def text(row: int) -> Tensor:
-            return embeds[row, words[row].to(embeds.device)]
+            words = flow.prompt[row] & ~torch.stack([one.visual[row] for one in seen]).any(dim=0)  # [L]
+            return embeds[row, upload(words.nonzero()[:, 0], embeds.device)]
 
         return lambda method, span: reader(self.signals, method, span, calls[span.modality], text, embeds.device)
 
@@ -240,13 +240,11 @@ class Engine:
             return None
         forward.reached = forward.asked
         seen = self._seen(forward)
-        layout = find_layout(self.family, self.model, embeds, seen) if seen else None
-        if layout is not None and not layout.spans:
-            layout = None
-        if layout is None and not compressed(cache):
+        found = find_layout(self.family, self.model, embeds, seen) if seen else None
+        if found is None and not compressed(cache):
             return None
         kwargs = dict(kwargs)
-        self._begin(forward, module, kwargs, layout, seen)
+        self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow
         assert flow is not None
         part = flow.part
@@ -263,22 +261,21 @@ class Engine:
         return args, kwargs
 
     def _begin(
-        self, forward: Forward, lm: nn.Module, kwargs: dict[str, Any], layout: VisualLayout | None, seen: list[Seen]
+        self, forward: Forward, lm: nn.Module, kwargs: dict[str, Any], found: Found | None, seen: list[Seen]
     ) -> None:
         """The stages' runs begin and enter, which may shorten what is in `kwargs`."""
         family, ends = self.family, None
-        if layout is not None:
-            visual = torch.stack([one.visual for one in seen]).any(dim=0)
-            ends = forward.ends(visual.to(kwargs["inputs_embeds"].device))
-        placement = PLACEMENTS[family.placement]
-        flow = forward.flow = placement(lm, kwargs, layout, self.compact, family.mrope, ends)
-        if layout is not None:
+        if found is not None:
+            ends = forward.ends(torch.stack([one.visual for one in seen]).any(dim=0))
+        placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
+        flow = forward.flow = placement(lm, kwargs, found, self.compact, family.mrope, ends, mask)
+        if found is not None:
             forward.trace = Trace(notes=list(self.signals.notes))
             forward.trace.begin(flow)
             self.traces.keep(forward.trace, None)
-            forward.tower = self._tower_reader(seen, kwargs, ends)
+            forward.tower = self._tower_reader(seen, kwargs["inputs_embeds"], flow)
             for stage in self.stages:
-                stage.check_spans(layout.spans)
+                stage.check_spans(found.layout.spans)
             beside = take(family.companions, kwargs)
             if beside is not None:
                 forward.companions = CompanionRows([(0, beside[1], beside[0])])

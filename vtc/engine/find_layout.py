@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vtc.engine.plan import Places
 from vtc.layout import VisualLayout, VisualSpan
 from vtc.models.family import Adapter, FrameMarks, ImageLayout, Known, TowerCall
+from vtc.transfer import download_all, upload
 
 _CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
 _MISMATCH = (
@@ -23,13 +26,13 @@ class Seen(NamedTuple):
 
     Attributes:
         modality: "image" or "video".
-        visual: BoolTensor [B, L], True at their tokens.
+        visual: BoolTensor [B, L] in main memory, True at their tokens.
         pooled: the encoder's features, one [N, D] per image (or tile) or video, in reading order; None if unknown, then
             every unbroken run of their tokens is one of them.
         grid_thw: [images, 3] patch grids where the family has them.
         call: the tower's run, if known; its signals are addressed by each span's `patch`.
-        frames: LongTensor [B, L], 1, 2, ... at tokens of a video's frames, 0 at others, for families that write videos
-            as numbered images; None = there are none.
+        frames: LongTensor [B, L] in main memory, 1, 2, ... at tokens of a video's frames, 0 at others, for families
+            that write videos as numbered images; None = there are none.
     """
 
     modality: str
@@ -40,63 +43,143 @@ class Seen(NamedTuple):
     frames: Tensor | None = None
 
 
-def find_layout(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Sequence[Seen]) -> VisualLayout:
-    """The layout of one batch, from the language model's input `embeds` [B, L, D] with features in place."""
+class Found(NamedTuple):
+    """The spans of a batch, and their tokens one after another, on the device.
+
+    Attributes:
+        places: where they lie. features: [V, D], the tokens themselves.
+    """
+
+    layout: VisualLayout
+    places: Places
+    features: Tensor
+
+    def numbers(self) -> list[Tensor]:
+        """Per span, LongTensor [N]: 0, 1, ..., N - 1."""
+        here = torch.arange(max(self.places.sizes), device=self.features.device)
+        return [here[:n] for n in self.places.sizes]
+
+
+@dataclass
+class _Piece:
+    """The tokens of one image or video in one row: all of main memory, but for `features`."""
+
+    row: int
+    index: Tensor  # [N]
+    modality: str
+    runs: int  # unbroken runs of tokens that it has
+    features: Tensor = field(default_factory=lambda: torch.empty(0))  # [N, D]
+
+
+def find_layout(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Sequence[Seen]) -> Found | None:
+    """The layout of one batch, from the language model's input `embeds` [B, L, D] with features in place; None if
+    there is nothing visual in it."""
     rows, length = embeds.shape[:2]
-    spans: list[VisualSpan] = []
+    pieces = [_placed(one, adapter.joins_pieces) for one in seen]
+    order = sorted((piece for own in pieces for piece in own), key=lambda piece: (piece.row, int(piece.index[0])))
+    if not order:
+        return None
+    sizes = [len(piece.index) for piece in order]
+    places = torch.stack([
+        torch.tensor([piece.row for piece in order]).repeat_interleave(torch.tensor(sizes)),
+        torch.cat([piece.index for piece in order]),
+    ])  # fmt: skip
+    at = upload(places, embeds.device)
+    features = embeds[at[0], at[1]]
+    for piece, own in zip(order, features.split(sizes), strict=True):
+        piece.features = own
+    spans: dict[int, VisualSpan] = {}
     expansion = 1
-    for one in seen:
-        found, repeated = _spans(adapter, model, embeds, one)
-        spans += found
-        expansion = max(expansion, repeated)
-    spans.sort(key=lambda span: (span.row, int(span.index[0])))
-    return VisualLayout(rows, length, tuple(spans), expansion)
+    for one, own in zip(seen, pieces, strict=True):
+        if own:
+            found, repeated = _spans(adapter, model, own, one)
+            spans |= {id(piece): span for piece, span in zip(own, found, strict=True)}
+            expansion = max(expansion, repeated)
+    layout = VisualLayout(rows, length, tuple(spans[id(piece)] for piece in order), expansion)
+    return Found(layout, Places(tuple(piece.row for piece in order), tuple(sizes), at), features)
 
 
-def _spans(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Seen) -> tuple[list[VisualSpan], int]:
-    """Spans of one modality, and how many rows in a row share one prompt."""
-    where = seen.visual.cpu().nonzero()  # [V, 2], reading order
+def _placed(seen: Seen, join: bool) -> list[_Piece]:
+    """The images, or videos, of one modality."""
+    where = seen.visual.nonzero()  # [V, 2], reading order
     if not len(where):
-        return [], 1
-    pieces = _pieces(where, seen.pooled, adapter.joins_pieces)
+        return []
+    pieces = _pieces(where, seen.pooled, join)
     runs, modalities = [1] * len(pieces), [seen.modality] * len(pieces)
     if seen.frames is not None:
-        pieces, runs, modalities = _videos(pieces, seen.frames.cpu())
-    placed: list[tuple[int, Tensor]] = []
-    for piece in pieces:
+        pieces, runs, modalities = _videos(pieces, seen.frames)
+    found = []
+    for piece, count, modality in zip(pieces, runs, modalities, strict=True):
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
             raise ValueError(_MISMATCH)
-        placed.append((row, piece[:, 1]))
-    rows_of = [row for row, _ in placed]
-    features = [embeds[row, index.to(embeds.device)] for row, index in placed]
-    images, layouts, expansion = _arrange(adapter, model, rows_of, features, modalities, seen)
+        found.append(_Piece(row, piece[:, 1], modality, count))
+    return found
+
+
+def _spans(
+    adapter: Adapter, model: nn.Module, pieces: list[_Piece], seen: Seen
+) -> tuple[list[VisualSpan], int]:
+    """Spans of one modality, and how many rows in a row share one prompt."""
+    images, layouts, expansion = _arrange(adapter, model, pieces, seen)
     starts, entries = [0], [0]  # of each image: its first tower token, and its first entry in what was encoded
     for image, layout in enumerate(layouts):
         starts.append(starts[-1] + layout.tower_tokens)
-        entries.append(entries[-1] + runs[images.index(image)])
+        entries.append(entries[-1] + pieces[images.index(image)].runs)
     call = seen.call
     spans = [
         VisualSpan(
-            row=row,
-            index=index,
+            row=piece.row,
+            index=piece.index,
             grid=layout.grid,
             tiles=layout.tiles,
-            modality=modality,
+            modality=piece.modality,
             picture=image if call is None or call.pictures is None else call.pictures[entries[image]],
             crop=layout.crop,
             patch=torch.where(layout.patch >= 0, layout.patch + starts[image], -1),
         )
-        for (row, index), image, modality in zip(placed, images, modalities, strict=True)
+        for piece, image in zip(pieces, images, strict=True)
         for layout in [layouts[image]]
     ]
     return spans, expansion
+
+
+class Looks(NamedTuple):
+    """What has to be read off the features themselves, once for all images: the device is waited for.
+
+    Attributes:
+        separators: per image BoolTensor [N], where `Adapter.separator` is; None = the family has none.
+        begins: BoolTensor [images, crops], whether the image's first token is that of the crop; None = not known.
+    """
+
+    separators: list[Tensor] | None
+    begins: Tensor | None
+
+    @classmethod
+    def of(cls, adapter: Adapter, model: nn.Module, features: list[Tensor], call: TowerCall | None) -> Looks:
+        separator, separators, begins = adapter.separator(model), None, None
+        if separator is not None:
+            separators = (torch.cat(features) == separator.to(features[0])).all(dim=-1)  # [sum N]
+        if call is not None and call.first is not None:
+            first = call.first.to(features[0])[None]  # [1, crops, D]
+            starts = torch.stack([x[0] for x in features])[:, None]  # [images, 1, D]
+            begins = ((first == starts) | (first.isnan() & starts.isnan())).all(dim=-1)  # a broken picture is its own
+        read = iter(download_all([x for x in (separators, begins) if x is not None]))
+        sizes = [len(x) for x in features]
+        own = None if separators is None else list(next(read).split(sizes))
+        return cls(own, None if begins is None else next(read))
+
+    def take(self, images: Sequence[int]) -> Looks:
+        """The same of some of the images."""
+        own = None if self.separators is None else [self.separators[i] for i in images]
+        return Looks(own, None if self.begins is None else self.begins[list(images)])
 
 
 def layouts_of(
     adapter: Adapter,
     model: nn.Module,
     features: list[Tensor],
+    looks: Looks,
     grid_thw: Tensor | None,
     call: TowerCall | None,
     modalities: Sequence[str],
@@ -105,37 +188,43 @@ def layouts_of(
     grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
     if len(grids) != len(features):
         return None
-    crops: list[int] | list[None] | None = [None] * len(features)
-    if call is not None and call.first is not None and set(modalities) == {"image"}:
-        crops = _crop_counts([adapter.crop_counts(model, x) for x in features], [x[0] for x in features], call.first)
+    separators = looks.separators or [None] * len(features)
+    known = [Known(grid, None, *facts) for grid, *facts in zip(grids, modalities, separators, strict=True)]
+    if looks.begins is not None and set(modalities) == {"image"}:
+        options = [adapter.crop_counts(model, x, facts) for x, facts in zip(features, known, strict=True)]
+        crops = _crop_counts(options, looks.begins.tolist())
         if crops is None:
             return None
-    known = [Known(*facts) for facts in zip(grids, crops, modalities, strict=True)]
+        known = [facts._replace(crops=count) for facts, count in zip(known, crops, strict=True)]
     layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
     fits = call is None or sum(layout.crops for layout in layouts) == call.crops
     return layouts if fits else None
 
 
 def _arrange(
-    adapter: Adapter,
-    model: nn.Module,
-    rows: list[int],
-    features: list[Tensor],
-    modalities: list[str],
-    seen: Seen,
+    adapter: Adapter, model: nn.Module, pieces: list[_Piece], seen: Seen
 ) -> tuple[list[int], list[ImageLayout], int]:
     """(image of each span, layout of each image, how many rows in a row share one prompt).
 
     Beam search and several return sequences repeat every row; the tower saw the images once.
     """
+    rows, looks = [piece.row for piece in pieces], Looks.of(adapter, model, [x.features for x in pieces], seen.call)
     for expansion in range(1, max(rows) + 2):
         images = _images(rows, expansion)
         if images is None:
             continue
         first = [images.index(image) for image in range(max(images) + 1)]
+        own = [pieces[i] for i in first]
         try:
-            own, kinds = [features[i] for i in first], [modalities[i] for i in first]
-            layouts = layouts_of(adapter, model, own, seen.grid_thw, seen.call, kinds)
+            layouts = layouts_of(
+                adapter,
+                model,
+                [piece.features for piece in own],
+                looks.take(first),
+                seen.grid_thw,
+                seen.call,
+                [piece.modality for piece in own],
+            )
         except ValueError as error:
             if seen.call is not None:
                 raise
@@ -145,17 +234,17 @@ def _arrange(
     raise ValueError(_MISMATCH)
 
 
-def _crop_counts(options: list[list[int]], starts: list[Tensor], first: Tensor) -> list[int] | None:
+def _crop_counts(options: list[list[int]], begins: list[list[bool]]) -> list[int] | None:
     """Crops of each image: one of its `options`, so that each image begins with the crop that it begins with.
 
     Args:
-        starts: first token [D] of each image. first: [crops, D] first token of each crop of all images.
+        begins: [images][crops], see `Looks`.
     """
 
     def solve(image: int, crop: int) -> list[int] | None:
         if image == len(options):
-            return [] if crop == len(first) else None
-        if crop >= len(first) or not _same(first[crop].to(starts[image]), starts[image]):
+            return [] if crop == len(begins[0]) else None
+        if crop >= len(begins[0]) or not begins[image][crop]:
             return None
         for count in options[image]:
             rest = solve(image + 1, crop + count)
@@ -164,11 +253,6 @@ def _crop_counts(options: list[list[int]], starts: list[Tensor], first: Tensor) 
         return None
 
     return solve(0, 0)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors are equal, NaN being equal to itself: a broken picture is still its own."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
@@ -187,8 +271,7 @@ def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | 
     """LongTensor [B, L]: k at visual tokens behind the words that announce frame k of a video, 0 elsewhere."""
     if ids is None:
         return None
-    ids, frames = ids.cpu(), torch.zeros(visual.shape, dtype=torch.long)
-    where = visual.cpu().nonzero()
+    frames, where = torch.zeros(visual.shape, dtype=torch.long), visual.nonzero()
     last = (-1, 0)  # row and number of the run before
     for run in _pieces(where, None, True) if len(where) else []:
         row, start = run[0].tolist()

@@ -12,7 +12,7 @@ the engine and the stages call here, named in `PLACEMENTS` by `Adapter.placement
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtc import ops
+from vtc.engine.find_layout import Found
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.plan import Plan
 from vtc.engine.versions import cache_of, causal_mask
-from vtc.layout import VisualLayout, VisualSpan
+from vtc.layout import VisualSpan
 from vtc.models.decoder import decoder_for
 from vtc.selection import Selection
+from vtc.transfer import upload
 
 Rotary = tuple[Tensor, Tensor] | Tensor  # (cos, sin), or one complex table
 
@@ -42,6 +44,9 @@ class Part:
         slot: LongTensor [B, S], position of each slot in the forward's own input.
         plan: how it came from the Part before; None for the first.
         rotary: (cos, sin) of `positions`, once known.
+        tail: how many of the last tokens all rows hold without a gap, as far as is known without looking: those behind
+            the last picture that has lost some. A cache can be cropped by as many.
+        where: per span, LongTensor [N], the slots of its tokens.
     """
 
     first: int
@@ -50,6 +55,8 @@ class Part:
     positions: Tensor
     shift: Tensor | None
     slot: Tensor
+    tail: int
+    where: list[Tensor]
     plan: Plan | None = None
     rotary: Rotary | None = None
 
@@ -57,23 +64,29 @@ class Part:
 class Flow:
     """State of one forward of the language model `lm`; `spans` are its visual spans, none in a decode step.
 
+    What is known before the language model runs is known in main memory; what follows from choices stays on the device,
+    and only how many tokens are left is known on both sides.
+
     Args:
         kwargs: the language model's keyword arguments, before anything is changed in them.
+        found: its visual spans and where their tokens are.
         compact: renumber the positions of what is left, instead of leaving every token its own.
         mrope: whether positions are (t, h, w) rows.
-        ends: LongTensor [B], where each row's prompt ends (`Forward.ends`); None = with the row.
+        ends: LongTensor [B] in main memory, where each row's prompt ends (`Forward.ends`); None = with the row.
+        mask: the caller's attention mask in main memory, None without one or where it is not known.
     """
 
     def __init__(
         self,
         lm: nn.Module,
         kwargs: dict[str, Any],
-        layout: VisualLayout | None,
+        found: Found | None,
         compact: bool,
         mrope: bool,
         ends: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
-        self.lm, self.compact, self.mrope, self.ends = lm, compact, mrope, ends
+        self.lm, self.compact, self.mrope, self.ends, self.found = lm, compact, mrope, ends, found
         embeds: Tensor = kwargs["inputs_embeds"]
         self.rows, self.length, _ = embeds.shape
         self.device = embeds.device
@@ -89,22 +102,28 @@ class Flow:
             if past.keys is not None and past.keys.shape[0] != self.rows:
                 held = past.keys.shape[0]
                 raise ValueError(f"the compressed cache holds {held} rows, the input {self.rows}; they must agree.")
-        mask = kwargs.get("attention_mask")
-        self.user = None if mask is None else mask.bool().to(self.device)
+        given = kwargs.get("attention_mask")
+        self.user = None if given is None else given.bool().to(self.device)
+        self._host = mask if given is not None and mask is not None and mask.shape == given.shape else self.user
         start = min((p.prompt + p.dropped for p in self.pasts if p is not None), default=0)
-        if self.user is not None and bool(self.user[:, start:].all()):
-            self.user = None  # nothing that a cache layer does not know by itself
+        if self._host is not None and bool((self._host[:, start:] != 0).all()):
+            self.user = self._host = None  # nothing that a cache layer does not know by itself
         self.states = [None if past is None else past.state for past in self.pasts]
-        self.layout = layout
-        self.spans: tuple[VisualSpan, ...] = layout.spans if layout else ()
-        self.where = [span.index.to(self.device) for span in self.spans]  # slots of each span's tokens now
-        self.index = [torch.arange(span.tokens, device=self.device) for span in self.spans]  # which tokens they are
+        self.layout = None if found is None else found.layout
+        self.spans: tuple[VisualSpan, ...] = self.layout.spans if self.layout else ()
+        self.places = None if found is None else found.places  # where the visual tokens are now
+        self.index = [] if found is None else found.numbers()  # per span, which of its own tokens they are
         self.chosen: list[Selection | None] = [None] * len(self.spans)
         self.history: list[tuple[int, list[Selection | None]]] = []  # `chosen`, from which layer on
         self.parts = [self._first(kwargs)]
         self.rotated = False  # the language model's own rotary embedding has been asked
         self._masks: dict[Hashable, Any] = {}
         self._rotaries: dict[Hashable, Rotary] = {}
+
+    @property
+    def where(self) -> list[Tensor]:
+        """Per span, LongTensor [N], the present slots of its tokens."""
+        return self.part.where
 
     def past(self, layer: int) -> CompressedLayer | None:
         return self.pasts[layer] if layer < len(self.pasts) else None
@@ -125,8 +144,8 @@ class Flow:
             ids = ids - past.shift.to(self.device)[:, None]
         ids = ids.expand(*ids.shape[:-2], self.rows, -1)
         slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
-        self._real = own
-        return Part(0, self.length, own, ids, None, slot)
+        where = [] if self.places is None else self.places.split(self.places.at[1])
+        return Part(0, self.length, own, ids, None, slot, self.length, where)
 
     # -- shorter from here on ----------------------------------------------------------------------------------
 
@@ -144,19 +163,15 @@ class Flow:
             parts[1]    from layer 2     slot 0 4 5 6 7       where = [1]       index = [3]
         """
         now = self.part
-        layout = VisualLayout(
-            self.rows,
-            now.width,
-            tuple(replace(span, index=where) for span, where in zip(self.spans, self.where, strict=True)),
-        )
-        plan = Plan.of(layout, selections, self.device, None if now.plan is None else now.plan.unused)
+        assert self.places is not None
+        plan = Plan.of(self.rows, now.width, self.places, selections, now.plan and now.plan.unused)
         short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
         plan.merge_into(short, hidden)
-        for i, (span, selection) in enumerate(zip(layout.spans, selections, strict=True)):
-            anchor = selection.anchor.to(self.device)
-            self.where[i], self.index[i] = plan.slots_of(span, selection), self.index[i][anchor]
+        for i, selection in enumerate(selections):
             before = self.chosen[i]
             self.chosen[i] = selection if before is None else before.then(selection)
+        self.index = plan.outputs.split(torch.cat(self.index)[plan.taken])
+        self.places = plan.outputs
         self.history.append((first, list(self.chosen)))
         valid = None
         if now.valid is not None or plan.ragged:
@@ -166,7 +181,19 @@ class Flow:
             shift = None
         elif now.shift is not None:
             shift = shift + now.shift
-        part = Part(first, plan.width, valid, positions, shift, now.slot.gather(1, plan.slot), plan, rotary)
+        lost = [int(s.index[-1]) + 1 for s, n in zip(self.spans, plan.outputs.sizes, strict=True) if n < s.tokens]
+        part = Part(
+            first,
+            plan.width,
+            valid,
+            positions,
+            shift,
+            now.slot.gather(1, plan.slot),
+            self.length - max(lost, default=0),
+            plan.outputs.split(plan.outputs.at[1]),
+            plan,
+            rotary,
+        )
         if now.plan is None and first == 0:
             self.parts.pop()
         self.parts.append(part)
@@ -201,48 +228,63 @@ class Flow:
     def visual_and_text(self) -> tuple[Tensor, Tensor]:
         """BoolTensors [B, S]: present slots of visual tokens; of the prompt's text behind its first visual token."""
         part = self.part
+        assert self.places is not None
         visual = torch.zeros(self.rows, part.width, dtype=torch.bool, device=self.device)
-        for span, slots in zip(self.spans, self.where, strict=True):
-            visual[span.row, slots] = True
+        visual.view(-1).index_fill_(0, self.places.flat(part.width), True)
         text = ~visual & (part.slot > self.bounds[:, :1])
-        if self.ends is not None:
-            text = text & (part.slot < self.ends[:, None])
+        if self.ends_here is not None:
+            text = text & (part.slot < self.ends_here[:, None])
         return visual, text if part.valid is None else text & part.valid
 
     @cached_property
-    def bounds(self) -> Tensor:
-        """LongTensor [B, 2]: first and last visual position of each row; rows without pictures get the row's end."""
+    def _span_bounds(self) -> Tensor:
+        """LongTensor [B, 2] in main memory: first and last visual position of each row; rows without pictures get the
+        row's end."""
         found = [[self.length, self.length] for _ in range(self.rows)]
         for span in self.spans:
             first, last = int(span.index[0]), int(span.index[-1])
             row = found[span.row]
             row[0] = min(row[0], first)
             row[1] = last if row[1] == self.length else max(row[1], last)
-        return torch.tensor(found, device=self.device)
+        return torch.tensor(found)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """`_span_bounds` on the device."""
+        return upload(self._span_bounds, self.device)
+
+    @cached_property
+    def ends_here(self) -> Tensor | None:
+        """`ends` on the device."""
+        return None if self.ends is None else upload(self.ends, self.device)
 
     @cached_property
     def prompt(self) -> Tensor:
-        """BoolTensor [B, L]: the prompt, without padding and without what follows its end."""
-        places = torch.arange(self.length, device=self.device).expand(self.rows, -1)
-        own = torch.ones_like(places, dtype=torch.bool) if self._real is None else self._real
+        """BoolTensor [B, L] in main memory: the prompt, without padding and without what follows its end."""
+        places = torch.arange(self.length).expand(self.rows, -1)
+        own = torch.ones_like(places, dtype=torch.bool)
+        if self._host is not None:
+            own = self._host[:, -self.length :].cpu().bool()
         return own if self.ends is None else own & (places < self.ends[:, None])
 
     @cached_property
-    def _after(self) -> Tensor:
-        """LongTensor [B, R]: positions of the text after each row's pictures (else its last token); -1 = none."""
-        own = self.prompt
-        places = torch.arange(self.length, device=self.device)
-        after = own & (places > self.bounds[:, 1:])
+    def _text(self) -> tuple[Tensor, Tensor]:
+        """LongTensors [B, R] in main memory and on the device: positions of the text after each row's pictures (else
+        its last token); -1 = none."""
+        own, bounds = self.prompt, self._span_bounds
+        places = torch.arange(self.length)
+        after = own & (places > bounds[:, 1:])
         last = torch.where(own, places, -1).amax(dim=1)
-        lonely = (~after.any(dim=1)) & (self.bounds[:, 1] < self.length)
+        lonely = (~after.any(dim=1)) & (bounds[:, 1] < self.length)
         after[lonely, last[lonely]] = True
-        return padded(after)
+        found = padded(after, int(after.sum(dim=1).max()))
+        return found, upload(found, self.device)
 
     @cached_property
     def _last(self) -> Tensor:
         """LongTensor [B, 1]: position of each prompt's last token."""
-        places = torch.arange(self.length, device=self.device)
-        return torch.where(self.prompt, places, -1).amax(dim=1, keepdim=True)
+        places = torch.arange(self.length)
+        return upload(torch.where(self.prompt, places, -1).amax(dim=1, keepdim=True), self.device)
 
     def slots(self, positions: Tensor) -> Tensor:
         """Present slots of positions [B, R] of the forward's input (-1 stays)."""
@@ -254,7 +296,22 @@ class Flow:
     @property
     def text_after(self) -> Tensor:
         """LongTensor [B, R], present slots of the text after the pictures; -1 behind shorter ones."""
-        return self.slots(self._after)
+        return self.slots(self._text[1])
+
+    def counts(self) -> tuple[int, int, bool]:
+        """The most text behind its first visual token, and the most visual tokens, that any row has now; and whether
+        any row has such text before its last visual token."""
+        places, bounds = torch.arange(self.length), self._span_bounds
+        text = self.prompt & (places > bounds[:, :1])
+        visual = [0] * self.rows
+        for span, where in zip(self.spans, self.where, strict=True):
+            text[span.row, span.index] = False
+            visual[span.row] += len(where)
+        return int(text.sum(dim=1).max()), max(visual), bool((text & (places < bounds[:, 1:])).any())
+
+    def words(self, row: int) -> int:
+        """How many of `text_after` there are in a row; they come first."""
+        return int((self._text[0][row] >= 0).sum())
 
     @property
     def last(self) -> Tensor:
@@ -374,7 +431,7 @@ class Flow:
             part, visible = self.parts[number], self.seen_keys(i)
             dropped, shift = self.length - part.width, part.shift
             held = layer.keys.shape[-2]  # type: ignore[union-attr]
-            tail = self.tail(part) if part.plan else held if past is None else past.tail + held - past.prompt
+            tail = part.tail if part.plan else held if past is None else past.tail + held - past.prompt
             if past is not None:
                 dropped += past.dropped
                 if past.shift is not None:
@@ -383,16 +440,13 @@ class Flow:
             new = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
             new.tail, cache.layers[i] = tail, new
 
-    def tail(self, part: Part) -> int:
-        """How many of the last tokens all rows of `part` hold without a gap: what a cache can be cropped by."""
-        expected = torch.arange(self.length - part.width, self.length, device=self.device)
-        gaps = (part.slot != expected).any(dim=0).nonzero()
-        return part.width if not len(gaps) else part.width - 1 - int(gaps[-1])
 
+def padded(mask: Tensor, most: int) -> Tensor:
+    """BoolTensor [B, S] -> LongTensor [B, R] of the slots that are True, -1 behind shorter rows; R >= 1.
 
-def padded(mask: Tensor) -> Tensor:
-    """BoolTensor [B, S] -> LongTensor [B, R] of the slots that are True, -1 behind shorter rows; R >= 1."""
-    most = int(mask.sum(dim=1).max())
+    Args:
+        most: how many the fullest row has.
+    """
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, most)]
     return torch.where(mask.gather(1, order), order, -1)
 

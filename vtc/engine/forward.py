@@ -46,6 +46,7 @@ class Forward:
         given: what the caller passed, by name (of the whole model where that was called, else of the base model).
         rank: of the entry that opened it and will close it: 0 is the outermost module that may be called.
         inside: of the innermost one that has been entered since.
+        host: what is looked at of `given` in main memory (`find_prompts.on_host`); nothing in a decode step.
         prompts: the images and videos it brought, images first, as the tower reads them.
         towers: outputs of the vision tower's runs in this forward.
         asked: whether the base model's hook has run, which asks what this batch is. reached: whether the language
@@ -60,6 +61,7 @@ class Forward:
     given: Mapping[str, Any]
     rank: int
     inside: int
+    host: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: list[Prompt] = field(default_factory=list)
     towers: list[Any] = field(default_factory=list)
     asked: bool = False
@@ -94,13 +96,13 @@ class Forward:
         return candidates(self.given)
 
     def ends(self, visual: Tensor) -> Tensor | None:
-        """Where each row's prompt ends, LongTensor [B]; None = with the row.
+        """Where each row's prompt ends, LongTensor [B] in main memory; None = with the row.
 
         What follows is an answer: candidates of assisted decoding (see `candidates`), or, with `labels`, everything
         from the first label behind the pictures on. A prompt never ends before its pictures do.
 
         Args:
-            visual: BoolTensor [B, L], the visual tokens.
+            visual: BoolTensor [B, L] in main memory, the visual tokens.
 
         Example: a row of eight tokens, v = visual
 
@@ -109,12 +111,14 @@ class Forward:
             ends                     6       the last token a query-aware method listens to is number 5
         """
         length = visual.shape[1]
-        places = torch.arange(length, device=visual.device)
+        places = torch.arange(length)
         start = torch.where(visual, places, -1).amax(dim=1) + 1  # [B], behind the pictures; 0 without any
         ends = torch.full_like(start, length - self.candidates)
-        labels = self.given.get("labels")
-        if isinstance(labels, Tensor) and labels.shape == visual.shape:
-            judged = (labels.to(visual.device) != -100) & (places >= start[:, None])
+        labels = self.host.get("labels")
+        if labels is None and not self.candidates:
+            return None
+        if labels is not None and labels.shape == visual.shape:
+            judged = (labels != -100) & (places >= start[:, None])
             ends = torch.minimum(ends, torch.where(judged, places, length).amin(dim=1))
         ends = torch.where(ends > start, ends, length)
         return None if bool((ends == length).all()) else ends

@@ -77,22 +77,20 @@ class LayerSignals:
         """LongTensor [N], which keys a span's tokens are."""
         return self.past + self.slots(span)
 
-    def text(self, span: int) -> Tensor:
-        """BoolTensor [R]: which of `flow.text_after` there are in the span's row."""
-        return self.flow.text_after[self.row(span)] >= 0
+    def words(self, span: int) -> slice:
+        """Which of the rows of `text_rows`, and of `flow.text_after`, are of the text in the span's row."""
+        return slice(0, self.flow.words(self.row(span)))
 
     def keys_of_text(self, span: int) -> Tensor:
         """LongTensor [T], which keys the text after the row's pictures is."""
-        after = self.flow.text_after[self.row(span)]
-        return self.past + after[after >= 0]
+        return self.past + self.flow.text_after[self.row(span), self.words(span)]
 
     def states_of_text(self, span: int) -> Tensor:
         """[T, D], hidden states of the text after the row's pictures."""
         states = self.states
         if states is None:
             raise ValueError("hidden states are at hand between layers only, not in a layer that has just run.")
-        after = self.flow.text_after[self.row(span)]
-        return states[self.row(span), after[after >= 0].to(states.device)]
+        return states[self.row(span), self.flow.text_after[self.row(span), self.words(span)].to(states.device)]
 
     # -- attention ---------------------------------------------------------------------------------------------
 
@@ -147,13 +145,11 @@ class LayerSignals:
         """
         flow, share = self.flow, torch.zeros(self.flow.rows, 2, device=self.flow.device)
         visual, text = flow.visual_and_text()
-        at = padded(text)
+        words, seen, between = flow.counts()
+        at = padded(text, words)
         rows = self.view.rows(at)[..., self.past :]  # [B, R, S]
-        heard = (rows * visual[:, None]).sum(dim=(1, 2)) / (at >= 0).sum(dim=1).clamp(min=1)
-        share[:, 0] = heard
-        first_text = torch.where(text, torch.arange(text.shape[1], device=text.device), text.shape[1]).amin(dim=1)
-        later = visual & (torch.arange(text.shape[1], device=text.device) > first_text[:, None])
-        if later.any():
-            given = self.view.received(padded(visual))[..., self.past :]
+        share[:, 0] = (rows * visual[:, None]).sum(dim=(1, 2)) / (at >= 0).sum(dim=1).clamp(min=1)
+        if between:
+            given = self.view.received(padded(visual, seen))[..., self.past :]
             share[:, 1] = (given * text).sum(dim=1)
         return share

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,7 +29,9 @@ from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.decoder import Decoder, decoder_for
 from vtc.models.family import Adapter
+from vtc.selection import Selection
 from vtc.stages import register_stage
+from vtc.transfer import download_all
 
 if TYPE_CHECKING:
     from vtc.engine.forward import Forward
@@ -73,6 +76,42 @@ class Run:
 
     def leave(self, cache: Any) -> None:
         """After the language model; `cache` is the KV cache it filled, None without one."""
+
+
+def checked(method: Method, selections: Sequence[Selection], may_be_empty: bool = False) -> list[Selection]:
+    """The same selections, if they fit together: ValueError if not.
+
+    To look at what somebody else's method returns, the device is waited for once. Our own methods choose by `top_k` and
+    the like, which cannot return what does not fit, and are held to it by the tests of every method.
+    """
+    names = [getattr(type(method), name).__module__ for name in ("select", "select_many")]
+    if all(name.startswith("vtc.methods.") for name in names):
+        empty = any(selection.tokens_out == 0 for selection in selections) and not may_be_empty
+        return [selection.check() for selection in selections] if empty else list(selections)
+    numbers = iter(download_all([x for s in selections for x in ((s.anchor,) if s.pruned else (s.anchor, s.source))]))
+    for selection in selections:
+        anchor = next(numbers)
+        if selection.pruned:
+            Selection.prune(anchor, selection.tokens_in).check(may_be_empty)
+        else:
+            weight = torch.empty(selection.weight.shape)
+            Selection(anchor, next(numbers), weight).check(may_be_empty)
+    return list(selections)
+
+
+def in_order(selections: Sequence[Selection], own: Sequence[bool]) -> list[Selection]:
+    """Outputs in the order of their places, but for those spans that are to keep their `own` order."""
+    if all(own):
+        return list(selections)
+    ordered = Selection.sort_all(selections)
+    return [given if kept else new for given, new, kept in zip(selections, ordered, own, strict=True)]
+
+
+def identical(selections: Sequence[Selection]) -> bool:
+    """Whether nothing changes; looked at only where no span is to lose a token."""
+    if any(selection.tokens_out < selection.tokens_in for selection in selections):
+        return False
+    return all(selection.is_identity for selection in selections)
 
 
 class Stage:

@@ -26,6 +26,7 @@ from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
 from vtc.models.tower import Tower, tower_for, tower_type
 from vtc.signals import SIGNALS, of_place
+from vtc.transfer import upload
 
 Pair = tuple[str, int]  # (signal of the vision tower, layer)
 
@@ -240,6 +241,6 @@ def _measured(call: TowerCall | None, pair: Pair) -> Tensor:
 
 def _per_token(values: Tensor, patch: Tensor) -> Tensor:
     """Tower values [P, ...] -> [N, ...] of a span's tokens; separators (patch -1) get 0."""
-    patch = patch.to(values.device)
+    patch = upload(patch, values.device)
     inside = (patch >= 0).view(-1, *[1] * (values.dim() - 1))
     return torch.where(inside, values[patch.clamp(min=0)], 0.0)

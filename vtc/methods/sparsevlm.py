@@ -45,7 +45,7 @@ register_signal(
         ("T",),
         "layer",
         "True for text after the pictures that the pictures are about (SparseVLM's text raters)",
-        lambda layer, span: layer.kept["text_raters"][layer.row(span)][layer.text(span)],
+        lambda layer, span: layer.kept["text_raters"][layer.row(span), layer.words(span)],
         door=lambda door: text_raters(door.embeds, door.visual, door.text_after),
     )
 )

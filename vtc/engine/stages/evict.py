@@ -138,7 +138,7 @@ class EvictRun(Run):
         keep = real.clone()
         for row in touched.nonzero()[:, 0].tolist():
             # candidates of assisted decoding, or an answer that is scored, are not the prompt's to choose from
-            mine = real[row] if self.flow.ends is None else real[row] & self._before_end(layer, row)
+            mine = real[row] if self.flow.ends_here is None else real[row] & self._before_end(layer, row)
             owner = layer.tags[OWNER][row]
             units = owner.unique().tolist() if method.scope == "visual" else [None]
             for unit in units:
@@ -177,8 +177,8 @@ class EvictRun(Run):
 
     def _before_end(self, layer: CompressedLayer, row: int) -> Tensor:
         """BoolTensor [held]: what stands before the end of the row's prompt."""
-        assert self.flow.ends is not None
-        return layer.tags[SLOT][row] < self.flow.seen + self.flow.ends[row]
+        assert self.flow.ends_here is not None
+        return layer.tags[SLOT][row] < self.flow.seen + self.flow.ends_here[row]
 
     def _reader(self, method: CacheMethod, rows: CachedRows) -> Callable[[str], Tensor]:
         def read(name: str) -> Tensor:
@@ -258,12 +258,12 @@ class EvictStage(Stage):
         view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
         part = flow.parts[flow.number_of_part(i)]
         real = torch.ones_like(part.slot, dtype=torch.bool) if part.valid is None else part.valid
-        if flow.ends is not None:
-            real = real & (part.slot < flow.ends[:, None])
+        if flow.ends_here is not None:
+            real = real & (part.slot < flow.ends_here[:, None])
         for number, method in asking:
             last = method.queries()
             asked = real if last is None else real & (real.flip(1).cumsum(dim=1).flip(1) <= last)
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                run.heard[number, i] = run.listen(method, view, padded(asked))
+                run.heard[number, i] = run.listen(method, view, padded(asked, int(asked.sum(dim=1).max())))
             run.watches.setdefault(number, []).append(watch.stop())

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vtc.engine.flow import Flow
 from vtc.engine.per_frame import select_scoped
-from vtc.engine.stage import Facts, Run, Stage
+from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
 from vtc.methods.base.method import Method
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
@@ -24,7 +23,7 @@ class InputRun(Run):
             return
         embeds: Tensor = kwargs["inputs_embeds"]
         selections = self._choose(flow, embeds)
-        if all(selection.is_identity for selection in selections):
+        if identical(selections):
             return
         kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
         plan = flow.part.plan
@@ -38,16 +37,10 @@ class InputRun(Run):
         (unless the method listens to the question).
         """
         assert flow.layout is not None
+        assert flow.found is not None
         spans, methods, trace = flow.spans, self.stage.methods, self.forward.trace
-        views = [
-            VisualTokens(
-                features=embeds[span.row, span.index.to(embeds.device)],
-                span=span,
-                index=torch.arange(span.tokens, device=embeds.device),
-                read=self.forward.tower(methods[0], span),
-            )
-            for span in spans
-        ]
+        tokens = zip(spans, flow.found.places.split(flow.found.features), flow.index, strict=True)
+        views = [VisualTokens(own, span, index, self.forward.tower(methods[0], span)) for span, own, index in tokens]
         chosen: list[Selection | None] = [None] * len(views)
         for number, method in enumerate(methods):
             watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
@@ -56,21 +49,19 @@ class InputRun(Run):
             done = select_scoped(
                 method, [replace(views[i], read=self.forward.tower(method, spans[i])) for i in asked.values()]
             )
-            checked = [selection.check() for selection in Selection.on_host(done)]
-            found = {
-                key: selection if flow.compact and spans[i].unbroken else selection.sorted()
-                for (key, i), selection in zip(asked.items(), checked, strict=True)
-            }
+            done = in_order(checked(method, done), [flow.compact and spans[i].unbroken for i in asked.values()])
+            found = dict(zip(asked, done, strict=True))
             for i, key in enumerate(keys):
                 size, earlier = len(views[i].features), chosen[i]
-                selection = found.setdefault(key, Selection.identity(size))  # not its modality
+                if key not in found:  # not its modality
+                    found[key] = Selection.identity(size, embeds.device)
+                selection = found[key]
                 chosen[i] = selection if earlier is None else earlier.then(selection)
                 if number + 1 < len(methods):
-                    own = selection.to(embeds.device)
-                    views[i] = views[i].after(own.anchor, own.apply(views[i].features))
+                    views[i] = views[i].after(selection.anchor, selection.apply(views[i].features))
             after = sum(found[key].tokens_out for key in keys)
             width = embeds.shape[-1]
-            flops = sum(method.module_flops(one.tokens_in, one.tokens_out, width) for one in checked)
+            flops = sum(method.module_flops(one.tokens_in, one.tokens_out, width) for one in done)
             trace.note_stage(method.title, None, before, after, [watch.stop()], flops)
         selections = [selection for selection in chosen if selection is not None]
         trace.steps.append((0, [selection.detached() for selection in selections]))

@@ -19,7 +19,7 @@ from vtc.engine.attention import LayerView, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.layer_signals import Door, LayerSignals
-from vtc.engine.stage import Facts, Run, Stage
+from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.layer import LayerMethod
@@ -108,16 +108,12 @@ class LayerRun(Run):
         watch, before = Stopwatch(hidden.device), sum(map(len, flow.where))
         with torch.no_grad():  # a choice has no gradient, and what it computes is not computed again for any
             found = self._found(i, module, hidden.detach(), kwargs)
-        selections = []
-        for number, span in enumerate(flow.spans):
-            selection = found.get(number)
-            if selection is None:  # everything has gone, or it is not for this method
-                size = len(flow.where[number])
-                selections.append(Selection.identity(size))
-                continue
-            selection = selection.check(may_be_empty=method.may_drop_all)
-            selections.append(selection if flow.compact and span.unbroken else selection.sorted())
-        if not all(selection.is_identity for selection in selections):  # or there would be two copies of everything
+        for number, where in enumerate(flow.where):
+            if number not in found:  # everything has gone, or it is not for this method
+                found[number] = Selection.identity(len(where), flow.device)
+        own = [flow.compact and span.unbroken for span in flow.spans]
+        selections = in_order([found[number] for number in range(len(own))], own)
+        if not identical(selections):  # or there would be two copies of everything
             hidden = flow.shorten(hidden, selections, i)
             plan = flow.part.plan
             assert plan is not None
@@ -142,9 +138,12 @@ class LayerRun(Run):
             signals = LayerSignals(flow, view)
         signals.states, signals.kept, signals.history = hidden, self.kept, self.history.get(method)
         asked = self.asked(i)
+        assert flow.places is not None
+        row, slot = flow.places.at.to(hidden.device)
+        features = flow.places.split(hidden[row, slot])
         views = [
             VisualTokens(
-                features=hidden[flow.spans[number].row, flow.where[number].to(hidden.device)],
+                features=features[number],
                 span=flow.spans[number],
                 index=flow.index[number],
                 read=self._reader(method, signals, number, hidden.device),
@@ -155,7 +154,7 @@ class LayerRun(Run):
             )
             for number in asked
         ]
-        return dict(zip(asked, Selection.on_host(method.select_many(views)), strict=True))
+        return dict(zip(asked, checked(method, method.select_many(views), method.may_drop_all), strict=True))
 
     def _reader(
         self, method: LayerMethod, signals: LayerSignals, number: int, device: torch.device
