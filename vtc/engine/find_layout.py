@@ -117,9 +117,7 @@ def _placed(seen: Seen, join: bool) -> list[_Piece]:
     return found
 
 
-def _spans(
-    adapter: Adapter, model: nn.Module, pieces: list[_Piece], seen: Seen
-) -> tuple[list[VisualSpan], int]:
+def _spans(adapter: Adapter, model: nn.Module, pieces: list[_Piece], seen: Seen) -> tuple[list[VisualSpan], int]:
     """Spans of one modality, and how many rows in a row share one prompt."""
     images, layouts, expansion = _arrange(adapter, model, pieces, seen)
     starts, entries = [0], [0]  # of each image: its first tower token, and its first entry in what was encoded

@@ -117,6 +117,8 @@ class Flow:
         self.history: list[tuple[int, list[Selection | None]]] = []  # `chosen`, from which layer on
         self.parts = [self._first(kwargs)]
         self.rotated = False  # the language model's own rotary embedding has been asked
+        self.tags: dict[Hashable, tuple[Tensor, ...]] = {}  # what `kv_tags.py` notes of this forward's rows
+        self._visible: dict[Hashable, Tensor | None] = {}
         self._masks: dict[Hashable, Any] = {}
         self._rotaries: dict[Hashable, Rotary] = {}
 
@@ -309,6 +311,13 @@ class Flow:
             visual[span.row] += len(where)
         return int(text.sum(dim=1).max()), max(visual), bool((text & (places < bounds[:, 1:])).any())
 
+    def most(self, number: int) -> int:
+        """The most tokens of the prompt that any row has in a part, padding left out."""
+        counts = self.prompt.sum(dim=1).tolist()
+        for span, where in zip(self.spans, self.parts[number].where, strict=True):
+            counts[span.row] -= span.tokens - len(where)
+        return max(counts)
+
     def words(self, row: int) -> int:
         """How many of `text_after` there are in a row; they come first."""
         return int((self._text[0][row] >= 0).sum())
@@ -339,6 +348,12 @@ class Flow:
             holds        x x p t t t t t t .
             visible      0 0 0 1 1 1 1 1 1 1     the first two columns are cut off again by the layer's mask offset
         """
+        key = (part.first, part.width, self.state(layer))
+        if key not in self._visible:
+            self._visible[key] = self._make_visible(layer, part)
+        return self._visible[key]
+
+    def _make_visible(self, layer: int, part: Part) -> Tensor | None:
         past, before = self.past(layer), None
         if past is not None:
             user = None if self.user is None else self.user[:, : self.seen]

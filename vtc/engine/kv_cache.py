@@ -60,6 +60,7 @@ class CompressedLayer(DynamicLayer):
         kinds: what its tokens are of, besides text ("image", "video").
         tags: name -> [B, rows], what `kv_tags.py` notes of the first rows held. age: decode steps since the prefill.
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.
+        pictures: how many pictures its tags have named.
         reading: what the forward in progress reads of the prompt, None = everything.
     """
 
@@ -73,6 +74,7 @@ class CompressedLayer(DynamicLayer):
     kinds: frozenset[str] = frozenset()
     age: int = 0
     touched: Tensor | None = None
+    pictures: int = 0
     reading: Reading | None = None
     tags: dict[str, Tensor]
 
@@ -158,27 +160,22 @@ class CompressedLayer(DynamicLayer):
 
     # -- what changes it ---------------------------------------------------------------------------------------
 
-    def evict(self, keep: Tensor) -> None:
-        """Hold only the rows `keep` BoolTensor [B, held], right-aligned; their memory is freed."""
+    def take(self, rows: Tensor, valid: Tensor | None, tags: dict[str, Tensor], last: int) -> None:
+        """Hold only some of the rows; the memory of the others is freed. See `evict`.
+
+        Args:
+            rows: LongTensor [B, width], right-aligned. valid: BoolTensor [B, width], False for rows that fill up
+                shorter ones; None = all are real. tags: those of the rows.
+            last: no row behind this one goes.
+        """
         assert self.keys is not None
         assert self.values is not None
-        held = keep.shape[1]
-        counts = keep.sum(dim=1)
-        width = int(counts.max())
-        taken = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, held - width :]  # [B, width]
-        valid = keep.gather(1, taken)
-        gaps = (~keep).any(dim=0).nonzero()
-        tail = self.tail + held - self.prompt
-        self.tail = min(tail, held if not len(gaps) else held - 1 - int(gaps[-1]))
-        self.keys, self.values = rows_of(self.keys, taken), rows_of(self.values, taken)
-        for name, tag in self.tags.items():
-            # a record of another method, of an earlier turn, knows nothing of the rows since: that is 0
-            whole = torch.nn.functional.pad(tag, (0, max(0, held - tag.shape[1])))
-            self.tags[name] = whole.gather(1, taken.to(tag.device))
-        self.dropped, self.prompt = self.dropped + held - width, width
-        self.mask = None if int(counts.min()) == width else valid
+        held, width = self.keys.shape[2], rows.shape[1]
+        self.tail = min(self.tail + held - self.prompt, held - 1 - last)
+        self.keys, self.values, self.tags = rows_of(self.keys, rows), rows_of(self.values, rows), tags
+        self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
-        self.group = ("evicted", id(self.shift)) if self.mask is None else object()
+        self.group = ("evicted", id(self.shift)) if valid is None else object()
         self.evicted = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -218,7 +215,38 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
-        self.age, self.touched, self.reading, self.group, self.evicted = 0, None, None, None, False
+        self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
+
+
+def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]], last: list[int]) -> None:
+    """Drop rows of layers that hold equally many.
+
+    Args:
+        keep: BoolTensor [layers, B, held]. counts: [layers][B], how many of them are True.
+        last: of each layer, the last row that may go.
+    """
+    held = keep.shape[2]
+    order = keep.to(torch.uint8).argsort(dim=2, stable=True)  # what stays goes last, both in order
+    tags: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for layer in layers for name in layer.tags):
+        known = [layer.tags.get(name) for layer in layers]
+        some = next(tag for tag in known if tag is not None)
+        if all(tag is some for tag in known):
+            stacked = _filled_up(some, held).expand(len(layers), -1, -1)
+        else:  # layers without it, and records of another turn's method, which know nothing of the rows since: 0
+            stacked = torch.stack([_filled_up(some[:, :0] if tag is None else tag, held) for tag in known])
+        tags[name] = stacked.gather(2, order)
+    for i, (layer, own) in enumerate(zip(layers, counts, strict=True)):
+        start = held - max(own)
+        rows = order[i, :, start:]
+        valid = None if min(own) == max(own) else keep[i].gather(1, rows)
+        mine = {name: tag[i, :, start:] for name, tag in tags.items() if name in layer.tags}
+        layer.take(rows, valid, mine, last[i])
+
+
+def _filled_up(tag: Tensor, held: int) -> Tensor:
+    missing = held - tag.shape[1]
+    return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing))
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc.engine.flow import Flow
 from vtc.engine.kv_cache import CompressedLayer
+from vtc.transfer import upload
 
 #: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
 #: and what it is a part of, an index into KINDS
@@ -60,24 +61,37 @@ def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
     held = layer.keys.shape[2]
     earlier = held - part.width
     known = layer.tags.get(SLOT)
-    if known is None or known.shape[1] < earlier:  # rows of forwards without this engine: text, for all we know
-        start = 0 if known is None else known.shape[1]
-        slot = torch.arange(start, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
+    before = 0 if known is None else known.shape[1]
+    if before < earlier:  # rows of forwards without this engine: text, for all we know
+        slot = torch.arange(before, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
         _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
-        known = layer.tags[SLOT]
+        before = earlier
     if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
         layer.take_in(seen)
-    if known.shape[1] < held:
-        owner = torch.full((flow.rows, flow.length), -1, device=flow.device)
-        total, kind = torch.zeros_like(owner), torch.zeros_like(owner)
-        offset = int(layer.tags[OWNER].amax()) + 1 if known.numel() else 0
+    if before < held:
         layer.kinds = layer.kinds | {span.modality for span in flow.spans}
-        for number, span in enumerate(flow.spans):
-            where = span.index.to(flow.device)
-            owner[span.row, where], total[span.row, where] = offset + number, span.tokens
-            kind[span.row, where] = KINDS.index(span.modality)
-        _extend(layer, flow.seen + part.slot, *(tag.gather(1, part.slot) for tag in (owner, total, kind)))
+        _extend(layer, *_new_tags(flow, flow.number_of_part(i), layer.pictures))
+        layer.pictures += len(flow.spans)
     return layer
+
+
+def _new_tags(flow: Flow, part: int, pictures: int) -> tuple[Tensor, ...]:
+    """Tags [B, S] of the rows that a forward adds to the layers of a part; layers share them.
+
+    Args:
+        pictures: how many the layers have held before.
+    """
+    known = flow.tags.get((part, pictures))
+    if known is not None:
+        return known
+    slot = flow.parts[part].slot
+    whole = torch.full((3, flow.rows, flow.length), 0)
+    whole[0] = -1
+    for number, span in enumerate(flow.spans):
+        whole[0, span.row, span.index] = pictures + number
+        whole[1, span.row, span.index], whole[2, span.row, span.index] = span.tokens, KINDS.index(span.modality)
+    new = (flow.seen + slot, *upload(whole, flow.device).gather(2, slot.expand(3, -1, -1)))
+    return flow.tags.setdefault((part, pictures), new)
 
 
 def real_rows(layer: CompressedLayer) -> Tensor:
@@ -99,4 +113,4 @@ def rows_of_kind(layer: CompressedLayer, modality: tuple[str, ...]) -> Tensor:
 def _extend(layer: CompressedLayer, slot: Tensor, owner: Tensor, total: Tensor, kind: Tensor) -> None:
     for name, new in ((SLOT, slot), (OWNER, owner), (TOTAL, total), (KIND, kind)):
         old = layer.tags.get(name)
-        layer.tags[name] = new.clone() if old is None else torch.cat([old, new], dim=1)
+        layer.tags[name] = new if old is None or not old.shape[1] else torch.cat([old, new], dim=1)

@@ -17,11 +17,22 @@ from vtc.selection import Selection
 
 @dataclass
 class Eviction:
-    """Rows that one layer's KV cache lost at one moment: `slots[row]` are positions in the whole conversation."""
+    """Rows that one layer's KV cache lost at one moment.
+
+    Attributes:
+        length: logical length of the cache at that moment. slot: LongTensor [B, held], positions in the whole
+            conversation. gone: BoolTensor [B, held].
+    """
 
     layer: int
-    length: int  # logical length of the cache at that moment
-    slots: list[Tensor]
+    length: int
+    slot: Tensor
+    gone: Tensor
+
+    @property
+    def slots(self) -> list[Tensor]:
+        """Per batch row, the positions that are lost."""
+        return [slot[gone] for slot, gone in zip(self.slot.cpu(), self.gone.cpu(), strict=True)]
 
 
 @dataclass
@@ -30,14 +41,15 @@ class StageTrace:
 
     name: str
     layer: int | None
-    tokens_in: int
-    tokens_out: int
+    tokens_in: float
+    tokens_out: float | Tensor
     watches: list[Stopwatch]
     flops: int = 0
 
     def report(self) -> StageReport:
         ms = sum(watch.ms for watch in self.watches)
-        return StageReport(self.name, self.layer, self.tokens_in, self.tokens_out, ms, self.flops)
+        before, after = (round(float(n)) for n in (self.tokens_in, self.tokens_out))
+        return StageReport(self.name, self.layer, before, after, ms, self.flops)
 
 
 @dataclass
@@ -67,7 +79,13 @@ class Trace:
         self.rows_full = full if valid is None else valid.sum(dim=1)
 
     def note_stage(
-        self, name: str, layer: int | None, before: int, after: int, watches: list[Stopwatch], flops: int = 0
+        self,
+        name: str,
+        layer: int | None,
+        before: float,
+        after: float | Tensor,
+        watches: list[Stopwatch],
+        flops: int = 0,
     ) -> None:
         """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
         self.stages.append(StageTrace(name, layer, before, after, watches, flops))

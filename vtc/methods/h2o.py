@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vtc.checks import check_number
-from vtc.methods.base.cache import CacheMethod
-from vtc.methods.base.method import Paper, top_k
-from vtc.selection import Selection
+from vtc.methods.base.cache import CacheMethod, with_latest
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 
@@ -28,6 +29,7 @@ class H2O(CacheMethod):
     recent: float | None = None
     needs = ("attention_record",)
     window = None
+    stacks = True
     paper = Paper("H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", "2306.14048")
 
     def __post_init__(self) -> None:
@@ -35,11 +37,6 @@ class H2O(CacheMethod):
         if self.recent is not None:
             check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        n, k = tokens.features.shape[0], self.count(tokens)
+    def score(self, tokens: VisualTokens) -> Tensor:
         share = (0.5 if self.scope == "all" else 0.0) if self.recent is None else self.recent
-        late = int(share * k)
-        score = tokens.signal("attention_record").clone()
-        if late:
-            score[n - late :] = float("inf")
-        return Selection.prune(top_k(score, k), n)
+        return with_latest(tokens.signal("attention_record"), int(share * self.count(tokens)))

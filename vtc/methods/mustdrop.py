@@ -158,6 +158,7 @@ class OutputAware(CacheMethod):
     needs = ("survives",)
     exact_count = False
     may_drop_all = True
+    stacks = True
 
     def select(self, tokens: VisualTokens) -> Selection:
         stays = tokens.signal("survives")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.cache import CacheMethod
-from vtc.methods.base.method import Paper, top_k
-from vtc.selection import Selection
+from vtc.methods.base.cache import CacheMethod, with_latest
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 
@@ -31,6 +30,7 @@ class Scissorhands(CacheMethod):
     history: int = 400
     recent: int = 10
     needs = ("attention_record",)
+    stacks = True
     paper = Paper(
         "Scissorhands: Exploiting the Persistence of Importance Hypothesis for LLM KV Cache Compression", "2305.17118"
     )
@@ -47,9 +47,6 @@ class Scissorhands(CacheMethod):
         important = rows * visible[..., None] > 1  # more than 1 / t
         return important.sum(dim=1).to(rows.dtype)
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        n, k = tokens.features.shape[0], self.count(tokens)
-        score = tokens.signal("attention_record").clone()
-        if self.scope == "all":
-            score[n - min(self.recent, k) :] = float("inf")
-        return Selection.prune(top_k(score, k), n)
+    def score(self, tokens: VisualTokens) -> Tensor:
+        late = min(self.recent, self.count(tokens)) if self.scope == "all" else 0
+        return with_latest(tokens.signal("attention_record"), late)

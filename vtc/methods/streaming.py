@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
-from vtc.methods.base.method import Paper, top_k
-from vtc.selection import Selection
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 
@@ -25,14 +27,15 @@ class Streaming(CacheMethod):
     name = "streaming"
     keep: int | float = 0.5
     sinks: int = 4
+    stacks = True
     paper = Paper("Efficient Streaming Language Models with Attention Sinks", "2309.17453")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        n, k = tokens.features.shape[0], self.count(tokens)
-        age = tokens.index.new_tensor(range(n)).float()  # later = higher
-        age[: min(self.sinks, k)] = float("inf")
-        return Selection.prune(top_k(age, k), n)
+    def score(self, tokens: VisualTokens) -> Tensor:
+        n = tokens.features.shape[0]
+        age = torch.arange(n, dtype=torch.float, device=tokens.features.device)  # later = higher
+        age[: min(self.sinks, self.count(tokens))] = torch.inf
+        return age

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,40 +20,79 @@ from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
 from vtc.engine.flow import padded
 from vtc.engine.forward import Forward
-from vtc.engine.kv_cache import CompressedLayer
-from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, real_rows, settle, tagged
+from vtc.engine.kv_cache import CompressedLayer, evict
+from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, settle, tagged
 from vtc.engine.refuse import check_use
-from vtc.engine.stage import Facts, Run, Stage
+from vtc.engine.stage import Facts, Run, Stage, checked
 from vtc.engine.trace import Eviction
 from vtc.engine.versions import cache_of
 from vtc.layout import single_span
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
-from vtc.methods.base.method import Method
+from vtc.methods.base.method import Method, top_k
 from vtc.reports import Stopwatch
 from vtc.signals import SIGNALS, VisualTokens
+from vtc.transfer import download_all, upload, upload_all
 
-BLOCK = 64  # queries listened to at a time
+LARGEST = 2**24  # attention held at a time, in numbers
+
+
+@dataclass(eq=False)
+class Group:
+    """Layers of the cache that hold the same rows, and what those are, in main memory.
+
+    Attributes:
+        layers: their numbers. slot, owner, total, kind: LongTensors [B, held], see `kv_tags.py`.
+        real: BoolTensor [B, held], False for padding.
+    """
+
+    layers: list[int]
+    slot: Tensor
+    owner: Tensor
+    total: Tensor
+    kind: Tensor
+    real: Tensor
+
+
+@dataclass(eq=False)
+class Unit:
+    """Cached tokens that are chosen among: those of one picture, or all of a row.
+
+    Attributes:
+        row: of the batch. where: LongTensor [N] in main memory, the rows of the cache. total: tokens there were
+            before anything was dropped.
+        here: `where` on the device.
+    """
+
+    row: int
+    where: Tensor
+    total: int
+    here: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class CachedRows:
-    """Some rows of one layer of the cache, as signals of the place `cache` read them: `rows` LongTensor [N]."""
+    """Some rows of one layer of the cache, or of several that hold the same, as signals of the place `cache` read them.
+
+    Attributes:
+        rows: LongTensor [N], which they are.
+    """
 
     run: EvictRun
-    layer: CompressedLayer
+    layers: list[CompressedLayer]
     number: int  # of the method
     batch_row: int
     rows: Tensor
 
     @property
     def record(self) -> Tensor:
-        """[N], what the method's `gain` made of the attention that each has received."""
-        return self.layer.tags[self.run.record_of(self.number)][self.batch_row, self.rows]
+        """[N], or [layers, N]: what the method's `gain` made of the attention that each has received."""
+        records = self.run.records(self.number, self.layers)[:, self.batch_row, self.rows]
+        return records if len(self.layers) > 1 else records[0]
 
     @property
     def survives(self) -> Tensor:
         """BoolTensor [N]: whether the last decoder layer still sees each."""
-        return self.run.survivors()[self.batch_row][self.layer.tags[SLOT][self.batch_row, self.rows]]
+        return self.run.survivors[self.batch_row, self.layers[0].tags[SLOT][self.batch_row, self.rows]]
 
 
 class EvictRun(Run):
@@ -63,14 +102,35 @@ class EvictRun(Run):
         super().__init__(stage, forward)
         self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K]
         self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
+        self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, LongTensor [B] in main memory
+        self._asked: dict[tuple[int, int | None], Tensor] = {}
+        self._records: dict[tuple[int, ...], Tensor] = {}
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    def asked(self, part: int, last: int | None) -> Tensor:
+        """LongTensor [B, R]: slots of the prompt's `last` tokens in a part (None = of all), -1 = none."""
+        key = (part, last)
+        if key not in self._asked:
+            own = self.flow.parts[part]
+            real = torch.ones_like(own.slot, dtype=torch.bool) if own.valid is None else own.valid
+            if self.flow.ends_here is not None:
+                real = real & (own.slot < self.flow.ends_here[:, None])
+            most = self.flow.most(part)
+            if last is not None:
+                real, most = real & (real.flip(1).cumsum(dim=1).flip(1) <= last), min(most, last)
+            self._asked[key] = padded(real, most)
+        return self._asked[key]
 
     def listen(self, method: CacheMethod, view: LayerView, at: Tensor) -> Tensor:
-        """Gains [B, K] of all keys from the queries in slots `at` [B, R] (-1 = none), a block of them at a time."""
+        """Gains [B, K] of all keys from the queries in slots `at` [B, R] (-1 = none)."""
+        if type(method).gain is CacheMethod.gain:  # their plain sum, which needs no rows
+            return view.received(at) * (at >= 0).sum(dim=1, keepdim=True)
         keys = view.keys.shape[2]
         before = torch.arange(keys, device=at.device) if view.seen is None else view.seen.cumsum(dim=1) - 1
         before = before.expand(len(at), -1) + 1  # [B, K], real keys up to each one
         heard = torch.zeros(len(at), keys, device=at.device)
-        for part in at.split(BLOCK, dim=1):
+        for part in at.split(max(1, LARGEST // (len(at) * keys)), dim=1):
             visible = torch.where(part >= 0, before.gather(1, (part + view.past).clamp(min=0)), 0)
             heard += method.gain(view.rows(part), visible)
         return heard
@@ -79,16 +139,41 @@ class EvictRun(Run):
         """The tag of a method's record: a cache that goes on under another method keeps its own apart."""
         return f"record {number} of {self.stage.methods[number]}"
 
+    def records(self, number: int, layers: list[CompressedLayer]) -> Tensor:
+        """[layers, B, K]: the records of a method."""
+        key = (number, *map(id, layers))
+        if key not in self._records:
+            name = self.record_of(number)
+            self._records[key] = torch.stack([layer.tags[name] for layer in layers])
+        return self._records[key]
+
+    def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
+        """Add what was heard in this forward to the record of a layer's rows."""
+        layer, name = compressed_layer(self.flow, cache, i), self.record_of(number)
+        before = layer.tags.get(name)
+        if before is not None:
+            heard[:, : before.shape[1]] += before.to(heard.device)
+        layer.tags[name] = heard
+
+    @cached_property
+    def survivors(self) -> Tensor:
+        """BoolTensor [B, seen + L]: what the last decoder layer still sees of the conversation."""
+        flow = self.flow
+        there = torch.ones(flow.rows, flow.seen + flow.length, dtype=torch.bool, device=flow.device)
+        part = flow.part
+        there[:, flow.seen :] = False
+        slot = part.slot if part.valid is None else torch.where(part.valid, part.slot, part.slot[:, -1:])
+        return there.scatter(1, flow.seen + slot, True)
+
+    # -- dropping ----------------------------------------------------------------------------------------------
+
     def leave(self, cache: Any) -> None:
         """Drop what the methods that are due do not keep."""
         flow, methods = self.flow, self.stage.methods
         if cache is None:
             return
-        prefill, zero = bool(flow.spans), cache.layers[0]
-        if not prefill and not any(method.every for method in methods):
-            return
-        touched = self._touched(cache)
-        if not touched.any():
+        prefill, zero, touched = bool(flow.spans), cache.layers[0], self._touched(cache)
+        if touched is None or (not prefill and not any(method.every for method in methods)):
             return
         age = 0 if prefill else getattr(zero, "age", 0) + 1
         if isinstance(zero, CompressedLayer):
@@ -102,83 +187,141 @@ class EvictRun(Run):
         for layer in layers:
             layer.touched = touched
         for number in due:
-            method, trace = methods[number], self.forward.trace
-            watch, before = Stopwatch(flow.device), [int((x.tags[OWNER] >= 0).sum()) for x in layers]
-            for i in range(self.stage.first[number], self.stage.depth):
-                self._evict_layer(i, layers[i], method, number, touched)
+            watch = Stopwatch(flow.device)
+            groups, here = self._groups(layers, touched)
+            before = sum(len(group.layers) * int((group.owner >= 0).sum()) for group in groups) / self.stage.depth
+            lost = sum(self._evict(layers, group, here, number) for group in groups) / self.stage.depth
+            self._records.clear()
             if prefill:
-                after = [int((x.tags[OWNER] >= 0).sum()) for x in layers]
-                means = round(sum(before) / self.stage.depth), round(sum(after) / self.stage.depth)
                 watches = [*self.watches.get(number, []), watch.stop()]
-                trace.note_stage(method.title, self.stage.depth, *means, watches)
+                self.forward.trace.note_stage(methods[number].title, self.stage.depth, before, before - lost, watches)
         settle(flow, cache)
         if prefill:
-            self.forward.trace.cached = [real_rows(x).sum(dim=1) for x in layers]
+            self.forward.trace.cached = [self.held[i] for i in range(self.stage.depth)]
 
-    def _touched(self, cache: Any) -> Tensor:
-        """BoolTensor [B]: batch rows that have, or have had, something visual; plain text beside them is left alone."""
-        flow, last = self.flow, cache.layers[-1]
-        rows = torch.zeros(flow.rows, dtype=torch.bool, device=flow.device)
-        if isinstance(last, CompressedLayer) and last.touched is not None:
-            rows = last.touched.to(flow.device).clone()
-        for span in flow.spans:
-            rows[span.row] = True
-        return rows
+    def _touched(self, cache: Any) -> Tensor | None:
+        """BoolTensor [B]: batch rows that have, or have had, something visual; plain text beside them is left alone.
+        None = there are none."""
+        last, now = cache.layers[-1], torch.zeros(self.flow.rows, dtype=torch.bool)
+        now[[span.row for span in self.flow.spans]] = True
+        before = last.touched if isinstance(last, CompressedLayer) else None
+        if before is None and not self.flow.spans:
+            return None
+        here = upload(now, self.flow.device)
+        return here if before is None else here | before.to(here.device)
 
-    def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
-        """Add what was heard in this forward to the record of a layer's rows."""
-        layer, name = compressed_layer(self.flow, cache, i), self.record_of(number)
-        before = layer.tags.get(name)
-        if before is not None:
-            heard[:, : before.shape[1]] += before.to(heard.device)
-        layer.tags[name] = heard
+    def _groups(self, layers: list[CompressedLayer], touched: Tensor) -> tuple[list[Group], list[bool]]:
+        """The layers by what they hold, and which rows of the batch are touched, read from the device all at once."""
+        numbers: dict[tuple[int, ...], list[int]] = {}
+        for i, layer in enumerate(layers):
+            key = (*(id(layer.tags[name]) for name in (SLOT, OWNER, TOTAL, KIND)), id(layer.mask))
+            numbers.setdefault(key, []).append(i)
+        tensors = [touched]
+        for first in (layers[own[0]] for own in numbers.values()):
+            tensors += [first.tags[name] for name in (SLOT, OWNER, TOTAL, KIND)]
+            tensors += [] if first.mask is None else [first.mask]
+        read = iter(download_all(tensors))
+        here, groups = next(read).tolist(), []
+        for own in numbers.values():
+            slot, owner, total, kind = (next(read) for _ in range(4))
+            real, mask = torch.ones_like(slot, dtype=torch.bool), layers[own[0]].mask
+            if mask is not None:
+                real[:, : mask.shape[1]] = next(read)
+            groups.append(Group(own, slot, owner, total, kind, real))
+        return groups, here
 
-    def _evict_layer(self, i: int, layer: CompressedLayer, method: CacheMethod, number: int, touched: Tensor) -> None:
-        real = real_rows(layer)
-        keep = real.clone()
-        for row in touched.nonzero()[:, 0].tolist():
-            # candidates of assisted decoding, or an answer that is scored, are not the prompt's to choose from
-            mine = real[row] if self.flow.ends_here is None else real[row] & self._before_end(layer, row)
-            owner = layer.tags[OWNER][row]
-            units = owner.unique().tolist() if method.scope == "visual" else [None]
-            for unit in units:
-                if unit == -1:
-                    continue
-                where = (mine if unit is None else mine & (owner == unit)).nonzero().squeeze(1)
-                if not len(where):
-                    continue
-                if unit is not None and KINDS[int(layer.tags[KIND][row, where[0]])] not in method.modality:
-                    continue
-                if unit is None:  # all that the row has said so far
-                    slots = layer.tags[SLOT][row, where]
-                    total = int(slots.max() - slots.min()) + 1
-                else:
-                    total = int(layer.tags[TOTAL][row, where[0]])
-                tokens = VisualTokens(
-                    features=torch.empty(len(where), 0, device=where.device),
-                    span=single_span(max(total, len(where)), None),
-                    index=torch.arange(len(where), device=where.device),
-                    read=self._reader(method, CachedRows(self, layer, number, row, where)),
-                    layer=i,
-                    depth=self.stage.depth,
-                )
-                chosen = method.select(tokens).check(may_be_empty=method.may_drop_all)
-                if chosen.tokens_out and chosen.merges:
-                    raise ValueError(
-                        f"{method.title} returned a Selection that merges tokens, but cached rows can only be dropped: "
-                        "return Selection.prune(kept, total)."
-                    )
-                keep[row, where] = False
-                keep[row, where[chosen.anchor]] = True
-        slots = [layer.tags[SLOT][row][real[row] & ~keep[row]].clone() for row in range(len(real))]
-        if any(map(len, slots)):
-            self.forward.trace.evictions.append(Eviction(i, layer.get_seq_length(), slots))
-            layer.evict(keep)
+    def _units(self, group: Group, method: CacheMethod, here: list[bool]) -> list[Unit]:
+        """What the method chooses among in these layers."""
+        found: list[tuple[int, Tensor, int]] = []
+        for row in range(len(here)):
+            if not here[row]:
+                continue
+            mine, owner = group.real[row], group.owner[row]
+            if self.flow.ends is not None:
+                # candidates of assisted decoding, or an answer that is scored, are not the prompt's to choose from
+                mine = mine & (group.slot[row] < self.flow.seen + self.flow.ends[row])
+            if method.scope == "visual":
+                parts = [(mine & (owner == unit)).nonzero()[:, 0] for unit in owner.unique().tolist() if unit >= 0]
+                kinds = [KINDS[int(group.kind[row, where[0]])] if len(where) else "" for where in parts]
+                parts = [where for where, kind in zip(parts, kinds, strict=True) if kind in method.modality]
+                found += [(row, where, int(group.total[row, where[0]])) for where in parts]
+            elif mine.any():  # all that the row has said so far
+                where = mine.nonzero()[:, 0]
+                slots = group.slot[row, where]
+                found.append((row, where, int(slots.max() - slots.min()) + 1))
+        if not found:
+            return []
+        on_device = upload_all([where for _, where, _ in found], self.flow.device)
+        return [Unit(*facts, there) for facts, there in zip(found, on_device, strict=True)]
 
-    def _before_end(self, layer: CompressedLayer, row: int) -> Tensor:
-        """BoolTensor [held]: what stands before the end of the row's prompt."""
-        assert self.flow.ends_here is not None
-        return layer.tags[SLOT][row] < self.flow.seen + self.flow.ends_here[row]
+    def _evict(self, layers: list[CompressedLayer], group: Group, here: list[bool], number: int) -> Tensor | int:
+        """Drop what a method does not keep in the layers of a group; how many visual tokens that makes."""
+        for i in group.layers:
+            self.held[i] = group.real.sum(dim=1)
+        group.layers = [i for i in group.layers if i >= self.stage.first[number]]
+        if not group.layers:
+            return 0
+        units = self._units(group, self.stage.methods[number], here)
+        held, mine = group.slot.shape[1], [layers[i] for i in group.layers]
+        counts = [group.real.sum(dim=1).tolist() for _ in mine]
+        last, stays, goes = [-1] * len(mine), [], []
+        for unit in units:
+            for n, anchor in enumerate(self._chosen(layers, group, unit, number)):
+                if len(anchor) < len(unit.where):
+                    first = (n * len(here) + unit.row) * held
+                    goes.append(first + unit.where)
+                    stays.append(first + unit.here[anchor])
+                    counts[n][unit.row] -= len(unit.where) - len(anchor)
+                    last[n] = max(last[n], int(unit.where[-1]))
+        if not goes:
+            return 0
+        real = upload(group.real, self.flow.device).expand(len(mine), -1, -1)
+        keep = real.reshape(-1).index_fill(0, upload(torch.cat(goes), real.device), False)
+        keep = keep.index_fill_(0, torch.cat(stays), True).view(real.shape)
+        slot, owner, gone = mine[0].tags[SLOT], mine[0].tags[OWNER], real & ~keep
+        for n, i in enumerate(group.layers):
+            self.held[i] = torch.tensor(counts[n])
+            if last[n] >= 0:
+                self.forward.trace.evictions.append(Eviction(i, mine[n].get_seq_length(), slot, gone[n]))
+        some = [n for n in range(len(mine)) if last[n] >= 0]
+        if len(some) < len(mine):
+            keep = keep[some]
+        evict([mine[n] for n in some], keep, [counts[n] for n in some], [last[n] for n in some])
+        return (gone & (owner >= 0)).sum()
+
+    def _chosen(self, layers: list[CompressedLayer], group: Group, unit: Unit, number: int) -> list[Tensor]:
+        """What stays of a unit in each layer of the group, LongTensors [M]: asked of all layers at once if the method
+        can answer that."""
+        method = self.stage.methods[number]
+        if method.stacks and method.queries() == 0:  # it hears nothing that a layer could be told by
+            return [self._select(layers, group.layers[:1], unit, number)] * len(group.layers)
+        if not method.stacks or type(method).select is not Method.select:
+            return [self._select(layers, [i], unit, number) for i in group.layers]
+        tokens = self._tokens(layers, group.layers, unit, number)
+        return list(top_k(method.score(tokens), method.count(tokens)).view(len(group.layers), -1))
+
+    def _tokens(self, layers: list[CompressedLayer], numbers: list[int], unit: Unit, number: int) -> VisualTokens:
+        n, method = len(unit.where), self.stage.methods[number]
+        rows = CachedRows(self, [layers[i] for i in numbers], number, unit.row, unit.here)
+        return VisualTokens(
+            features=torch.empty(n, 0, device=self.flow.device),
+            span=single_span(max(unit.total, n), None),
+            index=torch.arange(n, device=self.flow.device),
+            read=self._reader(method, rows),
+            layer=numbers[0] if len(numbers) == 1 else None,
+            depth=self.stage.depth,
+        )
+
+    def _select(self, layers: list[CompressedLayer], numbers: list[int], unit: Unit, number: int) -> Tensor:
+        method = self.stage.methods[number]
+        given = method.select(self._tokens(layers, numbers, unit, number))
+        (chosen,) = checked(method, [given], method.may_drop_all)
+        if chosen.tokens_out and not chosen.pruned and chosen.merges:
+            raise ValueError(
+                f"{method.title} returned a Selection that merges tokens, but cached rows can only be dropped: "
+                "return Selection.prune(kept, total)."
+            )
+        return chosen.anchor
 
     def _reader(self, method: CacheMethod, rows: CachedRows) -> Callable[[str], Tensor]:
         def read(name: str) -> Tensor:
@@ -189,15 +332,6 @@ class EvictRun(Run):
             return SIGNALS[name].of(rows)
 
         return read
-
-    def survivors(self) -> Tensor:
-        """BoolTensor [B, seen + L]: what the last decoder layer still sees of the conversation."""
-        flow = self.flow
-        there = torch.ones(flow.rows, flow.seen + flow.length, dtype=torch.bool, device=flow.device)
-        part = flow.part
-        there[:, flow.seen :] = False
-        slot = part.slot if part.valid is None else torch.where(part.valid, part.slot, part.slot[:, -1:])
-        return there.scatter(1, flow.seen + slot, True)
 
 
 class EvictStage(Stage):
@@ -256,14 +390,9 @@ class EvictStage(Stage):
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, cache.layers[i])
         view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
-        part = flow.parts[flow.number_of_part(i)]
-        real = torch.ones_like(part.slot, dtype=torch.bool) if part.valid is None else part.valid
-        if flow.ends_here is not None:
-            real = real & (part.slot < flow.ends_here[:, None])
         for number, method in asking:
-            last = method.queries()
-            asked = real if last is None else real & (real.flip(1).cumsum(dim=1).flip(1) <= last)
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                run.heard[number, i] = run.listen(method, view, padded(asked, int(asked.sum(dim=1).max())))
+                at = run.asked(flow.number_of_part(i), method.queries())
+                run.heard[number, i] = run.listen(method, view, at)
             run.watches.setdefault(number, []).append(watch.stop())

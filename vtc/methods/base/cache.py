@@ -39,6 +39,10 @@ class CacheMethod(Method):
     #: how many of the prompt's last queries the method hears: None = all of them, 0 = it needs no attention
     window: ClassVar[int | None] = 0
     may_drop_all: ClassVar[bool] = False
+    #: whether the choice is made alike in every layer: then `score` is asked for several layers at once, its signals
+    #: are [layers, N] and so is what it returns; a method without attention is asked once for all of them. False = it
+    #: is asked layer by layer, with `tokens.layer`
+    stacks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,3 +116,12 @@ class ActiveMethod(CacheMethod):
             1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
         )
         return visual & (rank < count.clamp(min=1))
+
+
+def with_latest(record: Tensor, late: int) -> Tensor:
+    """Scores [..., N] that put the latest `late` tokens before all others, and those as `record` has them."""
+    if not late:
+        return record
+    score = record.clone()
+    score[..., record.shape[-1] - late :] = torch.inf
+    return score

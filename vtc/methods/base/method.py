@@ -157,7 +157,12 @@ class Method:
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
-        return Selection.prune(top_k(self.score(tokens), self.count(tokens)), tokens.features.shape[0])
+        score, n = self.score(tokens), tokens.features.shape[0]
+        if score.shape != (n,):
+            raise ValueError(
+                f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [{n}]."
+            )
+        return Selection.prune(top_k(score, self.count(tokens)), n, ascending=True)
 
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
@@ -165,8 +170,7 @@ class Method:
 
 
 def top_k(score: Tensor, k: int) -> Tensor:
-    """Ascending indices of the k highest of `score` [N]; ties go to the lowest index, NaN counts as lowest."""
-    if score.dim() != 1:
-        raise ValueError(f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [N].")
+    """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
+    counts as lowest."""
     clean = torch.nan_to_num(score.float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    return clean.argsort(descending=True, stable=True)[:k].sort().values
+    return clean.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(dim=-1).values
