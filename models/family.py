@@ -28,7 +28,7 @@ class TowerCall:
     """One run of the vision tower: what the engine's hooks saw of it, carried along with its output.
 
     Attributes:
-        grid_thw: LongTensor [images, 3] of patches, for towers that take it (Qwen-VL).
+        grid_thw: LongTensor [images, 3] of patches in main memory, for towers that take it (Qwen-VL).
         crops: how many pictures (crops, tiles) the tower saw.
         first: [crops, D], the projector's first token of each crop, for families whose prompts do not tell how many
             crops an image has.

@@ -55,7 +55,7 @@ class Tower:
         Args:
             q, k: outputs of the `projections`.
             inputs: keyword arguments of the attention's call.
-            grid_thw: LongTensor [images, 3] of patches, for towers that take it.
+            grid_thw: LongTensor [images, 3] of patches in main memory, for towers that take it.
         """
         queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
         return [(queries, keys)]

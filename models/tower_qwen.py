@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vtc.models.tower import Tower
+from vtc.transfer import upload
 
 
 class QwenTower(Tower):
@@ -25,8 +27,14 @@ class QwenTower(Tower):
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         return attention.qkv, attention.qkv
 
+    def __init__(self) -> None:
+        self._read: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # the blocks of one run share their bounds
+
     def segments(self, inputs: dict[str, Any]) -> list[int] | None:
-        return inputs["cu_seqlens"].diff().tolist()
+        bounds: Tensor = inputs["cu_seqlens"]
+        if bounds not in self._read:
+            self._read[bounds] = bounds.diff().tolist()
+        return self._read[bounds]
 
     def queries_keys(
         self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
@@ -45,11 +53,11 @@ class QwenTower(Tower):
         if mean:
             tokens = groups.mean(dim=2)
         else:  # all images of a call are one packed row; an image's attention must not depend on its neighbours
-            patches = grid_thw.prod(dim=1)  # [images]
-            share = (patches / patches.sum()).to(groups)
-            tokens = groups.sum(dim=2) / share.repeat_interleave(patches // merged)
+            patches = grid_thw.prod(dim=1).cpu()  # [images]
+            share = (patches / patches.sum()).repeat_interleave(patches // merged)  # [N]
+            tokens = groups.sum(dim=2) / upload(share.to(groups.dtype), groups.device)
         order = self.order(tower, grid_thw)
-        return tokens if order is None else tokens[:, order.argsort().to(tokens.device)]
+        return tokens if order is None else tokens[:, upload(order.argsort(), tokens.device)]
 
 
 class Qwen25Tower(QwenTower):

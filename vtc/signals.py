@@ -14,7 +14,7 @@ says where it is measured, and `of` measures it there, on what that place offers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,7 +130,7 @@ for _row in (
         ("T", "N"),
         "layer",
         "attention of the text after the row's pictures onto each token, in a decoder layer",
-        lambda layer, span: layer.text_rows[layer.row(span), layer.words(span)][:, layer.keys_of(span)],
+        lambda layer, span: layer.text_attention(span),
         attention=True,
     ),
     Signal(
@@ -236,6 +236,7 @@ class VisualTokens:
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
         counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
+        together: whether its signals are those of several spans of this size, see `stacked`.
     """
 
     features: Tensor
@@ -247,6 +248,7 @@ class VisualTokens:
     depth: int = 0
     budget: int | None = None
     counts: tuple[int, ...] = ()
+    together: bool = False
 
     @property
     def total(self) -> int:
@@ -257,7 +259,8 @@ class VisualTokens:
         """The signal `name` for the current N tokens; see `vtc.signals.SIGNALS` for shapes."""
         value, row = self.read(name), SIGNALS.get(name)
         # what the tower measured is of the whole span, what was measured later of the tokens that are left
-        return row.take(value, self.index) if row is not None and row.place == "tower" else value
+        tower = row is not None and row.place == "tower" and not self.together
+        return row.take(value, self.index) if tower else value
 
     @property
     def row_of(self) -> Tensor:
@@ -274,6 +277,20 @@ class VisualTokens:
     def after(self, anchor: Tensor, features: Tensor) -> VisualTokens:
         """The tokens a next stage sees once a selection with anchors `anchor` [M] has produced `features` [M, D]."""
         return replace(self, features=features, index=self.index[anchor])
+
+
+def stacked(many: Sequence[VisualTokens]) -> VisualTokens | None:
+    """Equally large spans as one: its signals have one more dimension in front, its features are the first span's.
+
+    None where they differ in more than their numbers, or where a reader cannot read several at once: one that can has
+    an attribute `stack`, which makes a reader of the signals of several spans out of their readers.
+    """
+    one = many[0]
+    stack = getattr(one.read, "stack", None)
+    same = {(len(t.features), t.total, t.step, t.layer, t.depth, t.budget, t.counts, type(t.read)) for t in many}
+    whole = all(len(t.features) == t.total or t.layer is not None for t in many)  # `index` says nothing then
+    read = stack([t.read for t in many]) if stack is not None and len(same) == 1 and whole else None
+    return None if read is None else replace(one, read=read, together=True)
 
 
 def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device) -> Callable[[str], Tensor]:

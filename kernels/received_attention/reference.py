@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vtc.kernels.attention_rows.reference import blocks
 
-BLOCK = 2**20  # logits held at a time: memory is [B, H, queries of a block, N]
+BLOCK = 2**18  # logits held at a time: memory is [B, H, queries of a block, N]
 
 
 def received_attention(

@@ -133,7 +133,7 @@ def test_reports_by_layer() -> None:
         ("vtc-cls", None, 108, 54),
         ("pyramiddrop", 1, 54, 27),
         ("pyramiddrop", 2, 27, 12),
-        ("streaming", 3, 57, 10),
+        ("streaming", 3, 31, 6),
     ]
     real = inputs["attention_mask"].sum() - 108 + 6
     one = 2 * 2 * 8 * 4  # keys and values, heads, size, bytes

@@ -41,14 +41,14 @@ from vtc.engine.kv_tags import settle
 from vtc.engine.refuse import check_inputs
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
-from vtc.engine.tower_signals import TowerSignals, reader
+from vtc.engine.tower_signals import TowerReader, TowerSignals
 from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of, length_of
 from vtc.engine.wrappers import check_in_place, hooked_modules
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
-from vtc.models.family import GRIDS, PIXELS
+from vtc.models.family import PIXELS
 from vtc.reports import Report
 from vtc.transfer import upload
 
@@ -206,20 +206,18 @@ class Engine:
 
     def _seen(self, forward: Forward) -> list[Seen]:
         """The prompts, with what the tower made of their pixels."""
-        found, ran, given = [], iter(forward.towers), forward.given
+        found, ran = [], iter(forward.towers)
         for prompt in forward.prompts:
             output = prompt.encoded if prompt.encoded is not None else next(ran, None)
             call = unpack(output)
-            grid, own = prompt.grid_thw, None if call is None else call.grid_thw
-            if own is not None and own is not given.get(GRIDS[prompt.modality]):  # else they are in main memory
-                grid = own
+            grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
             pooled = getattr(output, "pooler_output", None)
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         return found
 
     def _tower_reader(
         self, seen: list[Seen], embeds: Tensor, flow: Flow
-    ) -> Callable[[Method, VisualSpan], Callable[[str], Tensor]]:
+    ) -> Callable[[Method, VisualSpan], TowerReader]:
         calls = {one.modality: one.call for one in seen}
         if len(seen) == 1:  # a family that reads videos as images
             calls = dict.fromkeys(PIXELS, seen[0].call)
@@ -228,7 +226,9 @@ class Engine:
             words = flow.prompt[row] & ~torch.stack([one.visual[row] for one in seen]).any(dim=0)  # [L]
             return embeds[row, upload(words.nonzero()[:, 0], embeds.device)]
 
-        return lambda method, span: reader(self.signals, method, span, calls[span.modality], text, embeds.device)
+        return lambda method, span: TowerReader(
+            self.signals, method, (span,), calls[span.modality], text, embeds.device
+        )
 
     # -- 4: the language model, before -------------------------------------------------------------------------
 
@@ -282,6 +282,7 @@ class Engine:
         forward.runs = {stage: stage.begin(forward, kwargs) for stage in self.stages}
         for run in forward.runs.values():
             run.enter(kwargs)
+        flow.found = None  # its copy of the visual tokens has been read
         if family.companions is not None and forward.companions is not None:
             _, rows, mask = forward.companions.stages[-1]
             ours = (self._inside() or 0) < len(rows) and self._inside() is not None

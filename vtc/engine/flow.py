@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from vtc import ops
 from vtc.engine.find_layout import Found
-from vtc.engine.kv_cache import CompressedLayer
+from vtc.engine.kv_cache import CompressedLayer, tail_of
 from vtc.engine.plan import Plan
 from vtc.engine.versions import cache_of, causal_mask
 from vtc.layout import VisualSpan
@@ -44,8 +44,8 @@ class Part:
         slot: LongTensor [B, S], position of each slot in the forward's own input.
         plan: how it came from the Part before; None for the first.
         rotary: (cos, sin) of `positions`, once known.
-        tail: how many of the last tokens all rows hold without a gap, as far as is known without looking: those behind
-            the last picture that has lost some. A cache can be cropped by as many.
+        tail: how many of the last tokens all rows hold without a gap: a cache can be cropped by as many. A number on
+            the device; None in a part that holds all tokens.
         where: per span, LongTensor [N], the slots of its tokens.
     """
 
@@ -55,7 +55,7 @@ class Part:
     positions: Tensor
     shift: Tensor | None
     slot: Tensor
-    tail: int
+    tail: Tensor | None
     where: list[Tensor]
     plan: Plan | None = None
     rotary: Rotary | None = None
@@ -147,7 +147,7 @@ class Flow:
         ids = ids.expand(*ids.shape[:-2], self.rows, -1)
         slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
         where = [] if self.places is None else self.places.split(self.places.at[1])
-        return Part(0, self.length, own, ids, None, slot, self.length, where)
+        return Part(0, self.length, own, ids, None, slot, None, where)
 
     # -- shorter from here on ----------------------------------------------------------------------------------
 
@@ -183,15 +183,16 @@ class Flow:
             shift = None
         elif now.shift is not None:
             shift = shift + now.shift
-        lost = [int(s.index[-1]) + 1 for s, n in zip(self.spans, plan.outputs.sizes, strict=True) if n < s.tokens]
+        slot = now.slot.gather(1, plan.slot)
+        gaps = slot != torch.arange(self.length - plan.width, self.length, device=self.device)
         part = Part(
             first,
             plan.width,
             valid,
             positions,
             shift,
-            now.slot.gather(1, plan.slot),
-            self.length - max(lost, default=0),
+            slot,
+            tail_of(gaps.any(dim=0)),
             plan.outputs.split(plan.outputs.at[1]),
             plan,
             rotary,
@@ -446,7 +447,7 @@ class Flow:
             part, visible = self.parts[number], self.seen_keys(i)
             dropped, shift = self.length - part.width, part.shift
             held = layer.keys.shape[-2]  # type: ignore[union-attr]
-            tail = part.tail if part.plan else held if past is None else past.tail + held - past.prompt
+            tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
             if past is not None:
                 dropped += past.dropped
                 if past.shift is not None:

@@ -14,7 +14,7 @@ Example: a prompt of eight tokens, of which six are held, and one token that has
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ class CompressedLayer(DynamicLayer):
         mask: BoolTensor [B, held rows of the prompt] or None; False = padding. Rows added later are not in it.
         shift: LongTensor [B], what to subtract from the position of later tokens (`positions="compact"`).
         prompt: rows held when it was compressed. tail: how many of those are the last tokens, without a gap in any
-            layer; below 0 where another layer has a gap behind them.
+            layer; below 0 where another layer has a gap behind them. A number on the device, which is read when
+            somebody crops.
         group: the same object in layers to which the same masks apply.
         evicted: whether rows of its own have gone since, so that layers of its group may hold others.
         kinds: what its tokens are of, besides text ("image", "video").
@@ -68,7 +69,7 @@ class CompressedLayer(DynamicLayer):
     mask: Tensor | None = None
     shift: Tensor | None = None
     prompt: int = 0
-    tail: int = 0
+    tail: int | Tensor = 0
     group: object = None
     evicted: bool = False
     kinds: frozenset[str] = frozenset()
@@ -160,18 +161,18 @@ class CompressedLayer(DynamicLayer):
 
     # -- what changes it ---------------------------------------------------------------------------------------
 
-    def take(self, rows: Tensor, valid: Tensor | None, tags: dict[str, Tensor], last: int) -> None:
+    def take(self, rows: Tensor, valid: Tensor | None, tags: dict[str, Tensor], tail: Tensor) -> None:
         """Hold only some of the rows; the memory of the others is freed. See `evict`.
 
         Args:
             rows: LongTensor [B, width], right-aligned. valid: BoolTensor [B, width], False for rows that fill up
-                shorter ones; None = all are real. tags: those of the rows.
-            last: no row behind this one goes.
+                shorter ones; None = all are real. tags: those of the rows. tail: how many of them are the last ones
+                that were held.
         """
         assert self.keys is not None
         assert self.values is not None
         held, width = self.keys.shape[2], rows.shape[1]
-        self.tail = min(self.tail + held - self.prompt, held - 1 - last)
+        self.tail = least([self.tail + held - self.prompt, tail])
         self.keys, self.values, self.tags = rows_of(self.keys, rows), rows_of(self.values, rows), tags
         self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
@@ -182,7 +183,7 @@ class CompressedLayer(DynamicLayer):
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
         count, held = abs(tokens_to_remove), self.keys.shape[-2]
-        if count > self.tail + held - self.prompt:
+        if count > int(self.tail) + held - self.prompt:
             raise ValueError(
                 f"cannot remove {count} tokens from a compressed cache: that reaches back to where some were dropped; "
                 "start again without past_key_values."
@@ -218,13 +219,29 @@ class CompressedLayer(DynamicLayer):
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
 
 
-def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]], last: list[int]) -> None:
+def tail_of(gaps: Tensor) -> Tensor:
+    """How many columns behind the last gap there are: BoolTensor [..., S] -> LongTensor [...]."""
+    here = torch.arange(1, gaps.shape[-1] + 1, device=gaps.device)
+    return gaps.shape[-1] - torch.where(gaps, here, 0).amax(dim=-1)
+
+
+def least(numbers: Sequence[int | Tensor]) -> int | Tensor:
+    """The least of some numbers; a number on the device if one of them is."""
+    known = [n for n in numbers if isinstance(n, int)]
+    there = list({id(n): n for n in numbers if isinstance(n, Tensor)}.values())
+    if not there:
+        return min(known)
+    smallest = there[0] if len(there) == 1 else torch.stack([n.to(there[0].device) for n in there]).amin()
+    return smallest.clamp(max=min(known)) if known else smallest
+
+
+def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]]) -> None:
     """Drop rows of layers that hold equally many.
 
     Args:
         keep: BoolTensor [layers, B, held]. counts: [layers][B], how many of them are True.
-        last: of each layer, the last row that may go.
     """
+    tails = tail_of((~keep).any(dim=1))
     held = keep.shape[2]
     order = keep.to(torch.uint8).argsort(dim=2, stable=True)  # what stays goes last, both in order
     tags: dict[str, Tensor] = {}
@@ -241,7 +258,7 @@ def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]], 
         rows = order[i, :, start:]
         valid = None if min(own) == max(own) else keep[i].gather(1, rows)
         mine = {name: tag[i, :, start:] for name, tag in tags.items() if name in layer.tags}
-        layer.take(rows, valid, mine, last[i])
+        layer.take(rows, valid, mine, tails[i])
 
 
 def _filled_up(tag: Tensor, held: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.flow import Flow
-from vtc.engine.kv_cache import CompressedLayer
+from vtc.engine.kv_cache import CompressedLayer, least
 from vtc.transfer import upload
 
 #: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
@@ -39,9 +39,13 @@ def settle(flow: Flow, cache: Any) -> None:
     """
     layers = [compressed_layer(flow, cache, i) for i in range(len(cache.layers))]
     later = [0 if layer.keys is None else layer.keys.shape[2] - layer.prompt for layer in layers]
-    least = min(layer.tail + more for layer, more in zip(layers, later, strict=True))
+    known: dict[tuple[int, int], int | Tensor] = {}  # layers share tails: nothing is added up twice
     for layer, more in zip(layers, later, strict=True):
-        layer.tail = least - more
+        known.setdefault((id(layer.tail), more), layer.tail + more)
+    all_can = least(list(known.values()))
+    tails = {more: all_can - more for more in set(later)}
+    for layer, more in zip(layers, later, strict=True):
+        layer.tail = tails[more]
 
 
 def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,37 +61,54 @@ class LayerSignals:
         if self._view is not None:
             self._view.x = self._view.x.new_empty(0)
 
-    def of(self, name: str, span: int) -> Tensor:
-        """The signal `name` for span number `span`; shapes in `vtc.signals.SIGNALS`."""
+    def of(self, name: str, span: int | None) -> Tensor:
+        """The signal `name` for span number `span`; shapes in `vtc.signals.SIGNALS`.
+
+        None = for all spans together, which are S equally large ones: where a shape says N it is then [S, N], and rows
+        and slots are as many LongTensors [S, N]; see `even`.
+        """
         return SIGNALS[name].of(self, span)
+
+    def even(self) -> bool:
+        """Whether all spans can be asked about together: they have equally many tokens, and their rows equally much
+        text behind the pictures."""
+        words = {self.flow.words(span.row) for span in self.flow.spans}
+        return len({len(where) for where in self.flow.where}) == 1 and len(words) == 1
 
     # -- where things are --------------------------------------------------------------------------------------
 
-    def row(self, span: int) -> int:
-        return self.flow.spans[span].row
+    def row(self, span: int | None) -> Any:
+        """The batch row of a span."""
+        return self.flow.spans[span].row if span is not None else self._all(0)
 
-    def slots(self, span: int) -> Tensor:
+    def slots(self, span: int | None) -> Tensor:
         """LongTensor [N], present slots of a span's tokens."""
-        return self.flow.where[span]
+        return self.flow.where[span] if span is not None else self._all(1)
 
-    def keys_of(self, span: int) -> Tensor:
+    def _all(self, which: int) -> Tensor:
+        """LongTensor [S, N]: rows (0) or slots (1) of all visual tokens."""
+        assert self.flow.places is not None
+        return self.flow.places.at[which].view(len(self.flow.spans), -1)
+
+    def keys_of(self, span: int | None) -> Tensor:
         """LongTensor [N], which keys a span's tokens are."""
         return self.past + self.slots(span)
 
     def words(self, span: int) -> slice:
         """Which of the rows of `text_rows`, and of `flow.text_after`, are of the text in the span's row."""
-        return slice(0, self.flow.words(self.row(span)))
+        return slice(0, self.flow.words(self.flow.spans[span].row))
 
     def keys_of_text(self, span: int) -> Tensor:
         """LongTensor [T], which keys the text after the row's pictures is."""
-        return self.past + self.flow.text_after[self.row(span), self.words(span)]
+        return self.past + self.flow.text_after[self.flow.spans[span].row, self.words(span)]
 
     def states_of_text(self, span: int) -> Tensor:
         """[T, D], hidden states of the text after the row's pictures."""
         states = self.states
         if states is None:
             raise ValueError("hidden states are at hand between layers only, not in a layer that has just run.")
-        return states[self.row(span), self.flow.text_after[self.row(span), self.words(span)].to(states.device)]
+        row = self.flow.spans[span].row
+        return states[row, self.flow.text_after[row, self.words(span)].to(states.device)]
 
     # -- attention ---------------------------------------------------------------------------------------------
 
@@ -118,6 +136,14 @@ class LayerSignals:
     def text_rows(self) -> Tensor:
         """[B, R, K]: attention of the text after the pictures."""
         return self.view.rows(self.flow.text_after)
+
+    def text_attention(self, span: int | None) -> Tensor:
+        """[T, N], or [S, T, N] of all spans: attention of the text after the row's pictures onto a span's tokens."""
+        if span is not None:
+            row = self.flow.spans[span].row
+            return self.text_rows[row, self.words(span)].index_select(-1, self.keys_of(span))
+        words = torch.arange(self.flow.words(self.flow.spans[0].row), device=self.flow.device)
+        return self.text_rows[self._all(0)[:, None], words[:, None], self.keys_of(None)[:, None]]
 
     @cached_property
     def peak(self) -> Tensor:

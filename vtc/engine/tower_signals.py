@@ -9,7 +9,7 @@ over, and a result of `vtc.encode` may be pickled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -146,6 +146,7 @@ class TowerSignals:
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
+        grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
         context.push(self, TowerRun(TowerCall(grid_thw=grid, crops=crops)))
 
     @uncompiled
@@ -204,30 +205,47 @@ class TowerSignals:
             context.pop(self.projecting)
 
 
-def reader(
-    signals: TowerSignals,
-    method: Method,
-    span: VisualSpan,
-    call: TowerCall | None,
-    text: Callable[[int], Tensor],
-    device: torch.device,
-) -> Callable[[str], Tensor]:
-    """A function name -> signal for one span, on `device`; `text(row)` gives the text embeddings of a row."""
+@dataclass(frozen=True, eq=False)
+class TowerReader:
+    """Reads signals of the tower and of the text, on `device`, for one span or for several equally large ones.
 
-    def read(name: str) -> Tensor:
+    Attributes:
+        call: the run of the tower that the spans come from. text: row -> its text embeddings [T, D].
+    """
+
+    signals: TowerSignals
+    method: Method
+    spans: tuple[VisualSpan, ...]
+    call: TowerCall | None
+    text: Callable[[int], Tensor]
+    device: torch.device
+
+    def __call__(self, name: str) -> Tensor:
+        method, row = self.method, SIGNALS[name]
         if name not in method.requires():
             raise ValueError(f"{method.title} reads the signal {name!r} without listing it in `needs`.")
-        row = SIGNALS[name]
         if row.place == "text":
-            return row.of(text(span.row))
+            return row.of(self.text(self.spans[0].row))
         if row.place == "layout":
             raise ValueError(f"the {name} is not read as a signal: it is tokens.span.{name}, with tokens.span.tiles.")
         if row.place != "tower":
             raise ValueError(f"{method.title} asks for {name!r}, which is measured at the stage {row.place!r}.")
-        rows = [_per_token(_measured(call, pair), span.patch) for pair in signals.pairs(method, name)]
-        return (torch.stack(rows) if "L" in row.shape else rows[0]).to(device)
+        measured = [_measured(self.call, pair) for pair in self.signals.pairs(method, name)]
+        alone = len(self.spans) == 1
+        patch = self.spans[0].patch if alone else torch.stack([span.patch for span in self.spans])
+        values = torch.stack(measured) if "L" in row.shape else measured[0][None]  # [L, P, ...]
+        values = _per_token(values, patch)  # [L, N, ...] or [L, S, N, ...]
+        if "L" not in row.shape:
+            return values[0].to(self.device)
+        return (values if alone else values.transpose(0, 1)).to(self.device)
 
-    return read
+    @staticmethod
+    def stack(readers: Sequence[TowerReader]) -> TowerReader | None:
+        """A reader of the spans of several; None where they come from different runs."""
+        one = readers[0]
+        if any(other.call is not one.call or other.method is not one.method for other in readers):
+            return None
+        return replace(one, spans=tuple(span for reader in readers for span in reader.spans))
 
 
 def _measured(call: TowerCall | None, pair: Pair) -> Tensor:
@@ -240,7 +258,10 @@ def _measured(call: TowerCall | None, pair: Pair) -> Tensor:
 
 
 def _per_token(values: Tensor, patch: Tensor) -> Tensor:
-    """Tower values [P, ...] -> [N, ...] of a span's tokens; separators (patch -1) get 0."""
-    patch = upload(patch, values.device)
-    inside = (patch >= 0).view(-1, *[1] * (values.dim() - 1))
-    return torch.where(inside, values[patch.clamp(min=0)], 0.0)
+    """Tower values [L, P, ...] -> [L, N, ...] of a span's tokens (or [L, S, N, ...]); separators (patch -1) get 0."""
+    here = upload(patch.clamp(min=0), values.device)
+    taken = values[:, here]
+    if bool((patch >= 0).all()):  # in main memory
+        return taken
+    inside = upload(patch >= 0, values.device).view(1, *patch.shape, *[1] * (values.dim() - 2))
+    return torch.where(inside, taken, 0.0)

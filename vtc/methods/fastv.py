@@ -24,6 +24,7 @@ class FastV(LayerMethod):
     reads = "previous"
     shape = (0.5,)
     needs = ("last_attention",)
+    stacks = True
     query_aware = True
     paper = Paper("An Image is Worth 1/2 Tokens After Layer 2", "2403.06764")
 

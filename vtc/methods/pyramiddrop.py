@@ -24,6 +24,7 @@ class PyramidDrop(LayerMethod):
     layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
     shape = (0.5, 0.25, 0.125)
     needs = ("last_attention",)
+    stacks = True
     query_aware = True
     positions_default = "compact"
     paper = Paper(

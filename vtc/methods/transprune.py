@@ -34,6 +34,7 @@ class TransPrune(LayerMethod):
     ttv_only: bool = False
     shape = (0.875, 0.625, 0.125)
     needs = ("transition", "text_attention")
+    stacks = True
     query_aware = True
     positions_default = "compact"
     paper = Paper("TransPrune: Token Transition Pruning for Efficient Large Vision-Language Model", "2507.20630")
@@ -51,9 +52,9 @@ class TransPrune(LayerMethod):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         variation = _share(tokens.signal("transition"))
-        return variation if self.ttv_only else variation + _share(tokens.signal("text_attention").mean(dim=0))
+        return variation if self.ttv_only else variation + _share(tokens.signal("text_attention").mean(dim=-2))
 
 
 def _share(score: Tensor) -> Tensor:
     score = score.float()
-    return score / score.sum().clamp(min=torch.finfo(score.dtype).tiny)
+    return score / score.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(score.dtype).tiny)

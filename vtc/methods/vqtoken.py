@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -130,7 +130,7 @@ class VQToken(TrainedMethod):
         fused = [i for i, tokens in enumerate(many) if found[i].tokens_out < len(tokens.features)]
         if fused:
             for i, rows in zip(fused, self._fuse([many[i] for i in fused], [found[i] for i in fused]), strict=True):
-                found[i] = replace(found[i], features=rows)
+                found[i] = Selection(found[i].anchor, found[i].source, found[i].weight, rows)
         return found
 
     def _fuse(self, many: Sequence[VisualTokens], found: Sequence[Selection]) -> list[Tensor]:

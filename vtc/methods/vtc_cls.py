@@ -27,6 +27,7 @@ class VTCCLS(Method):
     keep: int | float = 128
     start_layer: int | float = 2 / 3
     needs = ("cls_attention",)
+    stacks = True
     positions_default = "compact"
     scope_default = "frame"  # the vision tower's attention is each frame's own
     paper = Paper("[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", "2412.05819")
@@ -47,4 +48,4 @@ class VTCCLS(Method):
         return tuple(range(min(first, feature_layer), feature_layer + 1))
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signal("cls_attention").sum(dim=0)  # [L, N] -> [N]
+        return tokens.signal("cls_attention").sum(dim=-2)  # [L, N] -> [N]

@@ -54,45 +54,43 @@ class Group:
 
 
 @dataclass(eq=False)
-class Unit:
-    """Cached tokens that are chosen among: those of one picture, or all of a row.
+class Units:
+    """Cached tokens that are chosen among, those of one picture or all of a row; one or several equally large ones.
 
     Attributes:
-        row: of the batch. where: LongTensor [N] in main memory, the rows of the cache. total: tokens there were
-            before anything was dropped.
-        here: `where` on the device.
+        rows: [U], of the batch. where: LongTensor [U, N] in main memory, the rows of the cache. total: tokens there
+            were of each before anything was dropped.
+        here, on: `where` and `rows` on the device, LongTensors [U, N] and [U, 1].
     """
 
-    row: int
+    rows: list[int]
     where: Tensor
     total: int
     here: Tensor
+    on: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class CachedRows:
-    """Some rows of one layer of the cache, or of several that hold the same, as signals of the place `cache` read them.
-
-    Attributes:
-        rows: LongTensor [N], which they are.
-    """
+    """Some rows of one layer of the cache, as signals of the place `cache` read them; or of several layers that hold
+    the same, and of several units of tokens, for a method that takes them together."""
 
     run: EvictRun
     layers: list[CompressedLayer]
     number: int  # of the method
-    batch_row: int
-    rows: Tensor
+    units: Units
 
     @property
     def record(self) -> Tensor:
-        """[N], or [layers, N]: what the method's `gain` made of the attention that each has received."""
-        records = self.run.records(self.number, self.layers)[:, self.batch_row, self.rows]
-        return records if len(self.layers) > 1 else records[0]
+        """[N], or [layers, U, N]: what the method's `gain` made of the attention that each has received."""
+        records = self.run.records(self.number, self.layers)[:, self.units.on, self.units.here]
+        return records if self.run.stage.methods[self.number].stacks else records[0, 0]
 
     @property
     def survives(self) -> Tensor:
         """BoolTensor [N]: whether the last decoder layer still sees each."""
-        return self.run.survivors[self.batch_row, self.layers[0].tags[SLOT][self.batch_row, self.rows]]
+        row, here = self.units.rows[0], self.units.here[0]
+        return self.run.survivors[row, self.layers[0].tags[SLOT][row, here]]
 
 
 class EvictRun(Run):
@@ -230,9 +228,9 @@ class EvictRun(Run):
             groups.append(Group(own, slot, owner, total, kind, real))
         return groups, here
 
-    def _units(self, group: Group, method: CacheMethod, here: list[bool]) -> list[Unit]:
-        """What the method chooses among in these layers."""
-        found: list[tuple[int, Tensor, int]] = []
+    def _units(self, group: Group, method: CacheMethod, here: list[bool]) -> list[Units]:
+        """What the method chooses among in these layers, together what it takes together."""
+        found: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
         for row in range(len(here)):
             if not here[row]:
                 continue
@@ -240,19 +238,24 @@ class EvictRun(Run):
             if self.flow.ends is not None:
                 # candidates of assisted decoding, or an answer that is scored, are not the prompt's to choose from
                 mine = mine & (group.slot[row] < self.flow.seen + self.flow.ends[row])
+            parts: list[tuple[Tensor, int]] = []
             if method.scope == "visual":
-                parts = [(mine & (owner == unit)).nonzero()[:, 0] for unit in owner.unique().tolist() if unit >= 0]
-                kinds = [KINDS[int(group.kind[row, where[0]])] if len(where) else "" for where in parts]
-                parts = [where for where, kind in zip(parts, kinds, strict=True) if kind in method.modality]
-                found += [(row, where, int(group.total[row, where[0]])) for where in parts]
+                for unit in owner.unique().tolist():
+                    where = (mine & (owner == unit)).nonzero()[:, 0] if unit >= 0 else owner[:0]
+                    if len(where) and KINDS[int(group.kind[row, where[0]])] in method.modality:
+                        parts.append((where, int(group.total[row, where[0]])))
             elif mine.any():  # all that the row has said so far
                 where = mine.nonzero()[:, 0]
                 slots = group.slot[row, where]
-                found.append((row, where, int(slots.max() - slots.min()) + 1))
-        if not found:
-            return []
-        on_device = upload_all([where for _, where, _ in found], self.flow.device)
-        return [Unit(*facts, there) for facts, there in zip(found, on_device, strict=True)]
+                parts.append((where, int(slots.max() - slots.min()) + 1))
+            for where, total in parts:
+                alone = () if scores_together(method) else (len(found),)
+                found.setdefault((len(where), total, *alone), []).append((row, where))
+        units, device = [], self.flow.device
+        for (_, total, *_), parts in found.items():
+            rows, where = [row for row, _ in parts], torch.stack([where for _, where in parts])
+            units.append(Units(rows, where, total, *upload_all([where, torch.tensor(rows)[:, None]], device)))
+        return units
 
     def _evict(self, layers: list[CompressedLayer], group: Group, here: list[bool], number: int) -> Tensor | int:
         """Drop what a method does not keep in the layers of a group; how many visual tokens that makes."""
@@ -261,60 +264,69 @@ class EvictRun(Run):
         group.layers = [i for i in group.layers if i >= self.stage.first[number]]
         if not group.layers:
             return 0
-        units = self._units(group, self.stage.methods[number], here)
         held, mine = group.slot.shape[1], [layers[i] for i in group.layers]
-        counts = [group.real.sum(dim=1).tolist() for _ in mine]
-        last, stays, goes = [-1] * len(mine), [], []
-        for unit in units:
-            for n, anchor in enumerate(self._chosen(layers, group, unit, number)):
-                if len(anchor) < len(unit.where):
-                    first = (n * len(here) + unit.row) * held
-                    goes.append(first + unit.where)
-                    stays.append(first + unit.here[anchor])
-                    counts[n][unit.row] -= len(unit.where) - len(anchor)
-                    last[n] = max(last[n], int(unit.where[-1]))
-        if not goes:
+        counts = [self.held[i].tolist() for i in group.layers]
+        cut = [False] * len(mine)
+        stays, goes = [], []  # places in all of [layers, B, held]
+        for units in self._units(group, self.stage.methods[number], here):
+            start = (torch.arange(len(mine))[:, None] * len(here) + torch.tensor(units.rows)) * held  # [layers, U]
+            kept = self._chosen(layers, group, units, number)
+            if isinstance(kept, Tensor):  # [layers, U, M]
+                stays.append(
+                    upload(start, kept.device)[..., None] + units.here.expand(len(mine), -1, -1).gather(2, kept)
+                )
+            for n in range(len(mine)):
+                stay = kept[n]
+                if not isinstance(kept, Tensor):
+                    stays.append(int(start[n]) + units.here[0, stay])
+                left = units.where.shape[1] - stay.shape[-1]
+                cut[n] = cut[n] or left > 0
+                for row in units.rows:
+                    counts[n][row] -= left
+            goes.append((start[..., None] + units.where).flatten())
+        if not any(cut):
             return 0
         real = upload(group.real, self.flow.device).expand(len(mine), -1, -1)
         keep = real.reshape(-1).index_fill(0, upload(torch.cat(goes), real.device), False)
-        keep = keep.index_fill_(0, torch.cat(stays), True).view(real.shape)
+        keep = keep.index_fill_(0, torch.cat([x.flatten() for x in stays]), True).view(real.shape)
         slot, owner, gone = mine[0].tags[SLOT], mine[0].tags[OWNER], real & ~keep
         for n, i in enumerate(group.layers):
             self.held[i] = torch.tensor(counts[n])
-            if last[n] >= 0:
+            if cut[n]:
                 self.forward.trace.evictions.append(Eviction(i, mine[n].get_seq_length(), slot, gone[n]))
-        some = [n for n in range(len(mine)) if last[n] >= 0]
+        some = [n for n in range(len(mine)) if cut[n]]
         if len(some) < len(mine):
             keep = keep[some]
-        evict([mine[n] for n in some], keep, [counts[n] for n in some], [last[n] for n in some])
+        evict([mine[n] for n in some], keep, [counts[n] for n in some])
         return (gone & (owner >= 0)).sum()
 
-    def _chosen(self, layers: list[CompressedLayer], group: Group, unit: Unit, number: int) -> list[Tensor]:
-        """What stays of a unit in each layer of the group, LongTensors [M]: asked of all layers at once if the method
-        can answer that."""
+    def _chosen(self, layers: list[CompressedLayer], group: Group, units: Units, number: int) -> Tensor | list[Tensor]:
+        """What stays of the units in each layer of the group: LongTensor [layers, U, M], or layer by layer [M]."""
         method = self.stage.methods[number]
+        if scores_together(method):
+            kept = top_k(
+                method.score(tokens := self._tokens(layers, group.layers, units, number)), method.count(tokens)
+            )
+            return kept.expand(len(group.layers), len(units.rows), -1)
         if method.stacks and method.queries() == 0:  # it hears nothing that a layer could be told by
-            return [self._select(layers, group.layers[:1], unit, number)] * len(group.layers)
-        if not method.stacks or type(method).select is not Method.select:
-            return [self._select(layers, [i], unit, number) for i in group.layers]
-        tokens = self._tokens(layers, group.layers, unit, number)
-        return list(top_k(method.score(tokens), method.count(tokens)).view(len(group.layers), -1))
+            return [self._select(layers, group.layers[:1], units, number)] * len(group.layers)
+        return [self._select(layers, [i], units, number) for i in group.layers]
 
-    def _tokens(self, layers: list[CompressedLayer], numbers: list[int], unit: Unit, number: int) -> VisualTokens:
-        n, method = len(unit.where), self.stage.methods[number]
-        rows = CachedRows(self, [layers[i] for i in numbers], number, unit.row, unit.here)
+    def _tokens(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> VisualTokens:
+        n, method = units.where.shape[1], self.stage.methods[number]
+        rows = CachedRows(self, [layers[i] for i in numbers], number, units)
         return VisualTokens(
             features=torch.empty(n, 0, device=self.flow.device),
-            span=single_span(max(unit.total, n), None),
+            span=single_span(max(units.total, n), None),
             index=torch.arange(n, device=self.flow.device),
             read=self._reader(method, rows),
             layer=numbers[0] if len(numbers) == 1 else None,
             depth=self.stage.depth,
         )
 
-    def _select(self, layers: list[CompressedLayer], numbers: list[int], unit: Unit, number: int) -> Tensor:
+    def _select(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> Tensor:
         method = self.stage.methods[number]
-        given = method.select(self._tokens(layers, numbers, unit, number))
+        given = method.select(self._tokens(layers, numbers, units, number))
         (chosen,) = checked(method, [given], method.may_drop_all)
         if chosen.tokens_out and not chosen.pruned and chosen.merges:
             raise ValueError(
@@ -332,6 +344,11 @@ class EvictRun(Run):
             return SIGNALS[name].of(rows)
 
         return read
+
+
+def scores_together(method: CacheMethod) -> bool:
+    """Whether the method scores several layers, and several units of tokens, at once."""
+    return method.stacks and type(method).select is Method.select
 
 
 class EvictStage(Stage):

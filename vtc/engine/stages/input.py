@@ -23,6 +23,7 @@ class InputRun(Run):
             return
         embeds: Tensor = kwargs["inputs_embeds"]
         selections = self._choose(flow, embeds)
+        flow.found = None  # the visual tokens are not held twice
         if identical(selections):
             return
         kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)

@@ -7,6 +7,7 @@ method has asked for (`layer_signals.py`) — there, and in no other layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -146,7 +147,9 @@ class LayerRun(Run):
                 features=features[number],
                 span=flow.spans[number],
                 index=flow.index[number],
-                read=self._reader(method, signals, number, hidden.device),
+                read=LayerReader(
+                    method, signals, number, self.forward.tower(method, flow.spans[number]), hidden.device
+                ),
                 step=step,
                 layer=i,
                 depth=self.stage.depth,
@@ -156,17 +159,34 @@ class LayerRun(Run):
         ]
         return dict(zip(asked, checked(method, method.select_many(views), method.may_drop_all), strict=True))
 
-    def _reader(
-        self, method: LayerMethod, signals: LayerSignals, number: int, device: torch.device
-    ) -> Callable[[str], Tensor]:
-        tower = self.forward.tower(method, self.flow.spans[number])
 
-        def read(name: str) -> Tensor:
-            if name in SIGNALS and SIGNALS[name].place == "layer" and name in method.requires():
-                return signals.of(name, number).to(device)
-            return tower(name)
+@dataclass(frozen=True, eq=False)
+class LayerReader:
+    """Reads signals of a decoder layer, and what the tower says, for one span or for all of a batch together.
 
-        return read
+    Attributes:
+        span: its number; None = all, which are equally large.
+    """
+
+    method: LayerMethod
+    signals: LayerSignals
+    span: int | None
+    tower: Callable[[str], Tensor]
+    device: torch.device
+
+    def __call__(self, name: str) -> Tensor:
+        if name in SIGNALS and SIGNALS[name].place == "layer" and name in self.method.requires():
+            return self.signals.of(name, self.span).to(self.device)
+        return self.tower(name)
+
+    @staticmethod
+    def stack(readers: Sequence[LayerReader]) -> LayerReader | None:
+        """A reader of all spans of the batch; None where these are not all, or the tower is asked, too."""
+        one = readers[0]
+        layered = all(SIGNALS[name].place == "layer" for name in one.method.requires())
+        if not layered or len(readers) < len(one.signals.flow.spans) or not one.signals.even():
+            return None
+        return replace(one, span=None)
 
 
 class LayerStage(Stage):

@@ -39,9 +39,9 @@ class CacheMethod(Method):
     #: how many of the prompt's last queries the method hears: None = all of them, 0 = it needs no attention
     window: ClassVar[int | None] = 0
     may_drop_all: ClassVar[bool] = False
-    #: whether the choice is made alike in every layer: then `score` is asked for several layers at once, its signals
-    #: are [layers, N] and so is what it returns; a method without attention is asked once for all of them. False = it
-    #: is asked layer by layer, with `tokens.layer`
+    #: also, that the choice is made alike in every layer: `score` is asked for several layers at once, its signals are
+    #: [layers, pictures, N] and so is what it returns, or it returns [N]; where `select` is the method's own and it
+    #: hears no attention, that is asked once for all layers. False = it is asked layer by layer, with `tokens.layer`
     stacks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vtc.budget import check_keep, token_count
 from vtc.methods.base.index import Paper
 from vtc.selection import Selection
-from vtc.signals import VisualTokens, check_signals
+from vtc.signals import VisualTokens, check_signals, stacked
 from vtc.stages import check_stage
 
 POSITIONS = ("original", "compact")
@@ -47,6 +47,9 @@ class Method:
     trained: ClassVar[bool] = False
     #: whether outputs that are made of several tokens come after those that stay as they are; False = all in order
     appends: ClassVar[bool] = False
+    #: whether `score` takes several spans of one size at once: its signals then have one more dimension in front, and
+    #: so has what it returns
+    stacks: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
     scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
@@ -165,8 +168,14 @@ class Method:
         return Selection.prune(top_k(score, self.count(tokens)), n, ascending=True)
 
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
-        """`select` for every span of a batch; a method that can choose for all of them at once overrides this."""
-        return [self.select(tokens) for tokens in many]
+        """`select` for every span of a batch; a method that can choose for all of them at once overrides this, or says
+        that its `score` `stacks`."""
+        scores = type(self).select is Method.select
+        together = stacked(many) if len(many) > 1 and self.stacks and scores else None
+        if together is None:
+            return [self.select(tokens) for tokens in many]
+        n, score = many[0].features.shape[0], self.score(together)
+        return [Selection.prune(kept, n, ascending=True) for kept in top_k(score, self.count(many[0]))]
 
 
 def top_k(score: Tensor, k: int) -> Tensor:

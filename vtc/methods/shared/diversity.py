@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vtc import ops
 from vtc.signals import VisualTokens
+from vtc.transfer import upload
 
 LARGEST = 2**26  # similarities held at a time
 
@@ -30,7 +31,7 @@ def diverse(
         features = [tokens.features for tokens in many[part]]
         ragged = len(set(sizes[part])) > 1
         stacked = pad_sequence(features, batch_first=True) if ragged else torch.stack(features)
-        lengths = torch.tensor(sizes[part]) if ragged else None
+        lengths = upload(torch.tensor(sizes[part]), stacked.device) if ragged else None
         begin = None if first is None else torch.stack(list(first[part]))
         chosen = ops.greedy_diversity(stacked, max(counts[part]), mode, begin, lengths)
         found += [row[:count] for row, count in zip(chosen, counts[part], strict=True)]
