@@ -42,6 +42,7 @@ class Signal:
         door: what is measured once, where the language model begins, on a `vtc.engine.layer_signals.Door`; `of` finds
             it as `layer.kept[name]`.
         attention: whether it is read from the queries and keys of the place (a decoder layer's, for `layer`).
+        shared: whether asking for one span's share, where it is measured, computes what all spans have theirs from.
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
     """
 
@@ -53,6 +54,7 @@ class Signal:
     fold: str = "sum"
     door: Callable[[Any], Tensor] | None = None
     attention: bool = False
+    shared: bool = False
     stand_in: str | None = None
 
     @property
@@ -124,6 +126,7 @@ for _row in (
         "over heads)",
         lambda layer, span: layer.last_rows[layer.row(span), 0, layer.keys_of(span)],
         attention=True,
+        shared=True,
     ),
     Signal(
         "text_attention",
@@ -132,6 +135,7 @@ for _row in (
         "attention of the text after the row's pictures onto each token, in a decoder layer",
         lambda layer, span: layer.text_attention(span),
         attention=True,
+        shared=True,
     ),
     Signal(
         "peak_attention",
@@ -141,6 +145,7 @@ for _row in (
         "layer",
         lambda layer, span: layer.peak[layer.row(span), layer.keys_of(span)],
         attention=True,
+        shared=True,
     ),
     Signal(
         "visual_attention",
@@ -149,6 +154,7 @@ for _row in (
         "mean attention that the picture's own tokens give each token, in a decoder layer",
         lambda layer, span: layer.own_attention[span],
         attention=True,
+        shared=True,
     ),
     Signal(
         "relevance",
@@ -158,6 +164,7 @@ for _row in (
         "give to such text, in a decoder layer",
         lambda layer, span: layer.relevance[layer.row(span)],
         attention=True,
+        shared=True,
     ),
     Signal(
         "transition",
@@ -173,6 +180,7 @@ for _row in (
         "keys of a decoder layer, one per head",
         lambda layer, span: layer.keys_at(span, layer.keys_of(span)),
         attention=True,
+        shared=True,
     ),
     Signal(
         "text_keys",
@@ -181,6 +189,7 @@ for _row in (
         "the same of the text after the row's pictures",
         lambda layer, span: layer.keys_at(span, layer.keys_of_text(span)),
         attention=True,
+        shared=True,
     ),
     Signal(
         "text_states",

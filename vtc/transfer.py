@@ -32,7 +32,7 @@ def upload_all(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 def download_all(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Integer or Boolean tensors of one device in main memory, in one copy: the device is waited for once."""
-    if all(x.device.type == "cpu" for x in tensors):
+    if all(x.device.type == "cpu" for x in tensors):  # or there are none
         return list(tensors)
     if len(tensors) == 1:
         return [tensors[0].cpu()]

@@ -169,10 +169,15 @@ class Flow:
         plan = Plan.of(self.rows, now.width, self.places, selections, now.plan and now.plan.unused)
         short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
         plan.merge_into(short, hidden)
-        for i, selection in enumerate(selections):
-            before = self.chosen[i]
-            self.chosen[i] = selection if before is None else before.then(selection)
         self.index = plan.outputs.split(torch.cat(self.index)[plan.taken])
+        for i, (selection, index) in enumerate(zip(selections, self.index, strict=True)):
+            before = self.chosen[i]
+            if before is None:
+                self.chosen[i] = selection
+            elif before.pruned and selection.pruned:
+                self.chosen[i] = Selection.prune(index, before.tokens_in, before.ascending and selection.ascending)
+            else:
+                self.chosen[i] = before.then(selection)
         self.places = plan.outputs
         self.history.append((first, list(self.chosen)))
         valid = None

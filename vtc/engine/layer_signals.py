@@ -52,12 +52,13 @@ class LayerSignals:
         self.flow, self._view = flow, view
         self.states, self.kept, self.history = states, kept or {}, history
         self.past = 0 if view is None else view.past
+        self._measured: dict[tuple[str, int | None], Tensor] = {}
 
     def measure(self, names: tuple[str, ...]) -> None:
         """Compute the signals `names` of every span now, and let go of the layer's activations."""
         for name in names:
-            for span in range(len(self.flow.spans)):
-                self.of(name, span)
+            for span in range(1 if SIGNALS[name].shared else len(self.flow.spans)):
+                self._measured[name, span] = SIGNALS[name].of(self, span)
         if self._view is not None:
             self._view.x = self._view.x.new_empty(0)
 
@@ -67,13 +68,14 @@ class LayerSignals:
         None = for all spans together, which are S equally large ones: where a shape says N it is then [S, N], and rows
         and slots are as many LongTensors [S, N]; see `even`.
         """
-        return SIGNALS[name].of(self, span)
+        known = self._measured.get((name, span))
+        return SIGNALS[name].of(self, span) if known is None else known
 
-    def even(self) -> bool:
-        """Whether all spans can be asked about together: they have equally many tokens, and their rows equally much
-        text behind the pictures."""
-        words = {self.flow.words(span.row) for span in self.flow.spans}
-        return len({len(where) for where in self.flow.where}) == 1 and len(words) == 1
+    def even(self, names: tuple[str, ...]) -> bool:
+        """Whether all spans can be asked for these signals together: they have equally many tokens and, where that
+        counts, their rows equally much text behind the pictures."""
+        texts = {self.flow.words(span.row) for span in self.flow.spans} if "text_attention" in names else ()
+        return len({len(where) for where in self.flow.where}) == 1 and len(texts) <= 1
 
     # -- where things are --------------------------------------------------------------------------------------
 

@@ -39,6 +39,5 @@ class DivPrune(Method):
 
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         chosen = diverse(many, [self.count(tokens) for tokens in many], "maxmin")
-        if self.order == "raster":
-            chosen = [tokens.sort().values for tokens in chosen]
-        return [Selection.prune(kept, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)]
+        found = [Selection.prune(kept, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)]
+        return Selection.sort_all(found) if self.order == "raster" else found

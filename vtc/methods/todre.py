@@ -125,6 +125,5 @@ class RelevanceCheck(LayerMethod):
 
     def select(self, tokens: VisualTokens) -> Selection:
         irrelevant = bool((tokens.signal("relevance") < self.tau).all())
-        return Selection.prune(
-            tokens.index.new_tensor(range(0 if irrelevant else len(tokens.index))), len(tokens.index)
-        )
+        n = len(tokens.index)
+        return Selection.prune(torch.arange(0 if irrelevant else n, device=tokens.index.device), n, ascending=True)

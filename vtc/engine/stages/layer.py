@@ -183,8 +183,9 @@ class LayerReader:
     def stack(readers: Sequence[LayerReader]) -> LayerReader | None:
         """A reader of all spans of the batch; None where these are not all, or the tower is asked, too."""
         one = readers[0]
-        layered = all(SIGNALS[name].place == "layer" for name in one.method.requires())
-        if not layered or len(readers) < len(one.signals.flow.spans) or not one.signals.even():
+        names = one.method.requires()
+        layered = all(SIGNALS[name].place == "layer" for name in names)
+        if not layered or len(readers) < len(one.signals.flow.spans) or not one.signals.even(names):
             return None
         return replace(one, span=None)
 
