@@ -34,9 +34,14 @@ __all__ = [
 
 
 @cache
+def _there(name: str) -> bool:
+    return find_spec(name) is not None
+
+
+@cache
 def _load(op: str, kind: str) -> ModuleType | None:
     name = f"vtc.kernels.{op}.{kind}"
-    return import_module(name) if find_spec(name) else None
+    return import_module(name) if _there(name) else None
 
 
 def provider(op: str, tensor: Tensor) -> str:
@@ -50,9 +55,9 @@ def provider(op: str, tensor: Tensor) -> str:
     interpreted = choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if not tensor.is_cuda and not interpreted:
         reason = f"its input is on {tensor.device.type}, not on a CUDA device"
-    elif find_spec("triton") is None:
+    elif not _there("triton"):
         reason = "the package triton is not installed"
-    elif find_spec(f"vtc.kernels.{op}.triton") is None:
+    elif not _there(f"vtc.kernels.{op}.triton"):
         reason = "the op has no Triton kernel"
     if choice == "triton" and reason:
         raise RuntimeError(f"VTC_KERNELS=triton, but {op} cannot run in Triton: {reason}.")
@@ -72,9 +77,14 @@ def _learning(x: Tensor) -> bool:
 
 
 def _run(op: str, tensor: Tensor, *args: Any) -> Any:
-    module = _load(op, provider(op, tensor))
+    kind = provider(op, tensor)
+    module = _load(op, kind)
     assert module is not None
-    return getattr(module, op)(tensor, *args)
+    run = getattr(module, op)
+    if kind == "triton" and tensor.is_cuda:  # Triton launches on the current device, wherever the tensors are
+        with torch.cuda.device(tensor.device):
+            return run(tensor, *args)
+    return run(tensor, *args)
 
 
 def attention_rows(q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a wrapped prefill costs a GPU beside its arithmetic: waits and launches, counted on a device that is not there."""
+"""What a wrapped prefill costs a GPU beside its arithmetic: waits and launches, counted on a pretended device."""
 
 from __future__ import annotations
 

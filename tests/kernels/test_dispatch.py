@@ -1,5 +1,7 @@
 """The dispatcher: which implementation runs, and what is said when the wanted one cannot."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -27,3 +29,29 @@ def test_an_unknown_choice_is_refused(monkeypatch):
 def test_reference_can_be_forced(monkeypatch):
     monkeypatch.setenv("VTC_KERNELS", "reference")
     assert ops.provider("greedy_diversity", torch.zeros(1)) == "reference"
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Triton itself asks for the current device only."""
+    on = []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            on.append(self.device)
+
+        def __exit__(self, *_):
+            on.pop()
+
+    def kernel(x):
+        return list(on)
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(ops, "provider", lambda op, tensor: "triton")
+    monkeypatch.setattr(ops, "_load", lambda op, kind: SimpleNamespace(anything=kernel))
+    elsewhere = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    assert ops._run("anything", elsewhere) == [torch.device("cuda:1")]
+    assert ops._run("anything", torch.zeros(1)) == []
+    assert on == []

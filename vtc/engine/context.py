@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 _FRAMES: ContextVar[tuple[tuple[object, Any], ...]] = ContextVar("vtc_frames", default=())
 #: what torch.compile(fullgraph=True) says of a wrapped model
@@ -23,7 +25,16 @@ def uncompiled(function: Function) -> Function:
 
     A decorator of methods, not of bound ones: a deep copy of a model keeps hooks that are bound to its own engine.
     """
-    return torch.compiler.disable(function, reason=UNCOMPILED)  # type: ignore[return-value]
+    left_alone: Any = torch.compiler.disable(function, reason=UNCOMPILED)
+
+    @wraps(function)
+    def hook(*args: Any, **kwargs: Any) -> Any:
+        # `disable` costs a layer's hook more than what the hook does: only where something is being compiled
+        if torch.compiler.is_compiling() or get_eval_frame_callback() is not None:
+            return left_alone(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return hook  # type: ignore[return-value]
 
 
 def push(owner: object, state: Any) -> None:
@@ -38,7 +49,10 @@ def pop(owner: object) -> None:
 
 def top(owner: object) -> Any:
     """The state of `owner`'s open frame, None if there is none."""
-    return next((state for one, state in _FRAMES.get() if one is owner), None)
+    for one, state in _FRAMES.get():
+        if one is owner:
+            return state
+    return None
 
 
 def states() -> list[Any]:

@@ -43,7 +43,7 @@ class Part:
         shift: LongTensor [B], how far text behind the pictures has moved down in this forward; None = not at all.
         slot: LongTensor [B, S], position of each slot in the forward's own input.
         plan: how it came from the Part before; None for the first.
-        rotary: (cos, sin) of `positions`, once known.
+        rotary: (cos, sin) of `positions`, once known. numbers: see `Flow.text_positions`.
         tail: how many of the last tokens all rows hold without a gap: a cache can be cropped by as many. A number on
             the device; None in a part that holds all tokens.
         where: per span, LongTensor [N], the slots of its tokens.
@@ -59,6 +59,7 @@ class Part:
     where: list[Tensor]
     plan: Plan | None = None
     rotary: Rotary | None = None
+    numbers: Tensor | None = None
 
 
 class Flow:
@@ -336,13 +337,18 @@ class Flow:
     # -- what a layer is told ----------------------------------------------------------------------------------
 
     def number_of_part(self, layer: int) -> int:
-        return max(i for i, part in enumerate(self.parts) if part.first <= layer)
+        number = len(self.parts) - 1
+        while self.parts[number].first > layer:
+            number -= 1
+        return number
 
     # transformers' own mask wants positions without gaps (it reads gaps as packed sequences); the rotary embedding gets
     # `part.positions`, which have them
     def text_positions(self, part: Part) -> Tensor:
         """LongTensor [B, S], consecutive numbers: what transformers reads as "one sequence", gaps or not."""
-        return torch.arange(self.seen, self.seen + part.width, device=self.device).expand(self.rows, -1)
+        if part.numbers is None:
+            part.numbers = torch.arange(self.seen, self.seen + part.width, device=self.device).expand(self.rows, -1)
+        return part.numbers
 
     def visible(self, layer: int, part: Part) -> Tensor | None:
         """BoolTensor [B, seen + S] over the cache (as it counts itself) and this forward, or None: all are real.

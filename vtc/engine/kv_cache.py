@@ -273,7 +273,7 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
 
 def compressed(cache: Any) -> bool:
     """Whether a KV cache has lost rows to vtc."""
-    return any(isinstance(layer, CompressedLayer) for layer in getattr(cache, "layers", None) or ())
+    return CompressedLayer in map(type, getattr(cache, "layers", None) or ())  # asked in every decode step
 
 
 def check_cache(cache: Any) -> None:
