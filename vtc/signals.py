@@ -268,8 +268,9 @@ class VisualTokens:
         """The signal `name` for the current N tokens; see `vtc.signals.SIGNALS` for shapes."""
         value, row = self.read(name), SIGNALS.get(name)
         # what the tower measured is of the whole span, what was measured later of the tokens that are left
-        tower = row is not None and row.place == "tower" and not self.together
-        return row.take(value, self.index) if tower else value
+        if row is None or row.place != "tower" or self.together:
+            return value
+        return row.take(value, self.index)
 
     @property
     def row_of(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The dispatcher: which implementation runs, and what is said when the wanted one cannot."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(ops, "provider", lambda op, tensor: "triton")
     monkeypatch.setattr(ops, "_load", lambda op, kind: SimpleNamespace(anything=kernel))
-    elsewhere = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    elsewhere: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
     assert ops._run("anything", elsewhere) == [torch.device("cuda:1")]
     assert ops._run("anything", torch.zeros(1)) == []
     assert on == []

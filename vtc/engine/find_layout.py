@@ -186,8 +186,8 @@ def layouts_of(
     grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
     if len(grids) != len(features):
         return None
-    separators = looks.separators or [None] * len(features)
-    known = [Known(grid, None, *facts) for grid, *facts in zip(grids, modalities, separators, strict=True)]
+    separators: Sequence[Tensor | None] = looks.separators or [None] * len(features)
+    known = [Known(grid, None, kind, own) for grid, kind, own in zip(grids, modalities, separators, strict=True)]
     if looks.begins is not None and set(modalities) == {"image"}:
         options = [adapter.crop_counts(model, x, facts) for x, facts in zip(features, known, strict=True)]
         crops = _crop_counts(options, looks.begins.tolist())

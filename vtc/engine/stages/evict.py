@@ -252,8 +252,8 @@ class EvictRun(Run):
                 alone = () if scores_together(method) else (len(found),)
                 found.setdefault((len(where), total, *alone), []).append((row, where))
         units, device = [], self.flow.device
-        for (_, total, *_), parts in found.items():
-            rows, where = [row for row, _ in parts], torch.stack([where for _, where in parts])
+        for (_, total, *_), alike in found.items():
+            rows, where = [row for row, _ in alike], torch.stack([where for _, where in alike])
             units.append(Units(rows, where, total, *upload_all([where, torch.tensor(rows)[:, None]], device)))
         return units
 
