@@ -1,0 +1,58 @@
+"""What transformers itself computes in a tiny model: the attention and the states that definitions are written with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vtc
+from tests.families import IMAGE, batch, model_of
+
+
+@dataclass(frozen=True)
+class Eager:
+    """One prompt with a picture in a model without vtc.
+
+    Attributes:
+        attention: per decoder layer [H, L, L]. states: [L, D], what each layer is given, and the last norm's output.
+        visual, text: positions of the picture's tokens, and of the text after them.
+    """
+
+    model: Any
+    inputs: dict[str, Tensor]
+    attention: list[Tensor]
+    states: list[Tensor]
+    visual: list[int]
+    text: list[int]
+
+    def rows(self, layer: int) -> list[list[float]]:
+        """Mean over heads of the attention that each text token gives each visual one, [T][N]."""
+        mean = self.attention[layer].mean(dim=0)
+        return [[float(mean[t, i]) for i in self.visual] for t in self.text]
+
+    def kept(self, method: vtc.Method) -> list[int]:
+        """What the method leaves of the picture in this model."""
+        with vtc.wrapped(self.model, method) as model:
+            model(**self.inputs)
+            return vtc.report(model).spans[0].kept.tolist()
+
+
+@cache
+def eager(family: str = "llava", picture: int = 0, more: int = 8) -> Eager:
+    """The prompt of `tests.families.batch` and `more` words behind it."""
+    model, inputs = model_of(family, "eager"), batch(family, [[picture]])
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if name in inputs:
+            words = torch.arange(60, 60 + more) if name == "input_ids" else torch.full((more,), int(name[0] == "a"))
+            inputs[name] = torch.cat([inputs[name], words[None].to(inputs[name].dtype)], dim=1)
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
+    text = list(range(visual[-1] + 1, inputs["input_ids"].shape[1]))
+    return Eager(
+        model, inputs, [a[0].double() for a in out.attentions], [h[0] for h in out.hidden_states], visual, text
+    )
