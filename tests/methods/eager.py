@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,13 +19,15 @@ class Eager:
     """One prompt with a picture in a model without vtc.
 
     Attributes:
-        attention: per decoder layer [H, L, L]. states: [L, D], what each layer is given, and the last norm's output.
+        attention: per decoder layer [H, L, L]. keys: [G, L, d], rotated. states: [L, D], what each layer is given, and
+            what the last norm makes of what it leaves.
         visual, text: positions of the picture's tokens, and of the text after them.
     """
 
     model: Any
     inputs: dict[str, Tensor]
     attention: list[Tensor]
+    keys: list[Tensor]
     states: list[Tensor]
     visual: list[int]
     text: list[int]
@@ -43,8 +46,12 @@ class Eager:
 
 @cache
 def eager(family: str = "llava", picture: int = 0, more: int = 8) -> Eager:
-    """The prompt of `tests.families.batch` and `more` words behind it."""
-    model, inputs = model_of(family, "eager"), batch(family, [[picture]])
+    """The prompt of `tests.families.batch` and `more` words behind it; no norm of the language model is an even one."""
+    model, inputs = copy.deepcopy(model_of(family, "eager")), batch(family, [[picture]])
+    torch.manual_seed(1)
+    for name, parameter in model.model.language_model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.25, 1.75)
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
         if name in inputs:
             words = torch.arange(60, 60 + more) if name == "input_ids" else torch.full((more,), int(name[0] == "a"))
@@ -53,6 +60,6 @@ def eager(family: str = "llava", picture: int = 0, more: int = 8) -> Eager:
         out = model(**inputs, output_attentions=True, output_hidden_states=True)
     visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
     text = list(range(visual[-1] + 1, inputs["input_ids"].shape[1]))
-    return Eager(
-        model, inputs, [a[0].double() for a in out.attentions], [h[0] for h in out.hidden_states], visual, text
-    )
+    attention = [layer[0].double() for layer in out.attentions]
+    keys = [layer.keys[0] for layer in out.past_key_values.layers]
+    return Eager(model, inputs, attention, keys, [layer[0] for layer in out.hidden_states], visual, text)

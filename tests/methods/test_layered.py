@@ -86,6 +86,7 @@ def test_average_budgets(mean, depth):
         (lambda: vtc.PyramidDrop(keeps=(0.3, 0.2, 0.1), average=True), "either keeps= or average"),
         (lambda: vtc.SparseVLM(recycle=2), "recycle=2 is not a number in"),
         (lambda: vtc.DART(pivots=0), "pivots=0"),
+        (lambda: vtc.DART(order="place"), 'order=.place. is not one of "norm", "released"'),
         (lambda: vtc.ToDRE(tau=3), "tau=3 is not a number in"),
         (lambda: vtc.ToDRE(check=0), "check=0 is not a whole number of 1 or more"),
         (lambda: vtc.MustDrop(share=-1), "share=-1 is not a number in"),
@@ -144,43 +145,6 @@ def test_transition_of_a_module_by_hand(absolute):
         for t in range(6):
             m = float(after[b, t].norm() / before[b, t].norm())
             assert made[b, t] == pytest.approx(m * d[t] / total, rel=1e-5)
-
-
-def test_dart_takes_turns():
-    x, keys, text_keys, states = seeded(N, 8), seeded(N, 2, 5, seed=1), seeded(6, 2, 5, seed=2), seeded(6, 8, seed=3)
-    chosen = vtc.select(
-        vtc.DART(keep=13, pivots=2, text_pivots=2), x, layer_keys=keys, text_keys=text_keys, text_states=states
-    )
-    own = sorted(range(N), key=lambda i: -float(keys[i].abs().sum()))[:2]
-    said = sorted(range(6), key=lambda i: -float(text_keys[i].abs().sum()))[:2]
-    taken = list(own)
-    for pivot, share in zip([*(x[i] for i in own), *(states[i] for i in said)], (3, 3, 3, 2), strict=True):
-        left = [i for i in range(N) if i not in taken]
-        left.sort(key=lambda i: float(torch.cosine_similarity(pivot, x[i], dim=0)))
-        taken += left[:share]
-    assert chosen.anchor.tolist() == sorted(taken)
-
-
-def test_sparsevlm_lets_raters_rate_and_recycles():
-    x, rows = seeded(N, 8), seeded(5, N, seed=2).abs()
-    raters = torch.tensor([True, False, True, False, False])
-    score = (rows[0] + rows[2]) / 2
-    pruned = vtc.select(vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=raters)
-    assert pruned.anchor.tolist() == best(score, 9)
-    nobody = vtc.select(
-        vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=torch.zeros(5, dtype=torch.bool)
-    )
-    assert nobody.anchor.tolist() == best(rows.mean(0), 9)
-    recycled = vtc.select(vtc.SparseVLM(keep=9, recycle=1.0), x, text_attention=rows, text_raters=raters)
-    few = next(f for f in range(1, 9) if (N - 9 + f) // 10 + 1 <= f)  # a tenth of the rejected, plus one
-    kept = best(score, 9 - few)
-    assert recycled.anchor.tolist()[: 9 - few] == kept
-    assert recycled.tokens_out == 9
-    out = recycled.apply(x)
-    for m in range(9 - few, 9):
-        members = [i for i in range(N) if recycled.source[i] == m]
-        torch.testing.assert_close(out[m], x[members].mean(0))
-    assert sorted(i for i in range(N) if recycled.source[i] >= 9 - few) == [i for i in range(N) if i not in kept]
 
 
 def test_visiondrop_votes_and_absorbs():

@@ -110,19 +110,15 @@ class SparseVLM(LayerMethod):
 
     def _check_adaptive(self) -> None:
         check_number(self.bias, "bias", what="a number of tokens")
+        if self.scale is not None:
+            high = 1 if self.adaptive == "rank" else None
+            check_number(self.scale, "scale", above=0, high=high, what="what ranks are multiplied by")
         if self.adaptive is None:
-            if self.scale is not None or self.bias:
-                raise ValueError("scale= and bias= belong to adaptive=: give adaptive=, too, or leave them out.")
             return
         if self.adaptive not in ADAPTIVE:
             raise ValueError(f'adaptive={self.adaptive!r} is not one of "rank", "released", None.')
         if self.keeps is not None or self.average:
             raise ValueError("adaptive= lets the attention say how many tokens stay: leave keeps= and average= out.")
-        if self.adaptive == "rank" and self.bias:
-            raise ValueError('bias= belongs to adaptive="released": leave it out.')
-        if self.scale is not None:
-            high = 1 if self.adaptive == "rank" else None
-            check_number(self.scale, "scale", above=0, high=high, what="what ranks are multiplied by")
 
     def requires(self) -> tuple[str, ...]:
         return self.needs if self.version == 1 else ("head_attention", "rotation_bias", "text_raters")
