@@ -10,7 +10,6 @@ import torch
 import vtc
 from vtc import ops
 from vtc.budget import layer_average
-from vtc.methods.mustdrop import DualFilter, MergeWindows
 from vtc.methods.todre import RelevanceCheck
 from vtc.methods.visiondrop import VisualVote
 
@@ -166,35 +165,6 @@ def test_visiondrop_votes_and_absorbs():
     for m, t in enumerate(targets):
         expected = x[t] + (x[absorbed[t]].mean(0) if absorbed[t] else 0)
         torch.testing.assert_close(out[len(dominant) + m], expected)
-
-
-def test_mustdrop_merges_windows_of_similar_tokens():
-    x = seeded(36, 8)
-    window = [r * 6 + c for r in range(3) for c in range(3)]
-    x[window] = seeded(8, seed=3) + 0.01 * seeded(9, 8, seed=4)
-    chosen = vtc.select(MergeWindows(keep=1), x, grid=(1, 6, 6))
-    assert chosen.tokens_out == 28
-    centre = chosen.anchor.tolist().index(7)
-    assert sorted(i for i in range(36) if chosen.source[i] == centre) == window
-    torch.testing.assert_close(chosen.apply(x)[centre], x[window].mean(0))
-    assert vtc.select(MergeWindows(keep=36), x, grid=(1, 6, 6)).tokens_out == 36
-
-
-def test_mustdrop_filters_from_both_sides():
-    x, cls = seeded(N, 8), seeded(N, seed=1).abs()
-    rows = seeded(4, N, seed=2).abs().softmax(1)
-    key_set = best(cls, math.ceil(0.08 * N))
-    share, peak = 0.028, 0.03
-    kept = [
-        i for i in range(N) if i in key_set or not (rows[:, i].sum() < share * rows.sum() and rows[:, i].max() < peak)
-    ]
-    chosen = vtc.select(DualFilter(share=share, peak=peak), x, text_attention=rows, cls_attention=cls)
-    assert chosen.anchor.tolist() == kept
-    assert len(key_set) < len(kept) < N
-    exact = vtc.select(DualFilter(keep=9, exact=True), x, text_attention=rows, cls_attention=cls)
-    others = [i for i in best(rows.sum(0), N) if i not in key_set]
-    ranked = sorted(others, key=lambda i: -float(rows[:, i].sum()))
-    assert exact.anchor.tolist() == sorted([*key_set, *ranked[: 9 - len(key_set)]])
 
 
 @pytest.mark.parametrize(("shares", "left"), [((0.05, 0.0), 0), ((0.05, 0.2), N), ((0.2, 0.0), N)])
