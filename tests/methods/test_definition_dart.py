@@ -1,6 +1,7 @@
 """dart in loops over Python numbers, from arXiv 2502.11494, section 4, and facts of the released code."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
-def define(keys, text_keys, states, text_states, keep, pivots, text_pivots, turn=lambda pairs: pairs):
+def define(lists, keep, pivots, text_pivots, turn=lambda pairs: pairs):
     """Tokens kept, in order. `turn` says whose turn it is, of (is text, number) pairs by falling norm."""
+    keys, text_keys, states, text_states = lists
     kept = loudest(keys, min(pivots, keep))
     turns = turn([(False, i) for i in kept] + [(True, i) for i in loudest(text_keys, text_pivots)])
     missing = keep - len(kept)
@@ -37,7 +39,7 @@ def define(keys, text_keys, states, text_states, keep, pivots, text_pivots, turn
     return sorted(kept)
 
 
-def signals(seed):
+def signals(seed) -> dict[str, Any]:
     return {
         "layer_keys": seeded(N, 2, 5, seed=seed),
         "text_keys": seeded(TEXT, 2, 5, seed=seed + 1),
@@ -57,7 +59,7 @@ def test_pivots_take_turns(pivots, text_pivots, keep):
     given = signals(keep)
     method = vtc.DART(keep=keep, pivots=pivots, text_pivots=text_pivots)
     chosen = vtc.select(method, torch.zeros(N, 3), **given)  # the states as they are do not matter
-    assert chosen.anchor.tolist() == define(*lists(given), keep, pivots, text_pivots)
+    assert chosen.anchor.tolist() == define(lists(given), keep, pivots, text_pivots)
 
 
 @defines("dart", "order")
@@ -72,17 +74,17 @@ def test_the_released_order(pivots, text_pivots, table, seed):
         slots[:] = [places[is_text][i] % table for is_text, i in pairs]
         return sorted(pairs, key=lambda pair: places[pair[0]][pair[1]] % table)
 
-    expected = define(*lists(given), 21, pivots, text_pivots, turn)
+    expected = define(lists(given), 21, pivots, text_pivots, turn)
     if len(set(slots)) < len(slots):
         return  # where two fall on one entry, the second is put behind it
     method = vtc.DART(keep=21, pivots=pivots, text_pivots=text_pivots, order="released")
-    more = {"places": torch.tensor(places[False]), "text_places": torch.tensor(places[True])}
+    more: dict[str, Any] = {"places": torch.tensor(places[False]), "text_places": torch.tensor(places[True])}
     assert vtc.select(method, torch.zeros(N, 3), **given, **more).anchor.tolist() == expected
 
 
 def test_the_orders_differ():
     given = signals(3)
-    more = {"places": torch.arange(35, 35 + N), "text_places": torch.arange(35 + N, 35 + N + TEXT)}
+    more: dict[str, Any] = {"places": torch.arange(35, 35 + N), "text_places": torch.arange(35 + N, 35 + N + TEXT)}
     kept = [
         vtc.select(vtc.DART(keep=21, order=order), torch.zeros(N, 3), **given, **more).anchor.tolist()
         for order in ("norm", "released")
@@ -107,7 +109,7 @@ def test_what_is_chosen_in_a_model(family, order):
         place = {pair: said[pair[1]] if pair[0] else seen.visual[pair[1]] for pair in pairs}
         return sorted(pairs, key=lambda pair: list(set(place.values())).index(place[pair]))
 
-    expected = define(own[0], text[0], own[1], text[1], 7, 2, 2, turn)
+    expected = define((own[0], text[0], own[1], text[1]), 7, 2, 2, turn)
     assert seen.kept(vtc.DART(keep=7, pivots=2, text_pivots=2, layers=(1,), order=order)) == expected
 
 

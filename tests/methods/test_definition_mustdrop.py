@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,11 @@ N = 36
 
 def seeded(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def filters(**options) -> Any:
+    """MustDrop's second stage."""
+    return vtc.MustDrop(**options).parts()[1]
 
 
 def best(score, k):
@@ -74,8 +80,8 @@ def filtered(rows, cls, share, peak, key_share):
 )
 def test_a_token_goes_if_the_text_ignores_it_as_a_whole_and_one_by_one(share, peak, key_share):
     rows, cls = seeded(5, N, seed=2).softmax(dim=1), seeded(N, seed=1).abs()
-    filters = vtc.MustDrop(share=share, peak=peak, key_share=key_share).parts()[1]
-    chosen = vtc.select(filters, seeded(N, 4), text_attention=rows, cls_attention=cls)
+    method = filters(share=share, peak=peak, key_share=key_share)
+    chosen = vtc.select(method, seeded(N, 4), text_attention=rows, cls_attention=cls)
     assert chosen.anchor.tolist() == filtered(rows.tolist(), cls.tolist(), share, peak, key_share)
 
 
@@ -86,25 +92,25 @@ def test_exact_counts_take_the_key_set_first(key_share, keep):
     rows, cls = seeded(5, N, seed=2).softmax(dim=1), seeded(N, seed=1).abs().tolist()
     heard, key_set = rows.sum(dim=0).tolist(), best(cls, math.ceil(key_share * N))
     order = sorted(range(N), key=lambda i: (i not in key_set, -heard[i], i))
-    filters = vtc.MustDrop(keep=keep, exact=True, key_share=key_share).parts()[1]
-    chosen = vtc.select(filters, seeded(N, 4), text_attention=rows, cls_attention=torch.tensor(cls))
+    method = filters(keep=keep, exact=True, key_share=key_share)
+    chosen = vtc.select(method, seeded(N, 4), text_attention=rows, cls_attention=torch.tensor(cls))
     assert chosen.anchor.tolist() == sorted(order[:keep])
 
 
 @defines("mustdrop", "average", "exact")
 @pytest.mark.parametrize("keep", [192, 300])
 def test_the_average_is_over_all_layers(keep):
-    filters = vtc.MustDrop(keep=keep, exact=True, average=True).parts()[1]
-    steps, counts = filters.steps(32), filters.counts(576, 32)
+    method = filters(keep=keep, exact=True, average=True)
+    steps, counts = method.steps(32), method.counts(576, 32)
     assert steps == (3, 7, 11, 15)
     seen = [576 if layer < 3 else counts[max(i for i in range(4) if steps[i] <= layer)] for layer in range(32)]
     assert abs(sum(seen) / 32 - keep) <= 0.5
-    assert vtc.MustDrop(keep=keep, exact=True).parts()[1].counts(576, 32)[-1] == keep
+    assert filters(keep=keep, exact=True).counts(576, 32)[-1] == keep
 
 
 def test_the_cache_is_cut_from_the_listening_layer_on():
     """The filter before layer 3 has listened to layer 2, whose cache is the first that is cut."""
-    cut = vtc.MustDrop().parts()[2]
+    cut: Any = vtc.MustDrop().parts()[2]
     assert [cut.first_layer(depth) for depth in (32, 28, 3)] == [2, 2, 0]
 
 

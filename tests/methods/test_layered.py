@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import vtc
-from vtc import ops
 from vtc.budget import layer_average
-from vtc.methods.todre import RelevanceCheck
 from vtc.methods.visiondrop import VisualVote
 
 N = 36
@@ -112,40 +110,6 @@ def best(score, k):
     return sorted(sorted(range(len(score)), key=lambda i: (-float(score[i]), i))[:k])
 
 
-def test_fastv_and_pyramiddrop_follow_the_last_token():
-    x, attention = seeded(N, 8), torch.rand(N, generator=torch.Generator().manual_seed(1))
-    for name in ("fastv", "pyramiddrop"):
-        chosen = vtc.select(name, x, keep=9, last_attention=attention)
-        assert chosen.anchor.tolist() == best(attention, 9)
-
-
-def test_transprune_adds_two_shares():
-    x, ttv, rows = seeded(N, 8), seeded(N, seed=1).abs(), seeded(5, N, seed=2).abs()
-    score = [float(ttv[i] / ttv.sum() + rows[:, i].mean() / rows.mean(0).sum()) for i in range(N)]
-    chosen = vtc.select("transprune", x, keep=9, transition=ttv, text_attention=rows)
-    assert chosen.anchor.tolist() == best(score, 9)
-    alone = vtc.select(vtc.TransPrune(keep=9, ttv_only=True), x, transition=ttv)
-    assert alone.anchor.tolist() == best(ttv, 9)
-
-
-@pytest.mark.parametrize("absolute", [True, False])
-def test_transition_of_a_module_by_hand(absolute):
-    before, after = seeded(2, 6, 8), seeded(2, 6, 8, seed=1)
-    real = torch.tensor([[True] * 6, [False, False, True, True, True, True]])
-    ratio, cosine = ops.transition(before, after)
-    made = vtc.TransPrune(absolute=absolute).transition(ratio, cosine, real)
-    for b in range(2):
-        d = []
-        for t in range(6):
-            x, y = before[b, t].double(), after[b, t].double()
-            c = float(x @ y / (x.norm() * y.norm()))
-            d.append(math.exp(1 - (abs(c) if absolute else c)))
-        total = sum(d[t] for t in range(6) if real[b, t])
-        for t in range(6):
-            m = float(after[b, t].norm() / before[b, t].norm())
-            assert made[b, t] == pytest.approx(m * d[t] / total, rel=1e-5)
-
-
 def test_visiondrop_votes_and_absorbs():
     x, votes, keys = seeded(N, 8), seeded(N, seed=1), seeded(N, 2, 5, seed=2)
     chosen = vtc.select(VisualVote(keep=13), x, visual_attention=votes, layer_keys=keys)
@@ -165,15 +129,6 @@ def test_visiondrop_votes_and_absorbs():
     for m, t in enumerate(targets):
         expected = x[t] + (x[absorbed[t]].mean(0) if absorbed[t] else 0)
         torch.testing.assert_close(out[len(dominant) + m], expected)
-
-
-@pytest.mark.parametrize(("shares", "left"), [((0.05, 0.0), 0), ((0.05, 0.2), N), ((0.2, 0.0), N)])
-def test_todre_drops_all_or_none(shares, left):
-    from vtc.layout import single_span
-    from vtc.signals import VisualTokens
-
-    tokens = VisualTokens(seeded(N, 8), single_span(N, None), torch.arange(N), lambda name: torch.tensor(shares))
-    assert RelevanceCheck(tau=0.1).select(tokens).tokens_out == left
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 100, 288, 500, 576, 0.1, 0.25, 0.8, 0.9, 0.97, 1.0])
