@@ -261,8 +261,8 @@ def check_signals(names: tuple[str, ...], asker: str) -> None:
     """Raise ValueError if `names` holds an unknown signal."""
     for name in names:
         if name not in SIGNALS:
-            hint = did_you_mean(name, SIGNALS)
-            raise ValueError(f"{asker} needs {name!r}, which is not a signal; there are: {', '.join(SIGNALS)}.{hint}")
+            hint = did_you_mean(name, SIGNALS) or f" There are: {', '.join(SIGNALS)}."
+            raise ValueError(f"{asker} needs {name!r}, which is not a signal.{hint}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """fastv, pyramiddrop and transprune in loops over Python numbers, from their papers; by hand, and in models."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def scores(changes, rows, ttv_only):
 def test_transprune_adds_two_shares(ttv_only, keep):
     changes, rows = seeded(N, seed=1).abs(), seeded(5, N, seed=2).abs()
     method = vtc.TransPrune(keep=keep, ttv_only=ttv_only)
-    heard = {} if ttv_only else {"text_attention": rows}
+    heard: dict[str, Any] = {} if ttv_only else {"text_attention": rows}
     chosen = vtc.select(method, seeded(N, 8), transition=changes, **heard)
     assert chosen.anchor.tolist() == best(scores(changes.tolist(), rows.tolist(), ttv_only), keep)
 
