@@ -76,7 +76,7 @@ class SparseVLM(LayerMethod):
         adaptive: let the rank of the raters' attention [raters, n] to n tokens say how many stay, instead of `keep`:
             "rank" drops int(scale * (n - rank)) (section 3.3); "released" keeps int(scale * rank + bias), as the code
             did before it had lists. Clusters come on top.
-        scale: None = 1 for "rank" (the paper gives no number), 13.5 for "released" (its number for 192 tokens).
+        scale: None = 1 for "rank" (our choice of the paper's factor), 13.5 for "released" (that of its MME script).
         bias: of "released".
     """
 
