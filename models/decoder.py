@@ -45,6 +45,10 @@ class Decoder:
     def rotary(self, lm: Any) -> Any:
         return lm.rotary_emb
 
+    def final_norm(self, lm: Any) -> Any:
+        """The module that the hidden states go through behind the last layer."""
+        return lm.norm
+
     def position_embeddings(self, rotary: Any, hidden: Tensor, positions: Tensor, layer: int) -> Any:
         """What `layer` is handed for tokens at positions [B, T] (or [3, B, T]) by the module `rotary`."""
         return rotary(hidden, position_ids=positions)
@@ -94,6 +98,12 @@ class Decoder:
         rotate = own_function(attention, "apply_rotary_pos_emb")
         turned, _ = rotate(turned, turned[:, :0], cos, sin)  # it wants keys, too: none
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+    def rotated_ones(self, attention: Any, tables: Tables) -> Tensor:
+        """[B or 1, 1, T, d] in fp32: a query or key of ones only, as the rotation at T places leaves it."""
+        batch, places = tables[0].shape[-3], tables[0].shape[-2]
+        ones = torch.ones(batch, 1, places, attention.head_dim, device=tables[0].device)
+        return self.rotated(attention, ones, tables).float()
 
     # -- what cannot be read -----------------------------------------------------------------------------------
 

@@ -55,6 +55,14 @@ def check_places(decoder: Decoder, lm: nn.Module) -> None:
                 raise ValueError(f"no {name} is where others have it: {error}") from error
 
 
+def check_final_norm(decoder: Decoder, lm: nn.Module) -> None:
+    """Raise ValueError, in one sentence without its end, if there is no norm behind the last layer."""
+    try:
+        decoder.final_norm(lm)
+    except AttributeError as error:
+        raise ValueError(f"its last norm is not where others have it: {error}") from error
+
+
 class _Differs(Exception):
     """What the model computes is not what we do."""
 

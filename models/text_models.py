@@ -147,6 +147,12 @@ class LatentDecoder(Decoder):
             return cached.keys
         return self._whole(attention, cached.keys[:, 0], cached.values)
 
+    def rotated_ones(self, attention: Any, tables: Tables) -> Tensor:
+        batch, places = tables[0].shape[-3], tables[0].shape[-2]
+        plain = torch.ones(batch, 1, places, attention.qk_nope_head_dim, device=tables[0].device)
+        turned = torch.ones(batch, 1, places, attention.qk_rope_head_dim, device=tables[0].device)
+        return torch.cat([plain, self.rotated(attention, turned, tables).float()], dim=-1)
+
     def _whole(self, attention: Any, latent: Tensor, turned: Tensor) -> Tensor:
         """Keys [B, H, T, d] of latents [B, T, rank] and rotated parts [B, 1, T, r]."""
         heads = attention.kv_b_proj(latent).unflatten(-1, (-1, attention.qk_nope_head_dim + attention.v_head_dim))

@@ -108,8 +108,12 @@ def received_attention(
     return _run("received_attention", q, k, scale, at, seen)
 
 
-def dpc_knn(features: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
-    """Density-peaks clustering: features [N, D] -> centres LongTensor [clusters], member LongTensor [N] (which one)."""
+def dpc_knn(features: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Density-peaks clustering: features [N, D] -> centres LongTensor [clusters], member LongTensor [N] (which one).
+
+    Args:
+        neighbours: how many nearest tokens, itself included, a token's density is read from; papers differ in it.
+    """
     return _run("dpc_knn", features, clusters, neighbours)
 
 
@@ -119,7 +123,7 @@ def transition(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def greedy_diversity(
-    features: Tensor, k: int, mode: str = "maxmin", first: Tensor | None = None, lengths: Tensor | None = None
+    features: Tensor, k: int, mode: str, first: Tensor | None = None, lengths: Tensor | None = None
 ) -> Tensor:
     """Greedy choice of k mutually different tokens: features [B, N, D] -> LongTensor [B, k] in order of selection.
 
@@ -138,7 +142,7 @@ def greedy_diversity(
 
 
 def kmeans(
-    features: Tensor, k: int, metric: str = "cosine", iterations: int = 100, lengths: Tensor | None = None
+    features: Tensor, k: int, metric: str, iterations: int = 100, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """k-means without chance: features [B, N, D] -> (centroids [B, k, D] in fp32, label LongTensor [B, N]).
 
@@ -156,9 +160,7 @@ def kmeans(
     return _run("kmeans", features.detach(), k, metric, iterations, lengths)
 
 
-def bipartite_match(
-    features: Tensor, r: int | Tensor, margin: float | None = None, lengths: Tensor | None = None
-) -> Tensor:
+def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, lengths: Tensor | None = None) -> Tensor:
     """Which tokens to merge: features [B, N, D] -> LongTensor [B, N], the token each one joins (itself if it stays).
 
     Args:

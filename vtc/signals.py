@@ -33,8 +33,8 @@ class Signal:
 
     Attributes:
         name: what methods list in `needs` and read by `tokens.signal(name)`.
-        shape: its axes: N = visual tokens of the span, T = text tokens, L = layers asked for, G = heads of keys,
-            d, D = widths; a digit is itself.
+        shape: its axes: N = visual tokens of the span, T = text tokens, L = layers asked for, H = heads of queries,
+            G = of keys, d, D = widths; a digit is itself.
         place: where it is measured, one of PLACES.
         doc: what it is, in a line.
         of: measures it; see the module's docstring for what it is given.
@@ -138,6 +138,25 @@ for _row in (
         shared=True,
     ),
     Signal(
+        "head_attention",
+        ("H", "T", "N"),
+        "layer",
+        "attention of the text after the row's pictures onto each token, in each head of a decoder layer",
+        lambda layer, span: layer.head_rows[layer.row(span), :, layer.words(span)][..., layer.keys_of(span)],
+        attention=True,
+        shared=True,
+    ),
+    Signal(
+        "rotation_bias",
+        ("T", "N"),
+        "layer",
+        "what the rotary embedding alone makes of the product of a query of the text after the row's pictures and each "
+        "token's key: the product of vectors of ones, rotated to their places, over the root of their width",
+        lambda layer, span: layer.rotation_bias[layer.row(span), layer.words(span)][:, layer.slots(span)],
+        attention=True,
+        shared=True,
+    ),
+    Signal(
         "peak_attention",
         ("N",),
         "layer",
@@ -196,7 +215,35 @@ for _row in (
         ("T", "D"),
         "layer",
         "hidden states of the text after the row's pictures",
-        lambda layer, span: layer.states_of_text(span),
+        lambda layer, span: layer.states_at(span, layer.slots_of_text(span)),
+    ),
+    Signal(
+        "final_states",
+        ("N", "D"),
+        "layer",
+        "hidden states between two decoder layers as the language model's last norm leaves them",
+        lambda layer, span: layer.final_states_at(span, layer.slots(span)),
+    ),
+    Signal(
+        "text_final_states",
+        ("T", "D"),
+        "layer",
+        "the same of the text after the row's pictures",
+        lambda layer, span: layer.final_states_at(span, layer.slots_of_text(span)),
+    ),
+    Signal(
+        "places",
+        ("N",),
+        "layer",
+        "how many tokens stand before each token in its row, padding left out and what has been dropped, too",
+        lambda layer, span: layer.places(span, layer.slots(span)),
+    ),
+    Signal(
+        "text_places",
+        ("T",),
+        "layer",
+        "the same of the text after the row's pictures",
+        lambda layer, span: layer.places(span, layer.slots_of_text(span)),
     ),
     Signal(
         "attention_record",
@@ -225,8 +272,8 @@ def check_signals(names: tuple[str, ...], asker: str) -> None:
     """Raise ValueError if `names` holds an unknown signal."""
     for name in names:
         if name not in SIGNALS:
-            hint = did_you_mean(name, SIGNALS)
-            raise ValueError(f"{asker} needs {name!r}, which is not a signal; there are: {', '.join(SIGNALS)}.{hint}")
+            hint = did_you_mean(name, SIGNALS) or f" There are: {', '.join(SIGNALS)}."
+            raise ValueError(f"{asker} needs {name!r}, which is not a signal.{hint}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,4 +109,4 @@ def test_rows_that_are_no_numbers_count_as_zero_rows(margin, value):
 
 def test_more_than_half_is_refused():
     with pytest.raises(ValueError, match="at most half"):
-        ops.bipartite_match(torch.zeros(1, 5, 3), 3)
+        ops.bipartite_match(torch.zeros(1, 5, 3), 3, None)

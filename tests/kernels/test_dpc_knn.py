@@ -25,11 +25,12 @@ def define(x, clusters, neighbours):
     return centres, member
 
 
+@pytest.mark.parametrize("neighbours", [1, 5, 40])
 @pytest.mark.parametrize(("n", "clusters"), [(1, 1), (2, 1), (7, 3), (40, 5), (40, 40)])
-def test_against_the_definition(n, clusters):
+def test_against_the_definition(n, clusters, neighbours):
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(n))
-    centres, member = ops.dpc_knn(x, clusters)
-    expected = define(x, clusters, 5)
+    centres, member = ops.dpc_knn(x, clusters, neighbours)
+    expected = define(x, clusters, neighbours)
     assert centres.tolist() == expected[0]
     assert member.tolist() == expected[1]
 
@@ -37,12 +38,12 @@ def test_against_the_definition(n, clusters):
 def test_separate_blobs_are_found():
     g = torch.Generator().manual_seed(0)
     blobs = torch.cat([torch.randn(20, 4, generator=g) * 0.1 + 10 * i for i in range(3)])
-    _, member = ops.dpc_knn(blobs, 3)
+    _, member = ops.dpc_knn(blobs, 3, 5)
     assert [len(set(member[i * 20 : (i + 1) * 20].tolist())) for i in range(3)] == [1, 1, 1]
     assert len(set(member.tolist())) == 3
 
 
 def test_equal_points_are_defined():
-    centres, member = ops.dpc_knn(torch.ones(9, 3), 4)
+    centres, member = ops.dpc_knn(torch.ones(9, 3), 4, 5)
     assert centres.unique().numel() == 4
     assert (member[centres] == torch.arange(4)).all()

@@ -91,8 +91,8 @@ def test_kmeans_is_a_fixed_point(metric, n):
 def test_the_same_input_gives_the_same_indices():
     x = noise(4, 2880, 256, dtype=torch.bfloat16).cuda()
     for call in (
-        lambda: ops.greedy_diversity(x, 288),
-        lambda: ops.bipartite_match(x, 1000),
-        lambda: ops.kmeans(x, 32)[1],
+        lambda: ops.greedy_diversity(x, 288, "maxmin"),
+        lambda: ops.bipartite_match(x, 1000, None),
+        lambda: ops.kmeans(x, 32, "cosine")[1],
     ):
         assert torch.equal(call(), call())

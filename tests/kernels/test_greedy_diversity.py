@@ -93,7 +93,7 @@ def test_duplicates_are_never_chosen_twice():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_compared_in_fp32(dtype):
     x = torch.randn(1, 63, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    assert torch.equal(ops.greedy_diversity(x, 20), ops.greedy_diversity(x.float(), 20))
+    assert torch.equal(ops.greedy_diversity(x, 20, "maxmin"), ops.greedy_diversity(x.float(), 20, "maxmin"))
 
 
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
@@ -129,7 +129,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="maxmin"):
         ops.greedy_diversity(torch.zeros(1, 4, 4), 2, "best")
     with pytest.raises(ValueError, match="k=5 of 4"):
-        ops.greedy_diversity(torch.zeros(1, 4, 4), 5)
+        ops.greedy_diversity(torch.zeros(1, 4, 4), 5, "maxmin")
 
 
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])

@@ -51,7 +51,7 @@ def test_clusters_that_are_there_are_found(metric):
 def test_cosine_does_not_look_at_length():
     x = torch.randn(1, 80, 8, generator=torch.Generator().manual_seed(0))
     scale = torch.logspace(-2, 2, 80)[None, :, None]
-    assert torch.equal(ops.kmeans(x, 7)[1], ops.kmeans(x * scale, 7)[1])
+    assert torch.equal(ops.kmeans(x, 7, "cosine")[1], ops.kmeans(x * scale, 7, "cosine")[1])
 
 
 def test_the_same_twice_and_alone_or_in_a_batch_of_unequal_lengths():
@@ -91,18 +91,18 @@ def test_rows_that_are_no_numbers_count_as_zero(metric, value):
 
 
 def test_equal_rows_share_the_first_label():
-    _, label = ops.kmeans(torch.ones(1, 20, 3), 4)
+    _, label = ops.kmeans(torch.ones(1, 20, 3), 4, "cosine")
     assert (label == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_clustered_in_fp32(dtype):
     x = torch.randn(1, 63, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    assert torch.equal(ops.kmeans(x, 7)[1], ops.kmeans(x.float(), 7)[1])
+    assert torch.equal(ops.kmeans(x, 7, "cosine")[1], ops.kmeans(x.float(), 7, "cosine")[1])
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="cosine"):
         ops.kmeans(torch.zeros(1, 4, 4), 2, "manhattan")
     with pytest.raises(ValueError, match="at least 1"):
-        ops.kmeans(torch.zeros(1, 4, 4), 0)
+        ops.kmeans(torch.zeros(1, 4, 4), 0, "cosine")

@@ -36,12 +36,13 @@ def picture(h, w, dim=8, seed=0):
         "transition": torch.rand(n, generator=g),
         "layer_keys": torch.randn(n, 2, 5, generator=g),
         "text_keys": torch.randn(4, 2, 5, generator=g),
-        "text_states": torch.randn(4, dim, generator=g),
+        "text_final_states": torch.randn(4, dim, generator=g),
         "text_raters": torch.tensor([True, False, True, False]),
         "attention_record": torch.rand(n, generator=g),
         "survives": torch.rand(n, generator=g) < 0.5,
     }
-    return torch.randn(n, dim, generator=g), (1, h, w), signals
+    features = torch.randn(n, dim, generator=g)
+    return features, (1, h, w), signals | {"final_states": features.flip(1) * 2}
 
 
 def select(method, seen):

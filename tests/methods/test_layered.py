@@ -8,10 +8,7 @@ import pytest
 import torch
 
 import vtc
-from vtc import ops
 from vtc.budget import layer_average
-from vtc.methods.mustdrop import DualFilter, MergeWindows
-from vtc.methods.todre import RelevanceCheck
 from vtc.methods.visiondrop import VisualVote
 
 N = 36
@@ -86,6 +83,7 @@ def test_average_budgets(mean, depth):
         (lambda: vtc.PyramidDrop(keeps=(0.3, 0.2, 0.1), average=True), "either keeps= or average"),
         (lambda: vtc.SparseVLM(recycle=2), "recycle=2 is not a number in"),
         (lambda: vtc.DART(pivots=0), "pivots=0"),
+        (lambda: vtc.DART(order="place"), 'order=.place. is not one of "norm", "released"'),
         (lambda: vtc.ToDRE(tau=3), "tau=3 is not a number in"),
         (lambda: vtc.ToDRE(check=0), "check=0 is not a whole number of 1 or more"),
         (lambda: vtc.MustDrop(share=-1), "share=-1 is not a number in"),
@@ -112,77 +110,6 @@ def best(score, k):
     return sorted(sorted(range(len(score)), key=lambda i: (-float(score[i]), i))[:k])
 
 
-def test_fastv_and_pyramiddrop_follow_the_last_token():
-    x, attention = seeded(N, 8), torch.rand(N, generator=torch.Generator().manual_seed(1))
-    for name in ("fastv", "pyramiddrop"):
-        chosen = vtc.select(name, x, keep=9, last_attention=attention)
-        assert chosen.anchor.tolist() == best(attention, 9)
-
-
-def test_transprune_adds_two_shares():
-    x, ttv, rows = seeded(N, 8), seeded(N, seed=1).abs(), seeded(5, N, seed=2).abs()
-    score = [float(ttv[i] / ttv.sum() + rows[:, i].mean() / rows.mean(0).sum()) for i in range(N)]
-    chosen = vtc.select("transprune", x, keep=9, transition=ttv, text_attention=rows)
-    assert chosen.anchor.tolist() == best(score, 9)
-    alone = vtc.select(vtc.TransPrune(keep=9, ttv_only=True), x, transition=ttv)
-    assert alone.anchor.tolist() == best(ttv, 9)
-
-
-@pytest.mark.parametrize("absolute", [True, False])
-def test_transition_of_a_module_by_hand(absolute):
-    before, after = seeded(2, 6, 8), seeded(2, 6, 8, seed=1)
-    real = torch.tensor([[True] * 6, [False, False, True, True, True, True]])
-    ratio, cosine = ops.transition(before, after)
-    made = vtc.TransPrune(absolute=absolute).transition(ratio, cosine, real)
-    for b in range(2):
-        d = []
-        for t in range(6):
-            x, y = before[b, t].double(), after[b, t].double()
-            c = float(x @ y / (x.norm() * y.norm()))
-            d.append(math.exp(1 - (abs(c) if absolute else c)))
-        total = sum(d[t] for t in range(6) if real[b, t])
-        for t in range(6):
-            m = float(after[b, t].norm() / before[b, t].norm())
-            assert made[b, t] == pytest.approx(m * d[t] / total, rel=1e-5)
-
-
-def test_dart_takes_turns():
-    x, keys, text_keys, states = seeded(N, 8), seeded(N, 2, 5, seed=1), seeded(6, 2, 5, seed=2), seeded(6, 8, seed=3)
-    chosen = vtc.select(
-        vtc.DART(keep=13, pivots=2, text_pivots=2), x, layer_keys=keys, text_keys=text_keys, text_states=states
-    )
-    own = sorted(range(N), key=lambda i: -float(keys[i].abs().sum()))[:2]
-    said = sorted(range(6), key=lambda i: -float(text_keys[i].abs().sum()))[:2]
-    taken = list(own)
-    for pivot, share in zip([*(x[i] for i in own), *(states[i] for i in said)], (3, 3, 3, 2), strict=True):
-        left = [i for i in range(N) if i not in taken]
-        left.sort(key=lambda i: float(torch.cosine_similarity(pivot, x[i], dim=0)))
-        taken += left[:share]
-    assert chosen.anchor.tolist() == sorted(taken)
-
-
-def test_sparsevlm_lets_raters_rate_and_recycles():
-    x, rows = seeded(N, 8), seeded(5, N, seed=2).abs()
-    raters = torch.tensor([True, False, True, False, False])
-    score = (rows[0] + rows[2]) / 2
-    pruned = vtc.select(vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=raters)
-    assert pruned.anchor.tolist() == best(score, 9)
-    nobody = vtc.select(
-        vtc.SparseVLM(keep=9, recycle=0), x, text_attention=rows, text_raters=torch.zeros(5, dtype=torch.bool)
-    )
-    assert nobody.anchor.tolist() == best(rows.mean(0), 9)
-    recycled = vtc.select(vtc.SparseVLM(keep=9, recycle=1.0), x, text_attention=rows, text_raters=raters)
-    few = next(f for f in range(1, 9) if (N - 9 + f) // 10 + 1 <= f)  # a tenth of the rejected, plus one
-    kept = best(score, 9 - few)
-    assert recycled.anchor.tolist()[: 9 - few] == kept
-    assert recycled.tokens_out == 9
-    out = recycled.apply(x)
-    for m in range(9 - few, 9):
-        members = [i for i in range(N) if recycled.source[i] == m]
-        torch.testing.assert_close(out[m], x[members].mean(0))
-    assert sorted(i for i in range(N) if recycled.source[i] >= 9 - few) == [i for i in range(N) if i not in kept]
-
-
 def test_visiondrop_votes_and_absorbs():
     x, votes, keys = seeded(N, 8), seeded(N, seed=1), seeded(N, 2, 5, seed=2)
     chosen = vtc.select(VisualVote(keep=13), x, visual_attention=votes, layer_keys=keys)
@@ -202,44 +129,6 @@ def test_visiondrop_votes_and_absorbs():
     for m, t in enumerate(targets):
         expected = x[t] + (x[absorbed[t]].mean(0) if absorbed[t] else 0)
         torch.testing.assert_close(out[len(dominant) + m], expected)
-
-
-def test_mustdrop_merges_windows_of_similar_tokens():
-    x = seeded(36, 8)
-    window = [r * 6 + c for r in range(3) for c in range(3)]
-    x[window] = seeded(8, seed=3) + 0.01 * seeded(9, 8, seed=4)
-    chosen = vtc.select(MergeWindows(keep=1), x, grid=(1, 6, 6))
-    assert chosen.tokens_out == 28
-    centre = chosen.anchor.tolist().index(7)
-    assert sorted(i for i in range(36) if chosen.source[i] == centre) == window
-    torch.testing.assert_close(chosen.apply(x)[centre], x[window].mean(0))
-    assert vtc.select(MergeWindows(keep=36), x, grid=(1, 6, 6)).tokens_out == 36
-
-
-def test_mustdrop_filters_from_both_sides():
-    x, cls = seeded(N, 8), seeded(N, seed=1).abs()
-    rows = seeded(4, N, seed=2).abs().softmax(1)
-    key_set = best(cls, math.ceil(0.08 * N))
-    share, peak = 0.028, 0.03
-    kept = [
-        i for i in range(N) if i in key_set or not (rows[:, i].sum() < share * rows.sum() and rows[:, i].max() < peak)
-    ]
-    chosen = vtc.select(DualFilter(share=share, peak=peak), x, text_attention=rows, cls_attention=cls)
-    assert chosen.anchor.tolist() == kept
-    assert len(key_set) < len(kept) < N
-    exact = vtc.select(DualFilter(keep=9, exact=True), x, text_attention=rows, cls_attention=cls)
-    others = [i for i in best(rows.sum(0), N) if i not in key_set]
-    ranked = sorted(others, key=lambda i: -float(rows[:, i].sum()))
-    assert exact.anchor.tolist() == sorted([*key_set, *ranked[: 9 - len(key_set)]])
-
-
-@pytest.mark.parametrize(("shares", "left"), [((0.05, 0.0), 0), ((0.05, 0.2), N), ((0.2, 0.0), N)])
-def test_todre_drops_all_or_none(shares, left):
-    from vtc.layout import single_span
-    from vtc.signals import VisualTokens
-
-    tokens = VisualTokens(seeded(N, 8), single_span(N, None), torch.arange(N), lambda name: torch.tensor(shares))
-    assert RelevanceCheck(tau=0.1).select(tokens).tokens_out == left
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 100, 288, 500, 576, 0.1, 0.25, 0.8, 0.9, 0.97, 1.0])

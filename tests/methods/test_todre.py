@@ -1,17 +1,27 @@
 """todre, stage 1: diversity grown from a pivot."""
 
+import math
+
 import pytest
 import torch
 
 import vtc
-from vtc.layout import Tile, VisualSpan
+from tests.families import IMAGE, batch, model_of
+from tests.methods.definitions import defines
+from tests.methods.eager import eager
+from vtc.layout import Tile, VisualSpan, single_span
+from vtc.methods.todre import RelevanceCheck
 from vtc.signals import VisualTokens
 
 
+def likeness(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
 def define(x, k, pivot, mode):
-    """methods.md, section 2: s is the summed (maxsum) or largest (kcenter) similarity to the chosen ones."""
-    x = x.double()
-    cosine = torch.stack([torch.cosine_similarity(x, row[None]) for row in x]).tolist()
+    """arXiv 2505.18757: next is the token of least summed (maxsum) or largest (kcenter) similarity to the chosen."""
+    x = x.double().tolist()
+    cosine = [[likeness(a, b) for b in x] for a in x]
     chosen = [pivot]
     while len(chosen) < k:
         reduce = sum if mode == "maxsum" else max
@@ -20,6 +30,7 @@ def define(x, k, pivot, mode):
     return sorted(chosen)
 
 
+@defines("todre", "mode")
 @pytest.mark.parametrize("mode", ["maxsum", "kcenter"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("keep", [1, 2, 9, 40])
@@ -39,16 +50,20 @@ def test_the_two_modes_differ():
     assert chosen[0] != chosen[1]
 
 
-def test_pivots_by_the_features_alone():
+@defines("todre", "pivot")
+@pytest.mark.parametrize("keep", [1, 8])
+def test_pivots_by_the_features_alone(keep):
     """ "center" is the token most similar to the mean direction, "farthest" the least similar one."""
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(2))
-    unit = x.double() / x.double().norm(dim=1, keepdim=True)
-    similarity = [float(row @ unit.mean(0)) for row in unit]
-    for pivot, expected in (("center", max(similarity)), ("farthest", min(similarity))):
-        (anchor,) = vtc.select(vtc.ToDRE(keep=1, pivot=pivot), x).anchor.tolist()
-        assert similarity[anchor] == pytest.approx(expected)
+    unit = [[number / math.hypot(*row) for number in row] for row in x.double().tolist()]
+    mean = [sum(column) for column in zip(*unit, strict=True)]
+    similarity = [likeness(row, mean) for row in unit]
+    for pivot, choose in (("center", max), ("farthest", min)):
+        chosen = vtc.select(vtc.ToDRE(keep=keep, pivot=pivot), x)
+        assert chosen.anchor.tolist() == define(x, keep, similarity.index(choose(similarity)), "maxsum")
 
 
+@defines("todre", "seed", "pivot")
 def test_a_random_pivot_is_seeded():
     x = torch.randn(500, 6)
     drawn = [vtc.select(vtc.ToDRE(keep=1, pivot="random", seed=s), x).anchor.item() for s in (0, 0, 1, 2, 3)]
@@ -80,3 +95,47 @@ def test_equal_tokens_leave_the_first_ones(mode):
     x, attention = torch.ones(36, 4), torch.ones(36)
     selection = vtc.select(vtc.ToDRE(keep=10, mode=mode), x, cls_attention=attention)
     assert selection.anchor.tolist() == list(range(10))
+
+
+# -- stage 2: all visual tokens or none ----------------------------------------------------------------------------
+
+
+@defines("todre", "tau")
+@pytest.mark.parametrize("tau", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("shares", [(0.05, 0.0), (0.05, 0.2), (0.2, 0.0), (0.1, 0.1), (0.5, 0.9)])
+def test_all_go_if_both_shares_are_below_the_threshold(shares, tau):
+    n = 36
+    tokens = VisualTokens(torch.randn(n, 8), single_span(n, None), torch.arange(n), lambda name: torch.tensor(shares))
+    check = vtc.ToDRE(tau=tau).parts()[1]
+    assert isinstance(check, RelevanceCheck)
+    gone = shares[0] < tau and shares[1] < tau
+    assert check.select(tokens).tokens_out == (0 if gone else n)
+
+
+@defines("todre", "check", "tau")
+@pytest.mark.parametrize("check", [1, 2, 0.7])
+def test_the_check_in_a_model(check):
+    """Shares by loops over the eager attention of the layer before: text is what stands behind the first picture."""
+    model, inputs = model_of("llava", "eager"), batch("llava", [[0, 1]])
+    attention = model(**inputs, output_attentions=True).attentions[round(3 * check if check < 1 else check) - 1]
+    heads = attention[0].mean(dim=0).tolist()
+    visual = [i for i, word in enumerate(inputs["input_ids"][0].tolist()) if word == IMAGE]
+    text = [i for i in range(visual[0], len(heads)) if i not in visual]
+    heard = sum(heads[t][v] for t in text for v in visual) / sum(sum(heads[t]) for t in text)
+    given = sum(heads[v][t] for v in visual for t in text) / sum(sum(heads[v]) for v in visual)
+    assert 0 < given < heard
+    for tau, gone in ((heard + 1e-4, True), (heard - 1e-4, False)):
+        with vtc.wrapped(model, vtc.ToDRE(keep=1.0, tau=tau, check=check)):
+            model(**inputs)
+            assert vtc.report(model).tokens_out == (0 if gone else len(visual))
+
+
+def test_stage_1_in_a_model():
+    """The CLS row of the tower's last layer, and what the language model is given."""
+    seen = eager()
+    with torch.no_grad():
+        tower = seen.model.model.vision_tower(seen.inputs["pixel_values"], output_attentions=True).attentions
+    cls = tower[-1][0].mean(dim=0)[0, 1:].tolist()
+    features = seen.states[0][seen.visual]
+    expected = define(features, 9, cls.index(max(cls)), "maxsum")
+    assert seen.kept(vtc.ToDRE(keep=9, tau=None)) == expected

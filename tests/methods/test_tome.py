@@ -22,7 +22,7 @@ def test_outputs_are_means_of_all_tokens(name, keep):
 def test_one_round_is_the_papers_matching():
     x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     selection = vtc.select(vtc.ToMe(keep=30, rate=0.5), x)
-    merged = ops.bipartite_match(x[None], 10)[0]
+    merged = ops.bipartite_match(x[None], 10, None)[0]
     stands = selection.anchor[selection.source]  # the token in whose place each one is
     assert stands.tolist() == merged.tolist()
 

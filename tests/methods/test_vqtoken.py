@@ -55,7 +55,7 @@ def weights(folder, method=None, width=32, model_type="qwen2_5_vl", seed=1):
 @pytest.mark.parametrize("k", [1, 7, 59])
 def test_codes_are_what_the_paper_says(k, magnitude):
     x = clip()
-    _, label = ops.kmeans(x[None], k)
+    _, label = ops.kmeans(x[None], k, "cosine")
     selection = vtc.select(vtc.VQToken(keep=k, magnitude=magnitude), x)
     codes = selection.apply(x)
     assert selection.tokens_out == k

@@ -206,6 +206,11 @@ def test_every_signal_of_every_layer_is_the_eager_attention(name: str, past: int
             close(view.rows(at), rows)
             close(view.rows(at[:, :1])[:, 0], rows[:, 0])
             close(view.peak(at), peak)
+            close(torch.stack(list(view.heads(at)), dim=1) * there[:, None], asked * there[:, None])
+            bias = view.rotation_bias(at)
+            own = bias.gather(2, at.clamp(min=0)[..., None])  # of a place with itself: every rotation keeps lengths
+            close(own, own[:1, :1].expand_as(own))
+            assert bool((bias <= own + 1e-5).all())
             close(view.received(at), received)
             close(view.of_row(1).rows(at[1:]), rows[1:])
             if keys is not None:

@@ -6,9 +6,9 @@ are projected otherwise. How, the language model's `Decoder` says; its own atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from vtc.methods.base.cache import ActiveMethod, CacheMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method
 from vtc.models.decoder import Decoder, decoder_for
-from vtc.models.decoder_check import check_decoder, check_places
+from vtc.models.decoder_check import check_decoder, check_final_norm, check_places
 from vtc.signals import SIGNALS, of_place
 
 
@@ -38,6 +38,8 @@ def check_reads(lm: nn.Module, parts: Sequence[Method]) -> None:
         try:
             if isinstance(part, LayerMethod):
                 check_places(decoder, lm)
+            if "final_states" in part.requires():
+                check_final_norm(decoder, lm)
             if reads_attention(part):
                 check_decoder(decoder, lm)
         except ValueError as reason:
@@ -108,17 +110,28 @@ class LayerView:
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
         return ops.attention_rows(self._queries(here), self.keys, scale, self._limits(here), self._seen).to(at.device)
 
-    def peak(self, at: Tensor) -> Tensor:
-        """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
+    def heads(self, at: Tensor) -> Iterator[Tensor]:
+        """`rows` head by head: attention of the queries in slots `at` [B, R] (-1 = none), H times [B, R, P + S]."""
         here = at.to(self.x.device)
         queries, keys, scale = self._queries(here), self.keys, self.decoder.scaling(self.attention)
         shared = queries.shape[1] // keys.shape[1]
-        most = torch.zeros(len(at), keys.shape[2], device=queries.device)
-        for head in range(queries.shape[1]):  # one at a time: [B, R, P + S] is the largest tensor made
+        for head in range(queries.shape[1]):
             own = keys[:, head // shared, None]
-            rows = ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), self._seen)
-            most = torch.maximum(most, rows.amax(dim=1))
-        return most.to(at.device)
+            yield ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), self._seen).to(at.device)
+
+    def peak(self, at: Tensor) -> Tensor:
+        """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
+        return reduce(torch.maximum, (rows.amax(dim=1) for rows in self.heads(at)))
+
+    def rotation_bias(self, at: Tensor) -> Tensor:
+        """What the rotation alone makes of products of queries in slots `at` [B, R] and this forward's keys, [B, R, S].
+
+        Queries and keys of ones only, rotated to their places, and the product divided by the root of their width: in
+        a LLaMA with d / 2 frequencies f, 2 / sqrt(d) times the sum of cos(f * distance).
+        """
+        ones = self.decoder.rotated_ones(self.attention, self.rotary)[:, 0].expand(len(at), -1, -1)  # [B, S, d]
+        asked = at.clamp(min=0).to(ones.device).unsqueeze(-1).expand(-1, -1, ones.shape[-1])
+        return (ones.gather(1, asked) @ ones.transpose(1, 2) / ones.shape[-1] ** 0.5).to(at.device)
 
     def received(self, at: Tensor) -> Tensor:
         """Mean attention that the queries in slots `at` [B, R] (-1 = none) give each key, [B, P + S]."""

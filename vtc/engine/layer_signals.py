@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtc.engine.attention import LayerView
 from vtc.engine.flow import Flow, padded
+from vtc.models.decoder import decoder_for
 from vtc.signals import SIGNALS
 
 
@@ -36,7 +37,7 @@ class LayerSignals:
 
     Args:
         view: the layer's attention, for signals that are read from queries and keys; None if nobody asks for any.
-        states: [B, S, D], the hidden states in which `text_states` are read; None if nobody asks.
+        states: [B, S, D], the hidden states that `text_states` and the like are read from; None if nobody asks.
         kept: by signal, what was measured at the door.
         history: [B, S], what a method's `transition` has added up.
     """
@@ -102,15 +103,27 @@ class LayerSignals:
 
     def keys_of_text(self, span: int) -> Tensor:
         """LongTensor [T], which keys the text after the row's pictures is."""
-        return self.past + self.flow.text_after[self.flow.spans[span].row, self.words(span)]
+        return self.past + self.slots_of_text(span)
 
-    def states_of_text(self, span: int) -> Tensor:
-        """[T, D], hidden states of the text after the row's pictures."""
+    def slots_of_text(self, span: int) -> Tensor:
+        """LongTensor [T], present slots of the text after the row's pictures."""
+        return self.flow.text_after[self.row(span), self.words(span)]
+
+    def places(self, span: int, slots: Tensor) -> Tensor:
+        """LongTensor [n]: `slots` [n] of a span's row, counted from the row's first token that is no padding."""
+        valid = self.flow.part.valid
+        return slots if valid is None else slots - valid[self.row(span)].to(torch.uint8).argmax()
+
+    def states_at(self, span: int, slots: Tensor) -> Tensor:
+        """[n, D], hidden states in `slots` [n] of a span's row."""
         states = self.states
         if states is None:
             raise ValueError("hidden states are at hand between layers only, not in a layer that has just run.")
-        row = self.flow.spans[span].row
-        return states[row, self.flow.text_after[row, self.words(span)].to(states.device)]
+        return states[self.row(span), slots.to(states.device)]
+
+    def final_states_at(self, span: int, slots: Tensor) -> Tensor:
+        """[n, D], the same behind the language model's last norm."""
+        return decoder_for(self.flow.lm).final_norm(self.flow.lm)(self.states_at(span, slots))
 
     # -- attention ---------------------------------------------------------------------------------------------
 
@@ -146,6 +159,16 @@ class LayerSignals:
             return self.text_rows[row, self.words(span)].index_select(-1, self.keys_of(span))
         words = torch.arange(self.flow.words(self.flow.spans[0].row), device=self.flow.device)
         return self.text_rows[self._all(0)[:, None], words[:, None], self.keys_of(None)[:, None]]
+
+    @cached_property
+    def head_rows(self) -> Tensor:
+        """[B, H, R, K]: attention of the text after the pictures, head by head."""
+        return torch.stack(list(self.view.heads(self.flow.text_after)), dim=1)
+
+    @cached_property
+    def rotation_bias(self) -> Tensor:
+        """[B, R, S]: what the rotation alone makes of products of the text after the pictures with present slots."""
+        return self.view.rotation_bias(self.flow.text_after)
 
     @cached_property
     def peak(self) -> Tensor:

@@ -89,7 +89,7 @@ class DyCoke(Method):
         else:
             few = min(len(start), max(1, round(self.first * budget), budget - sum(sizes)))
             if few < len(start):
-                start = start[ops.greedy_diversity(tokens.features[start][None], few)[0]]
+                start = start[ops.greedy_diversity(tokens.features[start][None], few, "maxmin")[0]]
             shares = share_out(budget - few, sizes, sizes)
         kept, likeness = [start], _likeness(tokens, rows)[~opening]
         for own, alike, share in zip(rows[~opening], likeness, shares, strict=True):

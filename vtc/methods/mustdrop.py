@@ -24,8 +24,8 @@ class MustDrop(Method):
     Source: arXiv 2411.10803, section 3. (1) 3 x 3 windows of similar tokens become one — here after the projector,
     where the paper merges after the tower's first layer. (2) After layers 3, 7, 11 and 15 of 32 a token goes if the
     text's attention to it is below `share` of what all visual tokens get *and* no text token gives it `peak`; the key
-    set, the best 8 % by CLS attention, always stays. (3) After the prefill, the layers from the first filter on cache
-    only what the last layer still saw.
+    set, the best 8 % by CLS attention, always stays. (3) After the prefill, the layers from the first that a filter
+    has listened to on (2 of 32, counted from 0) cache only what the last layer still saw.
 
     Args:
         exact: keep exactly `keep` tokens at the end instead: key set first, then by the text's attention.
@@ -68,7 +68,7 @@ class MustDrop(Method):
             positions=self.positions,
         )
         windows = MergeWindows(keep=self.keep if self.exact else 1, similar=self.similar, positions=self.positions)
-        return windows, filters, OutputAware(first=filters.layers[0])
+        return windows, filters, OutputAware(first=filters.layers[0], listener=True)
 
     def keeps_all(self) -> bool:
         """Only with exact counts: the paper's thresholds know no budget."""
@@ -139,26 +139,34 @@ class DualFilter(LayerMethod):
         n = tokens.features.shape[0]
         attention = tokens.signal("text_attention")  # [T, N]
         heard = attention.sum(dim=0)
-        key_set = torch.zeros(n, dtype=torch.bool, device=heard.device)
-        key_set[top_k(tokens.signal("cls_attention").sum(dim=0), math.ceil(self.key_share * tokens.total))] = True
+        key_set = top_k(tokens.signal("cls_attention").sum(dim=0), math.ceil(self.key_share * tokens.total))
         if self.exact:
-            return Selection.prune(top_k(heard + key_set * (heard.sum() + 1), self.count(tokens)), n)
-        ignored = (heard < self.share * heard.sum()) & (attention.amax(dim=0) < self.peak)
-        kept = key_set | ~ignored
-        if not kept.any():
-            kept[heard.argmax()] = True
-        return Selection.prune(kept.nonzero().squeeze(1), n)
+            heard[key_set] += heard.sum() + 1
+            return Selection.prune(top_k(heard, self.count(tokens)), n)
+        ignored = (heard < self.share * heard.sum()).logical_and_(attention.amax(dim=0) < self.peak)
+        ignored[key_set] = False
+        kept = ignored.logical_not_().nonzero()[:, 0]
+        return Selection.prune(kept if len(kept) else heard.argmax()[None], n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputAware(CacheMethod):
-    """MustDrop's third stage: cached visual tokens that the last decoder layer no longer saw go."""
+    """MustDrop's third stage: cached visual tokens that the last decoder layer no longer saw go.
+
+    Args:
+        listener: begin one layer before `first`: the layer before which tokens go is `first`, the one that was listened
+            to, and attended to all of them, is the layer before.
+    """
 
     keep: int | float = 1.0
+    listener: bool = False
     needs = ("survives",)
     exact_count = False
     may_drop_all = True
     stacks = True
+
+    def first_layer(self, depth: int) -> int:
+        return max(0, super().first_layer(depth) - self.listener)
 
     def select(self, tokens: VisualTokens) -> Selection:
         stays = tokens.signal("survives")

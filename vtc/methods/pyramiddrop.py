@@ -16,7 +16,8 @@ class PyramidDrop(LayerMethod):
     """Keeps 1/2, 1/4 and 1/8 of the tokens after a quarter, a half and three quarters of the layers.
 
     Source: arXiv 2410.17247, section 3.2. The score is the attention of the last instruction token, with the queries
-    and keys of the layer that comes next.
+    and keys of the layer that comes next. Counts are rounded, where the released code rounds down: of 577 tokens it
+    keeps `keeps=(288, 144, 72)`. Kept tokens are renumbered, as there.
     """
 
     name = "pyramiddrop"

@@ -100,7 +100,7 @@ class QuoTA(Method):
     def _compress(self, tokens: VisualTokens, places: Tensor, frame: Tensor, share: int, target: Tensor) -> None:
         """Write into `target` [N] what each token of `frame` becomes a part of, -1 where it goes."""
         if self.within == "divprune":
-            kept = frame[ops.greedy_diversity(tokens.features[frame][None], share)[0]]
+            kept = frame[ops.greedy_diversity(tokens.features[frame][None], share, "maxmin")[0]]
             target[kept] = kept
         elif self.within == "uniform":
             kept = frame[((torch.arange(share, device=frame.device) + 0.5) * len(frame) / share).long()]

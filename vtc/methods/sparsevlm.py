@@ -51,23 +51,44 @@ register_signal(
 )
 
 
+ADAPTIVE = {"rank": 1.0, "released": 13.5}  # and what `scale` is by default
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(LayerMethod):
     """Text raters score, rejected tokens are clustered and recycled.
 
     Source: arXiv 2410.04417, section 3. Raters are chosen once, at the language model's input; the score is their mean
-    attention in the layer before. Of the rejected tokens the best 30 % are clustered (DPC-KNN) into a tenth as many,
-    plus one, which are appended; `keep` counts them in. After layers 3, 7 and 16 of 32; the shape is that of the
-    released list for 192 tokens (300, 200, 110 of 576).
+    attention in the layer before. Of n rejected tokens the best int(0.3 n) + 1 are clustered (DPC-KNN, with as many
+    neighbours as clusters) into a tenth as many, plus one, which are appended; `keep` counts them in, so that as many
+    tokens as it allows stay. After layers 3, 7 and 16 of 32; the shape is that of the released list for 192 tokens,
+    (300, 200, 110) of 576. The released code counts clusters on top of its lists: `keeps=(309, 204, 113)` is what it
+    keeps. It breaks ties by noise; here the lowest index wins, and where no text token is a rater all are.
+
+    Version 2 (the authors' SparseVLM+, released in December 2025, of which there is only the code): tokens keep their
+    positions, nothing is recycled, and the score is corrected. Each head's attention is divided by what the rotary
+    embedding alone favours (the signal `rotation_bias`), and of the heads those count in which the raters then give the
+    tokens most. Its lists are `keeps=(300, 200, 118)`, (238, 108, 60), (246, 54, 28) and (66, 34, 20).
 
     Args:
-        recycle: share of the rejected tokens that are clustered; 0 = prune only.
+        recycle: share of the rejected tokens that are clustered; 0 = prune only; None = 0.3, in version 2 0.
+        version: 1 or 2. heads: in version 2, how many heads count (fewer heads: all of them).
+        adaptive: let the rank of the raters' attention [raters, n] to n tokens say how many stay, instead of `keep`:
+            "rank" drops int(scale * (n - rank)) (section 3.3); "released" keeps int(scale * rank + bias), as the code
+            did before it had lists. Clusters come on top.
+        scale: None = 1 for "rank" (our choice of the paper's factor), 13.5 for "released" (that of its MME script).
+        bias: of "released".
     """
 
     name = "sparsevlm"
     keep: int | float = 110 / 576
     layers: tuple[int | float, ...] = (3 / 32, 7 / 32, 16 / 32)
-    recycle: float = 0.3
+    recycle: float | None = None
+    version: int = 1
+    heads: int = 14
+    adaptive: str | None = None
+    scale: float | None = None
+    bias: float = 0.0
     reads = "previous"
     shape = (300 / 576, 200 / 576, 110 / 576)
     needs = ("text_attention", "text_raters")
@@ -78,37 +99,95 @@ class SparseVLM(LayerMethod):
     paper = Paper("SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", "2410.04417")
 
     def __post_init__(self) -> None:
+        check_number(self.version, "version", 1, 2, integer=True, what="the version of the method")
+        if self.positions is None and self.version == 2:
+            object.__setattr__(self, "positions", "original")
         super().__post_init__()
-        check_number(self.recycle, "recycle", 0, 1, what="a share of the rejected tokens")
+        if self.recycle is not None:
+            check_number(self.recycle, "recycle", 0, 1, what="a share of the rejected tokens")
+        check_number(self.heads, "heads", 1, integer=True, what="a number of attention heads")
+        self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
+        check_number(self.bias, "bias", what="a number of tokens")
+        if self.scale is not None:
+            high = 1 if self.adaptive == "rank" else None
+            check_number(self.scale, "scale", above=0, high=high, what="what ranks are multiplied by")
+        if self.adaptive is None:
+            return
+        if self.adaptive not in ADAPTIVE:
+            raise ValueError(f'adaptive={self.adaptive!r} is not one of "rank", "released", None.')
+        if self.keeps is not None or self.average:
+            raise ValueError("adaptive= lets the attention say how many tokens stay: leave keeps= and average= out.")
+
+    def requires(self) -> tuple[str, ...]:
+        return self.needs if self.version == 1 else ("head_attention", "rotation_bias", "text_raters")
+
+    def keeps_all(self) -> bool:
+        """Not where the rank of the attention decides."""
+        return self.adaptive is None
 
     def select(self, tokens: VisualTokens) -> Selection:
-        n, k = tokens.features.shape[0], self.count(tokens)
-        attention, raters = tokens.signal("text_attention"), tokens.signal("text_raters")
-        score = (attention[raters] if raters.any() else attention).mean(dim=0)
-        few = self._clusters(n, k)
-        kept = top_k(score, k - few)
+        n, heard = len(tokens.features), self._heard(tokens)
+        score = heard.mean(dim=0)
+        if self.adaptive is None:
+            k = self.count(tokens)
+            few = self._clusters(n, k)
+            kept = top_k(score, k - few)
+        else:
+            kept = top_k(score, self._by_rank(heard))
+            few = self._on_top(n - len(kept))
         if few == 0:
             return Selection.prune(kept, n)
         rejected = torch.ones(n, dtype=torch.bool, device=kept.device)
         rejected[kept] = False
-        candidates = int(self.recycle * (n - len(kept)))
         others = rejected.nonzero()[:, 0]
-        second = others[top_k(score[others], candidates)]
+        second = others[top_k(score[others], self._candidates(len(others)))]
         return _recycled(tokens.features, kept, second, few)
 
+    def _heard(self, tokens: VisualTokens) -> Tensor:
+        """[raters, N]: attention of the raters, mean over the heads that count."""
+        raters = tokens.signal("text_raters")
+        raters = raters if raters.any() else torch.ones_like(raters)
+        if self.version == 1:
+            return tokens.signal("text_attention")[raters]
+        heads = tokens.signal("head_attention")[:, raters] / tokens.signal("rotation_bias")[raters]
+        return heads[top_k(heads.sum(dim=(1, 2)), self.heads)].mean(dim=0)
+
+    def _by_rank(self, heard: Tensor) -> int:
+        """How many of N tokens stay as they are, by the rank of the attention [raters, N] that they get."""
+        n, scale = heard.shape[1], ADAPTIVE[str(self.adaptive)] if self.scale is None else self.scale
+        rank = int(torch.linalg.matrix_rank(heard.float()))
+        if rank == n:
+            return n
+        stay = n - int(scale * (n - rank)) if self.adaptive == "rank" else min(int(scale * rank + self.bias), n - 1)
+        return max(1, stay)
+
+    def _candidates(self, rejected: int) -> int:
+        """How many of the rejected tokens are clustered."""
+        share = (0.3 if self.version == 1 else 0.0) if self.recycle is None else self.recycle
+        return min(rejected, int(share * rejected) + 1) if share else 0
+
+    def _on_top(self, rejected: int) -> int:
+        """How many clusters the candidates make: a tenth of them, plus one."""
+        candidates = self._candidates(rejected)
+        return candidates // 10 + 1 if candidates else 0
+
     def _clusters(self, n: int, k: int) -> int:
-        """How many of the k outputs are clusters: a tenth of the candidates, plus one."""
+        """How many of the k outputs are clusters; each takes the place of a token, which is rejected, too.
+
+        Example: 309 of 576 are 300 tokens and 9 clusters: 276 are rejected, int(0.3 * 276) + 1 = 83 of them are
+        clustered, 83 // 10 + 1 = 9.
+        """
         few = 0
-        while few < k - 1 and int(self.recycle * (n - k + few + 1)) // 10 + 1 > few:
+        while few < min(k - 1, n - k) and self._on_top(n - k + few) > few:
             few += 1
-            if int(self.recycle * (n - k + few)) < few:
-                return few - 1
-        return few if n > k else 0
+        return few
 
 
 def _recycled(features: Tensor, kept: Tensor, second: Tensor, few: int) -> Selection:
     """`kept` as they are, then the means of `few` clusters of `second`, each standing at its centre."""
-    centres, member = ops.dpc_knn(features[second], few)
+    centres, member = ops.dpc_knn(features[second], few, few)
     n, m = features.shape[0], len(kept)
     source = torch.full((n,), -1, dtype=torch.long, device=features.device)
     source[kept] = torch.arange(m, device=features.device)

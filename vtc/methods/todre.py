@@ -30,6 +30,10 @@ class ToDRE(Method):
     After 7/8 of the decoder layers all visual tokens go if text and picture no longer attend to each other: if both the
     share of the text's attention that falls on visual tokens and the share of theirs on the text are below `tau`
     (section 3.3). Causal attention makes the second 0 for text that follows the pictures.
+    There is no released code. What the paper leaves open: kept tokens stand in their original order and keep their
+    positions, ties go to the lowest index, a tower without a CLS token gives received attention instead (the paper:
+    any pivot will do), and a check that falls between two layers is rounded, where the paper takes floor(7 L / 8); say
+    `check=31` for 36 layers.
 
     Args:
         mode: "maxsum" or "kcenter".

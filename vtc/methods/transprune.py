@@ -20,7 +20,8 @@ class TransPrune(LayerMethod):
     1), 7/8, 5/8 and 1/8 of the tokens stay. TTV of a module is |out|/|in| * exp(d) / sum(exp(d)), d from the cosine of
     its input and output, the sum over all tokens of the row; it is summed over attention and feed-forward modules from
     the first listed layer on. IGA is the attention of the text after the pictures, with the queries and keys of the
-    layer that comes next.
+    layer that comes next. The released code takes the sum over all rows of a batch, and takes one row only; its text is
+    what follows the picture, as here.
 
     Args:
         absolute: direction d = 1 - |cos|, as in the paper's equation; False = 1 - cos, as in the released code.

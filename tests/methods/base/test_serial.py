@@ -19,7 +19,7 @@ WORDS = (
     *("selection", "kcenter", "random", "released", "mean", "hash", "uniform"),
 )
 TRIED: tuple[Any, ...] = (
-    *(True, False, 3, 1, 0.35, 0.2),
+    *(True, False, 3, 1, 2, 0.35, 0.2),
     *((0.3,), (0.2, 0.4, 0.7), (0.7, 0.4, 0.2), (0.2, 0.4, 0.6, 0.8), (12, 32), (2, 3, 4)),
 )
 WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "tiny" / "tiny-qwen-vqtoken"
@@ -54,7 +54,10 @@ def test_every_option_comes_back(name):
     assert [repr(one) for one in read_back(plain)] == [repr(plain)] * 2
     tried = set()
     for option, method in variants(name):
-        assert str(method).startswith(f"{name}({option}=")  # and nothing else: the others are as they were
+        changed = [f.name for f in fields(plain) if repr(getattr(method, f.name)) != repr(getattr(plain, f.name))]
+        assert str(method).count("=") == len(changed)  # and nothing else: the others are as they were
+        assert all(f"{other}=" in str(method) for other in changed)
+        assert changed == [option] or option == "version"  # which has positions of its own
         assert [repr(one) for one in read_back(method)] == [repr(method)] * 2
         tried.add(option)
     free = {field.name for field in fields(plain)} - {"weights", "scorer"}  # a folder and a function: below

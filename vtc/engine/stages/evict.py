@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vtc.budget import layer_number
 from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
 from vtc.engine.flow import padded
@@ -362,7 +361,7 @@ class EvictStage(Stage):
     def __init__(self, facts: Facts, methods: Sequence[CacheMethod]) -> None:
         super().__init__(facts, methods)
         self.depth = facts.depth
-        self.first = [0 if m.first == 0 else layer_number(m.first, self.depth, m.title) for m in self.methods]
+        self.first = [method.first_layer(self.depth) for method in self.methods]
 
     def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.budget import check_layer
+from vtc.budget import check_layer, layer_number
 from vtc.checks import check_number
 from vtc.methods.base.method import Method
 from vtc.signals import VisualTokens
@@ -53,6 +53,10 @@ class CacheMethod(Method):
         if self.every is not None:
             check_number(self.every, "every", 1, integer=True, what="a number of decode steps (None = never again)")
         object.__setattr__(self, "first", check_layer(self.first, "first", least=0))
+
+    def first_layer(self, depth: int) -> int:
+        """`first`, 0-based, in a model of `depth` layers."""
+        return 0 if self.first == 0 else layer_number(self.first, depth, self.title)
 
     def queries(self) -> int | None:
         """`window`, unless an option says it."""

@@ -52,7 +52,7 @@ def elbow(x: Tensor, low: int, high: int, rule: str) -> int:
         if k == 0:
             curve.append(total)
             continue
-        centres, label = ops.kmeans(unit[None], k)
+        centres, label = ops.kmeans(unit[None], k, "cosine")
         size = torch.bincount(label[0], minlength=k)
         curve.append(total - float((size * centres[0].double().square().sum(dim=-1)).sum()))
     bends = torch.tensor(curve).diff(n=2)  # of k = first + 1 and on
@@ -79,7 +79,7 @@ def codebooks(many: Sequence[Tensor], counts: Sequence[int], magnitude: str) -> 
             rows = [many[i].detach() for i in part]
             sizes = [len(x) for x in rows]
             lengths = torch.tensor(sizes, device=rows[0].device) if len(set(sizes)) > 1 else None
-            centres, label = ops.kmeans(pad_sequence(rows, batch_first=True), k, lengths=lengths)
+            centres, label = ops.kmeans(pad_sequence(rows, batch_first=True), k, "cosine", lengths=lengths)
             for i, x, own, mine in zip(part, rows, centres, label, strict=True):
                 found[i] = selection(x, own, mine[: len(x)].clone(), magnitude)
     return [one for one in found if one is not None]
