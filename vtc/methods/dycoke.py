@@ -13,11 +13,12 @@ from vtc.budget import check_layer
 from vtc.checks import check_number
 from vtc.methods.base.cache import ActiveMethod
 from vtc.methods.base.method import Method, Paper, top_k
-from vtc.methods.shared.clips import cosine_to, frame_rows, share_out, with_separators
+from vtc.methods.shared.clips import cosines, frame_rows, share_out, with_separators
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
-WINDOW = 4
+COMPARED = (0, 1, 2, 1)  # of a window: the frame that each frame is compared with lies so many before it
+WINDOW = len(COMPARED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +92,11 @@ class DyCoke(Method):
             if few < len(start):
                 start = start[ops.greedy_diversity(tokens.features[start][None], few)[0]]
             shares = share_out(budget - few, sizes, sizes)
-        kept, likeness = [start], _likeness(tokens, rows)[~opening]
+        kept, likeness = [start], cosines(tokens, rows, COMPARED)[~opening]
         for own, alike, share in zip(rows[~opening], likeness, shares, strict=True):
             own, alike = own[own >= 0], alike[own >= 0]
             kept.append(own[top_k(-alike, share)])
         return Selection.prune(with_separators(tokens, torch.cat(kept), budget), n)
-
-
-def _likeness(tokens: VisualTokens, rows: Tensor) -> Tensor:
-    """[T, P]: cosine of each token with the one it is compared with, two frames earlier or one; -2 = not there."""
-    number = torch.arange(len(rows), device=rows.device)
-    place = number % WINDOW
-    compared = number - torch.where(place == 2, 2, torch.where(place == 0, 0, 1))
-    return cosine_to(tokens, rows, rows[compared])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
 from vtc.methods.base.method import Paper, top_k
+from vtc.methods.shared.clips import cosines
 from vtc.methods.shared.segments import Run, most_still
 from vtc.methods.shared.still import StillMethod
 from vtc.signals import VisualTokens
@@ -49,10 +49,8 @@ class HoliTom(StillMethod):
         if self.longest is not None:
             check_number(self.longest, "longest", 1, integer=True, what="a number of frames")
 
-    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
-        unit = F.normalize(x, dim=-1)[rows.clamp(min=0)]  # [T, P, D]
-        both = (rows[1:] >= 0) & (rows[:-1] >= 0)
-        alike = torch.where(both, (unit[1:] * unit[:-1]).sum(dim=-1), -2.0)  # [T - 1, P], a gap ends what is still
+    def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+        alike = cosines(tokens, rows, (1,))[1:]  # [T - 1, P], a gap ends what is still
         runs = best_runs(alike > self.tau, self.longest)
         likeness = [
             alike[first : last - 1].amin(dim=0) if last - first > 1 else torch.full_like(alike[:1].sum(dim=0), -2.0)

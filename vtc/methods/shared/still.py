@@ -42,10 +42,10 @@ class StillMethod(Method):
         check_number(self.neighbours, "neighbours", 1, integer=True, what="a number of tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
-        x, rows, n = tokens.features.detach().float(), frame_rows(tokens), len(tokens.features)
+        rows, n = frame_rows(tokens), len(tokens.features)
         patches = int((rows >= 0).sum())
         budget = n if self.ratio is not None else self.count(tokens)
-        runs, still = self._still(x, rows, n if self.ratio is not None else max(0, patches - budget))
+        runs, still = self._still(tokens, rows, n if self.ratio is not None else max(0, patches - budget))
         stand = torch.arange(n, device=rows.device)  # the token that stands for each one after merging over time
         groups: list[tuple[Tensor, bool]] = []  # what is clustered together: still places of a run, a frame's others
         for (first, last), fixed in zip(runs, still, strict=True):
@@ -59,7 +59,7 @@ class StillMethod(Method):
             shares = share_out(budget, sizes, sizes)
         else:
             shares = [max(1, int(self.ratio * size)) if size else 0 for size in sizes]
-        means = ops.segment_mean(x, stand, n)
+        means = ops.segment_mean(tokens.features.detach().float(), stand, n)
         centre = torch.full_like(stand, -1)
         for (group, fixed), share in zip(groups, shares, strict=True):
             if share:
@@ -69,7 +69,7 @@ class StillMethod(Method):
         centre[spare] = spare
         return absorbed(centre[stand])
 
-    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+    def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
         """Runs of frames, and the places BoolTensor [runs, P] that stand still through each: `save` tokens at most."""
         raise NotImplementedError
 
@@ -94,7 +94,8 @@ class MergeStill(StillMethod):
     def title(self) -> str:
         return "prunevid"
 
-    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+    def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+        x = tokens.features.detach().float()
         runs = segments(frame_means(x, rows), max(1, int(self.cut * len(rows))), self.neighbours)
         unit = F.normalize(x, dim=-1)
         return runs, still_places(unit, rows, runs, self.tau, save)
