@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, groupby
+from itertools import combinations, groupby, pairwise
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def cut_clip(x, cut, neighbours):
             runs[i] = [runs[near][0], runs[near][1] + size]
     labels = [label for (label, _), (_, size) in zip(runs, old, strict=True) for _ in range(size)]
     edges = [0, *(f for f in range(1, T) if labels[f] != labels[f - 1]), T]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def merged(x, ratio=None, keep=None, whole=14, cut=0.25, tau=0.8, neighbours=7):
@@ -133,7 +133,7 @@ def test_the_question_chooses(options, per_part):
 @defines("prunevid", "layer", "per_part")
 @pytest.mark.parametrize("layer", [1, 0.6])
 def test_in_a_model_every_part_gives_its_share(layer):
-    """Stage 3 acts before `layer`, knows the parts that stages 1 and 2 made, and the cache before it is cut to match."""
+    """Stage 3 acts before `layer` and knows the parts that stages 1 and 2 made; the cache before it is cut to match."""
     model, inputs = model_of("llava_onevision"), batch("llava_onevision", [["v0"]])
     with vtc.wrapped(model, vtc.PruneVid(keep=8, per_part=True, tau=0.0, layer=layer)):
         cache = model(**inputs, use_cache=True).past_key_values

@@ -132,7 +132,7 @@ class AskOnce(LayerMethod):
         part, heard = (
             parts_of(tokens).cpu(),
             peak.cpu(),
-        )  # a part at a time, so not on a device that has to be waited for
+        )  # part by part, so not where each is waited for
         members = [(part == number).nonzero()[:, 0] for number in part.unique().tolist()]
         sizes = [len(own) for own in members]
         if self.alpha is None:
