@@ -69,6 +69,10 @@ class StillMethod(Method):
                 centre[group] = torch.where(part >= 0, group[part.clamp(min=0)], -1)
         spare = tokens.separators.nonzero()[:, 0][: max(0, budget - patches)]
         centre[spare] = spare
+        return self._outputs(stand, centre)
+
+    def _outputs(self, stand: Tensor, centre: Tensor) -> Selection:
+        """What the tokens [N] become that stand for each one over time, and of which cluster these are (-1 = none)."""
         return absorbed(centre[stand])
 
     def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
