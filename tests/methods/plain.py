@@ -64,3 +64,16 @@ def members(selection: Selection) -> dict[int, list[int]]:
 
 def rows(x: Tensor) -> list[list[float]]:
     return x.double().tolist()
+
+
+def most_different(x: Sequence[Row], k: int) -> list[int]:
+    """Max-min choice (DivPrune): first what is farthest from its nearest neighbour, then from the nearest chosen."""
+    far = [[1 - cosine(a, b) for b in x] for a in x]
+    everyone = range(len(x))
+    if k >= len(x):
+        return list(everyone)
+    chosen = [max(everyone, key=lambda i: (min(far[i][j] for j in everyone if j != i), -i))]
+    while len(chosen) < k:
+        left = [i for i in everyone if i not in chosen]
+        chosen.append(max(left, key=lambda i: (min(far[i][j] for j in chosen), -i)))
+    return sorted(chosen)
