@@ -20,22 +20,6 @@ def clip(t=6, h=3, w=4, seed=0):
     return (still + 0.01 * torch.randn(t, h * w, 8, generator=g)).flatten(0, 1)
 
 
-def define(x, t, hw, budget):
-    """vLLM's rule: the first frame, then the largest 1 - cosine to the same place one frame earlier."""
-    unit = x.double() / x.double().norm(dim=1, keepdim=True)
-    frames = unit.view(t, hw, -1)
-    score = [float("inf")] * hw + (1 - (frames[1:] * frames[:-1]).sum(-1)).flatten().tolist()
-    order = sorted(range(t * hw), key=lambda i: (-score[i], i))
-    return sorted(order[: max(hw, budget)])
-
-
-@pytest.mark.parametrize("keep", [1, 12, 13, 40, 72])
-def test_evs_against_the_definition(keep):
-    x = torch.randn(72, 8, generator=torch.Generator().manual_seed(0))
-    selection = vtc.select("evs", x, grid=(6, 3, 4), keep=keep)
-    assert selection.anchor.tolist() == define(x, 6, 12, keep)
-
-
 def test_evs_finds_what_moves():
     x = clip()
     moved = [3 * 12 + 5, 4 * 12 + 6, 5 * 12 + 7]
