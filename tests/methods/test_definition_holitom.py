@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_inside_the_language_model(left, inner):
 def test_what_the_layer_before_looks_at_least_merges(family, layer):
     """The attention is that of the prompt's last token in the layer before `layer`, as eager attention makes it."""
     model, inputs = model_of(family, "eager"), batch(family, [["v0"]])
-    outer = dict(keep=12, positions="original")
+    outer: dict[str, Any] = dict(keep=12, positions="original")
     with vtc.wrapped(model, vtc.HoliTom(**outer)):
         attention = model(**inputs, output_attentions=True).attentions[layer - 1][0]  # [H, S, S]
         (span,) = vtc.report(model).spans

@@ -42,7 +42,7 @@ def cut_clip(x, cut, neighbours):
     return list(pairwise(edges))
 
 
-def merged(x, ratio=None, keep=None, whole=14, cut=0.25, tau=0.8, neighbours=7):
+def merged(x, ratio=1.0, keep=None, whole=14, cut=0.25, tau=0.8, neighbours=7):
     """Stages 1 and 2: parts, each a list of outputs, each of these a list of tokens."""
     static = {}
     runs = cut_clip(x, cut, neighbours)

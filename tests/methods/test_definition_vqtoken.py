@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -153,7 +154,8 @@ def test_the_module(roles, cells, seed):
     released decoder, what asks is where they occur; what comes of it is added in units of the codes' length."""
     x = clip(60)
     method = vtc.VQToken(keep=5, mode="hash", roles=roles, cells=cells, seed=seed)
-    net, plain = method.initial(6, seed), vtc.select(replace(method, mode="codebook"), x, grid=GRID)
+    net: Any = method.initial(6, seed)
+    plain = vtc.select(replace(method, mode="codebook"), x, grid=GRID)
     assert plain.features is None
     codes = rows(plain.apply(x))
     what, where = [norm(net.norm, code) for code in codes], []
