@@ -33,8 +33,8 @@ class Signal:
 
     Attributes:
         name: what methods list in `needs` and read by `tokens.signal(name)`.
-        shape: its axes: N = visual tokens of the span, T = text tokens, L = layers asked for, H = heads of queries,
-            G = of keys, d, D = widths; a digit is itself.
+        shape: its axes: N = visual tokens of the span, S = those it had before anything was dropped, T = text tokens,
+            L = layers asked for, H = heads of queries, G = of keys, d, D = widths; a digit is itself.
         place: where it is measured, one of PLACES.
         doc: what it is, in a line.
         of: measures it; see the module's docstring for what it is given.
@@ -65,6 +65,11 @@ class Signal:
     def take(self, value: Tensor, index: Tensor) -> Tensor:
         """`value` of the whole span, cut to the tokens `index` [M]."""
         return value.index_select(self.shape.index("N"), index.to(value.device)) if "N" in self.shape else value
+
+
+def _source(layer: Any, span: int) -> Tensor:
+    chosen = layer.flow.chosen[span]
+    return torch.arange(layer.flow.spans[span].tokens) if chosen is None else chosen.source
 
 
 _TABLE: dict[str, Signal] = {}
@@ -244,6 +249,13 @@ for _row in (
         "layer",
         "the same of the text after the row's pictures",
         lambda layer, span: layer.places(span, layer.slots_of_text(span)),
+    ),
+    Signal(
+        "source",
+        ("S",),
+        "layer",
+        "for each token of the whole span, which of those left it has become a part of; -1 = none",
+        _source,
     ),
     Signal(
         "attention_record",

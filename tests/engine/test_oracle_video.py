@@ -44,7 +44,11 @@ TEMPORAL: dict[str, Any] = {
     "framefusion, mean": lambda **o: vtc.FrameFusion(keep=0.6, similar=0.2, ratio=0.05, average=True, **o),
     "prunevid": lambda **o: vtc.PruneVid(keep=0.3, tau=0.1, **o),
     "prunevid, the paper's counts": lambda **o: vtc.PruneVid(ratio=0.5, tau=0.1, **o),
+    "prunevid, part by part": lambda **o: vtc.PruneVid(keep=0.3, tau=0.1, per_part=True, **o),
     "holitom": lambda **o: vtc.HoliTom(keep=0.3, tau=0.1, context=0.4, **o),
+    "holitom, merging inside": lambda **o: vtc.HoliTom(
+        keep=0.5, tau=0.1, context=0.4, centre=0.6, inner=0.5, layer=1, **o
+    ),
     "quota": lambda **o: vtc.QuoTA(keep=0.3, **o),
     "quota, divprune": lambda **o: vtc.QuoTA(keep=0.3, within="divprune", least=0, power=8.0, **o),
     "quota, uniform": lambda **o: vtc.QuoTA(keep=0.3, within="uniform", **o),

@@ -114,6 +114,7 @@ def test_what_is_stale():
         ({"refresh": 2.0}, "refresh=2.0 is not a number in"),
         ({"layer": 0}, "layer=0 is not a whole number of 1 or more"),
         ({"layer": "three"}, "layer='three' is not a number in"),
+        ({"windows": "short"}, "windows='short' is not one of paper, released"),
         ({"scope": "frame"}, "scope='frame' is not one of"),
     ],
 )

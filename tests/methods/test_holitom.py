@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vtc
+from tests.families import batch, model_of
 from tests.methods.clips import clip_tokens, random_clip, still_clip
 from vtc.methods.holitom import best_runs
 
@@ -76,8 +77,43 @@ def test_after_an_earlier_stage():
         assert vtc.HoliTom(keep=keep, tau=0.0, context=0.3).select(tokens).check().tokens_out == keep
 
 
-@pytest.mark.parametrize("options", [{"tau": 2.0}, {"context": -0.5}, {"longest": 0}, {"neighbours": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tau": 2.0},
+        {"context": -0.5},
+        {"longest": 0},
+        {"neighbours": 0},
+        {"centre": 1.5},
+        {"inner": 1.0},
+        {"inner": 0},
+        {"layer": 0},
+    ],
+)
 def test_bad_options(options):
     (name,) = options
     with pytest.raises(ValueError, match=rf"^{name}=[^\n]*\.$"):
         vtc.HoliTom(**options)
+
+
+def test_parts():
+    """What merges inside the language model comes off what `keep` lets in."""
+    assert vtc.HoliTom().parts() == (vtc.HoliTom(),)
+    for keep, left in ((0.2, 0.1), (30, 15), (1, 1)):
+        one, two = vtc.HoliTom(keep=keep, inner=0.5, layer=3).parts()
+        assert (one.stage, one.keep, two.stage, two.keep) == ("input", keep, "layer", left)
+        assert two.steps(28) == (3,)  # type: ignore[attr-defined]
+    assert vtc.HoliTom(inner=0.5).parts()[1].steps(28) == (18,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_in_a_model_half_of_what_is_left_merges(family):
+    model, inputs = model_of(family), batch(family, [["v0", 0], ["v2"]])
+    with vtc.wrapped(model, vtc.HoliTom(keep=13, inner=0.4, layer=1)):
+        model(**inputs)
+        spans = vtc.report(model).spans
+    for span in spans:
+        assert (span.tokens_out == 8) == (span.modality == "video")
+        if span.modality == "video":
+            assert len(span.steps[0][1]) == 13
+            assert (span.source >= 0).sum() == (span.steps[0][2] >= 0).sum()  # none is dropped

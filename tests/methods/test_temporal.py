@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
 from tests.families import batch, model_of
 from vtc.layout import Tile, VisualSpan
+from vtc.methods.shared.clips import cosines, frame_rows
 from vtc.signals import VisualTokens
 
 
@@ -16,22 +18,6 @@ def clip(t=6, h=3, w=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     still = torch.randn(1, h * w, 8, generator=g).expand(t, -1, -1)
     return (still + 0.01 * torch.randn(t, h * w, 8, generator=g)).flatten(0, 1)
-
-
-def define(x, t, hw, budget):
-    """vLLM's rule: the first frame, then the largest 1 - cosine to the same place one frame earlier."""
-    unit = x.double() / x.double().norm(dim=1, keepdim=True)
-    frames = unit.view(t, hw, -1)
-    score = [float("inf")] * hw + (1 - (frames[1:] * frames[:-1]).sum(-1)).flatten().tolist()
-    order = sorted(range(t * hw), key=lambda i: (-score[i], i))
-    return sorted(order[: max(hw, budget)])
-
-
-@pytest.mark.parametrize("keep", [1, 12, 13, 40, 72])
-def test_evs_against_the_definition(keep):
-    x = torch.randn(72, 8, generator=torch.Generator().manual_seed(0))
-    selection = vtc.select("evs", x, grid=(6, 3, 4), keep=keep)
-    assert selection.anchor.tolist() == define(x, 6, 12, keep)
 
 
 def test_evs_finds_what_moves():
@@ -148,3 +134,47 @@ def test_a_clip_of_one_frame(name):
     selection = vtc.select(name, x, grid=(1, 4, 6), keep=8, received_attention=heard, text=text)
     whole = name in ("evs", "uniform-frames", "framefusion")  # FrameFusion prunes inside the language model
     assert selection.tokens_out == (24 if whole else 20 if name == "prunevid" else 8)
+
+
+@pytest.mark.parametrize("back", [None, (1,), (0, 1, 2, 1), (0, 1), (0, 3, 0, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left", ["all", "every third", "newlines"])
+def test_cosines_between_frames(monkeypatch, back, dtype, left):
+    """Two by two, whether the clip is whole or not, in blocks of any size; -2 without a counterpart."""
+    tile = Tile(2, 7, 3, 4, newline=left == "newlines", role="frames")
+    span = VisualSpan(0, torch.arange(2 + tile.length + 1), (7, 3, 4), (tile,), modality="video")
+    index = torch.arange(0, span.tokens, 3) if left == "every third" else torch.arange(span.tokens)
+    x = torch.randn(span.tokens, 8, generator=torch.Generator().manual_seed(0)).to(dtype)[index]
+    tokens = VisualTokens(x, span, index, lambda signal: torch.empty(0))
+    here = {int(i): x[n].double() for n, i in enumerate(index)}
+    places = tile.indices().flatten(1).tolist()  # [T, P]
+    expected = torch.full((7, 12), -2.0)
+    for f in range(7):
+        for p in range(12):
+            ago = range(1, f + 1) if back is None else [back[f % len(back)]]
+            seen = [places[f - a][p] for a in ago if 0 < a <= f and places[f - a][p] in here]
+            if seen and places[f][p] in here:
+                a, b = here[places[f][p]], here[seen[0]]
+                expected[f, p] = float(a @ b) / (float(a @ a) * float(b @ b)) ** 0.5
+    for size in (1, 8 * 12 * 3, 2**20):
+        monkeypatch.setattr("vtc.methods.shared.clips.IN_CACHE", size)
+        torch.testing.assert_close(cosines(tokens, frame_rows(tokens), back), expected, atol=1e-6, rtol=0)
+
+
+def test_cosines_copy_no_clip():
+    """The largest thing made of a half-precision clip of 16 frames is a block of it."""
+
+    class Largest(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+                self.largest = max(self.largest, out.numel())
+            return out
+
+    x = torch.zeros(16 * 4 * 4, 2**17, dtype=torch.bfloat16)
+    for method in (vtc.EVS(), vtc.DyCoke(p=None)):
+        with Largest() as seen:
+            vtc.select(method, x, grid=(16, 4, 4))
+        assert seen.largest <= 4 * 16 * 2**17

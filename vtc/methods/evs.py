@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc import ops
 from vtc.checks import check_number
 from vtc.methods.base.method import Method, top_k
-from vtc.methods.shared.clips import cosine_to, earlier, frame_rows
+from vtc.methods.shared.clips import cosines, frame_rows
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -62,8 +62,7 @@ def changes(tokens: VisualTokens) -> tuple[Tensor, Tensor]:
     infinity for separators.
     """
     rows = frame_rows(tokens)  # [t, places]
-    before = earlier(rows)
-    change = torch.where(before >= 0, 1 - cosine_to(tokens, rows, before), 2.0)
+    change = (1 - cosines(tokens, rows)).clamp(max=2.0)
     change[0] = torch.inf
     there = rows >= 0
     score = torch.full((len(tokens.features),), -torch.inf, device=rows.device)

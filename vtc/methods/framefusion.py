@@ -26,9 +26,14 @@ class FrameFusion(Method):
     its own pace. The released code merges between attention and feed-forward part, and prunes there by the attention
     just computed; here both happen between layers. A clip of one frame is pruned only. Images are left alone.
 
+    Two quantities go by the number 0.3. The paper's and the code's is the cost: the mean over the decoder layers of the
+    share of tokens that each sees, so that what is left in the end is less; `average=True` reads `keep` so, to within a
+    token. The default, `average=False`, is what is left in the end, as for every other method here: the layers before
+    the prune see more, so at equal numbers it costs more than the paper's. The two do not belong in one table.
+
     Args:
         keep: what is left after the prune.
-        average: read `keep` as the mean over the decoder layers: the paper's cost, 0.3.
+        average: read `keep` as the mean over the decoder layers: the paper's cost, 0.3 there.
         similar: least cosine of what merges: 0.6 in the paper, 0.5 for Qwen2-VL.
         ratio: least share of a layer's tokens for which merging goes on.
     """

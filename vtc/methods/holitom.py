@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
+from vtc.budget import check_layer
 from vtc.checks import check_number
-from vtc.methods.base.method import Paper, top_k
+from vtc.methods.base.layer import LayerMethod
+from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.shared.clips import cosines
 from vtc.methods.shared.segments import Run, most_still
 from vtc.methods.shared.still import StillMethod
+from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
@@ -25,20 +29,32 @@ class HoliTom(StillMethod):
     places become their average over time. What the budget leaves is shared in proportion: still places of a segment are
     clustered (DPC-KNN); of a frame's other tokens those that receive most attention in the vision tower stay, `context`
     of the share goes to clusters of the rest. If merging over time alone saves more than the budget asks for, only the
-    most still places merge. Clusters become means; the released code weights centres more unless an environment
-    variable says otherwise. Its merging inside the language model is left out: add `vtc.FastV` for a prune there.
+    most still places merge. `inner` adds the merging inside the language model, without which the paper's tables name
+    the method "w/o M".
+
+    The released code rounds each part's share by itself, so that it keeps up to 9 % more than its nominal ratio in
+    clips of 8 frames; here `keep` is exact. It puts still tokens before a segment's others, here all stand in the order
+    of the grid. Its environment variable NO_BETA makes clusters means, as they are here; unset, as in all published
+    scripts, a centre weighs 0.6: `centre=0.6`.
 
     Args:
-        keep: exact; the paper keeps 10 to 25 %.
+        keep: exact; the paper keeps 10 to 25 %. With `inner`, what enters the language model.
         tau: least cosine from frame to frame.
         context: share of a frame's budget that goes to clusters; 0 = attention only, as the code's default.
         longest: most frames of a segment; None = no limit.
+        neighbours: k of DPC-KNN, as released never more than the clusters that are asked for.
+        centre: weight of a cluster's centre, the mean of its other members weighs the rest; None = clusters are means.
+        inner: share of what is left that merges inside the language model, 0.5 in the paper; None = nothing does.
+        layer: before which `inner` acts: 18 of the paper's 28, or any decoder layer or share of the depth.
     """
 
     name = "holitom"
     keep: int | float = 0.2
     context: float = 0.0
     longest: int | None = None
+    centre: float | None = None
+    inner: float | None = None
+    layer: int | float = 18 / 28
     needs = ("grid", "received_attention")
     positions_default = "compact"
     paper = Paper("HoliTom: Holistic Token Merging for Fast Video Large Language Models", "2505.21334")
@@ -48,11 +64,26 @@ class HoliTom(StillMethod):
         check_number(self.context, "context", 0, 1, what="a share of a frame's budget")
         if self.longest is not None:
             check_number(self.longest, "longest", 1, integer=True, what="a number of frames")
+        if self.centre is not None:
+            check_number(self.centre, "centre", 0, 1, what="the weight of a cluster's centre (None = as its others)")
+        if self.inner is not None:
+            check_number(self.inner, "inner", above=0, below=1, what="the share that merges (None = nothing does)")
+        check_layer(self.layer, "layer")
 
-    def _still(self, x: Tensor, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
-        unit = F.normalize(x, dim=-1)[rows.clamp(min=0)]  # [T, P, D]
-        both = (rows[1:] >= 0) & (rows[:-1] >= 0)
-        alike = torch.where(both, (unit[1:] * unit[:-1]).sum(dim=-1), -2.0)  # [T - 1, P], a gap ends what is still
+    def parts(self) -> tuple[Method, ...]:
+        if self.inner is None:
+            return (self,)
+        left = 1 - self.inner
+        keep = self.keep * left if isinstance(self.keep, float) else max(1, round(self.keep * left))
+        inner = MergeInside(keep=keep, share=self.inner, layers=(self.layer,), positions=self.positions)
+        return replace(self, inner=None), inner
+
+    def keeps_all(self) -> bool:
+        """Not if a share merges inside the language model, whatever the budget."""
+        return self.inner is None
+
+    def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
+        alike = cosines(tokens, rows, (1,))[1:]  # [T - 1, P], a gap ends what is still
         runs = best_runs(alike > self.tau, self.longest)
         likeness = [
             alike[first : last - 1].amin(dim=0) if last - first > 1 else torch.full_like(alike[:1].sum(dim=0), -2.0)
@@ -63,7 +94,7 @@ class HoliTom(StillMethod):
 
     def _centres(self, tokens: VisualTokens, means: Tensor, group: Tensor, share: int, fixed: bool) -> Tensor:
         if fixed or share == len(group):
-            return super()._centres(tokens, means, group, share, fixed)
+            return self._clusters(means[group], share)
         few = round(self.context * share)
         score = tokens.signal("received_attention").sum(dim=0)[group]
         place = torch.full_like(group, -1)
@@ -71,9 +102,70 @@ class HoliTom(StillMethod):
         place[dominant] = dominant
         if few:
             rest = (place < 0).nonzero()[:, 0]
-            centres, member = ops.dpc_knn(means[group[rest]], few, self.neighbours)
-            place[rest] = rest[centres[member]]
+            place[rest] = rest[self._clusters(means[group[rest]], few)]
         return place
+
+    def _clusters(self, x: Tensor, count: int) -> Tensor:
+        """LongTensor [S]: which of the tokens x [S, D] is the centre of each one's cluster."""
+        centres, member = ops.dpc_knn(x, count, min(self.neighbours, count))
+        return centres[member]
+
+    def _outputs(self, stand: Tensor, centre: Tensor) -> Selection:
+        found = super()._outputs(stand, centre)
+        if self.centre is None:
+            return found
+        one, zero = torch.ones_like(stand), torch.zeros_like(stand)
+        frames = zero.scatter_add(0, stand, one)[stand]  # tokens that are averaged over time first
+        token = torch.arange(len(stand), device=stand.device)
+        place = (stand == token) & (centre >= 0)  # one token for each
+        mine = centre[stand].clamp(min=0)
+        others = zero.scatter_add(0, centre[place], one[place])[mine] - 1  # places in the same cluster
+        share = torch.where(stand == mine, self.centre, (1 - self.centre) / others.clamp(min=1))
+        share = torch.where(others == 0, 1.0, share)
+        return replace(found, weight=torch.where(found.source >= 0, share / frames, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeInside(LayerMethod):
+    """HoliTom inside the language model: what the prompt's last token looks at least merges into what is like it.
+
+    Of the tokens left, `share` goes by the attention of the layer before (mean over heads). Each of them, in order, is
+    averaged with the kept token whose hidden state was most similar (cosine): one after the other, half and half, as in
+    the released code, so that of several the last weighs half. Example: three that join one kept token weigh 1/8, 1/4
+    and 1/2, the kept one 1/8.
+
+    The code keeps the positions of what is left; here `positions` says so for both stages together.
+    """
+
+    share: float = 0.5
+    layers: tuple[int | float, ...] = (18 / 28,)
+    reads = "previous"
+    shape = (0.5,)
+    needs = ("last_attention",)
+    query_aware = True
+    merges = True
+    modality = ("video",)
+
+    @property
+    def title(self) -> str:
+        return "holitom"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        x, n = tokens.features.detach().float(), len(tokens.features)
+        kept = top_k(tokens.signal("last_attention"), max(1, round(n * (1 - self.share))))
+        here = torch.ones(n, dtype=torch.bool, device=kept.device)
+        here[kept] = False
+        gone = here.nonzero()[:, 0]
+        unit = F.normalize(x, dim=-1)
+        joins = (unit[gone] @ unit[kept].T).argmax(dim=1) if len(gone) else gone  # [R], which of those kept
+        count = torch.zeros_like(kept).scatter_add(0, joins, torch.ones_like(joins))
+        order = joins.argsort(stable=True)
+        turn = torch.empty_like(order)  # how many have joined the same before
+        turn[order] = torch.arange(len(gone), device=kept.device) - (count.cumsum(dim=0) - count)[joins[order]]
+        source, weight = torch.empty_like(here, dtype=torch.long), torch.empty(n, device=kept.device)
+        source[kept], source[gone] = torch.arange(len(kept), device=kept.device), joins
+        weight[kept], weight[gone] = 0.5 ** count.float(), 0.5 ** (count[joins] - turn).float()
+        return Selection(kept, source, weight)
 
 
 def best_runs(alike: Tensor, longest: int | None = None) -> list[Run]:

@@ -74,7 +74,9 @@ class ReadRun(Run):
         if before is not None:
             stale = stale & stage.method.stale(before.to(heard.device), heard)
         chosen, active = stage.method.active(heard, visual), layer.tags.get(ACTIVE)
-        active = chosen if active is None else torch.where(stale[:, None], chosen, active.to(chosen.device))
+        if active is not None:
+            chosen = torch.where(stale[:, None], chosen, stage.method.reused(active.to(chosen.device), visual))
+        active = chosen
         layer.tags[HEARD], layer.tags[ACTIVE] = heard, active
         self._read(cache, layer, active)
         self.forward.trace.note_decode(stage.method.title, stage.first, stale.any())

@@ -104,6 +104,10 @@ class ActiveMethod(CacheMethod):
         """BoolTensor [B]: rows that choose anew, from the attention in the step before and in this one, [B, K]."""
         return torch.ones(len(now), dtype=torch.bool, device=now.device)
 
+    def reused(self, active: Tensor, visual: Tensor) -> Tensor:
+        """What rows that do not choose anew attend to: `active` [B, K] of the step before, of the tokens `visual`."""
+        return active
+
     def active(self, attention: Tensor, visual: Tensor) -> Tensor:
         """Which tokens are active: the highest `keep` of each row, ties to the lowest index.
 

@@ -13,6 +13,8 @@ from vtc.methods.base.method import top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
+IN_CACHE, AT_ONCE = 2**20, 2**26  # numbers in fp32 that are compared at a time: on a processor; on other devices
+
 
 def frame_rows(tokens: VisualTokens) -> Tensor:
     """LongTensor [T, P]: the row of `tokens.features` at each frame and place; -1 where there is none any more.
@@ -25,11 +27,79 @@ def frame_rows(tokens: VisualTokens) -> Tensor:
     return torch.cat([F.pad(block, (0, 0, 0, frames - len(block)), value=-1) for block in blocks], dim=1)
 
 
-def cosine_to(tokens: VisualTokens, rows: Tensor, others: Tensor) -> Tensor:
-    """Cosine in fp32 of the tokens `rows` and `others` (LongTensors of one shape); -2 where one of them is missing."""
-    unit = F.normalize(tokens.features.float(), dim=-1)
-    cosine = (unit[rows.clamp(min=0)] * unit[others.clamp(min=0)]).sum(dim=-1)
-    return torch.where((rows >= 0) & (others >= 0), cosine, -2.0)
+def cosines(tokens: VisualTokens, rows: Tensor, back: Sequence[int] | None = None) -> Tensor:
+    """Cosine in fp32 of each token with one at its place in an earlier frame: [T, P]; -2 where one of them is missing.
+
+    Features are read block by block, where possible as they lie, so that nothing of their size is made in fp32.
+
+    Args:
+        rows: `frame_rows(tokens)`.
+        back: how many frames earlier, for each frame of a window, windows following each other from the first frame on;
+            0 = with none. Example: (0, 1, 2, 1) compares frames 1, 2, 3 of four with 0, 0, 2. (1,) is the frame before.
+            None takes the last token left at the place, however long ago.
+    """
+    whole = _whole_frames(tokens, rows)
+    if whole is not None:
+        return _along(whole, back or (1,))
+    others = earlier(rows) if back is None else _at(rows, back)
+    x = tokens.features.detach()
+    step = _block(rows.shape[1] * x.shape[1], x.device)
+    found = []
+    for mine, theirs in zip(rows.clamp(min=0).split(step), others.clamp(min=0).split(step), strict=True):
+        a, b = x[mine].float(), x[theirs].float()
+        found.append(_dots(a, b) / (_lengths(a) * _lengths(b)))
+    return torch.where((rows >= 0) & (others >= 0), torch.cat(found), -2.0)
+
+
+def _along(frames: Tensor, back: Sequence[int]) -> Tensor:
+    """`cosines` of whole frames [T, P, D]: slices of them, no copies."""
+    size, lead = len(back), max(frames - place for place, frames in enumerate(back))
+    step = -(-_block(frames[0].numel(), frames.device) // size) * size  # whole windows
+    found = torch.full(frames.shape[:2], -2.0, device=frames.device)
+    for i in range(0, len(frames), step):
+        start = max(0, i - lead)
+        block = frames[start : i + step].float()
+        length = _lengths(block)
+        for place, ago in enumerate(back):
+            first = i - start + place
+            if first < ago:  # the clip begins here
+                first += size
+            count = len(range(first, len(block), size))
+            if ago and count:
+                now, then = slice(first, None, size), slice(first - ago, first - ago + count * size, size)
+                cosine = _dots(block[now], block[then]) / (length[now] * length[then])
+                found[start : i + step][now] = cosine
+    return found
+
+
+def _block(numbers: int, device: torch.device) -> int:
+    """How many frames of so many numbers are read at a time."""
+    return max(1, (IN_CACHE if device.type == "cpu" else AT_ONCE) // max(1, numbers))
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+
+
+def _whole_frames(tokens: VisualTokens, rows: Tensor) -> Tensor | None:
+    """The features as frames [T, P, D], a view, if they lie frame after frame without gaps, as they mostly do."""
+    tile, n = tokens.span.tiles[0], rows.numel()
+    if len(tokens.features) < tile.start + n or len(tokens.span.tiles) > 1 or tile.newline:
+        return None
+    if not rows.equal(torch.arange(tile.start, tile.start + n, device=rows.device).view_as(rows)):
+        return None
+    return tokens.features.detach()[tile.start : tile.start + n].unflatten(0, rows.shape)
+
+
+def _at(rows: Tensor, back: Sequence[int]) -> Tensor:
+    """LongTensor [T, P]: what each of `rows` [T, P] is compared with, so many frames back; -1 = nothing."""
+    steps = torch.tensor(back, device=rows.device).repeat(len(rows) // len(back) + 1)[: len(rows)]
+    frame = torch.arange(len(rows), device=rows.device) - steps
+    return torch.where(((steps > 0) & (frame >= 0))[:, None], rows[frame.clamp(min=0)], -1)
 
 
 def earlier(rows: Tensor) -> Tensor:
@@ -62,7 +132,7 @@ def merge_frames(tokens: VisualTokens, similar: float, least: int) -> Selection:
     """
     n, rows = len(tokens.features), frame_rows(tokens)
     target = torch.arange(n, device=rows.device)
-    cosine = cosine_to(tokens, rows, earlier(rows)).flatten()  # [T * P]
+    cosine = cosines(tokens, rows).flatten()  # [T * P]
     merging = torch.zeros_like(cosine, dtype=torch.bool)
     merging[top_k(cosine, max(0, n - least))] = True
     merging = (merging & (cosine >= similar)).view_as(rows)
