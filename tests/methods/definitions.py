@@ -34,9 +34,10 @@ def defines(name: str, *options: str) -> Callable[[Test], Test]:
     Raises:
         ValueError: there is no such method, or it has no such option.
     """
+    known = options_of(name)
     for option in options:
-        if option not in options_of(name):
-            raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(options_of(name))}.")
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known)}.")
 
     def mark(test: Test) -> Test:
         return test
