@@ -5,6 +5,7 @@ What is kept is read from the outside: a row of the wrapped model's cache is the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -59,7 +60,7 @@ def expected(rule: Any, scope: str, keep: float, images: int, first: int = 0) ->
     return kept_by_layer
 
 
-def best(slots: list[int], score: dict[int, float], count: int) -> list[int]:
+def best(slots: list[int], score: Mapping[int, float], count: int) -> list[int]:
     return sorted(slots, key=lambda slot: (-score[slot], slot))[:count]
 
 
