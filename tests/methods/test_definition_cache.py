@@ -31,7 +31,8 @@ def plain(images: int) -> tuple[Any, list[list[list[list[float]]]], list[list[in
 
 def same_rows(keys: torch.Tensor, among: torch.Tensor) -> list[int]:
     """Which rows of `among` [1, G, S, d] those of `keys` [1, G, M, d] are."""
-    distance = torch.cdist(*(x[0].transpose(0, 1).flatten(1).double() for x in (keys, among)))
+    mine, all_ = [x[0].transpose(0, 1).flatten(1).double() for x in (keys, among)]
+    distance = torch.cdist(mine, all_)
     assert distance.amin(dim=1).max() < 1e-4
     return distance.argmin(dim=1).tolist()
 
