@@ -29,6 +29,7 @@ def test_scissorhands_counts_votes():
     rows = torch.tensor([[[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]]])
     gain = method.gain(rows, torch.tensor([[3, 4]]))
     assert gain.tolist() == [[1.0, 0.0, 1.0, 1.0]]  # more than 1/3 for the first query, more than 1/4 for the second
+    assert method.gain(torch.full((1, 1, 4), 0.25), torch.tensor([[4]])).tolist() == [[0.0] * 4]  # an even share
     chosen = vtc.select(method, torch.zeros(N, 1), attention_record=score()).anchor.tolist()
     assert chosen[3:] == [28, 29]
 

@@ -15,8 +15,14 @@ from vtc.signals import VisualTokens
 class DivPrune(Method):
     """Max-min diversity in cosine distance, greedily (farthest first).
 
-    Source: arXiv 2503.02175, algorithm 1. The first token is the one whose nearest neighbour is farthest. A token is
-    never chosen twice, also when all remaining ones are duplicates (the released code can repeat one).
+    Source: arXiv 2503.02175, algorithm 1. The first token is the one whose nearest neighbour is farthest; of two that
+    are equally far, as of two tokens nearest to each other, the one with the lower index. A token is never chosen
+    twice, also when all remaining ones are duplicates (the released code can repeat one).
+
+    Half precision: cosines are always computed in fp32, from features in whatever dtype they come. The released code
+    computes them in the model's dtype, where many distances round to the same number and one other choice early on
+    changes all later ones: in bf16 it shares a twentieth to half of the set with its own run in fp32, which is vtc's.
+    `python -m vtc.eval.bench.half` measures it; docs/fidelity.md has the table.
 
     Args:
         order: "raster" restores the tokens' original order (released code, slightly better); "selection" leaves the

@@ -17,7 +17,12 @@ class H2O(CacheMethod):
     """Keeps the tokens that have received most attention so far, and the most recent ones.
 
     Source: arXiv 2306.14048, section 4: in each layer, half of the budget goes to heavy hitters by accumulated
-    attention, half to the latest tokens. Here the choice is one per layer (mean over heads), not one per head.
+    attention, half to the latest tokens; in each step, one token goes. That is `scope="all", every=1` with an int for
+    `keep`; by default tokens go once, after the prefill. Attention is summed over all queries that can see a token, so
+    earlier tokens have more to sum; of an odd budget, the odd token is a heavy hitter.
+
+    Deviations: the choice is one per layer, by the mean over heads, where the paper has one per head, and one per head
+    keeps other tokens. The released code counts the token to come among the latest ones; this does not.
 
     Args:
         recent: share of the budget for the latest tokens; None = 0.5 with scope="all", 0 among visual tokens, whose

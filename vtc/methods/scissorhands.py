@@ -17,12 +17,15 @@ class Scissorhands(CacheMethod):
     """Counts, over a window of recent queries, how often a token got more than an even share of the attention.
 
     Source: arXiv 2305.17118, section 4 (persistence of importance): a token is important to a query that sees t tokens
-    if it gets more than 1/t; the least often important ones go, the latest stay. One choice per layer (mean over
-    heads).
+    if it gets more than 1/t; the least often important ones go, the latest stay. There is no public code.
+
+    Deviations: the choice is one per layer, by the mean over heads, where the paper has one per head. A query has no
+    vote on tokens it cannot see, so those within the last `history` tokens can collect fewer votes than older ones.
+    While decoding (`every`), each step adds its vote to those of the prompt, and none expires.
 
     Args:
-        history: how many of the last queries vote. recent: how many of the latest tokens always stay; only with
-            scope="all".
+        history: how many of the prompt's last queries vote. recent: how many of the latest tokens always stay; only
+            with scope="all".
     """
 
     name = "scissorhands"

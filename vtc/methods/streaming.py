@@ -17,8 +17,10 @@ from vtc.signals import VisualTokens
 class Streaming(CacheMethod):
     """Attention sinks and a window of recent tokens; looks at nothing.
 
-    Source: arXiv 2309.17453, section 3.2. The paper renumbers positions within the cache; here keys are cached rotated
-    and keep theirs, which is the same as long as the conversation stays within the model's context length.
+    Source: arXiv 2309.17453, section 3.2: the first `sinks` tokens and as many of the latest as the budget has left;
+    as the paper has it with `scope="all", every=1` and an int for `keep`. By default tokens go once, after the prefill,
+    and among each picture's own. The paper renumbers positions within the cache; here keys are cached rotated and keep
+    theirs, which is the same as long as the conversation stays within the model's context length.
 
     Args:
         sinks: how many of the first tokens stay.
