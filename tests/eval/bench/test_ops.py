@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vtc.eval.bench import ops
-from vtc.eval.bench.cli import OPS
 from vtc.eval.bench.roofs import Roofs
+from vtc.eval.bench.suites import OPS
 
 CPU = torch.device("cpu")
 
