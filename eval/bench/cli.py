@@ -46,6 +46,7 @@ def add_command(parsers: Any) -> None:
         "--keep", type=arguments.listed(arguments.keep), default=[64], metavar="N,N", help="budgets; default: 64"
     )
     own.add_argument("--batch", type=arguments.listed(arguments.count), default=[1], metavar="N,N", help="default: 1")
+    own.add_argument("--short", action="store_true", help="without --arch: a few minutes' worth of the suite")
     limited(own, "no model and no round begins after them")
     own = kind("engine", commands.engine, "what the wrap itself costs, against the plain model", rounds=False)
     sizes = ["24x1024", "64x64"]

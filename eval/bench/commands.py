@@ -110,7 +110,8 @@ def model(options: argparse.Namespace) -> None:
     from vtc.eval.bench.roofs import machine
 
     every = [info.name for info in vtc.list_methods() if "image" in info.modality]
-    suite = suites.SUITES[device.type] if device.type in suites.SUITES else suites.SUITES["cpu"]
+    known = suites.SHORT if options.short else suites.SUITES
+    suite = known.get(device.type, known["cpu"])
     if options.arch:
         suite = [(options.arch, batch, options.methods or suites.ALL, options.keep) for batch in options.batch]
     lines: list[model.Line] = []
