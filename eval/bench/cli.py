@@ -53,6 +53,7 @@ def add_command(parsers: Any) -> None:
     own.add_argument(
         "--sizes", type=arguments.listed(str), default=sizes, metavar="LxW,LxW", help="default: 24x1024,64x64"
     )
+    own.add_argument("--stages", type=arguments.listed(str), metavar="A,B", help="identity, input, ...; default: all")
     own.add_argument(
         "--grid", type=arguments.count, metavar="N", help="N x N visual tokens; default: 24, on a CPU 8 for time"
     )

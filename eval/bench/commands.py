@@ -148,15 +148,16 @@ def engine(options: argparse.Namespace) -> None:
     from vtc.eval.bench import engine, table
     from vtc.eval.bench.roofs import machine
 
-    sizes, grid = (
-        [engine.Size.read(text) for text in options.sizes],
-        options.grid or (8 if device.type == "cpu" else 24),
-    )
+    sizes = [engine.Size.read(text) for text in options.sizes]
+    grid = options.grid or (8 if device.type == "cpu" else 24)
+    stages = list(dict.fromkeys(setting.stage for setting in engine.SETTINGS))
+    if unknown := set(options.stages or []) - {*stages}:
+        raise ValueError(f"--stages {','.join(sorted(unknown))}: no such stage; there are {', '.join(stages)}")
+    settings = [setting for setting in engine.SETTINGS if setting.stage in (options.stages or stages)]
     found: list[dict[str, Any]] = []
     with Progress() as progress:
-        limit = _limit(options)
-        lines = engine.measure(sizes, device, dtype, grid, options.pairs, options.steps, limit, progress=progress.show)
-        for line in lines:
+        how = (options.pairs, options.steps, _limit(options), settings)
+        for line in engine.measure(sizes, device, dtype, grid, *how, progress.show):
             found += engine.rows(line)
     titles, about = list(engine.COLUMNS.values()), {"dtype": _name(dtype), **machine(device)}
     pages = {

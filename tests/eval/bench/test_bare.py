@@ -42,8 +42,10 @@ RUN = """
 import torch
 torch.set_num_threads(1)
 from vtc.cli.main import main
-from vtc.eval.bench import archs, ops, suites
+from vtc.eval.bench import archs, model, ops, suites
+from vtc.eval.bench.roofs import Roofs
 
+ops.roofs = model.roofs = lambda device, dtype: Roofs(1e11, 1e10)  # measuring them takes seconds
 ops.SHAPES = [("small", 40, 32, 4)]
 archs.ARCHS["cpu-4x256"] = archs.Arch("llava", 2, 32, 2, 48, archs.SMALL_CLIP, picture=(112, 112))
 suites.SHORT["cpu"] = [("cpu-4x256", 1, ("visionzip", "fastv"), [4])]

@@ -105,6 +105,14 @@ def test_it_writes_what_it_measured(tmp_path: Any, capsys: Any) -> None:
     assert "target for the identity wrap of 2x64, decode step: at most 10 µs" in capsys.readouterr().out
 
 
-def test_an_odd_grid_is_refused(capsys: Any) -> None:
-    assert main(["bench", "engine", "--grid", "5"]) == 2
-    assert "--grid 5 is odd" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--grid", "5", "--grid 5 is odd"),
+        ("--stages", "input,layers", "--stages layers: no such stage; there are identity, input, layer, cache, read"),
+        ("--sizes", "24", "'24' is no size"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(option: str, value: str, says: str, capsys: Any) -> None:
+    assert main(["bench", "engine", "--device", "cpu", option, value]) == 2
+    assert says in capsys.readouterr().err
