@@ -259,21 +259,25 @@ def cells(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def plot(found: Sequence[dict[str, Any]], file: Any) -> None:
-    """Extra µs of every setting with the 95 % interval of the median, a panel per size and phase."""
+    """Extra µs of every setting with the 95 % interval of the median, a row of panels per size, one per phase."""
     from matplotlib.figure import Figure
 
-    panels = list(dict.fromkeys((row["size"], row["phase"]) for row in found))
-    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for axes, (size, phase) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        own = [row for row in found if (row["size"], row["phase"]) == (size, phase)]
-        middle = [row["extra_us"] for row in own]
-        spread = [[row["extra_us"] - row["low_us"] for row in own], [row["high_us"] - row["extra_us"] for row in own]]
-        axes.barh([row["method"] for row in own], middle, xerr=spread, color="C0", error_kw={"linewidth": 0.8})
-        for aim in {row["target_us"] for row in own} - {""}:
-            axes.axvline(aim, color="C3", linewidth=0.9, linestyle="--", label="target of the identity wrap")
-            axes.legend(fontsize="small")
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.invert_yaxis()
-        axes.set_title(f"{size}, {phase}", fontsize="medium")
-        axes.set_xlabel("µs more than the plain model")
+    sizes = list(dict.fromkeys(row["size"] for row in found))
+    figure = Figure(figsize=(9.6, 3.2 * len(sizes)), layout="constrained")
+    for panels, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes, strict=True):
+        for axes, phase in zip(panels, (PREFILL, DECODE), strict=True):
+            own = [row for row in found if (row["size"], row["phase"]) == (size, phase)]
+            middle, low, high = ([row[name] for row in own] for name in ("extra_us", "low_us", "high_us"))
+            spread = [
+                [m - x for m, x in zip(middle, low, strict=True)],
+                [x - m for m, x in zip(middle, high, strict=True)],
+            ]
+            axes.barh([row["method"] for row in own], middle, xerr=spread, color="C0", error_kw={"linewidth": 0.8})
+            for aim in {row["target_us"] for row in own} - {""}:
+                axes.axvline(aim, color="C3", linewidth=0.9, linestyle="--", label="target of the identity wrap")
+                axes.legend(fontsize="small", loc="lower right")
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.invert_yaxis()
+            axes.set_title(f"{size}, {phase}", fontsize="medium")
+            axes.set_xlabel("µs more than the plain model")
     figure.savefig(file, dpi=110)

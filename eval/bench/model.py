@@ -113,17 +113,16 @@ class Bench:
         return lambda: self.forward(encoded[0]), seconds
 
     def decode(self, output: Any) -> float:
-        """Seconds per token of a few greedy steps on the cache of a prefill."""
+        """Seconds per token: the median of a few greedy steps on the cache of a prefill."""
         name = "cache" if "cache" in output else "past_key_values"  # its name since transformers 5.24, and before
         cache, token = output[name], output.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
-        def steps() -> None:
+        def step() -> None:
             nonlocal token
-            for _ in range(DECODE_STEPS):
-                out = self.model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
-                token = out.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
+            out = self.model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
-        return clock(steps, self.device) / DECODE_STEPS
+        return statistics.median(clock(step, self.device) for _ in range(DECODE_STEPS))
 
     def time(self, line: Line, first: Line) -> None:
         """One round of a line; `first` is the uncompressed one, already timed in this round."""
@@ -141,7 +140,7 @@ class Bench:
         if line.compressed and any(isinstance(part, ActiveMethod) for part in vtc.resolve(line.method).parts()):
             with timed_choices(self.device) as seconds:  # once more: to be timed, the device must come to rest
                 self.decode(output[0])
-            line.choice.append(sum(seconds) / DECODE_STEPS)
+            line.choice.append(statistics.median(seconds))
 
 
 class Budget:
