@@ -16,7 +16,7 @@ from vtc.models import tiny
 if TYPE_CHECKING:
     import torch
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[dict[str, Any]]
 
 
 def where(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

@@ -21,7 +21,7 @@ import torch
 import vtc
 from vtc.eval.bench import archs
 from vtc.eval.bench.model import Bench, check
-from vtc.eval.bench.pairs import Middle, interleaved
+from vtc.eval.bench.pairs import Middle, pair, turns
 from vtc.eval.bench.roofs import clock
 from vtc.methods.base.method import Method
 
@@ -91,8 +91,8 @@ class Line:
     size: Size
     setting: Setting
     tokens: int  # of the prompt, as it comes in
-    plain: dict[str, list[float]] = field(default_factory=dict)
-    wrapped: dict[str, list[float]] = field(default_factory=dict)
+    plain: dict[str, list[float]] = field(default_factory=lambda: {PREFILL: [], DECODE: []})
+    wrapped: dict[str, list[float]] = field(default_factory=lambda: {PREFILL: [], DECODE: []})
 
     def extra(self, phase: str) -> Middle:
         """Seconds that the wrapped model takes more."""
@@ -101,29 +101,23 @@ class Line:
 
 
 class Asked:
-    """A model, a prompt, and how long it takes to read it and to go on."""
+    """A model and a prompt: reading it, and going on word by word."""
 
-    def __init__(self, bench: Bench, steps: int, keep: int | None = None) -> None:
+    def __init__(self, bench: Bench, keep: int | None = None) -> None:
         """`keep`: the plain prompt with that many tokens in place of the picture's; None = the picture."""
-        self.bench, self.steps = bench, steps
+        self.bench, self.keep = bench, keep
         self.encoded = bench.encode(["random"])  # none of the settings listens to the tower
-        self.keep = keep
-        words = torch.arange(10, 10 + steps)
-        self.words = words.to(bench.device)[:, None, None]  # what is said does not matter, that it is the same does
+        self.word = torch.full((1, 1), 10, device=bench.device)  # that both go on alike matters, not how
+        self.output: Any = None
 
     def prefill(self) -> Any:
-        return self.bench.forward(self.encoded) if self.keep is None else self.bench.shorter(self.keep)
+        self.output = self.bench.forward(self.encoded) if self.keep is None else self.bench.shorter(self.keep)
+        return self.output
 
-    def step_by_step(self, output: Any) -> None:
-        name = "cache" if "cache" in output else "past_key_values"  # its name since transformers 5.24, and before
-        for word in self.words:
-            self.bench.model(input_ids=word, **{name: output[name]}, use_cache=True, logits_to_keep=1)
-
-    def __call__(self) -> tuple[float, float]:
-        """Seconds of the prefill, and of a decode step."""
-        found: list[Any] = []
-        prefill = clock(lambda: found.append(self.prefill()), self.bench.device)
-        return prefill, clock(lambda: self.step_by_step(found[0]), self.bench.device) / self.steps
+    def step(self) -> None:
+        """One more token on the cache of the last prefill."""
+        name = "cache" if "cache" in self.output else "past_key_values"  # its name since transformers 5.24, and before
+        self.bench.model(input_ids=self.word, **{name: self.output[name]}, use_cache=True, logits_to_keep=1)
 
 
 def twin(bench: Bench) -> Bench:
@@ -149,7 +143,8 @@ def measure(
     """Time every setting at every size against the plain model, pair by pair.
 
     Args:
-        grid: sides of the picture in tokens, even. pairs: prefills of each, with `steps` decode steps each.
+        grid: sides of the picture in tokens, even. pairs: prefills of each, with `steps` decode steps each, which are
+            pairs of their own.
         seconds: for everything together; each setting gets its share, and so fewer pairs where that does not do.
         progress: called with (what is being timed, pairs done, all).
 
@@ -170,17 +165,19 @@ def measure(
 
 def _line(size: Size, setting: Setting, plain: Bench, pairs: int, steps: int, seconds: float, progress: Any) -> Line:
     own, method = twin(plain), setting.method()
-    keep = plain.kept(method.keep) if setting.short else None
-    asked, reference = Asked(own, steps), Asked(plain, steps, keep)
+    asked, reference = Asked(own), Asked(plain, plain.kept(method.keep) if setting.short else None)
     if setting.stage == IDENTITY:
         check(own.model, [method.title], asked.prefill, plain.tokens)
     line = Line(size, setting, plain.text + plain.tokens)
+    runs = ((PREFILL, Asked.prefill), *[(DECODE, Asked.step)] * steps)
     with vtc.wrapped(own.model, method):
-        for _ in range(2):  # warms up
-            reference(), asked()
-        first, second = interleaved(reference, asked, pairs, seconds, progress=progress)
-    for times, phases in ((first, line.plain), (second, line.wrapped)):
-        phases[PREFILL], phases[DECODE] = map(list, zip(*times, strict=True))
+        for _, run in 2 * runs:  # warms up
+            run(reference)
+            run(asked)
+        for _ in turns(pairs, seconds, progress=progress):
+            for phase, run in runs:
+                first, second = (partial(clock, partial(run, one), plain.device) for one in (reference, asked))
+                pair(first, second, (line.plain[phase], line.wrapped[phase]))
     return line
 
 

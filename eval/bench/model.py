@@ -19,6 +19,7 @@ import torch
 
 import vtc
 from vtc.cost import DecoderCost
+from vtc.engine.attention import LayerView
 from vtc.engine.stages.read import ReadRun
 from vtc.eval.bench import archs
 from vtc.eval.bench.roofs import clock, roofs
@@ -160,8 +161,8 @@ def timed_choices(device: torch.device) -> Iterator[list[float]]:
     seconds: list[float] = []
     decide = ReadRun.decide
 
-    def timed(self: ReadRun, *args: Any) -> None:
-        seconds.append(clock(lambda: decide(self, *args), device))
+    def timed(self: ReadRun, cache: Any, view: LayerView) -> None:
+        seconds.append(clock(lambda: decide(self, cache, view), device))
 
     ReadRun.decide = timed
     try:

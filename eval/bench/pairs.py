@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,27 +40,29 @@ class Middle:
         return Middle(self.median * factor, self.low * factor, self.high * factor, ends, self.n)
 
 
-def interleaved(
-    first: Callable[[], T],
-    second: Callable[[], T],
-    pairs: int,
+def turns(
+    count: int,
     seconds: float = float("inf"),
     least: int = 5,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[T], list[T]]:
-    """What `first` and `second` return, `pairs` times in turn; which of a pair comes first alternates.
-
-    A machine that slows down, or is slower on what comes second, so slows both alike.
+) -> Iterator[int]:
+    """0 to `count` - 1; after so many `seconds` no more, once there were `least`.
 
     Args:
-        seconds: after so many no pair begins, once there are `least`. progress: called with (pairs done, all).
+        progress: called with (turns that are over, all).
     """
-    found: tuple[list[T], list[T]] = ([], [])
     began = time.perf_counter()
-    for number in range(pairs):
+    for number in range(count):
         if number >= least and time.perf_counter() - began > seconds:
-            break
-        for which in (0, 1) if number % 2 == 0 else (1, 0):
-            found[which].append((first, second)[which]())
-        progress(number + 1, pairs)
-    return found
+            return
+        yield number
+        progress(number + 1, count)
+
+
+def pair(first: Callable[[], T], second: Callable[[], T], found: tuple[list[T], list[T]]) -> None:
+    """Add what both return to `found`; which of them runs first alternates from pair to pair.
+
+    A machine that slows down, or is slower on what comes second, so slows both alike.
+    """
+    for which in (0, 1) if len(found[0]) % 2 == 0 else (1, 0):
+        found[which].append((first, second)[which]())

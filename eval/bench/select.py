@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vtc
-from vtc.eval.bench.pairs import Middle, interleaved
+from vtc.eval.bench.pairs import Middle, pair, turns
 from vtc.eval.bench.roofs import clock
 from vtc.layout import single_span
 from vtc.methods.base.method import Method
@@ -175,7 +175,6 @@ def pairwise(share: float, margin: float | None, x: Tensor, signals: Signals) ->
 # -- cases -------------------------------------------------------------------------------------------------------------
 
 PICTURE, LARGE, CLIP = ((1, 24, 24), 4096), ((1, 48, 60), 4096), ((16, 14, 14), 3584)
-CLS: dict[str, tuple[int | str, ...]] = {"cls_attention": (1, "N")}
 
 
 def _case(
@@ -191,7 +190,7 @@ def _case(
 CASES = (
     _case("random(keep=0.1)", partial(draw, 0.1), PICTURE, draws=True),
     _case("vtc-cls(keep=0.22)", partial(top, "cls_attention", 0.22), PICTURE, cls_attention=(7, "N")),
-    _case("visionzip(keep=64)", partial(dominant_and_contextual, 64), PICTURE, **CLS, keys=("N", 64)),
+    _case("visionzip(keep=64)", partial(dominant_and_contextual, 64), PICTURE, cls_attention=(1, "N"), keys=("N", 64)),
     _case("divprune(keep=0.1)", partial(farthest, 0.1), PICTURE),
     _case("divprune(keep=0.1)", partial(farthest, 0.1), LARGE),
     _case("tome(keep=0.25)", partial(pairwise, 0.25, None), PICTURE),
@@ -203,7 +202,7 @@ CASES = (
         partial(DualFilter, keep=1, share=0.011, peak=0.01),
         partial(heard_or_key, 0.011, 0.01, 0.08),
         *PICTURE,
-        {"text_attention": (44, "N"), **CLS},
+        {"text_attention": (44, "N"), "cls_attention": (1, "N")},
     ),
     _case("h2o(keep=0.5)", partial(top, "attention_record", 0.5), PICTURE, attention_record=("N",)),
     _case("evs(keep=0.3)", partial(changed, 16, 0.3), CLIP),
@@ -230,7 +229,9 @@ def measure(
 
     same = kept_alike(ours(), plain(), case.draws)
     ours(), plain()  # warms up
-    first, second = interleaved(lambda: clock(plain, device), lambda: clock(ours, device), pairs, seconds)
+    first, second = times = [], []
+    for _ in turns(pairs, seconds):
+        pair(lambda: clock(plain, device), lambda: clock(ours, device), times)
     ratio = Middle.of([own / other for other, own in zip(first, second, strict=True)])
     extra = Middle.of([own - other for other, own in zip(first, second, strict=True)])
     return {

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from vtc.eval.bench.pairs import Middle, interleaved
+from vtc.eval.bench.pairs import Middle, pair, turns
 
 
 def test_the_order_within_a_pair_alternates():
-    calls, told = [], []
-    first, second = interleaved(
-        lambda: calls.append("a"), lambda: calls.append("b"), 4, progress=lambda *done: told.append(done)
-    )
+    calls, found = [], ([], [])
+    for number in range(4):
+        pair(lambda: calls.append("a") or number, lambda: calls.append("b") or -number, found)  # noqa: B023
     assert "".join(calls) == "abbaabba"
-    assert len(first) == len(second) == 4
+    assert found == ([0, 1, 2, 3], [0, -1, -2, -3])
+
+
+def test_no_turn_begins_when_the_time_is_over_but_for_the_least():
+    told = []
+    assert list(turns(4, progress=lambda *done: told.append(done))) == [0, 1, 2, 3]
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_no_pair_begins_when_the_time_is_over_but_for_the_least():
-    numbers = iter(range(100))
-    first, second = interleaved(lambda: next(numbers), lambda: next(numbers), 50, seconds=-1.0, least=3)
-    assert (first, second) == ([0, 3, 4], [1, 2, 5])
+    assert list(turns(50, seconds=-1.0, least=3)) == [0, 1, 2]
+    assert list(turns(2, seconds=-1.0, least=3)) == [0, 1]
 
 
 def test_a_median_with_its_interval_and_quartiles():
