@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -239,7 +239,7 @@ COLUMNS = {
 }
 
 
-def cells(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+def cells(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Printed cells of rows."""
     shown = []
     for row in found:

@@ -228,7 +228,8 @@ def measure(
         return case.rule(features, signals)
 
     same = kept_alike(ours(), plain(), case.draws)
-    ours(), plain()  # warms up
+    for warm_up in (ours, plain):
+        warm_up()
     first, second = times = [], []
     for _ in turns(pairs, seconds):
         pair(lambda: clock(plain, device), lambda: clock(ours, device), times)
