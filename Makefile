@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-gpu
+# make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-versions | test-python | test-all
 # Each sets up .venv first, once; later runs start at once.
 
@@ -11,7 +11,7 @@ CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-newest test-oldest test-versions test-python test-all \
-    table table-inside table-video picture vqtoken bench bench-gpu clean
+    table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -140,18 +140,34 @@ vqtoken: $(STAMP)
 	    --steps 500 --batch-size 16 --out runs/vqtoken
 
 # Speed, each table with its CSV and picture: imports, ops by provider, then whole models against uncompressed sdpa.
-BENCH = $(BIN)/vtc bench $(1) --device $(2) --csv $(3)/$(1)-$(2).csv --markdown $(3)/$(1)-$(2).md --plot $(3)/$(1)-$(2).png
-bench: $(STAMP)
+FILES = --csv $(2)/$(1).csv --markdown $(2)/$(1).md --plot $(2)/$(1).png
+BENCH = $(BIN)/vtc bench $(1) --device cpu $(call FILES,$(1)-cpu,runs)
+bench: bench-engine
 	$(BIN)/vtc bench imports --csv runs/imports.csv --markdown runs/imports.md
-	$(call BENCH,ops,cpu,runs)
-	$(call BENCH,model,cpu,runs)
+	$(call BENCH,ops)
+	$(call BENCH,model)
 	$(BIN)/vtc bench threads --device cpu --csv runs/threads-cpu.csv --markdown runs/threads-cpu.md
 
-# Everything that wants a GPU: the kernels' tests, then both tables.
-bench-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu tests/kernels
-	$(call BENCH,ops,cuda,runs)
-	$(call BENCH,model,cuda,runs) --rounds 3
+# What the wrap itself costs, and how fast methods choose.
+bench-engine: $(STAMP)
+	$(call BENCH,engine)
+	$(call BENCH,select)
+
+# Everything that wants a GPU, in under 8 minutes: the kernels' tests, then ops, model and engine. Whatever fails, the
+# rest still runs, and the end says what failed. `make bench-gpu PYTHON=python3 VENV=` installs nothing: it takes any
+# Python that has torch, transformers, triton, numpy, pytest and matplotlib. DEVICE=cpu goes the same way on a CPU.
+DEVICE ?= cuda
+GPU_OUT := runs/bench-gpu
+GPU_PYTHON = $(if $(VENV),$(BIN)/python,$(PYTHON))
+GPU_BENCH = $(GPU_PYTHON) -m vtc bench $(1) --device $(DEVICE) $(call FILES,$(1),$(GPU_OUT)) $(2) || failed="$$failed $(1)"
+bench-gpu: $(if $(VENV),$(STAMP))
+	@mkdir -p $(GPU_OUT); failed=; \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU_PYTHON) -m pytest -m gpu --junitxml $(GPU_OUT)/kernels.xml tests/kernels \
+	    || failed=" kernels"; \
+	$(call GPU_BENCH,ops,--rounds 3 --seconds 90); \
+	$(call GPU_BENCH,model,--short --rounds 3 --seconds 75); \
+	$(call GPU_BENCH,engine,--steps 2 --seconds 75); \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(LMMS) $(OLDEST) .venv-py* runs overlays build dist *.egg-info

@@ -1,12 +1,15 @@
-"""Report.at: what each decoder layer holds of a picture, for methods before, inside and in the cache."""
+"""Report.at: what each decoder layer holds of a picture, for methods before, inside and in the cache. Stopwatch."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
 
 import vtc
 from tests.families import batch, model_of
+from vtc.reports import Stopwatch
 
 
 def ran(method: str | vtc.Method | list, family: str = "llava", rows=((0,), (1, 2)), **options) -> vtc.Report:
@@ -79,3 +82,36 @@ def test_there_is_no_such_layer():
     for layer in (-1, 3):
         with pytest.raises(IndexError, match="outside the model's 3 decoder layers"):
             report.at(layer)
+
+
+def test_a_stopwatch_records_on_the_stream_of_its_own_device(monkeypatch):
+    recorded = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            recorded.append((self, stream))
+
+        def synchronize(self):
+            assert [event for event, _ in recorded][1] is self
+
+        def elapsed_time(self, other):
+            return 12.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    watch = Stopwatch(torch.device("cuda:1"))
+    assert watch.stop().ms == 12.5
+    assert [stream for _, stream in recorded] == ["the stream of cuda:1"] * 2
+    assert recorded[0][0] is not recorded[1][0]
+
+
+def test_a_stopwatch_on_the_cpu():
+    watch = Stopwatch(torch.device("cpu"))
+    assert watch.ms == 0.0
+    time.sleep(0.01)
+    first = watch.stop().ms
+    assert 10 <= first < 1000
+    assert watch.stop().ms > first

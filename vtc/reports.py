@@ -229,28 +229,31 @@ def _times(pair: tuple[int, int]) -> str:
 
 
 class Stopwatch:
-    """Elapsed time on the device the work runs on: CUDA events where there are any, without waiting for them."""
+    """Elapsed time on the device the work runs on: CUDA events where there are any, without waiting for them.
+
+    They are recorded on that device's own stream, whichever device is the current one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         import time
 
         self._clock = time.perf_counter
-        self._cuda = device.type == "cuda"
-        if self._cuda:
+        self._device = device if device.type == "cuda" else None
+        if self._device is not None:
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self._events[0].record()
+            self._events[0].record(torch.cuda.current_stream(self._device))
         self._start = self._clock()
         self._end = self._start
 
     def stop(self) -> Stopwatch:
-        if self._cuda:
-            self._events[1].record()
+        if self._device is not None:
+            self._events[1].record(torch.cuda.current_stream(self._device))
         self._end = self._clock()
         return self
 
     @property
     def ms(self) -> float:
-        if self._cuda:
+        if self._device is not None:
             self._events[1].synchronize()
             return self._events[0].elapsed_time(self._events[1])
         return 1000 * (self._end - self._start)

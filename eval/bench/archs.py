@@ -56,6 +56,8 @@ ARCHS = {
     "cpu-next": Arch("llava_next", 8, 512, 8, 1376, SMALL_CLIP, picture=(672, 672)),
     "cpu-qwen2.5-vl": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(1008, 1008)),
     "cpu-video": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=64),
+    # 6,144 tokens, as 32 frames of 192 would be: a cache that decode steps take a while to read
+    "cpu-decode": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=192),
 }
 
 
@@ -92,7 +94,7 @@ def build(arch: Arch, device: torch.device, dtype: torch.dtype) -> Any:
             vision_end_token_id=END,
         )
     else:
-        side = 384 if arch.family == "llava_onevision" else 336
+        side = {"llava_onevision": 384, "llava": arch.picture[0]}.get(arch.family, 336)
         tower = "siglip_vision_model" if arch.family == "llava_onevision" else "clip_vision_model"
         options: dict[str, Any] = {}
         if arch.family != "llava":

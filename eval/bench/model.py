@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,11 @@ import torch
 
 import vtc
 from vtc.cost import DecoderCost
+from vtc.engine.attention import LayerView
+from vtc.engine.stages.read import ReadRun
 from vtc.eval.bench import archs
 from vtc.eval.bench.roofs import clock, roofs
+from vtc.methods.base.cache import ActiveMethod
 
 DECODE_STEPS = 8
 FULL, CEILING = "uncompressed", "(same length)"
@@ -36,6 +40,7 @@ class Line:
     encode: list[float] = field(default_factory=list)  # vision tower and projector, listening included
     prefill: list[float] = field(default_factory=list)  # language model to the first logits, choosing included
     decode: list[float] = field(default_factory=list)  # per token
+    choice: list[float] = field(default_factory=list)  # per token: choosing what the step reads, where a method does
     select: list[float] = field(default_factory=list)  # of the prefill: scoring, choosing and gathering
     speedups: list[float] = field(default_factory=list)  # of the prefill, against the uncompressed one of that round
     ideal: float = 1.0  # speed-up of the prefill that FLOPs and bytes predict
@@ -109,17 +114,16 @@ class Bench:
         return lambda: self.forward(encoded[0]), seconds
 
     def decode(self, output: Any) -> float:
-        """Seconds per token of a few greedy steps on the cache of a prefill."""
+        """Seconds per token: the median of a few greedy steps on the cache of a prefill."""
         name = "cache" if "cache" in output else "past_key_values"  # its name since transformers 5.24, and before
         cache, token = output[name], output.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
-        def steps() -> None:
+        def step() -> None:
             nonlocal token
-            for _ in range(DECODE_STEPS):
-                out = self.model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
-                token = out.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
+            out = self.model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(dim=-1).clamp(max=archs.WORDS)
 
-        return clock(steps, self.device) / DECODE_STEPS
+        return statistics.median(clock(step, self.device) for _ in range(DECODE_STEPS))
 
     def time(self, line: Line, first: Line) -> None:
         """One round of a line; `first` is the uncompressed one, already timed in this round."""
@@ -134,6 +138,37 @@ class Bench:
         if line.compressed:
             line.select.append(sum(stage.ms for stage in vtc.report(self.model).stages) / 1000)
         line.decode.append(self.decode(output[0]))
+        if line.compressed and any(isinstance(part, ActiveMethod) for part in vtc.resolve(line.method).parts()):
+            with timed_choices(self.device) as seconds:  # once more: to be timed, the device must come to rest
+                self.decode(output[0])
+            line.choice.append(statistics.median(seconds))
+
+
+class Budget:
+    """Time that a benchmark may take, from now on."""
+
+    def __init__(self, seconds: float = float("inf")) -> None:
+        self._end = time.perf_counter() + seconds
+
+    @property
+    def spent(self) -> bool:
+        return time.perf_counter() > self._end
+
+
+@contextmanager
+def timed_choices(device: torch.device) -> Iterator[list[float]]:
+    """Seconds of every choice, by a decode step, of what it reads; filled while the with block runs."""
+    seconds: list[float] = []
+    decide = ReadRun.decide
+
+    def timed(self: ReadRun, cache: Any, view: LayerView) -> None:
+        seconds.append(clock(lambda: decide(self, cache, view), device))
+
+    ReadRun.decide = timed
+    try:
+        yield seconds
+    finally:
+        ReadRun.decide = decide
 
 
 @torch.inference_mode()
@@ -143,8 +178,11 @@ def measure(
     settings: Sequence[tuple[str, int | float]],
     rounds: int = 5,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    budget: Budget | None = None,
 ) -> list[Line]:
     """Time the uncompressed model and every (method, keep), `rounds` times in turn, after warming up.
+
+    Once `budget` is spent no round begins, but the first.
 
     For every keep there is one more line: the plain model on a prompt that is that much shorter to begin with, which
     no method can be faster than.
@@ -161,6 +199,8 @@ def measure(
         lines.append(Line(name, bench.batch, CEILING, keep, tokens=bench.kept(keep)))
         lines += [Line(name, bench.batch, method, keep) for method, k in settings if k == keep]
     for number in range(rounds + 2):
+        if number > 2 and budget is not None and budget.spent:
+            break
         for position, line in enumerate(lines):
             with wrapped(bench.model, line.method, line.keep) if line.compressed else nullcontext():
                 if number == 0:

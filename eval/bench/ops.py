@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.eval.bench.roofs import best_of, clock, roofs
+from vtc.eval.bench.suites import OPS
 
 LARGEST_ON_CPU = 4e10  # FLOPs of one call
 ITERATIONS = 5  # of k-means
@@ -49,12 +51,13 @@ class Case:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """All ops at all shapes that the device is up to."""
+def cases(device: torch.device, dtype: torch.dtype, only: Sequence[str] = OPS) -> Iterator[Case]:
+    """The ops `only` at all shapes that the device is up to."""
+    makes = (_greedy, _kmeans, _bipartite, _segment_mean, _gather_rows, _transition, _attention, _received)
     for model, n, d, k in SHAPES:
         random = torch.Generator().manual_seed(0)
         x = torch.randn(1, n, d, generator=random).to(device, dtype)
-        for make in (_greedy, _kmeans, _bipartite, _segment_mean, _gather_rows, _transition, _attention, _received):
+        for make in (make for op, make in zip(OPS, makes, strict=True) if op in only):
             case = make(model, x, k)
             if device.type == "cuda" or case.flops <= LARGEST_ON_CPU:
                 yield case
@@ -215,18 +218,31 @@ def _received(model: str, x: Tensor, k: int) -> Case:
 
 @torch.inference_mode()
 def measure(
-    device: torch.device, dtype: torch.dtype, only: Sequence[str] = (), rounds: int = 5, seconds: float = 20.0
+    device: torch.device,
+    dtype: torch.dtype,
+    only: Sequence[str] = (),
+    rounds: int = 5,
+    seconds: float | None = None,
 ) -> Iterator[Case]:
-    """Time every case, providers in turn within a round; a slow one, for its share of `seconds`, fewer."""
-    for case in cases(device, dtype):
-        if only and case.op not in only:
-            continue
+    """Time every case, providers in turn within a round; a slow one fewer times than `rounds`, but once.
+
+    Args:
+        seconds: for everything together; each case has an equal share of what is left, and when it has all gone no
+            case begins. None = 20 for a case.
+    """
+    began, wanted = time.perf_counter(), only or OPS
+    left = len(wanted) * len(SHAPES)
+    for case in cases(device, dtype, wanted):
+        share = 20.0 if seconds is None else (began + seconds - time.perf_counter()) / left
+        if share <= 0:
+            return
+        left -= 1
         runs = dict(case.run) | ({"matmul": case.matmul} if case.matmul else {})
         case.seconds = {name: [] for name in runs}
         first = {name: best_of(run, device, 1)[0] for name, run in runs.items()}
         for _ in range(rounds):
             for name, run in runs.items():
-                if sum(case.seconds[name]) + first[name] < seconds / len(runs) or not case.seconds[name]:
+                if sum(case.seconds[name]) + first[name] < share / len(runs) or not case.seconds[name]:
                     case.seconds[name].append(clock(run, device))
         yield case
 

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from vtc.eval.bench.model import CEILING, Line
 
 
@@ -26,14 +23,25 @@ def write_csv(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str], file:
 def model_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Every number of every line, medians over the rounds; milliseconds, bytes, ratios."""
     first = {(line.arch, line.batch): line for line in reversed(lines)}  # the uncompressed one comes first
-    return [_model_row(line, first[line.arch, line.batch]) for line in lines]
+    every = {(line.arch, line.batch, line.keep, line.method): line for line in lines}
+    return [
+        _model_row(
+            line, first[line.arch, line.batch], every.get((line.arch, line.batch, line.keep, f"{line.method}(p=None)"))
+        )
+        for line in lines
+    ]
 
 
-def _model_row(line: Line, full: Line) -> dict[str, Any]:
+def _model_row(line: Line, full: Line, whole: Line | None) -> dict[str, Any]:
+    """`whole` is the same method without its choice in every decode step."""
+
     def ms(values: Sequence[float], digits: int = 2) -> Any:
         return round(1000 * statistics.median(values), digits) if values else ""
 
-    ttft, ratio = "", ""
+    ttft, ratio, spared = "", "", ""
+    if line.choice and whole is not None:
+        steps = zip(whole.decode, line.decode, line.choice, strict=True)
+        spared = ms([all_ - part + choice for all_, part, choice in steps], 3)
     if line.encode:
         totals = [e + p for e, p in zip(line.encode, line.prefill, strict=True)]
         plain = [e + p for e, p in zip(full.encode, full.prefill, strict=True)]
@@ -49,7 +57,11 @@ def _model_row(line: Line, full: Line) -> dict[str, Any]:
         "encode_ms": ms(line.encode),
         "select_ms": ms(line.select, 3),
         "prefill_ms": ms(line.prefill),
-        "decode_ms_per_token": ms(line.decode),
+        "decode_ms_per_token": ms(line.decode, 3),
+        "decode_ms_min": round(1000 * min(line.decode), 3),
+        "decode_ms_max": round(1000 * max(line.decode), 3),
+        "choice_ms_per_token": ms(line.choice, 3),
+        "spared_ms_per_token": spared,
         "ttft_speedup": ratio,
         "prefill_speedup": round(line.speedup, 3),
         "prefill_speedup_min": round(min(line.speedups), 3),
@@ -71,6 +83,8 @@ MODEL_COLUMNS = {
     "select_ms": "select ms",
     "prefill_ms": "prefill ms",
     "decode_ms_per_token": "decode ms",
+    "choice_ms_per_token": "choice ms",
+    "spared_ms_per_token": "spares ms",
     "prefill_speedup": "prefill speed-up",
     "spread": "(min–max)",
     "flops_predict": "FLOPs predict",
@@ -89,6 +103,8 @@ def _shown(row: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, str]:
     shown["mean_tokens"] = f"{row['mean_tokens']:.0f}"
     shown["select_ms"] = f"{row['select_ms']:.1f}" if row["select_ms"] != "" else ""
     shown["decode_ms_per_token"] = f"{row['decode_ms_per_token']:.1f}"
+    for name in ("choice_ms_per_token", "spared_ms_per_token"):
+        shown[name] = f"{row[name]:.2f}" if row[name] != "" else ""
     shown["prefill_speedup"] = f"{row['prefill_speedup']:.2f}×"
     shown["spread"] = "" if plain else f"{row['prefill_speedup_min']:.2f}–{row['prefill_speedup_max']:.2f}"
     for name in ("flops_predict", "ideal"):
@@ -100,7 +116,11 @@ def _shown(row: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Printed cells of the rows of one architecture and batch size, the uncompressed one first."""
+    """Printed cells of the rows of one architecture and batch size, the uncompressed one first.
+
+    "choice ms": choosing what a decode step reads, and "spares ms": what the step takes less by reading no more, where
+    a method does so; the step is faster if the second exceeds the first.
+    """
     return [[_shown(row, rows[0])[name] for name in MODEL_COLUMNS] for row in rows]
 
 
@@ -112,14 +132,14 @@ def groups(rows: Sequence[Mapping[str, Any]], *by: str) -> dict[tuple[Any, ...],
     return found
 
 
-def terminal(titles: Sequence[str], cells: Sequence[Sequence[str]], heading: str) -> Table:
-    """A rich table, first column left, the others right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left", no_wrap=True)
-    for row in cells:
-        table.add_row(*row)
-    return table
+def terminal(titles: Sequence[str], cells: Sequence[Sequence[str]], heading: str) -> str:
+    """The same for a terminal: the first column left, the others right."""
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in (titles, ["-" * width for width in widths], *cells)
+    ]
+    return "\n".join([heading, *lines, ""])
 
 
 def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import vtc
+from vtc.engine.stages.read import ReadRun
 from vtc.eval.bench import archs, table
-from vtc.eval.bench.model import CEILING, FULL, Bench, measure
+from vtc.eval.bench.model import CEILING, FULL, Bench, Budget, measure, timed_choices
 
 CPU = torch.device("cpu")
 SMALL = archs.Arch("llava", 4, 64, 4, 96, archs.SMALL_CLIP)
@@ -94,3 +95,32 @@ def test_a_method_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(vtc.Selection, "merges", True)
     with pytest.raises(RuntimeError, match="divprune changes the answer"):
         measure("small", bench, [("divprune", 64)], rounds=1)
+
+
+def test_the_choice_of_a_decode_step_is_timed_where_there_is_one():
+    bench = Bench(
+        archs.Arch("qwen2_5_vl", 4, 64, 4, 96, archs.SMALL_QWEN, 2, (112, 112), frames=8), CPU, torch.float32, 1
+    )
+    lines = measure("video", bench, [("dycoke(p=None)", 0.5), ("dycoke", 0.5)], rounds=2)
+    plain, _, whole, part = rows = table.model_rows(lines)
+    assert [len(line.choice) for line in lines] == [0, 0, 0, 2]
+    assert 0 < part["choice_ms_per_token"] < 100
+    assert whole["choice_ms_per_token"] == whole["spared_ms_per_token"] == plain["spared_ms_per_token"] == ""
+    less = [a - b + c for a, b, c in zip(lines[2].decode, lines[3].decode, lines[3].choice, strict=True)]
+    assert part["spared_ms_per_token"] == pytest.approx(500 * sum(less), abs=1e-3)  # the median of two is their mean
+    for row in rows:
+        assert 0 < row["decode_ms_min"] <= row["decode_ms_per_token"] <= row["decode_ms_max"]
+    assert [cells[7] != "" for cells in table.model_cells(rows)] == [False, False, False, True]
+
+
+def test_choices_are_timed_within_the_block_alone():
+    before = ReadRun.decide
+    with timed_choices(CPU) as seconds:
+        assert ReadRun.decide is not before
+    assert seconds == []
+    assert ReadRun.decide is before
+
+
+def test_no_round_but_the_first_begins_when_the_time_is_over():
+    lines = measure("small", Bench(SMALL, CPU, torch.float32, 1), [("divprune", 8)], 3, budget=Budget(-1.0))
+    assert [len(line.prefill) for line in lines] == [1, 1, 1]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vtc.eval.bench import ops
-from vtc.eval.bench.cli import OPS
 from vtc.eval.bench.roofs import Roofs
+from vtc.eval.bench.suites import OPS
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,10 @@ def test_the_roof_is_whichever_takes_longer():
     roof = Roofs(flops=100.0, bandwidth=10.0)
     assert roof.seconds(200.0, 1.0) == 2.0
     assert roof.seconds(1.0, 50.0) == 5.0
+
+
+def test_no_case_begins_when_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(ops, "SHAPES", [("small", 40, 32, 4)])
+    assert list(ops.measure(CPU, torch.float32, ["transition"], 1, seconds=0)) == []
+    (case,) = ops.measure(CPU, torch.float32, ["transition"], 3, seconds=60)
+    assert {len(seconds) for seconds in case.seconds.values()} == {3}

@@ -1,0 +1,60 @@
+"""What `vtc bench` measures unless it is told: ops, methods, models. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+OPS = (
+    "greedy_diversity",
+    "kmeans",
+    "bipartite_match",
+    "segment_mean",
+    "gather_rows",
+    "transition",
+    "attention_rows",
+    "received_attention",
+)
+FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
+VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
+STEPWISE = ("dycoke(p=None)", "dycoke")  # DyCoke without and with its choice in every decode step
+SHARED = ("divprune", "vtc-cls", "fastv", "h2o")  # one of each stage, and one that listens to the tower
+ALL = ()
+# Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
+SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
+    "cpu": [
+        ("cpu-24x1024", 1, ALL, [64]),
+        ("cpu-next", 1, FEW, [288]),
+        ("cpu-qwen2.5-vl", 1, FEW, [130]),
+        ("cpu-qwen2.5-vl", 8, FEW[:4], [130]),
+        ("cpu-video", 1, VIDEO, [0.1]),
+        ("cpu-decode", 1, STEPWISE, [0.475]),
+    ],
+    "cuda": [
+        ("llava-1.5-7b", 1, ALL, [192, 64]),
+        ("llava-1.5-7b", 8, FEW, [64]),
+        ("llava-1.5-7b", 32, FEW, [64]),
+        ("llava-1.5-13b", 1, FEW, [64]),
+        ("llava-next-7b", 1, FEW, [320, 288]),
+        ("llava-next-7b", 8, FEW, [288]),
+        ("qwen2.5-vl-7b", 1, FEW, [130]),
+        ("qwen2.5-vl-7b", 32, FEW[:4], [130]),
+        ("llava-onevision-7b", 1, FEW, [0.1]),
+        ("llava-onevision-0.5b-64", 1, VIDEO, [0.1]),
+        ("llava-onevision-0.5b-119", 1, VIDEO, [32]),
+        ("llava-onevision-7b-64", 1, VIDEO, [0.1]),
+        ("llava-onevision-7b-64", 1, STEPWISE, [0.475]),
+        ("llava-onevision-7b-119", 1, VIDEO, [0.1]),
+        ("qwen2.5-vl-7b-video", 1, VIDEO, [0.1]),
+        ("qwen2.5-vl-7b-video", 1, STEPWISE, [0.475]),
+    ],
+}
+# With --short: what a GPU that is lent for a few minutes shows, and the same path on a CPU.
+SHORT: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
+    "cpu": [("cpu-4x256", 1, ("divprune", "fastv", "h2o"), [64]), ("cpu-video", 1, STEPWISE, [0.475])],
+    "cuda": [
+        ("llava-1.5-7b", 1, FEW, [64]),
+        ("llava-onevision-7b-64", 1, STEPWISE, [0.475]),
+        ("llava-next-7b", 1, FEW, [288]),
+        ("llava-1.5-7b", 32, FEW[:4], [64]),
+    ],
+}
