@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.per_frame import select_scoped
+from vtc.engine.per_crop import select_scoped
 from vtc.engine.versions import check_versions
 from vtc.engine.wrappers import look_through
 from vtc.layout import single_span

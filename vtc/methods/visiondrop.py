@@ -43,7 +43,7 @@ class VisionDrop(Method):
     merges = True
     appends = True
     positions_default = "compact"
-    scope_default = "frame"  # the vision tower's attention is each frame's own
+    scope_default = "crop"  # the vision tower's attention is each crop's own
     paper = Paper("Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", "2506.22283")
 
     def parts(self) -> tuple[Method, ...]:

@@ -32,7 +32,7 @@ class VisionZip(Method):
     merges = True
     appends = True
     positions_default = "compact"
-    scope_default = "frame"  # the vision tower's attention is each frame's own
+    scope_default = "crop"  # the vision tower's attention is each crop's own
     paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467")
 
     def __post_init__(self) -> None:

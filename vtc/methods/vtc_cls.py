@@ -28,7 +28,7 @@ class VTCCLS(Method):
     start_layer: int | float = 2 / 3
     needs = ("cls_attention",)
     positions_default = "compact"
-    scope_default = "frame"  # the vision tower's attention is each frame's own
+    scope_default = "crop"  # the vision tower's attention is each crop's own
     paper = Paper("[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", "2412.05819")
 
     def __post_init__(self) -> None:

@@ -30,8 +30,9 @@ class Method:
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
         positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None stands for
             `positions_default`.
-        scope: how a video is treated before the language model: "clip" chooses among all of its tokens, "frame" in each
-            frame for itself, with an equal share of the budget; None stands for `scope_default`.
+        scope: what is chosen among before the language model: "clip", all tokens of an image or video; "frame", each
+            frame of a video for itself; "crop", also each crop of an any-resolution image (what the vision tower saw as
+            one picture). Each has a share of the budget in proportion to its tokens. None stands for `scope_default`.
     """
 
     keep: int | float = 0.25
@@ -49,7 +50,7 @@ class Method:
     appends: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
-    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
+    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame", "crop")
     scope_default: ClassVar[str] = "clip"
     paper: ClassVar[Paper | None] = None
 
