@@ -143,7 +143,7 @@ def select(
         raise ValueError(f"{chosen.name} works on the grid: pass grid=(t, h, w).")
     span = single_span(n, grid)
     index = torch.arange(n, device=features.device)
-    read = given_signals(signals, n, features.device)
+    read = given_signals(signals, n, features.device, span.grid[0])
     return select_scoped(chosen, [VisualTokens(features, span, index, read)])[0].check()
 
 

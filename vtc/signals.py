@@ -112,6 +112,13 @@ for _row in (
         attention=True,
     ),
     Signal(
+        "cls_token",
+        ("C", "D"),
+        "tower",
+        "what the projector makes of each crop's CLS token, from the layer that the features come from",
+        lambda projected: projected,
+    ),
+    Signal(
         "text",
         ("T", "D"),
         "text",
@@ -279,7 +286,9 @@ class VisualTokens:
         return replace(self, features=features, index=self.index[anchor])
 
 
-def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device) -> Callable[[str], Tensor]:
+def given_signals(
+    given: Mapping[str, Tensor], tokens: int, device: torch.device, crops: int = 1
+) -> Callable[[str], Tensor]:
     """A reader over signals passed by keyword, their shapes checked; [N] will do for one layer's [L, N]."""
     check_signals(tuple(given), "vtc.select")
     values: dict[str, Tensor] = {}
@@ -288,7 +297,7 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
         shape = SIGNALS[name].shape
         if shape == ("L", "N") and tensor.dim() == 1:
             tensor = tensor.unsqueeze(0)
-        sizes = {"N": tokens} | {side: int(side) for side in shape if side.isdigit()}
+        sizes = {"N": tokens, "C": crops} | {side: int(side) for side in shape if side.isdigit()}
         fits = all(sizes.get(side, size) == size for side, size in zip(shape, tensor.shape, strict=False))
         if tensor.dim() != len(shape) or not fits:
             wanted = ", ".join(str(sizes.get(side, side)) for side in shape)
