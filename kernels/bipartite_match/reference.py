@@ -9,21 +9,31 @@ from torch import Tensor
 from vtc.kernels.greedy_diversity.reference import absent, numbers
 
 BLOCK = 2**24  # similarities held at a time
+SAME = 1 - 2**-18  # a cosine above it is 1 but for rounding
+STRIP = 128  # rows of similarities whose energy is summed at a time: few enough to stay in a cache
 
 
 def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
-    """PiToMe's energy of rows x [B, N, D] times scale [B, N]: mean of ELU(cosine - margin) over a picture, [B, N]."""
+    """PiToMe's energy of rows x [B, N, D] times scale [B, N]: mean of ELU(cosine - margin) over a picture, [B, N].
+
+    Summed in fp64, as the mean of many fp32 cosines is finer than each of them. A cosine that is 1 but for rounding, of
+    a token with itself or a copy, is 1, so that copies have the same energy. Cosines are symmetric: each pair is
+    computed once, strip by strip, as a part of a row's sum and of a column's.
+    """
     b, n = x.shape[:2]
-    out = torch.empty(b, n, device=x.device)
+    unit = x * scale[..., None]
+    out = torch.zeros(b, n, dtype=torch.float64, device=x.device)
     empty = absent(lengths, n, x.device)
-    step = max(1, BLOCK // (b * n))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        cosine = (x[:, part] @ x.transpose(1, 2)).mul_(scale[:, None]).mul_(scale[:, part, None])
-        value = F.elu(cosine.sub_(margin), inplace=True)
-        if empty is not None and bool(empty.any()):
-            value.masked_fill_(empty[:, None], 0.0)
-        out[:, part] = value.sum(dim=-1)
+    padded = empty is not None and bool(empty.any())
+    for start in range(0, n, STRIP):
+        stop = min(n, start + STRIP)
+        value = unit[:, start:stop] @ unit[:, start:].transpose(1, 2)
+        value = F.elu(value.masked_fill_(value > SAME, 1.0).sub_(margin), inplace=True).double()
+        if padded:
+            assert empty is not None
+            value.masked_fill_(empty[:, start:stop, None] | empty[:, None, start:], 0.0)
+        out[:, start:stop] += value.sum(dim=2)
+        out[:, stop:] += value[:, :, stop - start :].sum(dim=1)
     return out / lengths[:, None]
 
 
@@ -70,7 +80,7 @@ def match(
         places = torch.arange(left.shape[1], device=x.device).expand(b, -1)
         rank.scatter_(1, best.argsort(dim=1, descending=True, stable=True), places)
     else:  # PiToMe: of the 2r tokens that have most company, every second one
-        crowded = (energy(x, scale, margin, lengths) * 2**20).round()  # equal if equal but for rounding
+        crowded = (energy(x, scale, margin, lengths) * 2**28).round()  # equal if equal but for rounding
         if bool((lengths < n).any()):
             crowded = crowded.masked_fill(target >= lengths[:, None], -torch.inf)
         order = crowded.argsort(dim=1, descending=True, stable=True)

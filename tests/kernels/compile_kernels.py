@@ -65,7 +65,7 @@ def kernels(kind: str) -> list[Kernel]:
     if kind == "fp32":  # unit rows are
         found += [
             Kernel(kmeans._assign, cluster, tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp32"), tile_of_kmeans, kmeans.WARPS),
+            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp64"), tile_of_kmeans, kmeans.WARPS),
             Kernel(bipartite_match._nearest, match, tile_of_kmeans, kmeans.WARPS),
         ]
     tile, warps = attention_rows.tile(kind == "fp32")
