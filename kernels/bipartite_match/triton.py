@@ -84,3 +84,7 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
 
 def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
     return reference.match(features, r, margin, lengths, energy, nearest)
+
+
+def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.pairs(*reference.numbers(features), lengths, nearest)

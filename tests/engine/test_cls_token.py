@@ -33,6 +33,7 @@ def embeds_of(model: Any, method: Any, inputs: dict[str, Any]) -> Tensor:
     return seen[0][0]
 
 
+@pytest.mark.core
 def test_it_comes_first() -> None:
     model, inputs = model_of("llava"), batch("llava", [[3]])
     start = inputs["input_ids"][0].tolist().index(IMAGE)
@@ -46,6 +47,7 @@ def test_it_comes_first() -> None:
         assert {tuple(row.tolist()) for row in read[start + 1 : start + keep - few]} < dominant
 
 
+@pytest.mark.core
 def test_each_crop_has_its_own() -> None:
     """Of five images; thumbnails and crops in the order in which the tower reads them."""
     model = model_of("llava_next")
@@ -151,7 +153,8 @@ def test_options_that_do_not_fit(method: Any) -> None:
 def test_without_a_model() -> None:
     """Bare tensors: one token per frame, by keyword."""
     x, cls = torch.randn(24, 5), torch.randn(2, 5)
-    method, signals = vtc.VisionZip(keep=6, cls=True), dict(cls_attention=torch.rand(24), keys=torch.randn(24, 3))
+    method = vtc.VisionZip(keep=6, cls=True)
+    signals: dict[str, Any] = dict(cls_attention=torch.rand(24), keys=torch.randn(24, 3))
     out = vtc.select(method, x, grid=(2, 3, 4), cls_token=cls, **signals).apply(x)
     assert out[0].equal(cls[0])
     assert out[3].equal(cls[1])

@@ -85,7 +85,9 @@ def alone(method: vtc.Method, tokens: VisualTokens, own: list[int], budget: int)
         method = vtc.VisionZip(contextual=method.contextual)
     rows = torch.tensor(own)
     attention, keys = tokens.signal("cls_attention")[:, rows], tokens.signal("keys")[rows]
-    signals = {name: x for name, x in (("cls_attention", attention), ("keys", keys)) if name in method.requires()}
+    signals: dict[str, Any] = {
+        name: x for name, x in (("cls_attention", attention), ("keys", keys)) if name in method.requires()
+    }
     return vtc.select(replace(method, keep=budget), tokens.features[rows], **signals), rows
 
 

@@ -43,7 +43,7 @@ def define(x, r, margin):
 
 @pytest.mark.parametrize(
     ("margin", "n"),
-    [(margin, n) for margin in (None, 0.0, 0.45, 0.9) for n in (1, 2, 3, 63, 127, 300)],
+    [(margin, n) for margin in (None, 0.0, 0.45, 0.9) for n in (1, 2, 3, 63, 127)],
 )
 def test_against_the_definition(margin, n):
     x = torch.randn(2, n, 17, generator=torch.Generator().manual_seed(n))

@@ -42,7 +42,11 @@ def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selectio
             chosen.append(next(found))
             continue
         pieces = [(next(found), rows) for _, rows in own]
-        joined = _joined(pieces + _spare(method, tokens), tokens)
+        spare = method.count(tokens) - sum(len(rows) for _, rows in own)  # beyond the crops: all is kept at 1.0
+        if spare > 0:
+            rows = tokens.separators.nonzero()[:spare, 0]
+            pieces.append((Selection.identity(len(rows), rows.device), rows))
+        joined = _joined(pieces, tokens)
         chosen.append(joined if method.appends and joined.merges else joined.sorted())
     return chosen
 
@@ -72,9 +76,9 @@ def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tupl
     """Each crop that has tokens and a share of the budget: as an image, and which rows of `tokens` it is."""
     if not crops:
         return None
-    row_of = tokens.row_of
+    row_of, complete = tokens.row_of, len(tokens.features) == tokens.total
     rows = [row_of[place.flatten().to(row_of.device)] for _, place in crops]
-    here = [own[own >= 0] for own in rows]
+    here = rows if complete else [own[own >= 0] for own in rows]
     sizes = [len(own) for own in here]
     shares = split_budget(min(method.count(tokens), sum(sizes)), sizes)
     read, found = _once(tokens.read), []
@@ -84,7 +88,7 @@ def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tupl
                 tokens,
                 features=tokens.features[kept],
                 span=_as_image(tokens.span, place),
-                index=(own >= 0).nonzero()[:, 0],
+                index=torch.arange(len(own), device=own.device) if complete else (own >= 0).nonzero()[:, 0],
                 read=_reader(read, number, place.flatten()),
                 budget=share,
             )
@@ -97,13 +101,6 @@ def _as_image(span: VisualSpan, place: Tensor) -> VisualSpan:
     (h, w), flat = place.shape, place.flatten()
     zeros = torch.zeros_like(flat)
     return VisualSpan(span.row, flat, (1, h, w), (Tile(0, 1, h, w),), picture=span.picture, crop=zeros)
-
-
-def _spare(method: Method, tokens: VisualTokens) -> list[tuple[Selection, Tensor]]:
-    """Tokens in no crop, as far as the budget goes beyond the crops: all are kept at 1.0."""
-    separators = tokens.separators.nonzero()[:, 0]
-    rows = separators[: max(0, method.count(tokens) - len(tokens.features) + len(separators))]
-    return [(Selection.identity(len(rows), rows.device), rows)] if len(rows) else []
 
 
 def _once(read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

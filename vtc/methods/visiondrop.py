@@ -26,7 +26,8 @@ class VisionDrop(Method):
     Source: arXiv 2506.22283, section 3 and the released configuration: VisionZip's rule with 48 tokens before the
     language model, then 35, 26 and 19 after a quarter, a half and three quarters of its layers, an average of 32.
     Inside, tokens are scored by the attention that the picture's own tokens give them (queries and keys of the next
-    layer), and the rest is absorbed by key similarity.
+    layer), and the rest is absorbed by key similarity. The stage before the language model works within each crop, as
+    VisionZip; those inside it on all that is left of a picture.
 
     Args:
         keep: the average over the decoder layers, as in the paper. The four counts scale together, up to the picture's

@@ -169,5 +169,11 @@ def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N]; ties go to the lowest index, NaN counts as lowest."""
     if score.dim() != 1:
         raise ValueError(f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [N].")
-    clean = torch.nan_to_num(score.float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    score = score.detach().float()
+    if score.device.type == "cpu" and 0 < k < len(score):  # reading numbers from a GPU would take longer than sorting
+        best, index = score.topk(k + 1)
+        largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
+        if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
+            return index[:k].sort().values
+    clean = torch.nan_to_num(score, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     return clean.argsort(descending=True, stable=True)[:k].sort().values
