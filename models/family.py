@@ -32,14 +32,16 @@ class TowerCall:
         crops: how many pictures (crops, tiles) the tower saw.
         first: [crops, D], the projector's first token of each crop, for families whose prompts do not tell how many
             crops an image has.
+        crop_tokens: how many of the run's tokens are one crop's, where a signal is measured once per crop.
         pictures: which image each image of the run is, where some are the same (`vtc.encode(...).take([0, 0, 1])`).
         signals: (signal name, layer) -> [tokens, ...], tokens of all crops one after another, as the projector
-            leaves them (after pixel shuffle or patch merging), without CLS.
+            leaves them (after pixel shuffle or patch merging), without CLS; [crops, ...] of what is once per crop.
     """
 
     grid_thw: Tensor | None = None
     crops: int = 0
     first: Tensor | None = None
+    crop_tokens: int = 0
     pictures: tuple[int, ...] | None = None
     signals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -99,6 +101,8 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
     placement: ClassVar[str] = "row"
+    #: whether `cls_tokens` is there: the projector makes something of a CLS token on its own
+    projects_cls: ClassVar[bool] = False
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
     companions: ClassVar[Companions | None] = None
 
@@ -145,6 +149,10 @@ class Adapter:
         Crop by crop. Where several make one they are averaged (`mean`) or added up.
         """
         return values.flatten(0, 1)
+
+    def cls_tokens(self, model: nn.Module, output: Any) -> Tensor:
+        """[crops, D]: the CLS token of each crop in the tower's `output`, from the layer of the features, projected."""
+        raise TypeError(f"{type(self).__name__} says projects_cls, but does not define cls_tokens().")
 
     def crop_projector(self, model: nn.Module) -> nn.Module | None:
         """The projector, [crops, P, D] out, of families that need `crop_counts`."""

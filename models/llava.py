@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
@@ -12,6 +13,7 @@ from vtc.models.tower import known_towers, tower_for, tower_type
 
 class LlavaAdapter(Adapter):
     model_types = ("llava",)
+    projects_cls = True
 
     def check(self, model: nn.Module) -> None:
         tower = tower_type(self.tower(model))
@@ -23,6 +25,14 @@ class LlavaAdapter(Adapter):
                 'vision_feature_select_strategy="full" passes the CLS token on as if it were a patch, which is not '
                 'supported; set model.config.vision_feature_select_strategy = "default".'
             )
+
+    def cls_tokens(self, model: nn.Module, output: Any) -> Tensor:
+        config: Any = model.config
+        chosen = config.vision_feature_layer
+        layers = chosen if isinstance(chosen, list | tuple) else [chosen]
+        states = torch.cat([output.hidden_states[layer][:, 0] for layer in layers], dim=-1)  # [crops, W]
+        # `forward`, not a call: hooks on the projector are for the patches
+        return self.base(model).multi_modal_projector.forward(states)
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         config: Any = model.config.vision_config

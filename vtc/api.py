@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.per_frame import select_scoped
+from vtc.engine.per_crop import select_scoped
 from vtc.engine.versions import check_versions
 from vtc.engine.wrappers import look_through
 from vtc.layout import single_span
@@ -143,7 +143,7 @@ def select(
         raise ValueError(f"{chosen.name} works on the grid: pass grid=(t, h, w).")
     span = single_span(n, grid)
     index = torch.arange(n, device=features.device)
-    read = given_signals(signals, n, features.device)
+    read = given_signals(signals, n, features.device, span.grid[0])
     return select_scoped(chosen, [VisualTokens(features, span, index, read)])[0].check()
 
 

@@ -115,7 +115,7 @@ def counts_for_average(
 
 def split_budget(total: int, sizes: list[int]) -> list[int]:
     """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds."""
-    exact = [total * size / sum(sizes) for size in sizes]
+    exact = [total * size / max(1, sum(sizes)) for size in sizes]
     shares = [math.floor(x) for x in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
     for i in by_remainder[: total - sum(shares)]:

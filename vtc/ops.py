@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "attention_rows",
     "bipartite_match",
+    "bipartite_pairs",
     "dpc_knn",
     "gather_rows",
     "greedy_diversity",
@@ -176,6 +177,19 @@ def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, len
     if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths).any()):
         raise ValueError(f"r={r.tolist()} of {lengths.tolist()} tokens: at most half of them can be merged away.")
     return _run("bipartite_match", features.detach(), r.to(features.device), margin, lengths.to(features.device))
+
+
+def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of which `bipartite_match` takes the best (ToMe's): features [B, N, D], N >= 2.
+
+    Returns:
+        LongTensors [B, ceil(N / 2)]: every second token, the other one that is most similar to it, and its rank, 0 for
+        the most similar pair.
+    """
+    b, n, _ = features.shape
+    module = _load("bipartite_match", provider("bipartite_match", features))
+    assert module is not None
+    return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device))
 
 
 def gather_rows(index: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,8 @@
 The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row
 says where it is measured, and `of` measures it there, on what that place offers:
 
-    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`
+    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`; for
+             what is not read from queries and keys, what the projector makes of each crop's CLS token, [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -33,8 +34,8 @@ class Signal:
 
     Attributes:
         name: what methods list in `needs` and read by `tokens.signal(name)`.
-        shape: its axes: N = visual tokens of the span, S = those it had before anything was dropped, T = text tokens,
-            L = layers asked for, H = heads of queries, G = of keys, d, D = widths; a digit is itself.
+        shape: its axes: N = visual tokens of the span, S = those it had before anything was dropped, C = its crops,
+            T = text tokens, L = layers asked for, H = heads of queries, G = of keys, d, D = widths; a digit is itself.
         place: where it is measured, one of PLACES.
         doc: what it is, in a line.
         of: measures it; see the module's docstring for what it is given.
@@ -62,9 +63,11 @@ class Signal:
         """The line of the table: shape and meaning."""
         return f"[{', '.join(self.shape)}] {self.doc}" if self.shape else self.doc
 
-    def take(self, value: Tensor, index: Tensor) -> Tensor:
-        """`value` of the whole span, cut to the tokens `index` [M]."""
-        return value.index_select(self.shape.index("N"), index.to(value.device)) if "N" in self.shape else value
+    def take(self, value: Tensor, index: Tensor, crop: int | None = None) -> Tensor:
+        """`value` of the whole span, cut to the tokens `index` [M], which are all of `crop` if that is given."""
+        if "N" in self.shape:
+            return value.index_select(self.shape.index("N"), index.to(value.device))
+        return value[crop : crop + 1] if crop is not None and self.shape[0] == "C" else value
 
 
 def _source(layer: Any, span: int) -> Tensor:
@@ -114,6 +117,13 @@ for _row in (
         lambda segment: segment.k.float().mean(dim=1),
         fold="mean",
         attention=True,
+    ),
+    Signal(
+        "cls_token",
+        ("C", "D"),
+        "tower",
+        "what the projector makes of each crop's CLS token, from the layer that the features come from",
+        lambda projected: projected,
     ),
     Signal(
         "text",
@@ -362,7 +372,9 @@ def stacked(many: Sequence[VisualTokens]) -> VisualTokens | None:
     return None if read is None else replace(one, read=read, together=True)
 
 
-def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device) -> Callable[[str], Tensor]:
+def given_signals(
+    given: Mapping[str, Tensor], tokens: int, device: torch.device, crops: int = 1
+) -> Callable[[str], Tensor]:
     """A reader over signals passed by keyword, their shapes checked; [N] will do for one layer's [L, N]."""
     check_signals(tuple(given), "vtc.select")
     values: dict[str, Tensor] = {}
@@ -371,7 +383,7 @@ def given_signals(given: Mapping[str, Tensor], tokens: int, device: torch.device
         shape = SIGNALS[name].shape
         if shape == ("L", "N") and tensor.dim() == 1:
             tensor = tensor.unsqueeze(0)
-        sizes = {"N": tokens} | {side: int(side) for side in shape if side.isdigit()}
+        sizes = {"N": tokens, "C": crops} | {side: int(side) for side in shape if side.isdigit()}
         fits = all(sizes.get(side, size) == size for side, size in zip(shape, tensor.shape, strict=False))
         if tensor.dim() != len(shape) or not fits:
             wanted = ", ".join(str(sizes.get(side, side)) for side in shape)

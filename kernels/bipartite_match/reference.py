@@ -9,21 +9,31 @@ from torch import Tensor
 from vtc.kernels.greedy_diversity.reference import absent, numbers
 
 BLOCK = 2**24  # similarities held at a time
+SAME = 1 - 2**-18  # a cosine above it is 1 but for rounding
+STRIP = 128  # rows of similarities whose energy is summed at a time: few enough to stay in a cache
 
 
 def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
-    """PiToMe's energy of rows x [B, N, D] times scale [B, N]: mean of ELU(cosine - margin) over a picture, [B, N]."""
+    """PiToMe's energy of rows x [B, N, D] times scale [B, N]: mean of ELU(cosine - margin) over a picture, [B, N].
+
+    Summed in fp64, as the mean of many fp32 cosines is finer than each of them. A cosine that is 1 but for rounding, of
+    a token with itself or a copy, is 1, so that copies have the same energy. Cosines are symmetric: each pair is
+    computed once, strip by strip, as a part of a row's sum and of a column's.
+    """
     b, n = x.shape[:2]
-    out = torch.empty(b, n, device=x.device)
+    out = torch.zeros(b, n, dtype=torch.float64, device=x.device)
     empty = absent(lengths, n, x.device)
-    step = max(1, BLOCK // (b * n))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        cosine = (x[:, part] @ x.transpose(1, 2)).mul_(scale[:, None]).mul_(scale[:, part, None])
-        value = F.elu(cosine.sub_(margin), inplace=True)
-        if empty is not None and bool(empty.any()):
-            value.masked_fill_(empty[:, None], 0.0)
-        out[:, part] = value.sum(dim=-1)
+    padded = empty is not None and bool(empty.any())
+    for start in range(0, n, STRIP):
+        stop = min(n, start + STRIP)
+        value = x[:, start:stop] @ x[:, start:].transpose(1, 2)
+        value.mul_(scale[:, start:stop, None] * scale[:, None, start:])  # one factor, the same for (i, j) and (j, i)
+        value = F.elu(value.masked_fill_(value > SAME, 1.0).sub_(margin), inplace=True).double()
+        if padded:
+            assert empty is not None
+            value.masked_fill_(empty[:, start:stop, None] | empty[:, None, start:], 0.0)
+        out[:, start:stop] += value.sum(dim=2)
+        out[:, stop:] += value[:, :, stop - start :].sum(dim=1)
     return out / lengths[:, None]
 
 
@@ -47,6 +57,27 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
     return best, where
 
 
+def pairs(
+    x: Tensor,
+    scale: Tensor,
+    lengths: Tensor,
+    nearest: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ToMe's pairs: every second token's number, its partner's, and the rank by similarity, each [B, ceil(N / 2)].
+
+    x [B, N, D] times scale [B, N] has length 1.
+    """
+    b, n = x.shape[:2]
+    index = torch.arange(n, device=x.device).repeat(b, 1)
+    left, right = index[:, 0::2], index[:, 1::2]
+    best, where = nearest(x[:, 0::2], x[:, 1::2], scale[:, 1::2], lengths // 2)
+    best = (best * scale[:, 0::2]).masked_fill(left >= lengths[:, None], -torch.inf)
+    rank = torch.empty_like(left)
+    places = torch.arange(left.shape[1], device=x.device).expand(b, -1)
+    rank.scatter_(1, best.argsort(dim=1, descending=True, stable=True), places)
+    return left, right.gather(1, where), rank
+
+
 def match(
     features: Tensor,
     r: Tensor,
@@ -57,20 +88,15 @@ def match(
 ) -> Tensor:
     """LongTensor [B, N], the token that each one joins: itself unless it is one of the r [B] that are merged."""
     b, n = features.shape[:2]
-    x, scale = numbers(features)
-    target = torch.arange(n, device=x.device).repeat(b, 1)
+    target = torch.arange(n, device=features.device).repeat(b, 1)
     most = int(r.max())
     if not most:
         return target
+    x, scale = numbers(features)
     if margin is None:  # ToMe: every second token is a candidate
-        left, right = target[:, 0::2], target[:, 1::2]
-        best, where = nearest(x[:, 0::2], x[:, 1::2], scale[:, 1::2], lengths // 2)
-        best = (best * scale[:, 0::2]).masked_fill(left >= lengths[:, None], -torch.inf)
-        rank = torch.empty_like(left)
-        places = torch.arange(left.shape[1], device=x.device).expand(b, -1)
-        rank.scatter_(1, best.argsort(dim=1, descending=True, stable=True), places)
+        left, partner, rank = pairs(x, scale, lengths, nearest)
     else:  # PiToMe: of the 2r tokens that have most company, every second one
-        crowded = (energy(x, scale, margin, lengths) * 2**20).round()  # equal if equal but for rounding
+        crowded = (energy(x, scale, margin, lengths) * 2**28).round()  # equal if equal but for rounding
         if bool((lengths < n).any()):
             crowded = crowded.masked_fill(target >= lengths[:, None], -torch.inf)
         order = crowded.argsort(dim=1, descending=True, stable=True)
@@ -78,10 +104,15 @@ def match(
         row = torch.arange(b, device=x.device)[:, None]
         _, where = nearest(x[row, left], x[row, right], scale[row, right], r)
         rank = torch.arange(left.shape[1], device=x.device).expand(b, -1)
-    joined = torch.where(rank < r[:, None], right.gather(1, where), left)
-    return target.scatter(1, left, joined)
+        partner = right.gather(1, where)
+    return target.scatter(1, left, torch.where(rank < r[:, None], partner, left))
 
 
 def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
     """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins."""
     return match(features, r, margin, lengths, energy, nearest)
+
+
+def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ToMe's pairs of features [B, N, D] before the best are taken; see `pairs`."""
+    return pairs(*numbers(features), lengths, nearest)

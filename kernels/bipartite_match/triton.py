@@ -13,14 +13,14 @@ from vtc.kernels.kmeans.triton import TILE, WARPS, products
 
 @triton.jit
 def _energy(
-    x, scale, lengths, out, count, size, margin,
+    x, scale, lengths, out, count, size, margin, same,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + b).to(tl.int32)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mine = tl.load(scale + b * count + rows, mask=rows < count, other=0.0)
-    total = tl.zeros([ROWS], dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float64)  # as in the reference
     own = x + b * count * size
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
@@ -28,9 +28,10 @@ def _energy(
         cosine = products(
             own, own, rows.to(tl.int64), columns.to(tl.int64), count, count, size, BLOCK_D, ROWS, COLUMNS, CAST
         )
-        above = cosine * mine[:, None] * theirs[None, :] - margin
+        cosine = cosine * (mine[:, None] * theirs[None, :])
+        above = tl.where(cosine > same, 1.0, cosine) - margin
         value = tl.where(above > 0, above, tl.exp(tl.minimum(above, 0.0)) - 1.0)
-        total += tl.sum(tl.where((columns < length)[None, :], value, 0.0), 1)
+        total += tl.sum(tl.where((columns < length)[None, :], value, 0.0), 1).to(tl.float64)
     tl.store(out + b * count + rows, total / length, mask=rows < count)
 
 
@@ -66,9 +67,9 @@ def _constants() -> dict[str, int | bool]:
 
 def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
     b, n, d = x.shape
-    out = torch.empty(b, n, dtype=torch.float32, device=x.device)
+    out = torch.empty(b, n, dtype=torch.float64, device=x.device)
     grid = (triton.cdiv(n, TILE["ROWS"]), b)
-    _energy[grid](x.contiguous(), scale.contiguous(), lengths, out, n, d, margin, **_constants())
+    _energy[grid](x.contiguous(), scale.contiguous(), lengths, out, n, d, margin, reference.SAME, **_constants())
     return out
 
 
@@ -83,3 +84,7 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
 
 def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
     return reference.match(features, r, margin, lengths, energy, nearest)
+
+
+def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.pairs(*reference.numbers(features), lengths, nearest)

@@ -36,7 +36,7 @@ def kernels(kind: str) -> list[Kernel]:
     attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", lse="*fp32") | numbers
     pair = dict(before=f"*{kind}", after=f"*{kind}", ratio="*fp32", cosine="*fp32", size="i32")
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
-    sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32")
+    sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32", same="fp32")
     gram = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", chosen="*i64", out="*fp32") | sizes
     cluster = dict(x="*fp32", centroids="*fp32", bias="*fp32", label="*i64") | sizes
     match = (
@@ -65,7 +65,7 @@ def kernels(kind: str) -> list[Kernel]:
     if kind == "fp32":  # unit rows are
         found += [
             Kernel(kmeans._assign, cluster, tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp32"), tile_of_kmeans, kmeans.WARPS),
+            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp64"), tile_of_kmeans, kmeans.WARPS),
             Kernel(bipartite_match._nearest, match, tile_of_kmeans, kmeans.WARPS),
         ]
     tile, warps = attention_rows.tile(kind == "fp32")

@@ -1,9 +1,12 @@
 """pool: average pooling on the grid, with exact counts."""
 
+import math
+
 import pytest
 import torch
 
 import vtc
+from tests.methods.definitions import defines
 from vtc.budget import split_budget
 from vtc.layout import Tile, VisualSpan
 from vtc.methods.pool import cell_map
@@ -18,6 +21,25 @@ def test_the_nested_sets_of_matryoshka(cells, side):
     image = x.T.view(1, 5, 24, 24)
     expected = torch.nn.functional.avg_pool2d(image, side).flatten(2)[0].T
     torch.testing.assert_close(out, expected)
+
+
+@defines("pool")
+@pytest.mark.parametrize(("h", "w", "keep"), [(6, 6, 9), (6, 6, 7), (3, 8, 10), (5, 2, 4), (4, 4, 16), (2, 9, 1)])
+def test_bands_of_rows_are_cut_into_cells(h, w, keep):
+    """As many bands as make cells near-square, at least so many that a band is wide enough for its cells; the tallest
+    bands have a cell more where they do not all have equally many."""
+    x = torch.randn(h * w, 2, generator=torch.Generator().manual_seed(0))
+    bands = min(max(round(math.sqrt(keep * h / w)), math.ceil(keep / w)), h, keep)
+    rows = [[i for i in range(h) if i * bands // h == band] for band in range(bands)]
+    tallest = sorted(range(bands), key=lambda band: (-len(rows[band]), band))[: keep % bands]
+    expected = []
+    for band in range(bands):
+        cells = keep // bands + (band in tallest)
+        for cell in range(cells):
+            own = [i * w + j for i in rows[band] for j in range(w) if j * cells // w == cell]
+            expected.append([sum(float(x[place, c]) for place in own) / len(own) for c in range(2)])
+    got = vtc.select(vtc.Pool(keep=keep), x, grid=(1, h, w)).apply(x)
+    torch.testing.assert_close(got, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 7), (7, 1), (3, 5), (6, 6), (24, 24), (13, 40)])

@@ -3,6 +3,7 @@
 import torch
 
 import vtc
+from tests.methods.definitions import defines
 
 
 def kept(x, **options):
@@ -19,6 +20,7 @@ def test_another_picture_gets_another_subset():
     assert len({tuple(kept(x, keep=10)) for x in pictures}) == 20
 
 
+@defines("random", "seed")
 def test_every_token_has_the_same_chance():
     """1000 draws of 5 of 20: each token is expected 250 times, with standard deviation 13.7."""
     x = torch.randn(20, 4)
@@ -27,6 +29,16 @@ def test_every_token_has_the_same_chance():
         drawn[kept(x, keep=5, seed=seed)] += 1
     assert drawn.sum() == 5000
     assert (drawn - 250).abs().max() < 5 * 13.7
+
+
+@defines("random")
+def test_every_pair_has_the_same_chance():
+    """Of 6 tokens 2 are kept: 15 pairs, 100 times each in 1500 draws, with standard deviation 9.7."""
+    x = torch.randn(6, 4)
+    pairs = [tuple(kept(x, keep=2, seed=seed)) for seed in range(1500)]
+    counts = [pairs.count((i, j)) for i in range(6) for j in range(i + 1, 6)]
+    assert sum(counts) == 1500
+    assert max(abs(count - 100) for count in counts) < 5 * 9.7
 
 
 def test_a_larger_budget_contains_the_smaller_one():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vtc.engine.find_layout import Looks, layouts_of
 from vtc.engine.tower_call import ITEM, pack
 from vtc.models.family import Adapter, TowerCall
+from vtc.signals import SIGNALS
 
 
 class Encoded:
@@ -91,10 +92,15 @@ class Encoded:
             crops=sum(self._crops[i] for i in images),
             pictures=tuple(images),
             first=self._pick(self._call.first, self._crops, images),
-            signals={key: self._pick(x, self._tokens, images) for key, x in self._call.signals.items()},
+            crop_tokens=self._call.crop_tokens,
+            signals={key: self._pick(x, self._sizes(*key), images) for key, x in self._call.signals.items()},
         )
         output[ITEM] = pack(call)
         return {"mm_encoder_outputs": {self.modality: output}, **{k: v[list(images)] for k, v in self._grids.items()}}
+
+    def _sizes(self, signal: str, layer: int) -> list[int]:
+        """How many rows of a signal are each image's."""
+        return self._crops if "C" in SIGNALS[signal].shape else self._tokens
 
     @staticmethod
     def _pick(values: Any, sizes: list[int], images: Sequence[int]) -> Any:

@@ -87,9 +87,13 @@ class TowerSignals:
         self.projecting = object()  # owner of the frame between the tower's end and the projector's
         self.notes: list[str] = []
         asked = [(method, name) for method in methods for name in of_place(method.requires(), "tower")]
-        self.wanted: dict[int, list[str]] = {}
+        self.wanted: dict[int, list[str]] = {}  # of each layer, what is measured on its queries and keys
+        self.ends: list[Pair] = []  # what is measured on the tower's output
         for signal, layer in sorted({pair for method, name in asked for pair in self.pairs(method, name)}):
-            self.wanted.setdefault(layer, []).append(signal)
+            if "C" in SIGNALS[signal].shape:
+                self.ends.append((signal, layer))
+            else:
+                self.wanted.setdefault(layer, []).append(signal)
 
     @property
     def tower(self) -> Any:
@@ -102,6 +106,8 @@ class TowerSignals:
     def pairs(self, method: Method, name: str) -> list[Pair]:
         """What makes up the signal `name` for `method`."""
         last = self.adapter.feature_layer(self.model)
+        if "C" in SIGNALS[name].shape:
+            self._check_cls(method)
         if "L" not in SIGNALS[name].shape:
             return [(name, last)]
         stand_in = SIGNALS[name].stand_in
@@ -112,6 +118,16 @@ class TowerSignals:
                 self.notes.append(note)
             name = stand_in
         return [(name, layer) for layer in method.tower_layers(len(self.facts.blocks(self.tower)), last)]
+
+    def _check_cls(self, method: Method) -> None:
+        """Raise ValueError if there is no CLS token, or none that could be passed on."""
+        if not self.facts.has_cls:
+            why = f"{tower_type(self.tower)} has none"
+        elif not self.adapter.projects_cls:
+            why = f"the projector of {self.adapter.model_types[0]} takes no single token"
+        else:
+            return
+        raise ValueError(f"{method.title} is to pass on the vision tower's CLS token, but {why}; give cls=False.")
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
@@ -184,8 +200,12 @@ class TowerSignals:
         run: TowerRun | None = context.top(self)
         if run is None or not hasattr(output, "last_hidden_state"):  # a bare tuple
             return
+        for signal, layer in self.ends:
+            run.call.signals[signal, layer] = SIGNALS[signal].of(self.adapter.cls_tokens(self.model, output))
+            run.call.crop_tokens = output.last_hidden_state.shape[1] - 1
         if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
             output[ITEM]["signals"].update(pack(run.call)["signals"])
+            output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens
         else:
             output[ITEM] = pack(run.call)
         if self.done is not None:
@@ -231,6 +251,8 @@ class TowerReader:
         if row.place != "tower":
             raise ValueError(f"{method.title} asks for {name!r}, which is measured at the stage {row.place!r}.")
         measured = [_measured(self.call, pair) for pair in self.signals.pairs(method, name)]
+        if "C" in row.shape:
+            return _per_crop(measured[0], self.spans[0], self.call).to(self.device)
         alone = len(self.spans) == 1
         patch = self.spans[0].patch if alone else torch.stack([span.patch for span in self.spans])
         values = torch.stack(measured) if "L" in row.shape else measured[0][None]  # [L, P, ...]
@@ -265,3 +287,11 @@ def _per_token(values: Tensor, patch: Tensor) -> Tensor:
         return taken
     inside = upload(patch >= 0, values.device).view(1, *patch.shape, *[1] * (values.dim() - 2))
     return torch.where(inside, taken, 0.0)
+
+
+def _per_crop(values: Tensor, span: VisualSpan, call: TowerCall | None) -> Tensor:
+    """Tower values [crops of the run, ...] -> [C, ...] of a span's crops."""
+    assert call is not None
+    place = int((span.patch >= 0).nonzero()[0])
+    first = int(span.patch[place]) // call.crop_tokens - int(span.crop[place])
+    return values[first : first + int(span.crop.max()) + 1]

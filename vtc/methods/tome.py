@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
@@ -12,9 +13,51 @@ from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
+ORDERS = ("raster", "released")
+
 
 @dataclass(frozen=True, kw_only=True)
-class ToMe(Method):
+class Rounds(Method):
+    """Base of methods that merge pairs of similar tokens, round by round, until the budget is met.
+
+    Args:
+        rate: share of the tokens left that merges away in a round, at most 0.5.
+    """
+
+    keep: int | float = 0.25
+    rate: float = 0.25
+    merges = True
+    positions_default = "compact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.rate, "rate", above=0, high=0.5, what="the share of tokens that merge away into others")
+
+    def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+        """One round among `tokens` [N, D], of which `merged` go.
+
+        Returns:
+            LongTensor [N], which one each joins (itself if it stays); [N - merged], those that stay, in the order in
+            which they meet the next round.
+        """
+        raise TypeError(f"{type(self).__name__} does not define round(tokens, merged).")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        features, k = tokens.features, self.count(tokens)
+        anchor = torch.arange(len(features), device=features.device)
+        source, now = anchor, features
+        while len(anchor) > k:
+            left = len(anchor)
+            target, stays = self.round(now, min(left - k, max(1, int(self.rate * left))))
+            place = torch.empty_like(target)
+            place[stays] = torch.arange(len(stays), device=target.device)
+            anchor, source = anchor[stays], place[target[source]]
+            now = ops.segment_mean(features, source, len(anchor))
+        return Selection.merge(anchor, source).sorted()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToMe(Rounds):
     """Bipartite soft matching: half of the tokens look for the most similar of the other half; the best pairs merge.
 
     Source: arXiv 2210.09461, section 3. There a few pairs merge in every block of the vision tower, by their keys; here
@@ -22,42 +65,34 @@ class ToMe(Method):
     tokens in it, as the paper's size-weighted means come to, and stands where the last of them absorbed the others.
 
     Args:
-        rate: share of the tokens left that merges away in a round, at most 0.5.
+        order: in which the tokens meet the next round, where every second one looks for a partner: "raster", that of
+            the picture; or "released", which the authors' code leaves behind (without a CLS token): those that looked
+            and did not merge, the best pair's first, then those that were looked at. Tokens come out in raster order
+            either way.
     """
 
     name = "tome"
-    keep: int | float = 0.25
-    rate: float = 0.25
-    merges = True
-    positions_default = "compact"
+    order: str = "raster"
     paper = Paper("Token Merging: Your ViT But Faster", "2210.09461")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.rate, "rate", above=0, high=0.5, what="the share of tokens that merge away into others")
+        if self.order not in ORDERS:
+            raise ValueError(f"order={self.order!r} is not one of {', '.join(ORDERS)}.")
 
-    def _margin(self) -> float | None:
-        return None
-
-    def select(self, tokens: VisualTokens) -> Selection:
-        features, k = tokens.features, self.count(tokens)
-        n = len(features)
-        anchor = torch.arange(n, device=features.device)
-        source, now = anchor, features
-        while len(anchor) > k:
-            left = len(anchor)
-            merged = min(left - k, max(1, int(self.rate * left)))
-            target = ops.bipartite_match(now.unsqueeze(0), merged, self._margin())[0]
-            stays = (target == torch.arange(left, device=target.device)).nonzero()[:, 0]
-            rank = torch.empty_like(target)
-            rank[stays] = torch.arange(len(stays), device=target.device)
-            anchor, source = anchor[stays], rank[target[source]]
-            now = ops.segment_mean(features, source, len(anchor))
-        return Selection.merge(anchor, source)
+    def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+        if self.order == "raster":
+            return _as_they_lie(ops.bipartite_match(tokens[None], merged)[0])
+        looks, partner, rank = (x[0] for x in ops.bipartite_pairs(tokens[None]))
+        by_rank = torch.empty_like(rank)
+        by_rank[rank] = torch.arange(len(rank), device=rank.device)
+        target = torch.arange(len(tokens), device=tokens.device)
+        target[looks[by_rank[:merged]]] = partner[by_rank[:merged]]
+        return target, torch.cat([looks[by_rank[merged:]], torch.arange(1, len(tokens), 2, device=tokens.device)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class PiToMe(ToMe):
+class PiToMe(Rounds):
     """As ToMe, but only tokens in crowds merge: those of highest energy; loners are protected.
 
     Source: arXiv 2405.16148, section 3.2. Energy is the mean over all tokens of ELU(cosine - margin). The paper lowers
@@ -75,5 +110,10 @@ class PiToMe(ToMe):
         super().__post_init__()
         check_number(self.margin, "margin", -1, 1, what="a cosine")
 
-    def _margin(self) -> float | None:
-        return self.margin
+    def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+        return _as_they_lie(ops.bipartite_match(tokens[None], merged, self.margin)[0])
+
+
+def _as_they_lie(target: Tensor) -> tuple[Tensor, Tensor]:
+    """`target` [N], and those that stay, in the order in which they are."""
+    return target, (target == torch.arange(len(target), device=target.device)).nonzero()[:, 0]

@@ -26,30 +26,38 @@ class VisionDrop(Method):
     Source: arXiv 2506.22283, section 3 and the released configuration: VisionZip's rule with 48 tokens before the
     language model, then 35, 26 and 19 after a quarter, a half and three quarters of its layers, an average of 32.
     Inside, tokens are scored by the attention that the picture's own tokens give them (queries and keys of the next
-    layer), and the rest is absorbed by key similarity.
+    layer), and the rest is absorbed by key similarity. The stage before the language model works within each crop, as
+    VisionZip; those inside it on all that is left of a picture.
 
     Args:
         keep: the average over the decoder layers, as in the paper. The four counts scale together, up to the picture's
             size; what that cuts off the first ones, the later ones get, so that the average is met at every budget.
         average: False = `keep` is what is left at the end.
+        cls: pass each crop's CLS token on, as the first of the dominant ones (see `vtc.VisionZip`); the released code
+            does.
     """
 
     name = "visiondrop"
     keep: int | float = 32
     average: bool = True
+    cls: bool = False
     stage = "input"
     exact_count = False  # `keep` is an average
     needs = ("cls_attention", "keys", "visual_attention", "layer_keys")
     merges = True
     appends = True
     positions_default = "compact"
-    scope_default = "frame"  # the vision tower's attention is each frame's own
+    scope_default = "crop"  # the vision tower's attention is each crop's own
     paper = Paper("Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", "2506.22283")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parts()  # which check the options
 
     def parts(self) -> tuple[Method, ...]:
         share = _CONTEXTUAL[0] / _TOTAL[0]
         same: dict[str, Any] = dict(keep=self.keep, average=self.average, positions=self.positions)
-        return Opening(**same, contextual=share, scope=self.scope), VisualVote(**same)
+        return Opening(**same, contextual=share, scope=self.scope, cls=self.cls), VisualVote(**same)
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.parts()[0].select(tokens)

@@ -17,6 +17,8 @@ class VTCCLS(Method):
 
     Source: arXiv 2412.05819, section 3 (K layers counted back from the one the features are taken from; equal
     weights). The released code starts at layer 16 of CLIP-L's 24, which is the default here, as a fraction of depth.
+    Paper and code know images of one crop only: that each crop of an any-resolution image, and each frame, chooses for
+    itself is our extension, as the CLS token of one crop says nothing about another (`scope`).
 
     Args:
         start_layer: first layer of the ensemble: an int (0-based) or a fraction in [0, 1) of the tower's depth. The
@@ -29,7 +31,7 @@ class VTCCLS(Method):
     needs = ("cls_attention",)
     stacks = True
     positions_default = "compact"
-    scope_default = "frame"  # the vision tower's attention is each frame's own
+    scope_default = "crop"  # the vision tower's attention is each crop's own
     paper = Paper("[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", "2412.05819")
 
     def __post_init__(self) -> None:

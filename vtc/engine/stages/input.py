@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vtc.engine.flow import Flow
-from vtc.engine.per_frame import select_scoped
+from vtc.engine.per_crop import select_scoped
 from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
 from vtc.methods.base.method import Method
 from vtc.reports import Stopwatch

@@ -30,8 +30,9 @@ class Method:
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image.
         positions: "original" (each kept token keeps its position id) or "compact" (renumbered); None stands for
             `positions_default`.
-        scope: how a video is treated before the language model: "clip" chooses among all of its tokens, "frame" in each
-            frame for itself, with an equal share of the budget; None stands for `scope_default`.
+        scope: what is chosen among before the language model: "clip", all tokens of an image or video; "frame", each
+            frame of a video for itself; "crop", also each crop of an any-resolution image (what the vision tower saw as
+            one picture). Each has a share of the budget in proportion to its tokens. None stands for `scope_default`.
     """
 
     keep: int | float = 0.25
@@ -52,7 +53,7 @@ class Method:
     stacks: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
     positions_default: ClassVar[str] = "original"
-    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame")
+    scopes: ClassVar[tuple[str, ...]] = ("clip", "frame", "crop")
     scope_default: ClassVar[str] = "clip"
     paper: ClassVar[Paper | None] = None
 
@@ -181,5 +182,11 @@ class Method:
 def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
     counts as lowest."""
-    clean = torch.nan_to_num(score.float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    score = score.detach().float()
+    if score.device.type == "cpu" and score.dim() == 1 and 0 < k < len(score):  # a GPU would have to be waited for
+        best, index = score.topk(k + 1)
+        largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
+        if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
+            return index[:k].sort().values
+    clean = torch.nan_to_num(score, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     return clean.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(dim=-1).values

@@ -130,5 +130,7 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     options_of_its_own = [name for name, kind in get_annotations(cls).items() if "ClassVar" not in str(kind)]
     if options_of_its_own and "__dataclass_fields__" not in cls.__dict__:
         raise TypeError(f"decorate {cls.__name__} with @dataclass(frozen=True, kw_only=True), or its options are lost.")
+    if isinstance(method, Method) and not options:
+        return method
     check_options(cls.name or cls.__name__, options, {f.name for f in fields(cls)})
     return replace(method, **options) if isinstance(method, Method) else cls(**options)
