@@ -155,6 +155,7 @@ def pretended() -> Iterator[None]:
     with (
         mock.patch.object(torch.cuda, "_lazy_init", return_value=None),
         mock.patch.object(torch.cuda, "Event", _Event),
+        mock.patch.object(torch.cuda, "current_stream", return_value=None),
         mock.patch.object(torch.Tensor, "pin_memory", lambda self, *_: self),
         mock.patch.object(torch, "tensor", _tensor),  # its own way to a device goes past every mode
         mock.patch.dict("os.environ", {"VTC_KERNELS": "reference"}),

@@ -122,7 +122,7 @@ class HoliTom(StillMethod):
         others = zero.scatter_add(0, centre[place], one[place])[mine] - 1  # places in the same cluster
         share = torch.where(stand == mine, self.centre, (1 - self.centre) / others.clamp(min=1))
         share = torch.where(others == 0, 1.0, share)
-        return replace(found, weight=torch.where(found.source >= 0, share / frames, 0.0))
+        return Selection(found.anchor, found.source, torch.where(found.source >= 0, share / frames, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

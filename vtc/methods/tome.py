@@ -82,7 +82,7 @@ class ToMe(Rounds):
 
     def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
         if self.order == "raster":
-            return _as_they_lie(ops.bipartite_match(tokens[None], merged)[0])
+            return _as_they_lie(ops.bipartite_match(tokens[None], merged, margin=None)[0])
         looks, partner, rank = (x[0] for x in ops.bipartite_pairs(tokens[None]))
         by_rank = torch.empty_like(rank)
         by_rank[rank] = torch.arange(len(rank), device=rank.device)
