@@ -81,10 +81,6 @@ class DyCoke(Method):
             what = "the share of the video's tokens that rests (None = stage 1 alone)"
             check_number(self.p, "p", 0, below=1, what=what)
         check_number(self.refresh, "refresh", -1, 1, what="a cosine")
-        if not isinstance(self.reset, bool):
-            raise ValueError(
-                f"reset={self.reset!r} is not True or False: does a step without a new choice see everything?"
-            )
         check_layer(self.layer, "layer")
 
     def parts(self) -> tuple[Method, ...]:

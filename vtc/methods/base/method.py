@@ -72,6 +72,10 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep(self.keep))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r} of {self.title} is neither True nor False.")
         if self.positions is None:
             object.__setattr__(self, "positions", self.positions_default)
         if self.positions not in POSITIONS:
