@@ -17,6 +17,7 @@ from vtc.signals import VisualTokens, check_signals
 from vtc.stages import check_stage
 
 POSITIONS = ("original", "compact")
+MANY = 1000  # scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,8 @@ def top_k(score: Tensor, k: int) -> Tensor:
     if score.dim() != 1:
         raise ValueError(f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [N].")
     score = score.detach().float()
-    if score.device.type == "cpu" and 0 < k < len(score):  # reading numbers from a GPU would take longer than sorting
+    # sorting a few takes no longer than this, and reading numbers from a GPU takes longer than sorting there
+    if score.device.type == "cpu" and 0 < k < len(score) and len(score) > MANY:
         best, index = score.topk(k + 1)
         largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
         if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
