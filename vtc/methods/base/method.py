@@ -17,6 +17,7 @@ from vtc.signals import VisualTokens, check_signals, stacked
 from vtc.stages import check_stage
 
 POSITIONS = ("original", "compact")
+MANY = 1000  # scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,8 @@ def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
     counts as lowest."""
     score = score.detach().float()
-    if score.device.type == "cpu" and score.dim() == 1 and 0 < k < len(score):  # a GPU would have to be waited for
+    # sorting a few takes no longer than this, and reading numbers from a GPU takes longer than sorting there
+    if score.device.type == "cpu" and score.dim() == 1 and 0 < k < len(score) and len(score) > MANY:
         best, index = score.topk(k + 1)
         largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
         if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
