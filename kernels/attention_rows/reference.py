@@ -19,10 +19,11 @@ def blocks(q: Tensor, k: Tensor, scale: float, at: Tensor | None, seen: Tensor |
     """Yield (rows [B, r, N], allowed [B, r, N] or None) for `size` queries at a time."""
     b, heads, queries, _ = q.shape
     groups, n = k.shape[1], k.shape[2]
-    keys = k.float().transpose(-1, -2).unsqueeze(2)  # [B, G, 1, d, N]
+    shared, keys = heads // groups, k.float().transpose(-1, -2)  # [B, G, d, N]
     for start in range(0, queries, size):
         part = q[:, :, start : start + size].float() * scale
-        logits = part.unflatten(1, (groups, heads // groups)) @ keys  # [B, G, H/G, r, N]
+        # heads that share keys are rows of one product: there is no copy of the keys for each of them
+        logits = (part.reshape(b, groups, -1, part.shape[-1]) @ keys).unflatten(2, (shared, -1))  # [B, G, H/G, r, N]
         allowed = None
         if at is not None:
             allowed = torch.arange(n, device=k.device) <= at[:, start : start + size, None]  # [B, r, N]

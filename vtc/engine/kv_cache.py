@@ -39,6 +39,11 @@ class Reading:
     rows: Tensor
     valid: Tensor | None
 
+    def whole(self, prompt: int, held: int) -> Tensor:
+        """LongTensor [B, R + held - prompt]: `rows`, and all of the layer's rows behind its prompt."""
+        later = torch.arange(prompt, held, device=self.rows.device).expand(len(self.rows), -1)
+        return torch.cat([self.rows, later], dim=1)
+
     @classmethod
     def of(cls, keep: Tensor, width: int, ragged: bool) -> Reading:
         """The rows `keep` BoolTensor [B, prompt]; `width` is the largest count, `ragged` whether counts differ."""
@@ -63,6 +68,7 @@ class CompressedLayer(DynamicLayer):
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.
         pictures: how many pictures its tags have named.
         reading: what the forward in progress reads of the prompt, None = everything.
+        readings: of a layer that decides what is read: by layer, what the last step read; None = nothing is known.
     """
 
     dropped: int = 0
@@ -77,6 +83,7 @@ class CompressedLayer(DynamicLayer):
     touched: Tensor | None = None
     pictures: int = 0
     reading: Reading | None = None
+    readings: dict[int, Reading] | None = None
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -122,7 +129,7 @@ class CompressedLayer(DynamicLayer):
     def _read(self, x: Tensor) -> Tensor:
         """Keys or values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
         assert self.reading is not None
-        return torch.cat([rows_of(x[:, :, : self.prompt], self.reading.rows), x[:, :, self.prompt :]], dim=2)
+        return rows_of(x, self.reading.whole(self.prompt, x.shape[2]))
 
     def _expect_engine(self) -> None:
         """A wrapped model's forward knows which rows are gone; any other would take what is left for all there was."""
@@ -177,11 +184,12 @@ class CompressedLayer(DynamicLayer):
         self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if valid is None else object()
-        self.evicted = True
+        self.evicted, self.readings = True, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
+        self.readings = None
         count, held = abs(tokens_to_remove), self.keys.shape[-2]
         if count > int(self.tail) + held - self.prompt:
             raise ValueError(
@@ -196,6 +204,7 @@ class CompressedLayer(DynamicLayer):
             self.mask = None if self.mask is None else self.mask[:, :left]
 
     def _each_row(self, change: Change) -> None:
+        self.readings = None
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
         self.touched = None if self.touched is None else change(self.touched)
@@ -216,6 +225,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
+        self.readings = None
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
 
 
@@ -267,8 +277,13 @@ def _filled_up(tag: Tensor, held: int) -> Tensor:
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, R] of keys or values [B, G, N, d]."""
-    return x.gather(2, index.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+    """Rows `index` [B, R] of keys or values [B, G, N, d], copied row by row."""
+    b, groups, n, width = x.shape
+    index = index.to(x.device)
+    if b == 1:
+        return x.index_select(2, index[0])
+    first = torch.arange(b * groups, device=x.device).view(b, groups, 1) * n
+    return x.reshape(-1, width).index_select(0, (first + index[:, None]).view(-1)).view(b, groups, -1, width)
 
 
 def compressed(cache: Any) -> bool:

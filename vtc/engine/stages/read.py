@@ -47,6 +47,7 @@ class ReadRun(Run):
         if decider is not None and self.flow.length > 1:
             decider.tags.pop(HEARD, None)
             decider.tags.pop(ACTIVE, None)
+            decider.readings = None
 
     def leave(self, cache: Any) -> None:
         """After a forward with pictures: note what every row of the cache is."""
@@ -69,38 +70,50 @@ class ReadRun(Run):
         layer = cache.layers[stage.first - 1]
         visual = rows_of_kind(layer, stage.method.modality)
         heard = view.rows(flow.last)[:, 0, : layer.prompt] * visual  # [B, prompt]
-        before = layer.tags.get(HEARD)
+        before, active = layer.tags.get(HEARD), layer.tags.get(ACTIVE)
         stale = visual.any(dim=1)
         if before is not None:
             stale = stale & stage.method.stale(before.to(heard.device), heard)
-        chosen, active = stage.method.active(heard, visual), layer.tags.get(ACTIVE)
-        if active is not None:
-            chosen = torch.where(stale[:, None], chosen, stage.method.reused(active.to(chosen.device), visual))
-        active = chosen
-        layer.tags[HEARD], layer.tags[ACTIVE] = heard, active
-        self._read(cache, layer, active)
+        layer.tags[HEARD] = heard
+        anew = active is None or bool(stale.any())
+        if anew:
+            chosen = stage.method.active(heard, visual)
+            kept = None if active is None else stage.method.reused(active.to(chosen.device), visual)
+            active = chosen if kept is None else torch.where(stale[:, None], chosen, kept)
+        else:
+            assert active is not None
+            active = stage.method.reused(active.to(heard.device), visual)
+        known = layer.readings
+        if anew or known is None or active is not layer.tags[ACTIVE]:
+            layer.tags[ACTIVE], known = active, self._readings(cache, layer, active)
+        layer.readings = known
+        for i, reading in known.items():
+            cache.layers[i].reading = reading
+            flow.states[i] = cache.layers[i].state
         self.forward.trace.note_decode(stage.method.title, stage.first, stale.any())
         self.forward.trace.active = (active.sum(), visual.sum())
 
-    def _read(self, cache: Any, decider: CompressedLayer, active: Tensor) -> None:
-        """Let the layers from `first` on read their text and the tokens `active` [B, prompt] of the deciding layer."""
+    def _readings(self, cache: Any, decider: CompressedLayer, active: Tensor) -> dict[int, Reading]:
+        """What the layers from `first` on read: their text, and of the deciding layer's tokens `active` [B, prompt]."""
         flow, stage = self.flow, self.stage
         wanted = torch.zeros(len(active), flow.seen + 1, dtype=torch.long, device=active.device)
         wanted = wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].to(active.device), active.long()) > 0
-        readings: dict[Hashable, Reading] = {}  # where layers hold the same rows
+        made: dict[Hashable, Reading] = {}  # where layers hold the same rows
+        readings: dict[int, Reading] = {}
         for i in range(stage.first, stage.depth):
             layer = cache.layers[i]
             if not isinstance(layer, CompressedLayer):
                 continue
+            layer.reading = None
             state = (layer.state, i if layer.evicted else None)
-            if state not in readings:
+            if state not in made:
                 slot, visual = layer.tags[SLOT][:, : layer.prompt], rows_of_kind(layer, stage.method.modality)
                 real = real_rows(layer)[:, : layer.prompt]
                 keep = real & (~visual | wanted.gather(1, slot.to(active.device)).to(visual.device))
                 counts = keep.sum(dim=1).tolist()
-                readings[state] = Reading.of(keep, max(counts), len(set(counts)) > 1)
-            layer.reading = readings[state]
-            flow.states[i] = layer.state
+                made[state] = Reading.of(keep, max(counts), len(set(counts)) > 1)
+            readings[i] = made[state]
+        return readings
 
 
 class ReadStage(Stage):
