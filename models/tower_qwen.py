@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vtc.models.tower import Tower
 from vtc.transfer import upload
@@ -27,14 +26,8 @@ class QwenTower(Tower):
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         return attention.qkv, attention.qkv
 
-    def __init__(self) -> None:
-        self._read: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # the blocks of one run share their bounds
-
     def segments(self, inputs: dict[str, Any]) -> list[int] | None:
-        bounds: Tensor = inputs["cu_seqlens"]
-        if bounds not in self._read:
-            self._read[bounds] = bounds.diff().tolist()
-        return self._read[bounds]
+        return inputs["cu_seqlens"].diff().tolist()
 
     def queries_keys(
         self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
@@ -42,7 +35,10 @@ class QwenTower(Tower):
         t = q.shape[0]  # patches of all images, packed; q and k are the same fused projection [t, 3 * H * d]
         queries, keys, _ = q.view(t, 3, attention.num_heads, -1).unbind(1)  # [t, H, d]
         cos, sin = (x.float().unsqueeze(1) for x in inputs["position_embeddings"])  # [t, 1, d]
-        lengths: Any = self.segments(inputs)
+        assert grid_thw is not None
+        lengths: Any = [h * w for t, h, w in grid_thw.tolist() for _ in range(t)]  # patches of each frame
+        if len(lengths) != len(inputs["cu_seqlens"]) - 1:  # a block that attends within windows
+            lengths = self.segments(inputs)
         packed = [_rotate(x.float(), cos, sin).transpose(0, 1).split(lengths, dim=1) for x in (queries, keys)]
         return [(a.unsqueeze(0), b.unsqueeze(0)) for a, b in zip(*packed, strict=True)]
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vtc.hints import did_you_mean
 from vtc.layout import VisualSpan
+from vtc.transfer import upload
 
 PLACES = ("tower", "text", "layer", "cache", "layout")
 
@@ -66,7 +67,7 @@ class Signal:
     def take(self, value: Tensor, index: Tensor, crop: int | None = None) -> Tensor:
         """`value` of the whole span, cut to the tokens `index` [M], which are all of `crop` if that is given."""
         if "N" in self.shape:
-            return value.index_select(self.shape.index("N"), index.to(value.device))
+            return value.index_select(self.shape.index("N"), upload(index, value.device))
         return value[crop : crop + 1] if crop is not None and self.shape[0] == "C" else value
 
 

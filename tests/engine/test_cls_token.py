@@ -145,7 +145,7 @@ def test_options_that_do_not_fit(method: Any) -> None:
     for scope in ("frame", "clip"):
         with pytest.raises(ValueError, match=f'^cls=True is about the CLS token of each crop, which scope="{scope}"'):
             method(cls=True, scope=scope)
-    with pytest.raises(TypeError, match=r"^cls='yes' is not True or False\.$"):
+    with pytest.raises(ValueError, match=r"^cls='yes' of \w+ is neither True nor False\.$"):
         method(cls="yes")
     assert vtc.resolve(str(method(cls=True))) == method(cls=True)
 

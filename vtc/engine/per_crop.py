@@ -24,6 +24,7 @@ from vtc.layout import Tile, VisualSpan
 from vtc.methods.base.method import Method
 from vtc.selection import Selection
 from vtc.signals import SIGNALS, VisualTokens
+from vtc.transfer import upload
 
 Crop = tuple[int, Tensor]  # its number among the crops of its image, and the span indices [h, w] of its tokens
 
@@ -47,7 +48,7 @@ def select_scoped(method: Method, many: Sequence[VisualTokens]) -> list[Selectio
             rows = tokens.separators.nonzero()[:spare, 0]
             pieces.append((Selection.identity(len(rows), rows.device), rows))
         joined = _joined(pieces, tokens)
-        chosen.append(joined if method.appends and joined.merges else joined.sorted())
+        chosen.append(joined if method.appends and not joined.pruned else joined.sorted())
     return chosen
 
 
@@ -77,7 +78,11 @@ def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tupl
     if not crops:
         return None
     row_of, complete = tokens.row_of, len(tokens.features) == tokens.total
-    rows = [row_of[place.flatten().to(row_of.device)] for _, place in crops]
+    rows = list(
+        row_of[upload(torch.cat([place.flatten() for _, place in crops]), row_of.device)].split(
+            [place.numel() for _, place in crops]
+        )
+    )
     here = rows if complete else [own[own >= 0] for own in rows]
     sizes = [len(own) for own in here]
     shares = split_budget(min(method.count(tokens), sum(sizes)), sizes)
@@ -128,6 +133,8 @@ def _reader(read: Callable[[str], Tensor], number: int, place: Tensor) -> Callab
 def _joined(parts: list[tuple[Selection, Tensor]], tokens: VisualTokens) -> Selection:
     """One Selection of all `tokens` from those of its crops, which hold the rows given with them."""
     total, device = len(tokens.features), parts[0][0].anchor.device
+    if all(selection.pruned for selection, _ in parts):
+        return Selection.prune(torch.cat([rows[selection.anchor] for selection, rows in parts]), total)
     source = torch.full((total,), -1, dtype=torch.long, device=device)
     weight = torch.zeros(total, device=device)
     anchors, outputs = [], 0

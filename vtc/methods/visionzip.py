@@ -48,8 +48,6 @@ class VisionZip(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.contextual, "contextual", 0, below=1, what="a share of the kept tokens")
-        if not isinstance(self.cls, bool):
-            raise TypeError(f"cls={self.cls!r} is not True or False.")
         if self.cls and self.scope != "crop":
             raise ValueError(
                 f'cls=True is about the CLS token of each crop, which scope="{self.scope}" takes no note of.'
