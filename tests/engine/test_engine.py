@@ -13,6 +13,7 @@ from torch import nn
 
 import vtc
 from tests.families import FAMILIES, batch, model_of
+from vtc.engine.versions import cache_of
 
 pytestmark = pytest.mark.core
 
@@ -214,3 +215,24 @@ def test_low_precision() -> None:
                 out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
             assert out.logits[0].dtype == dtype or out.logits[0].isfinite().all()
             assert out.logits[0].isfinite().all()
+
+
+def test_layers_have_hooks_only_where_they_may_hold_different_rows() -> None:
+    """A hook on every layer is what a wrap costs a decode step; a cache that another wrap has left uneven brings them."""
+    model, inputs = model_of("llava"), batch("llava", [[0]])
+    layers = model.model.language_model.layers
+
+    def hooked() -> bool:
+        return any(layer._forward_pre_hooks for layer in layers)
+
+    with vtc.wrapped(model, vtc.H2O(keep=6)):
+        assert hooked()
+        cache = cache_of(model(**inputs, use_cache=True))
+        token = {"input_ids": torch.tensor([[7]]), "use_cache": True}
+        expected = model(**token, past_key_values=copy.deepcopy(cache)).logits
+    with vtc.wrapped(model, "divprune"):
+        model(**inputs, use_cache=True)
+        assert not hooked()
+        torch.testing.assert_close(model(**token, past_key_values=cache).logits, expected)
+        assert hooked()
+    assert not hooked()

@@ -93,6 +93,7 @@ class Engine:
         self.signals = TowerSignals(model, self.family, parts, self._after_tower)
         self.handles: list[RemovableHandle] = []
         self.hooked: dict[str, nn.Module] = {}
+        self.layered = False  # whether there are hooks on the decoder layers
         self.traces = Traces()
 
     # -- attach, detach ----------------------------------------------------------------------------------------
@@ -124,20 +125,27 @@ class Engine:
         for stage in self.stages:
             for handle in stage.attach():  # one by one: what is there when the next one fails can be taken away again
                 self.handles.append(handle)
-        for i, layer in enumerate(facts.layers):  # after the stages' hooks: these change what is left
-            self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
-            if self._inside() is not None and family.companions is not None:
-                self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
+        if any(stage.uneven for stage in self.stages):
+            self._attach_layers()  # after the stages' hooks: these change what is left
         for handle in self.signals.attach():
             self.handles.append(handle)
         self.hooked = hooked_modules(model, self.handles)
         forget_graphs()
 
+    def _attach_layers(self) -> None:
+        """Hooks on every layer. Each costs a decode step some microseconds, so they are there only if layers may hold
+        different rows: from the wrap on, or from when a cache comes along that another wrap has left like that."""
+        self.layered = True
+        for i, layer in enumerate(self.facts.layers):
+            self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
+            if self._inside() is not None and self.family.companions is not None:
+                self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
+
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        self.hooked = {}
+        self.hooked, self.layered = {}, False
         context.pop(self)  # what an interruption left open
         self.signals.close()
         forget_graphs()
@@ -247,6 +255,10 @@ class Engine:
         self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow
         assert flow is not None
+        if flow.uneven and not self.layered:
+            self._attach_layers()
+            self.hooked = hooked_modules(self.model, self.handles)
+            forget_graphs()
         part = flow.part
         mask = flow.visible(0, part)
         if mask is None and cache is None:
@@ -255,8 +267,11 @@ class Engine:
         kwargs["attention_mask"] = mask
         text = flow.text_positions(part)
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
-        if torch.is_grad_enabled() and any(x.training and getattr(x, "gradient_checkpointing", False) for x in
-                                           self.facts.layers):  # fmt: skip
+        if (
+            self.layered
+            and torch.is_grad_enabled()
+            and any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.facts.layers)
+        ):
             kwargs[CARRIED] = forward
         return args, kwargs
 
@@ -306,7 +321,10 @@ class Engine:
         return (args, {**kwargs, "position_ids": flow.part.positions})
 
     @uncompiled
-    def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
+        if not given:  # another thread's forward, while this one attached the hook: its rows are even
+            return None
+        (kwargs,) = given
         carried: Forward | None = kwargs.get(CARRIED)
         forward: Forward | None = context.top(self) if carried is None else carried
         if forward is None or forward.flow is None:
@@ -342,7 +360,12 @@ class Engine:
         if flow is None:
             return None
         config: Any = self.facts.language_model.config
-        if forward.layers < min(self.facts.depth, config.num_hidden_layers):  # fewer where a draft leaves early
+        heard = self.family.mrope or flow.rotated
+        if self.layered:
+            heard = forward.layers >= min(
+                self.facts.depth, config.num_hidden_layers
+            )  # fewer where a draft leaves early
+        if not heard:
             raise RuntimeError(OLD_GRAPH)
         if flow.spans:
             forward.trace.note_flow(flow)

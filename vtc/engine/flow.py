@@ -135,6 +135,11 @@ class Flow:
         """Equal for layers whose caches held the same rows when this forward began."""
         return self.states[layer] if layer < len(self.states) else None
 
+    @property
+    def uneven(self) -> bool:
+        """Whether this forward's layers held different rows when it began."""
+        return any(state != self.states[0] for state in self.states)
+
     def _first(self, kwargs: dict[str, Any]) -> Part:
         own = None if self.user is None else self.user[:, -self.length :]
         ids = kwargs.get("position_ids")

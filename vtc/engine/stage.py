@@ -126,6 +126,8 @@ class Stage:
     base: ClassVar[str] = "Method"
     #: whether it makes of several tokens what a Selection says; else a method that merges is refused
     can_merge: ClassVar[bool] = True
+    #: whether, after it, decoder layers may hold different rows, so that each has to be handed its own mask
+    uneven: ClassVar[bool] = True
     run: ClassVar[type[Run]] = Run
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

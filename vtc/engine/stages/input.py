@@ -71,6 +71,7 @@ class InputRun(Run):
 
 class InputStage(Stage):
     name, order, run = "input", 20, InputRun
+    uneven = False
 
     def __init__(self, facts: Facts, methods: list[Method]) -> None:
         super().__init__(facts, methods)
