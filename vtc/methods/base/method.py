@@ -194,5 +194,5 @@ def top_k(score: Tensor, k: int) -> Tensor:
         largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
         if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
             return index[:k].sort().values
-    clean = torch.nan_to_num(score, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    return clean.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(dim=-1).values
+    # upwards, as that puts NaN last
+    return score.neg().argsort(dim=-1, stable=True)[..., :k].sort(dim=-1).values
