@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.transfer import upload
+
 __all__ = [
     "attention_rows",
     "bipartite_match",
@@ -176,7 +178,7 @@ def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, len
     r = torch.full((b,), r) if isinstance(r, int) else r
     if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths).any()):
         raise ValueError(f"r={r.tolist()} of {lengths.tolist()} tokens: at most half of them can be merged away.")
-    return _run("bipartite_match", features.detach(), r.to(features.device), margin, lengths.to(features.device))
+    return _run("bipartite_match", features.detach(), r, margin, upload(lengths, features.device))
 
 
 def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

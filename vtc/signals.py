@@ -352,7 +352,12 @@ class VisualTokens:
     @property
     def separators(self) -> Tensor:
         """BoolTensor [N]: tokens that are no patch of the picture."""
-        return self.span.separators.to(self.index.device)[self.index]
+        return upload(self.span.separators, self.index.device)[self.index]
+
+    @property
+    def separated(self) -> bool:
+        """Whether the span has any, as it came; nothing has to be read from a device to know it."""
+        return bool(self.span.separators.any())
 
     def after(self, anchor: Tensor, features: Tensor) -> VisualTokens:
         """The tokens a next stage sees once a selection with anchors `anchor` [M] has produced `features` [M, D]."""

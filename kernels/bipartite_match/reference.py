@@ -23,7 +23,7 @@ def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
     b, n = x.shape[:2]
     out = torch.zeros(b, n, dtype=torch.float64, device=x.device)
     empty = absent(lengths, n, x.device)
-    padded = empty is not None and bool(empty.any())
+    padded = empty is not None and (empty.device.type != "cpu" or bool(empty.any()))
     for start in range(0, n, STRIP):
         stop = min(n, start + STRIP)
         value = x[:, start:stop] @ x[:, start:].transpose(1, 2)
@@ -51,7 +51,7 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
     for start in range(0, a, step):
         part = slice(start, start + step)
         product = (left[:, part] @ right.transpose(1, 2)).mul_(scale[:, None])
-        if empty is not None and bool(empty.any()):
+        if empty is not None and (empty.device.type != "cpu" or bool(empty.any())):  # a GPU is not asked
             product.masked_fill_(empty[:, None], -torch.inf)
         best[:, part], where[:, part] = product.max(dim=-1)
     return best, where
@@ -89,7 +89,7 @@ def match(
     """LongTensor [B, N], the token that each one joins: itself unless it is one of the r [B] that are merged."""
     b, n = features.shape[:2]
     target = torch.arange(n, device=features.device).repeat(b, 1)
-    most = int(r.max())
+    most, r = int(r.max()), r.to(features.device, non_blocking=True)
     if not most:
         return target
     x, scale = numbers(features)
@@ -97,7 +97,7 @@ def match(
         left, partner, rank = pairs(x, scale, lengths, nearest)
     else:  # PiToMe: of the 2r tokens that have most company, every second one
         crowded = (energy(x, scale, margin, lengths) * 2**28).round()  # equal if equal but for rounding
-        if bool((lengths < n).any()):
+        if lengths.device.type != "cpu" or bool((lengths < n).any()):
             crowded = crowded.masked_fill(target >= lengths[:, None], -torch.inf)
         order = crowded.argsort(dim=1, descending=True, stable=True)
         left, right = order[:, 0 : 2 * most : 2], order[:, 1 : 2 * most : 2]

@@ -11,6 +11,10 @@ def segment_sum(x: Tensor, source: Tensor, weight: Tensor, segments: int) -> Ten
     Rows are added in their order; rows of no segment are not read.
     """
     key, order = source.sort(stable=True)
+    if x.device.type != "cpu":  # to leave unused rows out, their number would have to be read
+        first = torch.searchsorted(key, torch.arange(-1, segments, device=x.device))
+        weights = torch.where(source >= 0, weight.float(), 0.0)[order]
+        return F.embedding_bag(order, x.float(), first, mode="sum", per_sample_weights=weights)[1:].to(x.dtype)
     first = torch.searchsorted(key, torch.arange(segments, device=x.device))
     unused = int((source < 0).sum())
     if unused == len(source):

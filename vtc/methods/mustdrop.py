@@ -15,6 +15,7 @@ from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper, top_k
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.transfer import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class MergeWindows(Method):
         output = torch.arange(n, device=device)  # anchor that absorbs each token
         windows = [w for tile in tokens.span.tiles for w in _windows(tile.indices())]
         if windows:
-            index = torch.stack(windows).to(device)  # [W, 9]
+            index = upload(torch.stack(windows), device)  # [W, 9]
             near = unit[index] @ unit[index].transpose(1, 2)  # [W, 9, 9]
             alike = (near.sum(dim=(1, 2)) - 9) / 72  # mean over pairs
             order = alike.argsort(descending=True, stable=True)

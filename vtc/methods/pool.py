@@ -12,6 +12,7 @@ from vtc.budget import split_budget
 from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.transfer import upload_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Pool(Method):
         # A cell stands at its middle member, which keeps the order of the cells for text-like positions.
         anchor = torch.stack([members[members.numel() // 2] for members in anchors])
         device = tokens.features.device
-        return Selection.merge(anchor.to(device), source.to(device)).sorted()
+        return Selection.merge(*upload_all([anchor, source], device)).sorted()
 
 
 def cell_map(h: int, w: int, cells: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc import ops
 from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Paper, top_k
+from vtc.methods.base.method import Paper, rest_of, top_k
 from vtc.selection import Selection
 from vtc.signals import Signal, VisualTokens, register_signal
 
@@ -28,15 +28,14 @@ def text_raters(embeds: Tensor, visual: Tensor, after: Tensor) -> Tensor:
     Returns:
         BoolTensor [B, R], False where `after` is -1.
     """
-    raters = torch.zeros_like(after, dtype=torch.bool)
-    for row in range(len(after)):
-        there = after[row] >= 0
-        if not there.any() or not visual[row].any():
-            continue
-        looks, text = embeds[row, visual[row]].float(), embeds[row, after[row][there]].float()
-        share = (looks @ text.T).softmax(dim=-1).mean(dim=0)  # [T]
-        raters[row, there] = share >= share.mean() if len(share) == 1 else share > share.mean()
-    return raters
+    there, row = after >= 0, torch.arange(len(after), device=after.device)[:, None]
+    text = embeds[row, after.clamp(min=0)].float()  # [B, R, D]
+    looks = (embeds.float() @ text.mT).masked_fill(~there[:, None], -torch.inf).softmax(dim=-1)  # [B, L, R]
+    seen = visual.sum(dim=1, keepdim=True)
+    share = torch.where(visual[..., None], looks, 0.0).sum(dim=1) / seen.clamp(min=1)  # [B, R]
+    words = there.sum(dim=1, keepdim=True)
+    mean = share.sum(dim=1, keepdim=True) / words.clamp(min=1)
+    return there & (seen > 0) & ((share > mean) | (words == 1))  # a single word has nothing to exceed
 
 
 register_signal(
@@ -128,8 +127,10 @@ class SparseVLM(LayerMethod):
         return self.adaptive is None
 
     def select(self, tokens: VisualTokens) -> Selection:
-        n, heard = len(tokens.features), self._heard(tokens)
-        score = heard.mean(dim=0)
+        n, raters = len(tokens.features), tokens.signal("text_raters")
+        raters = raters | ~raters.any()  # where nothing rates, all does
+        heard = self._heard(tokens, raters)
+        score = heard.sum(dim=0) / raters.sum()
         if self.adaptive is None:
             k = self.count(tokens)
             few = self._clusters(n, k)
@@ -139,23 +140,20 @@ class SparseVLM(LayerMethod):
             few = self._on_top(n - len(kept))
         if few == 0:
             return Selection.prune(kept, n)
-        rejected = torch.ones(n, dtype=torch.bool, device=kept.device)
-        rejected[kept] = False
-        others = rejected.nonzero()[:, 0]
+        others = rest_of(kept, n)
         second = others[top_k(score[others], self._candidates(len(others)))]
         return _recycled(tokens.features, kept, second, few)
 
-    def _heard(self, tokens: VisualTokens) -> Tensor:
-        """[raters, N]: attention of the raters, mean over the heads that count."""
-        raters = tokens.signal("text_raters")
-        raters = raters if raters.any() else torch.ones_like(raters)
+    def _heard(self, tokens: VisualTokens, raters: Tensor) -> Tensor:
+        """[T, N]: attention of the text, mean over the heads that count; 0 for what is none of the `raters` [T]."""
         if self.version == 1:
-            return tokens.signal("text_attention")[raters]
-        heads = tokens.signal("head_attention")[:, raters] / tokens.signal("rotation_bias")[raters]
+            return torch.where(raters[:, None], tokens.signal("text_attention"), 0.0)
+        heads = tokens.signal("head_attention") / tokens.signal("rotation_bias")
+        heads = torch.where(raters[:, None], heads, 0.0)
         return heads[top_k(heads.sum(dim=(1, 2)), self.heads)].mean(dim=0)
 
     def _by_rank(self, heard: Tensor) -> int:
-        """How many of N tokens stay as they are, by the rank of the attention [raters, N] that they get."""
+        """How many of N tokens stay as they are, by the rank of the attention [T, N] that they get."""
         n, scale = heard.shape[1], ADAPTIVE[str(self.adaptive)] if self.scale is None else self.scale
         rank = int(torch.linalg.matrix_rank(heard.float()))
         if rank == n:

@@ -82,7 +82,7 @@ class ToMe(Rounds):
 
     def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
         if self.order == "raster":
-            return _as_they_lie(ops.bipartite_match(tokens[None], merged, margin=None)[0])
+            return _as_they_lie(ops.bipartite_match(tokens[None], merged, margin=None)[0], merged)
         looks, partner, rank = (x[0] for x in ops.bipartite_pairs(tokens[None]))
         by_rank = torch.empty_like(rank)
         by_rank[rank] = torch.arange(len(rank), device=rank.device)
@@ -111,9 +111,10 @@ class PiToMe(Rounds):
         check_number(self.margin, "margin", -1, 1, what="a cosine")
 
     def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
-        return _as_they_lie(ops.bipartite_match(tokens[None], merged, self.margin)[0])
+        return _as_they_lie(ops.bipartite_match(tokens[None], merged, self.margin)[0], merged)
 
 
-def _as_they_lie(target: Tensor) -> tuple[Tensor, Tensor]:
-    """`target` [N], and those that stay, in the order in which they are."""
-    return target, (target == torch.arange(len(target), device=target.device)).nonzero()[:, 0]
+def _as_they_lie(target: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+    """`target` [N], and those that stay, all but `merged` of them, in the order in which they are."""
+    joins = (target != torch.arange(len(target), device=target.device)).to(torch.uint8)
+    return target, joins.argsort(stable=True)[: len(target) - merged]

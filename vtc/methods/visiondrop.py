@@ -110,7 +110,7 @@ class VisualVote(LayerMethod):
         if few == 0:
             return Selection.prune(dominant, n)
         keys = tokens.signal("layer_keys").float().mean(dim=1)  # mean over heads
-        return absorb(dominant, few, keys, tokens.separators)
+        return absorb(dominant, few, keys, tokens.separators if tokens.separated else None)
 
 
 def _opening(keep: int | float, average: bool, total: int) -> int:

@@ -63,7 +63,7 @@ class VisionZip(Method):
         dominant = top_k(tokens.signal("cls_attention").sum(dim=0), k - few - ahead)
         found = Selection.prune(dominant, n)
         if few:
-            found = absorb(dominant, few, tokens.signal("keys"), tokens.separators)
+            found = absorb(dominant, few, tokens.signal("keys"), tokens.separators if tokens.separated else None)
         return _led_by(tokens.signal("cls_token")[0], found, tokens.features) if ahead else found
 
 

@@ -184,6 +184,12 @@ class Method:
         return [Selection.prune(kept, n, ascending=True) for kept in top_k(score, self.count(many[0]))]
 
 
+def rest_of(kept: Tensor, total: int) -> Tensor:
+    """Ascending indices of those of `total` tokens that are not among `kept` [M]: LongTensor [total - M]."""
+    taken = torch.zeros(total, dtype=torch.uint8, device=kept.device).index_fill_(0, kept, 1)
+    return taken.argsort(stable=True)[: total - len(kept)]  # their number is known: nothing is counted on the device
+
+
 def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
     counts as lowest."""
