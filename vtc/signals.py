@@ -44,6 +44,7 @@ class Signal:
         door: what is measured once, where the language model begins, on a `vtc.engine.layer_signals.Door`; `of` finds
             it as `layer.kept[name]`.
         attention: whether it is read from the queries and keys of the place (a decoder layer's, for `layer`).
+        together: whether it can be read of several equally large spans at once, with one more dimension in front.
         shared: whether asking for one span's share, where it is measured, computes what all spans have theirs from.
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
     """
@@ -56,6 +57,7 @@ class Signal:
     fold: str = "sum"
     door: Callable[[Any], Tensor] | None = None
     attention: bool = False
+    together: bool = False
     shared: bool = False
     stand_in: str | None = None
 
@@ -101,6 +103,7 @@ for _row in (
         lambda segment: segment.rows(segment.q[:, :, :1])[:, 0],
         attention=True,
         stand_in="received_attention",
+        together=True,
     ),
     Signal(
         "received_attention",
@@ -109,6 +112,7 @@ for _row in (
         "attention each token receives from all tokens of its crop in the vision tower",
         lambda segment: segment.received() * segment.share,  # windows hand out attention in proportion to their size
         attention=True,
+        together=True,
     ),
     Signal(
         "keys",
@@ -118,6 +122,7 @@ for _row in (
         lambda segment: segment.k.float().mean(dim=1),
         fold="mean",
         attention=True,
+        together=True,
     ),
     Signal(
         "cls_token",
@@ -143,6 +148,7 @@ for _row in (
         lambda layer, span: layer.last_rows[layer.row(span), 0, layer.keys_of(span)],
         attention=True,
         shared=True,
+        together=True,
     ),
     Signal(
         "text_attention",
@@ -152,6 +158,7 @@ for _row in (
         lambda layer, span: layer.text_attention(span),
         attention=True,
         shared=True,
+        together=True,
     ),
     Signal(
         "head_attention",
@@ -181,6 +188,7 @@ for _row in (
         lambda layer, span: layer.peak[layer.row(span), layer.keys_of(span)],
         attention=True,
         shared=True,
+        together=True,
     ),
     Signal(
         "visual_attention",
@@ -207,6 +215,7 @@ for _row in (
         "layer",
         "what the method's `transition` made of the modules it listens to, summed",
         lambda layer, span: layer.history[layer.row(span), layer.slots(span)],
+        together=True,
     ),
     Signal(
         "layer_keys",

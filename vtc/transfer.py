@@ -31,11 +31,11 @@ def upload_all(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def download_all(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Integer or Boolean tensors of one device in main memory, in one copy: the device is waited for once."""
-    if all(x.device.type == "cpu" for x in tensors):  # or there are none
-        return list(tensors)
-    if len(tensors) == 1:
-        return [tensors[0].cpu()]
-    packed = torch.cat([x.reshape(-1).long() for x in tensors]).cpu()
-    parts = packed.split([x.numel() for x in tensors])
-    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]
+    """Integer or Boolean tensors in main memory, in one copy from each device: it is waited for once."""
+    found, elsewhere = list(tensors), {x.device for x in tensors if x.device.type != "cpu"}
+    for device in elsewhere:
+        own = [i for i, x in enumerate(tensors) if x.device == device]
+        packed = torch.cat([tensors[i].reshape(-1).long() for i in own]).cpu()
+        for i, part in zip(own, packed.split([tensors[i].numel() for i in own]), strict=True):
+            found[i] = part.view(tensors[i].shape).to(tensors[i].dtype)
+    return found

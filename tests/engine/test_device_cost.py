@@ -127,3 +127,16 @@ def test_every_method_runs_on_a_device(stage: dict[str, Made]) -> None:
     for name, made in stage.items():
         if not only_videos(name):
             prefill("llava", made(), TWO)
+
+
+def test_a_method_may_choose_in_main_memory() -> None:
+    """What it returns is brought to where the tokens are, also before another method goes on from there."""
+
+    class Here(vtc.Method):
+        def select(self, tokens: vtc.VisualTokens) -> vtc.Selection:
+            return vtc.Selection.prune(torch.arange(0, len(tokens.features), 2), len(tokens.features))
+
+    class There(vtc.LayerMethod):
+        select = Here.select
+
+    prefill("llava", [Here(), vtc.DivPrune(keep=9), There(layers=(1,))], TWO)

@@ -338,3 +338,57 @@ def test_a_family() -> None:
         with vtc.wrapped(like, method, keep=0.3), vtc.wrapped(model, method, keep=0.3):
             assert model(**inputs).logits.equal(like(**inputs).logits)
             assert vtc.report(model).tokens_by_layer == vtc.report(like).tokens_by_layer
+
+
+# -- a method ------------------------------------------------------------------------------------------------------
+
+
+def test_a_subclass_that_scores_for_itself_is_asked_picture_by_picture() -> None:
+    """Its parent's score takes several pictures at once; its own need not."""
+
+    class Louder(vtc.FastV):
+        def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
+            return tokens.signal("last_attention") * tokens.features.norm(dim=-1)
+
+    class Asked(Louder):
+        def select(self, tokens: vtc.VisualTokens) -> vtc.Selection:
+            return vtc.Selection.prune(vtc.top_k(self.score(tokens), self.count(tokens)), len(tokens.features))
+
+    model, kept = model_of("llava"), []
+    for method in (Louder, Asked):
+        with vtc.wrapped(model, method(keep=6, layers=(1,))):
+            model(**batch("llava", [[0], [1]]))
+            kept.append([span.kept.tolist() for span in vtc.report(model).spans])
+    assert vtc.FastV.stacks
+    assert not Louder.stacks
+    assert kept[0] == kept[1]
+
+
+def test_what_a_method_returns_must_fit_its_tokens() -> None:
+    class Elsewhere(vtc.Method):
+        def select(self, tokens: vtc.VisualTokens) -> vtc.Selection:
+            return vtc.Selection.prune(torch.tensor([40]), 50)
+
+    class Stacks(vtc.Method):
+        needs, stacks = ("cls_attention",), True
+
+        def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
+            return tokens.signal("cls_attention").sum(dim=(0, 1))
+
+    class Heard(vtc.H2O):
+        stacks = True
+
+        def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
+            return tokens.signal("attention_record").sum(dim=0)
+
+    model, inputs = model_of("llava"), batch("llava", [[0], [1]])
+    for method, says in (
+        (Elsewhere(), r"Elsewhere returned a Selection of 50 tokens for 36: .*len\(tokens.features\)\.$"),
+        (Stacks(), r"score\(tokens\) of Stacks, which stacks, returned shape \(36,\); expected \(2, 36\)\.$"),
+        (
+            Heard(keep=4),
+            r"score\(tokens\) of .*which stacks, returned shape \(2, 36\); expected \(3, 2, 36\), or \(36,\)",
+        ),
+    ):
+        with vtc.wrapped(model, method), pytest.raises(ValueError, match=says):
+            model(**inputs, use_cache=True)

@@ -18,6 +18,7 @@ Hook by hook, in the order in which a forward meets them:
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -51,6 +52,8 @@ from vtc.models import adapter_for
 from vtc.models.family import PIXELS
 from vtc.reports import Report
 from vtc.transfer import upload
+
+_ATTACHING = threading.Lock()  # two threads may need the hooks of one engine's layers at the same time
 
 
 class Engine:
@@ -135,11 +138,17 @@ class Engine:
     def _attach_layers(self) -> None:
         """Hooks on every layer. Each costs a decode step some microseconds, so they are there only if layers may hold
         different rows: from the wrap on, or from when a cache comes along that another wrap has left like that."""
-        self.layered = True
-        for i, layer in enumerate(self.facts.layers):
-            self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
-            if self._inside() is not None and self.family.companions is not None:
-                self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
+        with _ATTACHING:
+            if self.layered:
+                return
+            for i, layer in enumerate(self.facts.layers):
+                self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
+                if self._inside() is not None and self.family.companions is not None:
+                    self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
+            self.layered = True
+
+    def _checkpointed(self) -> bool:
+        return any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.facts.layers)
 
     def detach(self) -> None:
         for handle in self.handles:
@@ -259,7 +268,7 @@ class Engine:
             self._attach_layers()
             self.hooked = hooked_modules(self.model, self.handles)
             forget_graphs()
-        part = flow.part
+        forward.layered, part = self.layered, flow.part
         mask = flow.visible(0, part)
         if mask is None and cache is None:
             # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences.
@@ -267,11 +276,7 @@ class Engine:
         kwargs["attention_mask"] = mask
         text = flow.text_positions(part)
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
-        if (
-            self.layered
-            and torch.is_grad_enabled()
-            and any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.facts.layers)
-        ):
+        if forward.layered and torch.is_grad_enabled() and self._checkpointed():
             kwargs[CARRIED] = forward
         return args, kwargs
 
@@ -361,10 +366,9 @@ class Engine:
             return None
         config: Any = self.facts.language_model.config
         heard = self.family.mrope or flow.rotated
-        if self.layered:
-            heard = forward.layers >= min(
-                self.facts.depth, config.num_hidden_layers
-            )  # fewer where a draft leaves early
+        if forward.layered:
+            least = min(self.facts.depth, config.num_hidden_layers)  # fewer where a draft leaves early
+            heard = forward.layers >= least
         if not heard:
             raise RuntimeError(OLD_GRAPH)
         if flow.spans:

@@ -32,20 +32,13 @@ class Prompt:
 
 
 def on_host(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The small tensors of a call, those named in READ, in main memory, in one copy.
+    """The small tensors of a call, those named in READ, in main memory.
 
     It is made before the vision tower starts, when there is nothing to wait for yet: behind the tower the same copy
     would stand still until the pictures are encoded.
     """
     found = {name: x for name in READ if isinstance(x := given.get(name), Tensor) and not x.is_floating_point()}
-    by_device: dict[torch.device, list[str]] = {}
-    for name, x in found.items():
-        by_device.setdefault(x.device, []).append(name)
-    return {
-        name: x
-        for names in by_device.values()
-        for name, x in zip(names, download_all([found[name] for name in names]), strict=True)
-    }
+    return dict(zip(found, download_all(list(found.values())), strict=True))
 
 
 def brought(given: Mapping[str, Any]) -> list[str]:

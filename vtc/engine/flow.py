@@ -147,7 +147,7 @@ class Flow:
             ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
         if self.mrope:
             ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
-        past = self.past(0)
+        ids, past = ids.to(self.device), self.past(0)
         if past is not None and past.shift is not None:
             ids = ids - past.shift.to(self.device)[:, None]
         ids = ids.expand(*ids.shape[:-2], self.rows, -1)

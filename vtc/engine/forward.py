@@ -51,7 +51,7 @@ class Forward:
         towers: outputs of the vision tower's runs in this forward.
         asked: whether the base model's hook has run, which asks what this batch is. reached: whether the language
             model's has, too. layers: how many decoder layers' have. What runs as a graph compiled without hooks is
-            told by these.
+            told by these. layered: whether the decoder layers had hooks when the language model began.
         flow: its way through the language model, once that runs and there is anything to do.
         runs: what the stages know of it. companions: rows that travel beside the visual tokens and are ours to add.
         tower: gives a method its reader of the tower's signals for a span.
@@ -66,6 +66,7 @@ class Forward:
     towers: list[Any] = field(default_factory=list)
     asked: bool = False
     reached: bool = False
+    layered: bool = False
     layers: int = 0
     flow: Flow | None = None
     runs: dict[Stage, Run] = field(default_factory=dict)

@@ -78,12 +78,20 @@ class Run:
         """After the language model; `cache` is the KV cache it filled, None without one."""
 
 
-def checked(method: Method, selections: Sequence[Selection], may_be_empty: bool = False) -> list[Selection]:
-    """The same selections, if they fit together: ValueError if not.
+def checked(
+    method: Method, selections: Sequence[Selection], sizes: Sequence[int], may_be_empty: bool = False
+) -> list[Selection]:
+    """The same selections, if they fit together and the spans of `sizes` tokens: ValueError if not.
 
     To look at what somebody else's method returns, the device is waited for once. Our own methods choose by `top_k` and
     the like, which cannot return what does not fit, and are held to it by the tests of every method.
     """
+    for selection, size in zip(selections, sizes, strict=True):
+        if selection.tokens_in != size:
+            raise ValueError(
+                f"{method.title} returned a Selection of {selection.tokens_in} tokens for {size}: its total is the "
+                "number of tokens that the method was given, len(tokens.features)."
+            )
     names = [getattr(type(method), name).__module__ for name in ("select", "select_many")]
     if all(name.startswith("vtc.methods.") for name in names):
         empty = any(selection.tokens_out == 0 for selection in selections) and not may_be_empty

@@ -263,9 +263,10 @@ class TowerReader:
 
     @staticmethod
     def stack(readers: Sequence[TowerReader]) -> TowerReader | None:
-        """A reader of the spans of several; None where they come from different runs."""
+        """A reader of the spans of several; None where they come from different runs, or read what is not of tokens."""
         one = readers[0]
-        if any(other.call is not one.call or other.method is not one.method for other in readers):
+        apart = not all(SIGNALS[name].together for name in one.method.requires())
+        if apart or any(other.call is not one.call or other.method is not one.method for other in readers):
             return None
         return replace(one, spans=tuple(span for reader in readers for span in reader.spans))
 

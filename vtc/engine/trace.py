@@ -20,8 +20,8 @@ class Eviction:
     """Rows that one layer's KV cache lost at one moment.
 
     Attributes:
-        length: logical length of the cache at that moment. slot: LongTensor [B, held], positions in the whole
-            conversation. gone: BoolTensor [B, held].
+        length: logical length of the cache at that moment. slot: LongTensor [B, lost], positions in the whole
+            conversation. gone: BoolTensor [B, lost], False where a row has lost fewer than another.
     """
 
     layer: int

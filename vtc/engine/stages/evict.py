@@ -289,10 +289,13 @@ class EvictRun(Run):
         keep = real.reshape(-1).index_fill(0, upload(torch.cat(goes), real.device), False)
         keep = keep.index_fill_(0, torch.cat([x.flatten() for x in stays]), True).view(real.shape)
         slot, owner, gone = mine[0].tags[SLOT], mine[0].tags[OWNER], real & ~keep
+        most = max(int((self.held[i] - torch.tensor(own)).max()) for i, own in zip(group.layers, counts, strict=True))
+        lost = gone.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., :most]  # [layers, B, most]
+        where, there = slot.expand_as(gone).gather(2, lost), gone.gather(2, lost)
         for n, i in enumerate(group.layers):
             self.held[i] = torch.tensor(counts[n])
             if cut[n]:
-                self.forward.trace.evictions.append(Eviction(i, mine[n].get_seq_length(), slot, gone[n]))
+                self.forward.trace.evictions.append(Eviction(i, mine[n].get_seq_length(), where[n], there[n]))
         some = [n for n in range(len(mine)) if cut[n]]
         if len(some) < len(mine):
             keep = keep[some]
@@ -303,9 +306,15 @@ class EvictRun(Run):
         """What stays of the units in each layer of the group: LongTensor [layers, U, M], or layer by layer [M]."""
         method = self.stage.methods[number]
         if scores_together(method):
-            kept = top_k(
-                method.score(tokens := self._tokens(layers, group.layers, units, number)), method.count(tokens)
-            )
+            tokens = self._tokens(layers, group.layers, units, number)
+            score, one = method.score(tokens), (len(tokens.features),)
+            all_of_them = (len(group.layers), len(units.rows), *one)
+            if score.shape not in (one, all_of_them):
+                raise ValueError(
+                    f"score(tokens) of {method.title}, which stacks, returned shape {tuple(score.shape)}; expected "
+                    f"{all_of_them}, or {one} for all alike."
+                )
+            kept = top_k(score, method.count(tokens))
             return kept.expand(len(group.layers), len(units.rows), -1)
         if method.stacks and method.queries() == 0:  # it hears nothing that a layer could be told by
             return [self._select(layers, group.layers[:1], units, number)] * len(group.layers)
@@ -326,13 +335,13 @@ class EvictRun(Run):
     def _select(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> Tensor:
         method = self.stage.methods[number]
         given = method.select(self._tokens(layers, numbers, units, number))
-        (chosen,) = checked(method, [given], method.may_drop_all)
+        (chosen,) = checked(method, [given], [units.where.shape[1]], method.may_drop_all)
         if chosen.tokens_out and not chosen.pruned and chosen.merges:
             raise ValueError(
                 f"{method.title} returned a Selection that merges tokens, but cached rows can only be dropped: "
                 "return Selection.prune(kept, total)."
             )
-        return chosen.anchor
+        return chosen.anchor.to(self.flow.device)
 
     def _reader(self, method: CacheMethod, rows: CachedRows) -> Callable[[str], Tensor]:
         def read(name: str) -> Tensor:

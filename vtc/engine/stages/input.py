@@ -50,7 +50,10 @@ class InputRun(Run):
             done = select_scoped(
                 method, [replace(views[i], read=self.forward.tower(method, spans[i])) for i in asked.values()]
             )
-            done = in_order(checked(method, done), [flow.compact and spans[i].unbroken for i in asked.values()])
+            done = checked(method, done, [len(views[i].features) for i in asked.values()])
+            done = in_order(
+                [one.to(embeds.device) for one in done], [flow.compact and spans[i].unbroken for i in asked.values()]
+            )
             found = dict(zip(asked, done, strict=True))
             for i, key in enumerate(keys):
                 size, earlier = len(views[i].features), chosen[i]

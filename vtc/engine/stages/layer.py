@@ -157,7 +157,9 @@ class LayerRun(Run):
             )
             for number in asked
         ]
-        return dict(zip(asked, checked(method, method.select_many(views), method.may_drop_all), strict=True))
+        sizes = [len(view.features) for view in views]
+        found = checked(method, method.select_many(views), sizes, method.may_drop_all)
+        return {number: selection.to(flow.device) for number, selection in zip(asked, found, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +186,7 @@ class LayerReader:
         """A reader of all spans of the batch; None where these are not all, or the tower is asked, too."""
         one = readers[0]
         names = one.method.requires()
-        layered = all(SIGNALS[name].place == "layer" for name in names)
+        layered = all(SIGNALS[name].place == "layer" and SIGNALS[name].together for name in names)
         if not layered or len(readers) < len(one.signals.flow.spans) or not one.signals.even(names):
             return None
         return replace(one, span=None)

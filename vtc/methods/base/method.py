@@ -61,6 +61,8 @@ class Method:
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         check_signals(cls.needs, cls.__name__)
+        if "score" in cls.__dict__ and "stacks" not in cls.__dict__:
+            cls.stacks = False  # the parent's promise was about its own score
         own = get_annotations(cls)
         for field in fields(Method):  # `keep = 64` means the field, too: dataclasses would ignore it
             if field.name in cls.__dict__ and field.name not in own:
@@ -181,6 +183,9 @@ class Method:
         if together is None:
             return [self.select(tokens) for tokens in many]
         n, score = many[0].features.shape[0], self.score(together)
+        if score.shape != (len(many), n):
+            given, wanted = tuple(score.shape), (len(many), n)
+            raise ValueError(f"score(tokens) of {self.title}, which stacks, returned shape {given}; expected {wanted}.")
         return [Selection.prune(kept, n, ascending=True) for kept in top_k(score, self.count(many[0]))]
 
 
