@@ -150,7 +150,7 @@ bench: bench-engine
 
 # What the wrap itself costs, and how fast methods choose.
 bench-engine: $(STAMP)
-	$(call BENCH,engine)
+	$(call BENCH,engine) --seconds 900
 	$(call BENCH,select)
 
 # Everything that wants a GPU, in under 8 minutes: the kernels' tests, then ops, model and engine. Whatever fails, the
