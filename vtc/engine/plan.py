@@ -62,7 +62,7 @@ class Plan:
     (valid = False, unused = 1), and every place is one higher.
 
     Attributes:
-        keep: BoolTensor [B, L], slots that stay. gone: BoolTensor [B, L], tokens that are dropped.
+        gone: BoolTensor [B, L], tokens that are dropped.
         index: LongTensor [B, S], original position whose row each of the S new slots takes.
         slot: LongTensor [B, S], original position at which each new slot stands (differs from `index` only where a
             method wants its tokens in another order); 0 for the unused slots at the start of shorter rows.
@@ -73,7 +73,6 @@ class Plan:
     """
 
     selections: tuple[Selection, ...]
-    keep: Tensor
     gone: Tensor
     index: Tensor
     slot: Tensor
@@ -135,7 +134,7 @@ class Plan:
         place = target.clamp_(min=0)
         new = torch.stack([row, place.view(-1)[flat]])
         outputs = Places(places.rows, counts, new)
-        return cls(tuple(selections), keep, gone, index, slot, blank, place, taken, places, outputs)
+        return cls(tuple(selections), gone, index, slot, blank, place, taken, places, outputs)
 
     @cached_property
     def valid(self) -> Tensor:

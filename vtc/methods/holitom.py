@@ -12,7 +12,7 @@ from vtc import ops
 from vtc.budget import check_layer
 from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, top_k
+from vtc.methods.base.method import Method, Paper, rest_of, top_k
 from vtc.methods.shared.clips import cosines
 from vtc.methods.shared.segments import Run, most_still
 from vtc.methods.shared.still import StillMethod
@@ -101,7 +101,7 @@ class HoliTom(StillMethod):
         dominant = top_k(score, share - few)
         place[dominant] = dominant
         if few:
-            rest = (place < 0).nonzero()[:, 0]
+            rest = rest_of(dominant, len(group))
             place[rest] = rest[self._clusters(means[group[rest]], few)]
         return place
 
@@ -153,16 +153,14 @@ class MergeInside(LayerMethod):
     def select(self, tokens: VisualTokens) -> Selection:
         x, n = tokens.features.detach().float(), len(tokens.features)
         kept = top_k(tokens.signal("last_attention"), max(1, round(n * (1 - self.share))))
-        here = torch.ones(n, dtype=torch.bool, device=kept.device)
-        here[kept] = False
-        gone = here.nonzero()[:, 0]
+        gone = rest_of(kept, n)
         unit = F.normalize(x, dim=-1)
         joins = (unit[gone] @ unit[kept].T).argmax(dim=1) if len(gone) else gone  # [R], which of those kept
         count = torch.zeros_like(kept).scatter_add(0, joins, torch.ones_like(joins))
         order = joins.argsort(stable=True)
         turn = torch.empty_like(order)  # how many have joined the same before
         turn[order] = torch.arange(len(gone), device=kept.device) - (count.cumsum(dim=0) - count)[joins[order]]
-        source, weight = torch.empty_like(here, dtype=torch.long), torch.empty(n, device=kept.device)
+        source, weight = torch.empty(n, dtype=torch.long, device=kept.device), torch.empty(n, device=kept.device)
         source[kept], source[gone] = torch.arange(len(kept), device=kept.device), joins
         weight[kept], weight[gone] = 0.5 ** count.float(), 0.5 ** (count[joins] - turn).float()
         return Selection(kept, source, weight)

@@ -336,7 +336,7 @@ class EvictRun(Run):
         method = self.stage.methods[number]
         given = method.select(self._tokens(layers, numbers, units, number))
         (chosen,) = checked(method, [given], [units.where.shape[1]], method.may_drop_all)
-        if chosen.tokens_out and not chosen.pruned and chosen.merges:
+        if chosen.tokens_out and chosen.merges:
             raise ValueError(
                 f"{method.title} returned a Selection that merges tokens, but cached rows can only be dropped: "
                 "return Selection.prune(kept, total)."
