@@ -106,6 +106,7 @@ def _eval(options: argparse.Namespace) -> int:
         arguments.check_device(device)
     for model in settings.models:
         tiny.find(model)
+    arguments.check_folder("--out", settings.out if settings.out is not None else "runs")
     team = Processes(settings.device)
     try:
         outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, load), team.rank == 0)
@@ -168,8 +169,9 @@ def _compare(options: argparse.Namespace) -> None:
     """One table of runs side by side, with which differences are significant; also as Markdown, picture and page."""
     from vtc.eval import compare, page, plot, table
 
-    if options.plot and Path(options.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot {options.plot}: end the name in .png, .svg or .pdf")
+    arguments.check_file("--plot", options.plot, (".png", ".svg", ".pdf"))
+    for name in ("markdown", "json", "html"):
+        arguments.check_file(f"--{name}", getattr(options, name))
     paths, notes = compare.find(options.runs)
     groups = compare.load(paths)
     if not any(group.rows for group in groups):

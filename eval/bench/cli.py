@@ -67,7 +67,7 @@ def add_command(parsers: Any) -> None:
     own.add_argument("--question", default="What moves?", help="default: %(default)s")
     own.add_argument("--model", default="tiny-qwen", help="shipped name, folder or hub id; default: %(default)s")
     own.add_argument("--frames", type=arguments.count, metavar="N", help="so many of the video; default: 8")
-    own.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
+    own.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
     own.add_argument("--methods", type=arguments.listed(str), default=list(VIDEO), metavar="A,B")
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
