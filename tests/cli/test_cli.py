@@ -68,14 +68,6 @@ def test_ask_about_a_picture_of_any_size(size, tmp_path):
     assert abs((panel.width - 32) - (panel.height - 56)) <= 1  # the model saw the middle square
 
 
-def test_methods_lists_every_method(capsys):
-    assert main(["methods"]) == 0
-    out = capsys.readouterr().out
-    for info in vtc.list_methods():
-        assert info.name in out
-        assert info.paper is None or info.paper.arxiv in out
-
-
 def test_eval_prints_a_table_and_leaves_folders(capsys, tmp_path):
     options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "2", "--blind", "--timing", "0"]
     assert main(["eval", *options, "--out", str(tmp_path / "runs")]) == 0

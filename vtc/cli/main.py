@@ -10,6 +10,7 @@ from pathlib import Path
 
 import vtc
 from vtc.cli import arguments, media, mistakes
+from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
 from vtc.cli.train import add_command as train_command
@@ -95,27 +96,6 @@ def _check_kinds(names: Sequence[str], options: argparse.Namespace) -> None:
         raise ValueError(f"{names[0]} acts on {kind} only: give {wanted}, or another method")
 
 
-def _methods(options: argparse.Namespace) -> None:
-    """List the registered methods."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    listing = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("name", "stage", "needs", "query aware", "merges"):
-        listing.add_column(title, no_wrap=title == "name")
-    listing.add_column("paper", ratio=1)
-    for info in vtc.list_methods():
-        paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
-        needs = "\n".join(info.needs) or "nothing"
-        listing.add_row(info.name, info.stage, needs, _yes(info.query_aware), _yes(info.merges), paper)
-    Console().print(listing)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
 def _demo(options: argparse.Namespace) -> None:
     """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
     check(options.model, options.device)
@@ -178,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-new-tokens", type=arguments.count, default=48, metavar="N", help="default: %(default)s")
     command.set_defaults(run=_ask)
 
-    command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
-    command.set_defaults(run=_methods)
-
+    listing_commands(commands)
     eval_commands(commands, measured)
     bench_command(commands)
     train_command(commands, shipped)

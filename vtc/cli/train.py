@@ -52,7 +52,9 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="FOLDER", help="for the weights; a stopped run goes on there")
     command.add_argument("--steps", type=arguments.count, default=1000, metavar="N", help="default: %(default)s")
     command.add_argument("--batch-size", type=arguments.count, default=16, metavar="N", help="default: %(default)s")
-    command.add_argument("--lr", type=arguments.positive, default=1e-3, help="peak of the learning rate; default: %(default)s")
+    command.add_argument(
+        "--lr", type=arguments.positive, default=1e-3, help="peak of the learning rate; default: %(default)s"
+    )
     command.add_argument("--seed", type=arguments.whole, default=0, help="default: %(default)s")
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
     command.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")

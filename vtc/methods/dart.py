@@ -19,7 +19,9 @@ ORDERS = ("norm", "released")
 
 @dataclass(frozen=True, kw_only=True)
 class DART(LayerMethod):
-    """Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
+    """Pivots, and the tokens least like them.
+
+    Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
 
     Source: arXiv 2502.11494, section 4; after layer 2 of 32. Pivots are the visual and the text tokens whose keys in
     the layer before have the largest L1 norm; the pivots take turns, each taking its share from what is left. States
@@ -28,7 +30,8 @@ class DART(LayerMethod):
     its share of .222, 60 for .111, 292 for .5.
 
     Args:
-        pivots: visual pivots, which are kept. text_pivots: text pivots (after the pictures).
+        pivots: visual pivots, which are kept.
+        text_pivots: text pivots (after the pictures).
         order: whose turn it is. "norm": visual pivots, then text pivots, by falling norm. "released": as the released
             code walks a Python set of their places in the row, which is by place modulo the size of the set's table (32
             for five to eighteen pivots), but for collisions.

@@ -16,7 +16,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Method):
-    """Dominant tokens stay; contextual tokens are evenly spaced among the rest and absorb what resembles them.
+    """Dominant tokens; the rest merges into a few.
+
+    Dominant tokens stay; contextual tokens are evenly spaced among the rest and absorb what resembles them.
 
     Source: arXiv 2412.04467, section 3.2. Each remaining token goes to the contextual target whose key (vision tower,
     mean over heads) is most similar; a contextual token is its target plus the mean of what it absorbed, as the
