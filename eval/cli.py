@@ -96,7 +96,7 @@ def _eval(options: argparse.Namespace) -> int:
     names += ("fps", "blind", "batch_size", "timing", "out", "device", "dtype")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.model is not None:
-        given["models"] = (options.model,)
+        given["models"] = tuple(options.model)
     settings = from_file(options.config, **given) if options.config else Settings(**given)
     for device in filter(None, [settings.device]):
         try:

@@ -27,7 +27,7 @@ def find(name_or_path: str | Path) -> str:
     """
     place = source(name_or_path)
     local = Path(place).expanduser()
-    if local.is_dir():
+    if place and local.is_dir():
         if not any((local / card).is_file() for card in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(f"the folder {place!r} holds no model: there is no config.json in it.")
         return place

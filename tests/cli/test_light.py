@@ -15,6 +15,7 @@ ANSWERED = [
     ["--help"],
     ["--version"],
     ["methods"],
+    *(["completion", shell] for shell in ("bash", "zsh", "fish")),
     ["methods", "todre"],
     ["methods", "--json"],
     ["families"],

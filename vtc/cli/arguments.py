@@ -74,6 +74,8 @@ def check_file(option: str, name: str | None, endings: Collection[str] = ()) -> 
     if name is None:
         return
     file = Path(name)
+    if name:
+        _try(option, name, file.exists)  # a name that is too long, or a folder that may not be looked into
     if not name or file.is_dir():
         raise ValueError(f"{option} {name!r} is {'a folder' if name else 'empty'}: give the name of a file")
     if endings and file.suffix.lower() not in endings:
@@ -97,20 +99,18 @@ def check_folder(option: str, name: str | None, whole: str | None = None) -> Non
         raise ValueError(f"{option} '' is empty: give the name of a folder")
     import tempfile
 
-    place = Path(name)
-    try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-    except OSError as error:
-        raise ValueError(f"{option} {whole or name!r} cannot be written: {_reason(error)}") from None
+    place, shown = Path(name), whole or name
+    _try(option, shown, place.exists)
+    while not place.exists() and place != place.parent:
+        place = place.parent
     if not place.is_dir():
-        raise ValueError(f"{option} {whole or name!r} cannot be written: {str(place)!r} is a file, not a folder")
-    _try(option, whole or name, lambda: tempfile.TemporaryFile(dir=place).close())
+        raise ValueError(f"{option} {shown!r} cannot be written: {str(place)!r} is a file, not a folder")
+    _try(option, shown, lambda: tempfile.TemporaryFile(dir=place).close())
 
 
-def _try(option: str, name: str, write: Callable[[], None]) -> None:
+def _try(option: str, name: str, look: Callable[[], object]) -> None:
     try:
-        write()
+        look()
     except OSError as error:
         raise ValueError(f"{option} {name!r} cannot be written: {_reason(error)}") from None
 

@@ -30,9 +30,10 @@ _WIDEST = 100
 
 def add_commands(commands: Any) -> None:
     """Put `methods` and `families` into a parser's subcommands."""
-    for name, what, run in (("methods", "method", _methods), ("families", "family of models", _families)):
-        own = commands.add_parser(name, help=f"list the {name}, or tell about one", description=run.__doc__)
-        own.add_argument("name", nargs="?", metavar="NAME", help=f"a {what}; default: all, a line each")
+    kinds = (("methods", "method", "methods", _methods), ("families", "family", "model families", _families))
+    for name, what, plural, run in kinds:
+        own = commands.add_parser(name, help=f"list the {plural}, or tell about one", description=run.__doc__)
+        own.add_argument(what, nargs="?", metavar="NAME", help=f"a {what}; default: all, a line each")
         own.add_argument("--json", action="store_true", help="everything that is known, as JSON")
         own.add_argument("--plugin", metavar="FILE.py", help=f"a file of yours that defines a {what}")
         own.set_defaults(run=run)
@@ -54,13 +55,14 @@ def _families(options: argparse.Namespace) -> None:
 def _show(
     options: argparse.Namespace, what: str, known: dict[str, Any], rows: Sequence[Sequence[str]], page: Any
 ) -> None:
-    if options.name is not None:
-        known_name(options.name, known, what)
+    name = getattr(options, what)
+    if name is not None:
+        known_name(name, known, what)
     if options.json:
-        found = asdict(known[options.name]) if options.name else [asdict(info) for info in known.values()]
+        found = asdict(known[name]) if name is not None else [asdict(info) for info in known.values()]
         print(json.dumps(found, indent=1, ensure_ascii=False, default=str))
-    elif options.name is not None:
-        print("\n".join(page(known[options.name])))
+    elif name is not None:
+        print("\n".join(page(known[name])))
     else:
         print("\n".join(_columns(rows)))
         plural = "methods" if what == "method" else "families"

@@ -1,4 +1,5 @@
-"""The command `vtc`: ask a model about a picture, list the methods, measure what they cost in accuracy."""
+"""The command `vtc`: ask a model about a picture or a video with fewer visual
+tokens, list the methods, and measure what they cost and spare."""
 
 # Modules of commands import neither torch nor transformers before what was asked for has been checked: help and
 # refusals answer at once.
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import vtc
 from vtc.cli import arguments, media, mistakes
+from vtc.cli.completion import add_command as completion_command
 from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
@@ -56,7 +58,7 @@ def _ask(options: argparse.Namespace) -> None:
     from vtc.media.prompts import check_question
 
     check_question(options.question)
-    name = options.model or (_FOR_VIDEOS if options.video else _FOR_PICTURES)
+    name = (_FOR_VIDEOS if options.video else _FOR_PICTURES) if options.model is None else options.model
     check(name, options.device)
     if options.video and tiny.reads_videos(name) is False:
         raise ValueError(f"{name} does not read videos: leave --model out for {_FOR_VIDEOS}, or give one that does")
@@ -124,7 +126,7 @@ def _import_plugin(name: str | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     shipped = running(_FOR_PICTURES, f"{_FOR_PICTURES}, which ships")
     asked = running(None, f"{_FOR_PICTURES}, for videos {_FOR_VIDEOS}, which ship")
-    measured = running(None, f"{_FOR_PICTURES}, which ships")
+    measured = running(None, f"{_FOR_PICTURES}, which ships", several=True)
     parser = Parser(
         prog="vtc",
         description=__doc__,
@@ -169,4 +171,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
     command.add_argument("--share", action="store_true", help="also through a public address of gradio's")
     command.set_defaults(run=_demo)
+    completion_command(commands, parser)
     return parser

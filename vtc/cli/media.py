@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,7 +33,30 @@ def pictures(names: Sequence[str]) -> list[Image.Image]:
 
 def clips(names: Sequence[str], frames: int | None, fps: float | None) -> list[Clip]:
     """Videos, sampled as `vtc.load_clip` does; errors as for pictures."""
-    return [_read(name, "video", lambda file: vtc.load_clip(file, frames, fps)) for name in names]
+
+    def read(file: Any) -> Clip:
+        with _quiet():
+            return vtc.load_clip(file, frames, fps)
+
+    return [_read(name, "video", read) for name in names]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries in C write to stderr about a file that they cannot read."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _read(name: str, what: str, read: Callable[[Any], Read]) -> Read:
@@ -58,6 +84,7 @@ def fetch(address: str, file: Path, most: int) -> None:
         OSError: it cannot be had, or not within SECONDS. ValueError: it is larger than `most`, or no address.
     """
     from http.client import HTTPException
+    from urllib.error import URLError
     from urllib.request import Request, urlopen
 
     until = time.monotonic() + SECONDS
@@ -70,7 +97,7 @@ def fetch(address: str, file: Path, most: int) -> None:
                 if time.monotonic() > until:
                     raise TimeoutError(f"it takes longer than {SECONDS} seconds")
     except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = error.reason if type(error) is URLError else error
         raise OSError(f"{address} cannot be fetched: {reason}") from None
     if size > most:
-        raise ValueError(f"{address} is larger than {most // 10**6} MB: fetch a smaller one, or give a file")
+        raise ValueError(f"{address} is larger than {most / 10**6:g} MB: fetch a smaller one, or give a file")

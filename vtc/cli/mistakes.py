@@ -10,10 +10,10 @@ import sys
 STATUS = {
     0: "done",
     1: "done, but some questions could not be answered (vtc eval)",
-    2: "refused: an argument, a file or a package is not as it must be; one sentence on stderr says which",
-    3: "failed while at work: out of memory, or an error that vtc did not expect",
+    2: "refused: an argument, a file or a package will not do",
+    3: "failed at work: out of memory, or an error that was not expected",
     130: "stopped by Ctrl-C",
-    141: "whoever read the output went away",
+    141: "whatever read the output has gone",
 }
 DONE, UNANSWERED, REFUSED, FAILED, STOPPED, UNREAD = STATUS
 

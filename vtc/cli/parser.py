@@ -34,8 +34,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's, but a command refuses by itself what it does not know, and before it misses anything."""
         options = [option for action in self._actions for option in action.option_strings]
-        if args is not None and self.get_default("run"):
-            for name in (one.partition("=")[0] for one in takewhile("--".__ne__, args) if one.startswith("--")):
+        if args is not None:
+            own = takewhile("--".__ne__ if self.get_default("run") else _is_option, args)  # else a command follows
+            for name in (one.partition("=")[0] for one in own if one.startswith("--")):
                 if not any(option.startswith(name) for option in options) and " " not in name:
                     hint = did_you_mean(name, options)
                     self.error(f"there is no option {name}{hint and '.'}{hint}")
@@ -43,6 +44,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"{unknown[0]!r} is not expected here")
         return found, unknown
+
+
+def _is_option(text: str) -> bool:
+    return text.startswith("-") and text != "--"
 
 
 class Version(argparse.Action):
@@ -53,14 +58,16 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def running(model: str | None, default: str) -> Parser:
+def running(model: str | None, default: str, several: bool = False) -> Parser:
     """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of.
 
     Args:
-        model: the default. default: what help says of it.
+        model: the default. default: what help says of it. several: models may be given.
     """
     parser = Parser(add_help=False)
-    parser.add_argument("--model", default=model, metavar="NAME_OR_PATH", help=f"default: {default}")
+    action, more = ("append", "; may repeat") if several else ("store", "")
+    about = f"default: {default}{more}"
+    parser.add_argument("--model", action=action, default=model, metavar="NAME_OR_PATH", help=about)
     parser.add_argument("--device", type=device, help="default: a GPU if there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
     parser.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
@@ -69,4 +76,5 @@ def running(model: str | None, default: str) -> Parser:
 
 def epilog(statuses: Sequence[tuple[int, str]]) -> str:
     """What help says of exit statuses."""
-    return "exit status:\n" + "\n".join(f"  {number:3}  {meaning}" for number, meaning in statuses)
+    lines = [f"  {number:3}  {meaning}" for number, meaning in statuses]
+    return "\n".join(["exit status (other than 0: one sentence on stderr says why):", *lines])

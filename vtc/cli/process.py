@@ -23,10 +23,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         from vtc.cli.main import main
 
-        status = main(argv)
+        try:
+            status = main(argv)
+        except SystemExit as leaving:  # argparse's way out
+            status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         sys.stdout.flush()  # here, where failing is told in a sentence
-    except SystemExit as leaving:  # argparse's way out
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException as error:
         if not mistakes.was_interrupted() and not isinstance(error, OSError):
             raise
