@@ -11,6 +11,7 @@ import vtc
 from vtc.demos.draw import thumbnail, uri
 from vtc.demos.media import Media
 from vtc.demos.studio import Run
+from vtc.methods.base.notation import read_methods
 
 WHERE = {"input": "before the LLM", "layer": "inside the LLM", "cache": "in the KV cache"}
 
@@ -18,6 +19,12 @@ WHERE = {"input": "before the LLM", "layer": "inside the LLM", "cache": "in the 
 def stage_of(info: vtc.MethodInfo) -> str:
     """Where a method is listed: "input", "layer" or "cache"; methods of several stages stand under "layer"."""
     return "layer" if "layer" in info.stage else info.stage.split("+")[0]
+
+
+def info_of(method: str | None) -> vtc.MethodInfo | None:
+    """Of the method that a string names, with options or without."""
+    name = None if method is None else read_methods(method)[0][0]
+    return next((info for info in vtc.list_methods() if info.name == name), None)
 
 
 def card(
@@ -31,7 +38,7 @@ def card(
         layer: what the picture shows, as for `draw.drawn`. when: the second it is from, if it is of a clip.
     """
     title = run.method or "All tokens"
-    info = next((i for i in vtc.list_methods() if i.name == run.method), None)
+    info = info_of(run.method)
     where = WHERE[stage_of(info)] if info else "uncompressed"
     if run.state == "failed":
         body = f'<p class="failed" role="alert">{escape(run.text)}</p>'

@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,11 +106,19 @@ class Studio:
     Args:
         sources: checkpoints that visitors may choose from; two of them are held in memory.
         device, dtype: as for `vtc.load`.
+        methods: with options ("todre(mode=kcenter)"), to be offered beside those that are registered.
     Attributes:
         names: what visitors call them: folders by their last part, so that no path of this machine is shown.
     """
 
-    def __init__(self, sources: list[str], device: str | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        sources: list[str],
+        device: str | None = None,
+        dtype: str | None = None,
+        methods: Sequence[str] = (),
+    ) -> None:
+        self.methods = tuple(methods)
         self._sources: dict[str, str] = {}
         for source in sources:  # of two with one name, the one that comes first: it was asked for
             self._sources.setdefault(Path(source).resolve().name if Path(source).is_dir() else source, source)
@@ -224,8 +232,9 @@ def _key(name: str, media: Media, question: str, method: str | None, keep: float
 
 
 def _needs(method: str | None) -> tuple[str, ...]:
-    """Methods of equal needs share a run of the vision tower."""
-    return next((info.needs for info in vtc.list_methods() if info.name == method), ())
+    """Methods of equal needs share a run of the vision tower; options may change them."""
+    plain = next((info.needs for info in vtc.list_methods() if info.name == method), ())
+    return plain if method is None or "(" not in method else (method,)
 
 
 def _encode(model: Any, inputs: Any, method: str | None) -> tuple[Any, float]:

@@ -173,5 +173,9 @@ LINES: list[tuple[list[str], str]] = [
     (["demo", "--port", "0"], "'0' is not a whole number of 1 or more"),
     (["demo", "--port", "70000"], "--port=70000 is not a whole number in [1, 65535]"),
     (["demo", "--model", "tiny-lava"], "Did you mean 'tiny-llava'?"),
+    (["demo", "--method", "divprun"], "Did you mean 'divprune'?"),
+    (["demo", "--method", "pool + fastv"], "are several methods"),
+    (["demo", "--method", "todre(keep=0.1)"], "leave keep out, which the page has a slider for"),
+    (["demo", *(["--method", "pool"] * 6)], "6 times --method, and 5 fit side by side"),
     (["demo", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
 ]

@@ -63,6 +63,27 @@ def test_methods_answer_as_without_the_studio(studio, heart, method):
     assert drawn(heart, processor, run, run.depth, 0).size == plain(heart, processor).size
 
 
+def test_a_method_with_options_has_a_look_of_its_own(studio, heart):
+    """`pivot=center` asks the vision tower for less than the plain method does."""
+    for method in ("todre(pivot=center)", "todre", "todre(mode=kcenter)"):
+        run = last(studio, heart, "What is red?", method, 0.2)
+        assert run.state == "done", run.text
+        assert run.method == method
+
+
+def test_methods_with_options_are_offered_and_ticked(studio, monkeypatch):
+    pytest.importorskip("gradio")
+    from vtc.demos.app import build
+
+    monkeypatch.setattr(studio, "methods", ("todre(mode=kcenter)", "evs(first=0.5)"))
+    parts = [part["props"] for part in build(studio).config["components"] if part["type"] == "checkboxgroup"]
+    choices = [choice for part in parts for choice, _ in part["choices"]]
+    assert "todre(mode=kcenter)" in choices
+    assert "todre" in choices
+    assert "evs(first=0.5)" not in choices  # the first example is a picture
+    assert [name for part in parts for name in part["value"]] == ["todre(mode=kcenter)"]
+
+
 def test_another_budget_does_not_look_at_the_picture_again(studio, heart):
     seen = []
     tower = studio.load(MODEL).model.model.vision_tower

@@ -80,7 +80,7 @@ def check_file(option: str, name: str | None, endings: Collection[str] = ()) -> 
         raise ValueError(f"{option} {name!r} is {'a folder' if name else 'empty'}: give the name of a file")
     if endings and file.suffix.lower() not in endings:
         *most, last = endings
-        raise ValueError(f"{option} {name!r}: end the name in {', '.join(most)} or {last}")
+        raise ValueError(f"{option} {name}: end the name in {', '.join(most)} or {last}")
     if file.exists():
         _try(option, name, lambda: file.open("ab").close())
     else:

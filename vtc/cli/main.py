@@ -16,10 +16,11 @@ from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
 from vtc.cli.train import add_command as train_command
-from vtc.demos.serve import PORT, serve
+from vtc.demos.serve import MOST_METHODS, PORT, serve
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
 from vtc.methods.base.card import read_card
+from vtc.methods.base.notation import read_methods
 from vtc.models import tiny
 
 _FOR_PICTURES, _FOR_VIDEOS = "tiny-llava", "tiny-qwen"  # of those that ship
@@ -100,9 +101,14 @@ def _check_kinds(names: Sequence[str], options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
+    arguments.check_methods(options.method)
+    if len(options.method) > MOST_METHODS:
+        raise ValueError(f"{len(options.method)} times --method, and {MOST_METHODS} fit side by side: give fewer")
+    if own := [text for text in options.method if "keep" in read_methods(text)[0][1]]:
+        raise ValueError(f"--method {own[0]}: leave keep out, which the page has a slider for")
     check(options.model, options.device)
     models = list(dict.fromkeys([options.model, *tiny.names()]))
-    serve(models, options.port, options.host, options.share, options.device, options.dtype)
+    serve(models, options.port, options.host, options.share, options.device, options.dtype, options.method)
 
 
 def _import_plugin(name: str | None) -> None:
@@ -167,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "show in a browser what methods keep"
     command = commands.add_parser("demo", parents=[shipped], help=about, description=_demo.__doc__)
+    command.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="tick this one, such as 'todre(mode=kcenter)'; may repeat",
+    )
     command.add_argument("--port", type=arguments.count, default=PORT, metavar="P", help="default: %(default)s")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
     command.add_argument("--share", action="store_true", help="also through a public address of gradio's")
