@@ -6,38 +6,50 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TIDY := rm -rf vtc_vlm.egg-info build  # left behind in the clone by pip, of no use to what it has installed
+DRAWN := runs/demo
 PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
-ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
+ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-newest test-oldest test-versions test-python test-all \
     table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# In two steps: what vtc runs on, which is enough for the demo, then what it is tested with. Nothing is compiled ahead:
+# that takes longer than the demo, which imports little of it.
+BASE := $(VENV)/.base
+$(BASE): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or give PYTHON=..." >&2; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@echo "Setting up $(VENV), once: fetching PyTorch, transformers and what else vtc runs on. One to three minutes ..."
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(PIP) --no-compile --constraint constraints.txt --editable ".[video]" && $(TIDY)
+	@touch $@
+
+$(STAMP): $(BASE)
+	@echo "Adding to $(VENV), once, what vtc is developed and tested with. One to three minutes ..."
+	@$(PIP) --no-compile --constraint constraints.txt --editable ".[dev]" && $(TIDY)
 	@touch $@
 
 # Three questions about pictures and two about clips, each answered with all visual tokens and with a tenth of them.
-demo: $(STAMP)
+demo: $(BASE)
+	@echo "Each question is answered twice, with all visual tokens and with a tenth of them, and timed."
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
-	    $(ASK) --image $(PICTURES)/$$1 --question "$$2" --save overlays/$${1%.webp}.png; \
+	    $(ASK) --method vtc-cls --image $(PICTURES)/$$1 --question "$$2" --save $(DRAWN)/$${1%.webp}.png; \
 	}; \
 	ask 0006.webp "What color is the heart?"; \
 	ask 0008.webp "What word is printed?"; \
 	ask 0004.webp "Where is the white square?"
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
-	    $(BIN)/vtc ask --model tiny-qwen --frames 16 --method divprune --keep 0.1 --video $(CLIPS)/$$1 --question "$$2" \
-	        --save overlays/clip-$${1%.mp4}.png; \
+	    $(ASK) --method divprune --video $(CLIPS)/$$1 --frames 16 --question "$$2" --save $(DRAWN)/clip-$${1%.mp4}.png; \
 	}; \
 	ask 0001.mp4 "Which way does the orange circle move?"; \
 	ask 0005.mp4 "What appears and stays?"
-	@printf '\nWhat was kept of each picture and clip is drawn in overlays/\n'
+	@printf '\nWhat was kept of each picture and clip is drawn in %s/\n' $(DRAWN)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -170,4 +182,4 @@ bench-gpu: $(if $(VENV),$(STAMP))
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(OLDEST) .venv-py* runs overlays build dist *.egg-info
+	rm -rf $(VENV) $(LMMS) $(OLDEST) .venv-py* runs build dist *.egg-info
