@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
     command.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
-    command.add_argument("--question", required=True)
+    command.add_argument("--question", required=True, help="what is asked")
     command.add_argument("--method", help="compress with this method, too: todre, 'todre(keep=0.1, mode=kcenter)'")
     command.add_argument(
         "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
