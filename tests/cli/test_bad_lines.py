@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.cli.bad_lines import LINES, PICTURE, make
 from vtc.cli import arguments, media, mistakes
 from vtc.cli.main import main
+from vtc.models import tiny
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,46 @@ def test_help_names_every_status(capsys):
     out = capsys.readouterr().out
     assert all(f"{status:5}  {meaning}" in out for status, meaning in mistakes.STATUS.items())
     assert max(map(len, out.splitlines())) <= 80
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_the_hub_without_a_network(capsys, monkeypatch):
+    def unreached(*given):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", unreached)
+    assert main(["ask", "--model", "nobody/no-such-model", "--image", PICTURE, "--question", "What?"]) == 2
+    said = "vtc: cannot load 'nobody/no-such-model': it is not on this machine, and huggingface.co is not reached (name"
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "said"),
+    [
+        ("model.safetensors", "cut", "its weights are damaged"),
+        ("config.json", '{"model_type": "bert"}', "transformers knows it as no model of text and pictures"),
+        ("config.json", "{", "line 1 column 2"),
+    ],
+)
+def test_a_folder_that_is_no_model(broken, content, said, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file in tiny.path("tiny-llava").iterdir():
+        if file.name != broken:
+            (folder / file.name).symlink_to(file)
+    (folder / broken).write_text(content)
+    assert main(["ask", "--model", str(folder), "--image", PICTURE, "--question", "What?"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"vtc: cannot load '{folder}': ")
+    assert said in err
+    assert err.count("\n") == 1
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ STATUS = {
 DONE, UNANSWERED, REFUSED, FAILED, STOPPED, UNREAD = STATUS
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
-_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 _LONGEST = 400  # letters of an error that is not ours
 _interrupted = False
 
