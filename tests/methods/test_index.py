@@ -90,7 +90,7 @@ def test_the_words_that_an_option_takes_are_all_documented(info):
         if kind not in ("str", "str | None") or name == "positions":
             continue
         with pytest.raises(ValueError, match=f"^{name}='no such word' is not one of ") as refusal:
-            vtc.resolve(info.name, **{name: "no such word"})
+            vtc.resolve(f"{info.name}({name}='no such word')")
         allowed = str(refusal.value).partition(" is not one of ")[2]
         for word in re.findall(r"\b(?!None\b)[\w-]+", allowed):
             assert f'"{word}"' in info.help[name], (name, word)

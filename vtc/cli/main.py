@@ -46,7 +46,7 @@ def _ask(options: argparse.Namespace) -> None:
         alone = options.keep is not None or bool(trained)  # these are for one method
         names = arguments.check_methods([options.method], trained, several=not alone)
         _check_kinds(names, options)
-        if trained:
+        if options.weights is not None:
             read_card(options.weights, names[0])
     elif options.keep is not None or options.save is not None or trained:
         given = "--save" if options.save is not None else "--weights" if trained else "--keep"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from vtc.cli import mistakes
@@ -18,7 +19,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody has it ignored
         signal.signal(signal.SIGINT, _stop)
     for stream in (sys.stdout, sys.stderr):  # a terminal without a sign gets "?" for it
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         from vtc.cli.main import main
