@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -32,6 +34,11 @@ def on_gpu(family: str) -> Any:
     return copy.deepcopy(model_of(family)).cuda()
 
 
+def recent(family: str) -> bool:
+    """Whether transformers is 5.18 or later."""
+    return "mm_encoder_outputs" in inspect.signature(type(model_of(family)).forward).parameters
+
+
 def rows(method: str) -> list[list[Any]]:
     """Two rows of one and of two pictures, or clips."""
     return [["v0"], ["v1", "v0"]] if only_videos(method) else [[0], [1, 2]]
@@ -47,6 +54,8 @@ def run(model: Any, inputs: dict[str, Any], method: str) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize(("family", "method"), [pytest.param(*cell.values) for cell in cells(EVERY)])
 def test_a_gpu_chooses_and_answers_as_the_cpu_does(family: str, method: str) -> None:
+    if family == "llava_onevision" and only_videos(method) and not recent(family):
+        pytest.skip("before transformers 5.18 its clips lie otherwise in the prompt")
     inputs = batch(family, rows(method))
     logits, answer, kept = run(on_gpu(family), {name: x.cuda() for name, x in inputs.items()}, method)
     expected, reply, chosen = run(model_of(family), inputs, method)
@@ -55,13 +64,16 @@ def test_a_gpu_chooses_and_answers_as_the_cpu_does(family: str, method: str) -> 
     assert torch.equal(answer, reply)
 
 
-@pytest.mark.parametrize("method", ["random", "divprune", "vtc-cls", "fastv", "pyramiddrop", "h2o", "streaming"])
+@pytest.mark.parametrize(
+    "method", ["random", "divprune", "vtc-cls", "fastv", "pyramiddrop", "dart", "h2o", "streaming"]
+)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_prefill_waits_as_seldom_as_was_counted(family: str, method: str) -> None:
     """PyTorch itself reports every synchronisation; test_device_cost.py counts them on a pretended device."""
-    model, inputs = on_gpu(family), {name: x.cuda() for name, x in batch(family, [[0], [1]]).items()}
+    model = on_gpu(family)
+    inputs = {name: x.cuda() for name, x in batch(family, [[0], [1]]).items() if name != "attention_mask"}
 
-    def waits() -> int:
+    def waits() -> Counter[str]:
         model(**inputs, use_cache=True)  # kernels are compiled
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -70,8 +82,10 @@ def test_a_prefill_waits_as_seldom_as_was_counted(family: str, method: str) -> N
                 model(**inputs, use_cache=True)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(warning.message) for warning in seen)
+        return Counter(f"{one.filename}:{one.lineno}" for one in seen if "synchronizing" in str(one.message))
 
     plain = waits()
     with vtc.wrapped(model, EVERY[method]()):
-        assert waits() <= plain + 4
+        more = waits() - plain
+    # the ids, Qwen's grid; random draws by the picture, and what evicts may look at once
+    assert sum(more.values()) <= 1 + (family == "qwen2_5_vl") + (method in ("random", "h2o", "streaming")), more

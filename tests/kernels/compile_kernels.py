@@ -14,7 +14,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vtc.kernels.attention_rows import triton as attention_rows
-from vtc.kernels.bipartite_match import triton as bipartite_match
 from vtc.kernels.gather_rows import triton as gather_rows
 from vtc.kernels.greedy_diversity import triton as greedy_diversity
 from vtc.kernels.kmeans import triton as kmeans
@@ -39,9 +38,6 @@ def kernels(kind: str) -> list[Kernel]:
     sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32", same="fp32")
     gram = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", chosen="*i64", out="*fp32") | sizes
     cluster = dict(x="*fp32", centroids="*fp32", bias="*fp32", label="*i64") | sizes
-    match = (
-        dict(x="*fp32", left="*fp32", right="*fp32", scale="*fp32", counts="*i64", best="*fp32", where="*i64") | sizes
-    )
     words = {"fp32": "*i32", "bf16": "*i16", "fp16": "*i16"}[kind]
     copies = {f"{name}{i}": words for name in ("x", "out") for i in range(4)} | {f"size{i}": "i32" for i in range(4)}
     shared = {f"SHARED{i}": i == 1 for i in range(4)}
@@ -65,8 +61,6 @@ def kernels(kind: str) -> list[Kernel]:
     if kind == "fp32":  # unit rows are
         found += [
             Kernel(kmeans._assign, cluster, tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp64"), tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._nearest, match, tile_of_kmeans, kmeans.WARPS),
         ]
     tile, warps = attention_rows.tile(kind == "fp32")
     for size in (64, 128):

@@ -69,10 +69,11 @@ def test_greedy_diversity_is_greedy(dtype, mode, n):
         assert score[chosen[step]] <= score.min() + 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("margin", [None, 0.45])
 @pytest.mark.parametrize("n", [2, 63, 577, 2880])
-def test_bipartite_match(margin, n):
-    x = noise(2, n, 64)
+def test_bipartite_match(dtype, margin, n):
+    x = noise(2, n, 64, dtype=dtype)
     got, expected = ops.bipartite_match(x.cuda(), n // 3, margin).cpu(), ops.bipartite_match(x, n // 3, margin)
     assert (got != expected).float().mean() < 0.01  # near-ties
 
@@ -86,6 +87,15 @@ def test_kmeans_is_a_fixed_point(metric, n):
     score = x @ ends.mT - (0 if metric == "cosine" else 0.5 * ends.square().sum(-1)[:, None])
     own = score.gather(2, label.unsqueeze(-1))[..., 0]
     torch.testing.assert_close(own, score.amax(-1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("op", ["greedy_diversity", "bipartite_match"])
+def test_autocast_changes_nothing(op):
+    x = noise(2, 577, 64, dtype=torch.bfloat16).cuda()
+    rest = (50, "maxmin") if op == "greedy_diversity" else (100, None)
+    alone = getattr(ops, op)(x, *rest)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert torch.equal(getattr(ops, op)(x, *rest), alone)
 
 
 def test_the_same_input_gives_the_same_indices():

@@ -92,6 +92,7 @@ def selection(x: Tensor, centres: Tensor, label: Tensor, magnitude: str) -> Sele
     length = x.norm(dim=-1)  # [N]
     unit = x / length.clamp(min=1e-12).unsqueeze(-1)
     near = (unit * F.normalize(centres.float(), dim=-1)[label]).sum(dim=-1)  # [N], cosine to the own centre
+    near = (near * 2**20).round()  # two of a cluster are equally near it, but for rounding
     anchor = _first_best(near, label, k)
     empty = (anchor == n).nonzero()[:, 0]
     if len(empty):
