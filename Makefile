@@ -153,7 +153,7 @@ bench-engine: $(STAMP)
 	$(call BENCH,engine) --seconds 900
 	$(call BENCH,select)
 
-# Everything that wants a GPU, in under 8 minutes: the kernels' tests, then ops, model and engine. Whatever fails, the
+# Everything that wants a GPU, in under 10 minutes: the tests of kernels and of wrapped models, then ops, model and engine. Whatever fails, the
 # rest still runs, and the end says what failed. `make bench-gpu PYTHON=python3 VENV=` installs nothing: it takes any
 # Python that has torch, transformers, triton, numpy, pytest and matplotlib. DEVICE=cpu goes the same way on a CPU.
 DEVICE ?= cuda
@@ -162,10 +162,10 @@ GPU_PYTHON = $(if $(VENV),$(BIN)/python,$(PYTHON))
 GPU_BENCH = $(GPU_PYTHON) -m vtc bench $(1) --device $(DEVICE) $(call FILES,$(1),$(GPU_OUT)) $(2) || failed="$$failed $(1)"
 bench-gpu: $(if $(VENV),$(STAMP))
 	@mkdir -p $(GPU_OUT); failed=; \
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU_PYTHON) -m pytest -m gpu --junitxml $(GPU_OUT)/kernels.xml tests/kernels \
-	    || failed=" kernels"; \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU_PYTHON) -m pytest -m gpu --junitxml $(GPU_OUT)/tests.xml tests/kernels tests/engine/test_on_gpu.py \
+	    || failed=" tests"; \
 	$(call GPU_BENCH,ops,--rounds 3 --seconds 90); \
-	$(call GPU_BENCH,model,--short --rounds 3 --seconds 75); \
+	$(call GPU_BENCH,model,--short --rounds 5 --seconds 150); \
 	$(call GPU_BENCH,engine,--steps 2 --seconds 75); \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
