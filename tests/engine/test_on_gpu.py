@@ -71,7 +71,7 @@ def test_a_gpu_chooses_and_answers_as_the_cpu_does(family: str, method: str) -> 
 def test_a_prefill_waits_as_seldom_as_was_counted(family: str, method: str) -> None:
     """PyTorch itself reports every synchronisation; test_device_cost.py counts them on a pretended device."""
     model = on_gpu(family)
-    inputs = {name: x.cuda() for name, x in batch(family, [[0], [1]]).items() if name != "attention_mask"}
+    inputs = {name: x.cuda() for name, x in batch(family, [[0], [0]]).items() if name != "attention_mask"}
 
     def waits() -> Counter[str]:
         model(**inputs, use_cache=True)  # kernels are compiled

@@ -23,7 +23,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_transition_segment_and_gather(dtype, n, d):
+def test_transition_segment_and_gather(monkeypatch, dtype, n, d):
     x, y = noise(2, n, d, dtype=dtype), noise(2, n, d, dtype=dtype, seed=1)
     for got, expected in zip(ops.transition(x.cuda(), y.cuda()), ops.transition(x, y), strict=True):
         torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
@@ -33,10 +33,12 @@ def test_transition_segment_and_gather(dtype, n, d):
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, ops.segment_sum(x[0], source, weight, 6), atol=tolerance, rtol=tolerance)
     index = torch.randint(0, n, (2, n), generator=torch.Generator().manual_seed(4))
-    for got, expected in zip(
-        ops.gather_rows(index.cuda(), [x.cuda(), y.cuda()]), ops.gather_rows(index, [x, y]), strict=True
-    ):
-        assert torch.equal(got.cpu(), expected)
+    for choice in ("auto", "triton"):
+        monkeypatch.setenv("VTC_KERNELS", choice)
+        found = ops.gather_rows(index.cuda(), [x.cuda(), y.cuda()])
+        monkeypatch.delenv("VTC_KERNELS")
+        for got, expected in zip(found, ops.gather_rows(index, [x, y]), strict=True):
+            assert torch.equal(got.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
