@@ -1,8 +1,8 @@
 """The one dispatcher: every op by name; the Triton kernel where it can run, else the reference.
 
 `VTC_KERNELS=auto` (default) takes Triton for CUDA tensors where the op has a kernel that was measured to be faster
-there (docs/speed.md). `reference` and `triton` force one of them; a forced choice that cannot run raises with the reason. With TRITON_INTERPRET=1 `triton` runs on the CPU,
-too, slowly, for tests.
+there (docs/speed.md). `reference` and `triton` force one of them; a forced choice that cannot run raises with the
+reason. With TRITON_INTERPRET=1 `triton` runs on the CPU, too, slowly, for tests.
 """
 
 from __future__ import annotations
