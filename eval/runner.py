@@ -39,6 +39,18 @@ class Outcome:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Counts what is done for one of several models as a part of the whole, so that what is left can be foretold."""
+
+    progress: Callable[[str, int, int], None]
+    number: int  # of the model, from 0
+    models: int
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.progress(what, self.number * total + done, self.models * total)
+
+
 def evaluate(
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -58,7 +70,7 @@ def evaluate(
         OSError: no space is left on the device; what was answered is kept.
     """
     team = processes or Processes(settings.device)
-    data = datasets.load(settings.data)
+    data = datasets.load(settings.data, settings.columns)
     data = (data.only(settings.tasks) if settings.tasks else data).first(settings.limit)
     names = metrics.plan(data, settings.metric)
     specs = settings.specs(data.kinds)
@@ -68,10 +80,12 @@ def evaluate(
     for spec, config in configs.items():  # all of them, before the first model is loaded
         RunFolder(folder / spec.folder).check(config)
     broken: dict[str, str] = {}
-    notes: list[str] = []
-    for model in settings.models:
+    notes = list(data.notes)
+    models = list(dict.fromkeys(spec.model for spec in specs))
+    for number, model in enumerate(models):
         own = {spec: config for spec, config in configs.items() if spec.model == model}
-        runs = _evaluate_model(settings, own, data, names, folder, progress, team, load or vtc.load, notes)
+        share = _Share(progress, number, len(models))
+        runs = _evaluate_model(settings, own, data, names, folder, share, team, load or vtc.load, notes)
         broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
     return Outcome(folder, [folder / spec.folder for spec in specs], broken, notes)
 
