@@ -35,9 +35,9 @@ class Media:
         if self.file is not None:
             return vtc.load_picture(self.file)
         assert self.read is not None
-        from PIL import Image
+        from vtc.media.pictures import open_large
 
-        with Image.open(io.BytesIO(self.read())) as picture:
+        with open_large(io.BytesIO(self.read())) as picture:
             return vtc.load_picture(picture)
 
 
