@@ -139,11 +139,12 @@ def _eval(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()
     if team.rank == 0:
-        _show(compare.load(outcome.runs))
+        groups = compare.load(outcome.runs)
+        _show(groups)
         print(f"results: {outcome.folder}")
         if glance:
             outcome.notes.append(f"these are the first {_GLANCE} questions: --limit N asks more, --data tiny all")
-        for note in outcome.notes:
+        for note in [*outcome.notes, *_mixed(groups)]:
             print(f"note: {note}", file=sys.stderr)
         _tell_broken(outcome.broken)
     return 1 if outcome.broken else 0
@@ -212,8 +213,20 @@ def _compare(options: argparse.Namespace) -> None:
     if options.html:
         Path(options.html).write_text(page.html(groups), encoding="utf-8")
     _show(groups)
-    for note in notes:
+    for note in [*notes, *_mixed(groups)]:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _mixed(groups: list[Group]) -> list[str]:
+    """A sentence about each group whose rows come from different code."""
+    from vtc.eval.origin import warning
+
+    found = []
+    for group in groups:
+        names = [run.label if run.keep is None else f"{run.label}@{run.keep}" for run in group.runs]
+        if said := warning(names, [run.config for run in group.runs]):
+            found.append(f"{group.title}: {said}")
+    return found
 
 
 def _show(groups: list[Group]) -> None:
