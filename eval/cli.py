@@ -163,10 +163,11 @@ def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: 
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
     bars: dict[str, Any] = {}
