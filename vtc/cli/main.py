@@ -153,7 +153,7 @@ class _Version(argparse.Action):
 def _running(model: str | None, action: str = "store") -> _Parser:
     """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
     running = _Parser(add_help=False)
-    more = "; may repeat" if action == "append" else ""
+    more = " (tiny-qwen for videos); may repeat" if action == "append" else ""
     running.add_argument(
         "--model", action=action, default=model, metavar="NAME_OR_PATH", help=f"default: tiny-llava, which ships{more}"
     )
