@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from vtc.eval import origin, runner
 from vtc.eval.settings import Settings
 
 
-def how(version, commit=None):
-    return {"how": {"versions": {"vtc": version, "commit": commit}}}
+def how(version, commit=None) -> dict[str, Any]:
+    return {"versions": {"vtc": version, "commit": commit}}
 
 
 def git(folder, *words):
@@ -56,21 +57,21 @@ def test_installed_within_another_project(tmp_path, monkeypatch, afresh):
 
 def test_rows_of_different_code_are_told(tmp_path, capsys):
     for method, keep, made in (("full", None, how("1")), ("random", 64, how("1")), ("pool", 64, how("2", "abc"))):
-        synthetic(tmp_path, method, keep, 0.7, **made)
+        synthetic(tmp_path, method, keep, 0.7, how=made)
     assert main(["compare", str(tmp_path)]) == 0
     assert "vtc 1 made full, random@64; vtc 2 (commit abc) made pool@64" in " ".join(capsys.readouterr().err.split())
 
 
 def test_rows_of_one_code_or_of_an_unknown_one_are_not(tmp_path, capsys):
-    synthetic(tmp_path, "full", None, 0.7, **how("1"))
-    synthetic(tmp_path, "random", 64, 0.7, **how("1"))
+    synthetic(tmp_path, "full", None, 0.7, how=how("1"))
+    synthetic(tmp_path, "random", 64, 0.7, how=how("1"))
     synthetic(tmp_path, "pool", 64, 0.7)  # as older folders are
     assert main(["compare", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_many_rows_are_counted():
-    found = origin.warning([str(i) for i in range(7)], [how("1")] * 6 + [how("2")])
+    found = origin.warning([str(i) for i in range(7)], [{"how": how("1")}] * 6 + [{"how": how("2")}])
     assert found is not None
     assert "vtc 1 made 0, 1, 2, 3 and 2 more; vtc 2 made 6" in found
 
