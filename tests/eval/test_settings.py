@@ -5,6 +5,7 @@ import pytest
 import vtc
 from vtc.eval.settings import Settings, Spec, from_file
 
+BASES = {"full", "random", "downsample"}  # what stands beside every method
 TOML = """
 data = "tiny"
 models = ["tiny-llava", "./other"]
@@ -66,7 +67,7 @@ def test_files_of_other_kinds(tmp_path):
 
 def test_the_defaults_fit_the_media_and_are_few():
     specs = Settings().specs(["image"])
-    assert {spec.method for spec in specs} == {"full", "random", "divprune", "visionzip", "pool"}
+    assert {spec.method for spec in specs} - BASES == {"divprune", "visionzip", "pool"}
     assert {spec.model for spec in specs} == {"tiny-llava"}
     assert len({spec.keep for spec in specs if spec.compressed}) == 2
     specs = Settings().specs(["video"])
@@ -82,9 +83,12 @@ def test_all_are_those_before_the_language_model():
 
 def test_several_models():
     specs = Settings(models=("tiny-llava", "./other"), methods=("pool",), keep=(8,)).specs(["image"])
-    assert [(spec.model, spec.label) for spec in specs] == [
-        (model, label) for model in ("tiny-llava", "./other") for label in ("full", "random", "pool")
+    assert [(spec.model, spec.label) for spec in specs if spec.label not in BASES] == [
+        ("tiny-llava", "pool"),
+        ("./other", "pool"),
     ]
+    one, other = ([spec.label for spec in specs if spec.model == model] for model in ("tiny-llava", "./other"))
+    assert one == other
 
 
 def test_average_budgets_are_an_option_of_those_that_have_it():
