@@ -96,8 +96,6 @@ REFUSED = [
     (["--config", "a.png"], "a.png: settings are read from files whose names end in .toml, .json, .yaml, .yml"),
     (["--config", "keys.json"], "keys.json: there is no setting 'method'. Did you mean 'methods'?"),
     (["--config", "cut.json"], "cut.json: malformed JSON"),
-    (["--out", "a.png"], "results cannot be written to a.png (File exists): give another --out"),
-    (["--out", "a.png/runs"], "results cannot be written to a.png/runs (Not a directory): give another --out"),
 ]
 
 
