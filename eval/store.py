@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,12 @@ def alone(folder: Path) -> Iterator[None]:
         raise OSError(f"results cannot be written to {folder} ({error.strerror}): give another --out") from None
     try:
         yield
-    finally:
-        lock.release()  # the file stays: whoever removed it might remove one that the next has locked
+    finally:  # with results beside it the file stays: whoever removed it might remove one that the next has locked
+        if [file.name for file in folder.iterdir()] == [LOCK]:  # as if nothing had been asked
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.release()
 
 
 class RunFolder:

@@ -1,6 +1,7 @@
 """Question sets: shipped, published, and a user's own file or saved data set with its possible mistakes."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -239,3 +240,13 @@ def test_a_saved_data_set_under_other_names(folder):
         assert found.media.picture().size == (5, 4)
     with pytest.raises(ValueError, match=r"no column 'p', .* There are: picture, q, label"):
         datasets.load(folder / "saved", {"image": "p"})
+
+
+def test_saved_sets_that_cannot_be_read(folder, monkeypatch):
+    pytest.importorskip("datasets")
+    (folder / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"cut\.parquet cannot be read as a saved data set"):
+        datasets.load(folder / "cut.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"reading .*cut\.parquet needs datasets: pip install 'vtc-vlm\[datasets\]'"):
+        datasets.load(folder / "cut.parquet")

@@ -143,14 +143,16 @@ def test_one_at_a_time(tmp_path):
             alone(tmp_path / "new" / "runs").__enter__()
         with alone(tmp_path / "other"):
             pass
+        (tmp_path / "new" / "runs" / "full").mkdir()
     with alone(tmp_path / "new" / "runs"):
         pass
 
 
-def test_a_fault_lets_the_next_in(tmp_path):
-    with pytest.raises(KeyboardInterrupt), alone(tmp_path):
+def test_a_fault_lets_the_next_in_and_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), alone(tmp_path / "runs"):
         raise KeyboardInterrupt
-    with alone(tmp_path):
+    assert not (tmp_path / "runs").exists()
+    with alone(tmp_path / "runs"):
         pass
 
 
