@@ -38,8 +38,8 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:  # with results beside it the file stays: whoever removed it might remove one that the next has locked
-        if [file.name for file in folder.iterdir()] == [LOCK]:  # as if nothing had been asked
-            with suppress(OSError):
+        with suppress(OSError):
+            if [file.name for file in folder.iterdir()] == [LOCK]:  # as if nothing had been asked
                 (folder / LOCK).unlink()
                 folder.rmdir()
         lock.release()
