@@ -21,9 +21,10 @@ _PLACEHOLDER = re.compile(r"\s*<(?:image|video)>\s*")
 
 def check_columns(columns: Mapping[str, str]) -> None:
     """ValueError if one of the names that columns are to stand for is no field."""
-    for field in columns:
+    for field, name in columns.items():
         if field not in (*FIELDS, CONVERSATIONS):
-            hint = did_you_mean(field, FIELDS) or f" There are: {', '.join(FIELDS)}."
+            turned = f" Did you mean {name}={field}?" if name in FIELDS else ""
+            hint = turned or did_you_mean(field, FIELDS) or f" There are: {', '.join(FIELDS)}."
             raise ValueError(f"columns: a question has no field {field!r}.{hint}")
 
 

@@ -86,6 +86,7 @@ REFUSED = [
     (["--columns", "picture"], "'picture' does not name columns by field: write image=picture,question=q"),
     (["--columns", "image=a,image=b"], "does not name columns by field"),
     (["--columns", "imgae=picture"], "a question has no field 'imgae'. Did you mean 'image'?"),
+    (["--columns", "q=question"], "a question has no field 'q'. Did you mean question=q?"),
     (["--columns", "image=picture"], "has no column 'picture', which was to be 'image'. There are: id, image"),
     (["--model", "tiny-llava", "--model", "tiny-llava"], "models is ('tiny-llava', 'tiny-llava'): expected each once"),
     (["--data", "tiny-vido"], "no data set 'tiny-vido'. Did you mean 'tiny-video'?"),
