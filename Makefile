@@ -1,5 +1,5 @@
 # make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
-# make test | test-browser | test-lmms | test-versions | test-python | test-all
+# make test | test-browser | test-lmms | test-package | test-versions | test-python | test-all
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +10,7 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --method vtc-cls --keep 0.1
 
-.PHONY: env demo lint test test-browser test-lmms test-newest test-oldest test-versions test-python test-all \
+.PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-all \
     table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
@@ -74,10 +74,14 @@ test-python:
 	    ls $$HOME/.pyenv/versions/$(PYTHON_VERSION).*/bin/python | tail -n 1)"
 
 # Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
-test-all: lint test-versions test-lmms test-browser
-	$(BIN)/python -m pytest -n auto -m "not lmms and not browser"
+test-all: lint test-versions test-lmms test-browser test-package
+	$(BIN)/python -m pytest -n auto -m "not lmms and not browser and not package"
 	$(MAKE) test-python PYTHON_VERSION=3.12
 	$(MAKE) test-python PYTHON_VERSION=3.13
+
+# Wheel and sdist from a copy of the checkout; the wheel is installed in an environment of its own and used elsewhere.
+test-package: $(STAMP)
+	$(BIN)/python -m pytest -m package tests/package
 
 # The demo in a headless browser: Debian's, installed here where there is none (as root).
 BROWSER := $(VENV)/.browser

@@ -150,10 +150,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _running(model: str | None) -> _Parser:
+def _running(model: str | None, action: str = "store") -> _Parser:
     """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
     running = _Parser(add_help=False)
-    running.add_argument("--model", default=model, metavar="NAME_OR_PATH", help="default: tiny-llava, which ships")
+    more = " (tiny-qwen for videos); may repeat" if action == "append" else ""
+    running.add_argument(
+        "--model", action=action, default=model, metavar="NAME_OR_PATH", help=f"default: tiny-llava, which ships{more}"
+    )
     running.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
     running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
     running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
@@ -161,7 +164,7 @@ def _running(model: str | None) -> _Parser:
 
 
 def _parser() -> argparse.ArgumentParser:
-    running, measured = _running("tiny-llava"), _running(None)
+    running, measured = _running("tiny-llava"), _running(None, "append")
     parser = _Parser(prog="vtc", description=__doc__)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
