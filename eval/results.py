@@ -12,7 +12,7 @@ from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import METRICS
 from vtc.eval.normalise import normalise
 from vtc.eval.settings import Spec
-from vtc.eval.statistics import Difference, Score, average, bootstrap, paired, ratio
+from vtc.eval.statistics import Difference, Score, average, paired, ratio
 from vtc.eval.store import Line, read_run
 from vtc.methods.base.notation import write_method
 
@@ -84,12 +84,11 @@ class Run:
         return self.mean(name, 1) / full if full else 1.0
 
     def accuracy(self, task: str | None = None) -> Score | None:
-        """Mean score, overall or of a task. Overall the interval is the bootstrap's: tasks differ in how they score."""
+        """Mean score, overall or of a task."""
         lines = [line for line in self.lines.values() if task in (None, line["task"])]
         if not lines:
             return None
-        scores, groups = [line["score"] for line in lines], [line["media"] for line in lines]
-        return bootstrap(scores, groups) if task is None else average(scores, groups)
+        return average([line["score"] for line in lines], [line["media"] for line in lines])
 
     def beside(self, base: Run, task: str | None = None) -> tuple[list[Line], list[Line], list[str]]:
         """The questions that both have answered: own samples, the other's, and what each is about."""
@@ -111,7 +110,7 @@ class Run:
         """Share of answers that are those of the uncompressed model, after normalisation; needs no labels."""
         mine, theirs, groups = self.beside(full, task)
         same = [float(normalise(m["answer"]) == normalise(t["answer"])) for m, t in zip(mine, theirs, strict=True)]
-        return bootstrap(same, groups) if mine else None
+        return average(same, groups) if mine else None
 
     @property
     def tokdense(self) -> float | None:

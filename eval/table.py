@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vtc.eval.compare import LEVEL, Group, Row
-from vtc.eval.statistics import Score
+from vtc.eval.statistics import FEWEST, Score
 
 _BETTER, _WORSE = "▲", "▼"
 
@@ -19,8 +19,10 @@ _BETTER, _WORSE = "▲", "▼"
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
     if score is None:
         return ""
-    above, below = max(0.0, 100 * (score.high - score.mean)), max(0.0, 100 * (score.mean - score.low))
     mean = f"{100 * score.mean:{sign}.{digits}f}"
+    if score.half_width is None:
+        return f"{mean} ±n/a"
+    below, above = (100 * error for error in score.errors)
     if max(above, below) > 3 * min(above, below):  # far from the middle
         return f"{mean} +{above:.{digits}f}/−{below:.{digits}f}"
     return f"{mean} ±{100 * score.half_width:.{digits}f}"
@@ -78,9 +80,9 @@ def caption(group: Group) -> str:
         "prefill and bytes of its KV cache, also in % of the uncompressed model's; time to first token with the vision "
         f"tower (median, one question at a time), decoded tokens per second, peak memory without weights.{times} "
         "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
-        f"TokDense in points per mean token. ±: 95 % intervals, bootstrap over {group.kind}; Wilson's where each is "
-        f"asked about once or all scores are equal. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test "
-        f"over {group.kind}, Holm-corrected over the table."
+        f"TokDense in points per mean token. ±: 95 % score intervals with {group.kind} as independent draws, n/a below "
+        f"{FEWEST} of them. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over {group.kind}, "
+        "Holm-corrected over the table."
     )
 
 
