@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vtc.engine.encoded import Encoded
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
-    from vtc.media.smaller import Resized, downsample
+    from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.index import MethodInfo, Paper
@@ -115,6 +115,7 @@ __all__ = [
     "__version__",
     "clip_inputs",
     "downsample",
+    "downsample_all",
     "encode",
     "frame_overlay",
     "list_families",
@@ -188,6 +189,7 @@ _HOME = {
     "VisualTokens": "vtc.signals",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
+    "downsample_all": "vtc.media.smaller",
     "encode": "vtc.api",
     "frame_overlay": "vtc.draw.filmstrip",
     "list_families": "vtc.models",

@@ -99,6 +99,23 @@ def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> 
     return Resized(small, tokens, whole, wanted, options)
 
 
+def downsample_all(
+    media: Sequence[Image.Image | Clip], processor: Any, keep: int | float
+) -> tuple[list[Resized], dict[str, Any]]:
+    """`downsample` of each picture and clip of one prompt, and the options that suit all of them.
+
+    Options are about a whole call of the processor: where two pictures want different numbers of tiles, the smaller
+    one holds for both.
+    """
+    found = [downsample(one, processor, keep) for one in media]
+    options: dict[str, Any] = {}
+    for kind, given in [pair for one in found for pair in one.options.items()]:
+        before = options.setdefault(kind, dict(given))
+        if "max_patches" in given:
+            before["max_patches"] = min(before["max_patches"], given["max_patches"])
+    return found, options
+
+
 def _tokens(processor: Any, media: Image.Image | Clip, options: dict[str, Any] | None = None) -> tuple[Any, int]:
     """What a processor makes of a picture or video under a question, and how many visual tokens that has."""
     given: dict[str, Any] = {"clips": [media]} if isinstance(media, Clip) else {"pictures": [media]}

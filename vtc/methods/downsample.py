@@ -11,11 +11,12 @@ from vtc.methods.base.pixels import PixelMethod
 
 @dataclass(frozen=True, kw_only=True)
 class Downsample(PixelMethod):
-    """The whole picture in fewer pixels: the largest size whose grid has at most `keep` tokens.
+    """The whole picture, in fewer pixels.
 
-    VTC-Bench's baseline, which beats many methods at equal tokens and saves time in the vision tower, too. Of a video
-    all frames stay, with fewer pixels each; it keeps one token per time step at least. As the proportions of the
-    picture are kept, a grid may have fewer tokens than asked for: 12 x 16 tokens become 7 x 9 for a budget of 64.
+    The largest size whose grid has at most `keep` tokens: VTC-Bench's baseline, which beats many methods at equal
+    tokens and saves time in the vision tower, too. Of a video all frames stay, with fewer pixels each, and one token
+    per time step at least. As the proportions of the picture are kept, a grid may have fewer tokens than asked for:
+    12 x 16 tokens become 7 x 9 for a budget of 64.
 
     Wrapped around a model it resizes what the processor has made, which towers of packed patches (Qwen's) allow; for
     the others `vtc.downsample(picture, processor, keep)` does it before the processor, as `vtc eval`, `vtc ask` and the
