@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vtc.eval.results import Run
-from vtc.eval.settings import BLIND, FULL, RANDOM
+from vtc.eval.settings import BASELINES, BLIND, FULL, RANDOM
 from vtc.eval.statistics import Difference, Score, holm
 from vtc.eval.store import CONFIG, METRICS, is_run
 
@@ -115,21 +115,22 @@ class Group:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """One row per run: uncompressed, blind, then budgets from large to small, `random` first within a budget."""
+        """One row per run: uncompressed, blind, then budgets from large to small, the baselines first within one."""
         runs = sorted(self.runs, key=self._place)
         full = [self._versus(run, self.full) if run is not self.full else None for run in runs]
         random = [self._versus(run, self.random(run)) for run in runs]
         p_full, p_random = _corrected(full), _corrected(random)
         names = _short([run.label for run in runs])
         rows = [
-            _row(self, run, name, *others)
+            _row(self, run, f"{name} †" if run.full_cost else name, *others)
             for run, name, *others in zip(runs, names, full, random, p_full, p_random, strict=True)
         ]
         return [row for row in rows if row is not None]
 
     def _place(self, run: Run) -> tuple:
         tokens = run.keep * run.mean("tokens_in") if isinstance(run.keep, float) else run.keep or 0
-        return {FULL: 0, BLIND: 1}.get(run.method, 2), -tokens, run.label != RANDOM
+        first = BASELINES.index(run.label) if run.label in BASELINES else len(BASELINES)
+        return {FULL: 0, BLIND: 1}.get(run.method, 2), -tokens, first
 
     def _versus(self, run: Run, base: Run | None) -> Difference | None:
         return run.difference(base) if base is not None else None

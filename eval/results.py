@@ -73,6 +73,11 @@ class Run:
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(line["task"] for line in self.lines.values()))
 
+    @property
+    def full_cost(self) -> bool:
+        """Whether pictures that were made smaller have cost more tokens than asked for."""
+        return any(line.get("full_cost") for line in self.lines.values())
+
     def mean(self, name: str, part: int | None = None) -> float:
         """Mean per question of a number that samples carry."""
         values = [line[name] if part is None else line[name][part] for line in self.lines.values()]

@@ -73,6 +73,12 @@ def caption(group: Group) -> str:
     """What the numbers are."""
     broken = max((row.broken for row in group.rows), default=0)
     left_out = f" {broken} of them could not be answered and are left out." if broken else ""
+    dagger = (
+        " †: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
+        "tokens can show, at the cost of all of them."
+        if any(row.label.endswith("†") for row in group.rows)
+        else ""
+    )
     times = "" if any(row.ttft_ms for row in group.rows) else " Nothing was timed."
     return (
         f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}.{left_out} "
@@ -82,7 +88,7 @@ def caption(group: Group) -> str:
         "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
         f"TokDense in points per mean token. ±: 95 % score intervals with {group.kind} as independent draws, n/a below "
         f"{FEWEST} of them. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test over {group.kind}, "
-        "Holm-corrected over the table."
+        f"Holm-corrected over the table.{dagger}"
     )
 
 

@@ -58,8 +58,12 @@ def measure(
     peak: dict[Spec, int] = {}
     rounds = [items[0], *items] if items else []
     for number, item in enumerate(rounds):
-        inputs = answerer.processed([item])
+        plain = answerer.processed([item])
         for position, spec in enumerate(timed):
+            inputs = plain
+            if spec.resizes:
+                [(small, options)] = answerer.shown([item], spec)
+                inputs = answerer.processed(small, options)
             with answerer.compressed(spec):
                 if number == 0:
                     run = partial(_generate, answerer.model, inputs, new=1)  # the prefill is what takes most

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from rich.table import Table
 
 import vtc
 from vtc.draw.filmstrip import save_film
+from vtc.methods.base.notation import read_methods
 
 if TYPE_CHECKING:
     from vtc.media.video import Clip
@@ -28,12 +29,16 @@ _TTFT_RUNS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, the median seconds to its first token, and the report if a method was at work."""
+    """What the model said, the median seconds to its first token, and the report if a method was at work.
+
+    `shown` are the pictures and clips that the processor was given.
+    """
 
     method: str | None
     text: str
     seconds: float
     report: Report | None
+    shown: list[Any] = field(default_factory=list)
 
 
 def ask(
@@ -53,17 +58,41 @@ def ask(
     Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
     a warm-up.
     """
-    inputs = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
+    plain = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
     answers = []
     for name in [None, method] if method else [None]:
-        wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if name else nullcontext()
+        inputs, shown, resized = plain, [*pictures, *clips], _resized(name, keep, options)
+        if resized is not None:
+            small, more = vtc.downsample_all(shown, processor, resized)
+            shown = [one.media for one in small]
+            images, films = shown[: len(pictures)], shown[len(pictures) :]
+            inputs = vtc.prepare(processor, question, images, films, **more).to(model.device, model.dtype)
+        at_work = name is not None and resized is None
+        wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if at_work else nullcontext()
         with torch.inference_mode(), wrapped:
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            report = vtc.report(model) if name else None
+            report = vtc.report(model) if at_work else None
             seconds = statistics.median(_first_token(model, inputs) for _ in range(_TTFT_RUNS))
+        if resized is not None:
+            whole, own = (_account(model, processor, given) for given in (plain, inputs))
+            report = own.made_smaller(whole, [one.note for one in small])
         said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        answers.append(Answer(name, said.strip(), seconds, report))
+        answers.append(Answer(name, said.strip(), seconds, report, shown))
     return answers
+
+
+def _resized(method: str | None, keep: int | float | None, options: dict[str, Any]) -> int | float | None:
+    """The budget of a method that makes pictures smaller before the processor sees them; None for all others."""
+    if method is None or [name for name, _ in read_methods(method)] != ["downsample"]:
+        return None
+    return vtc.resolve(method, keep, **options).keep
+
+
+def _account(model, processor, inputs) -> Report:
+    """The report of a method that keeps everything."""
+    with torch.inference_mode(), vtc.wrapped(model, "random", 1.0, processor=processor):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        return vtc.report(model)
 
 
 def _first_token(model, inputs) -> float:
@@ -114,7 +143,7 @@ def save_overlays(
     assert answer.report is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    shown = [*pictures, *clips]
+    shown = answer.shown or [*pictures, *clips]
     for number, (item, span) in enumerate(zip(shown, answer.report.spans, strict=True), 1):
         file = path if len(shown) == 1 else path.with_stem(f"{path.stem}-{number}")
         if isinstance(item, Image.Image):
