@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vtc.eval.compare import Group
 
 _SHOWN = 10  # broken questions that are listed
+_WIDE = "print all columns, and scores by task, instead of what fits 100 characters"
 
 
 def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
@@ -58,6 +59,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--batch-size", type=arguments.count, metavar="N", help="default: 64; halved when memory runs out")
     own.add_argument("--timing", type=_whole, metavar="N", help="questions that are timed; default: 5, 0 for none")
     own.add_argument("--out", metavar="FOLDER", help="default: runs/<data>-<...>, the same for the same settings")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_eval)
 
     about = "compare what vtc eval has measured"
@@ -67,6 +69,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--json", metavar="FILE", help="write all numbers here")
     own.add_argument("--plot", metavar="FILE.png", help="draw accuracy over TTFT, FLOPs and KV bytes into this picture")
     own.add_argument("--html", metavar="FILE.html", help="the same as a page to look around in, complete in itself")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_compare)
 
 
@@ -113,7 +116,7 @@ def _eval(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()
     if team.rank == 0:
-        _show(compare.load(outcome.runs))
+        _show(compare.load(outcome.runs), options.wide)
         print(f"results: {outcome.folder}")
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -183,19 +186,18 @@ def _compare(options: argparse.Namespace) -> None:
         plot.pareto(groups, Path(options.plot))
     if options.html:
         Path(options.html).write_text(page.html(groups), encoding="utf-8")
-    _show(groups)
+    _show(groups, options.wide)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _show(groups: list[Group]) -> None:
+def _show(groups: list[Group], wide: bool) -> None:
     from rich.console import Console
 
     from vtc.eval import table
 
-    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 220 if wide else 100, highlight=False)
     for group in groups:
         if group.rows:
-            for part in table.terminal(group):
+            for part in table.terminal(group, wide, min(100, console.width)):
                 console.print(part)
-            console.print(table.caption(group), style="dim", markup=False)
