@@ -139,7 +139,9 @@ def _packed(
     return _resized(media, width * cell, height * cell), {f"{kind}s_kwargs": {"size": lifted}}
 
 
-def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
+def _fewer_tiles(
+    processor: Any, picture: Image.Image, whole: int, wanted: int
+) -> tuple[Image.Image, dict[str, Any]]:
     """A picture, or options, of the most tokens up to `wanted`; of the fewest there are, where all are more."""
     width, height = picture.size
     if not hasattr(processor, "_get_num_multimodal_tokens"):
