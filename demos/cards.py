@@ -12,11 +12,16 @@ from vtc.demos.draw import thumbnail, uri
 from vtc.demos.media import Media
 from vtc.demos.studio import Run
 
-WHERE = {"input": "before the LLM", "layer": "inside the LLM", "cache": "in the KV cache"}
+WHERE = {
+    "pixels": "before the vision tower",
+    "input": "before the LLM",
+    "layer": "inside the LLM",
+    "cache": "in the KV cache",
+}
 
 
 def stage_of(info: vtc.MethodInfo) -> str:
-    """Where a method is listed: "input", "layer" or "cache"; methods of several stages stand under "layer"."""
+    """Where a method is listed, by a key of `WHERE`; methods of several stages stand under "layer"."""
     return "layer" if "layer" in info.stage else info.stage.split("+")[0]
 
 
@@ -52,7 +57,7 @@ def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer
     text = f"{when}as the model sees it"
     if run.report is not None:
         total = run.report.tokens_in
-        held = run.tokens(layer - 1) if layer else total
+        held = run.tokens(layer - 1) if layer else sum(span.source.numel() for span in run.report.spans)
         place = f"layer {layer} of {run.depth}" if layer else "from the vision tower"
         text = f"{when}{place}: {held} of {total}" + ("" if when else " tokens")
     name = run.method or "all visual tokens"

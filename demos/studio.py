@@ -46,6 +46,7 @@ class Run:
         text: the answer, or the sentence that says why there is none.
         seconds: to the first token, vision tower included.
         report: of `vtc.report`.
+        shown: what the model was shown, if that was made smaller.
     """
 
     method: str | None
@@ -54,6 +55,12 @@ class Run:
     text: str = ""
     seconds: float | None = None
     report: vtc.Report | None = None
+    shown: Media | None = None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the picture is made smaller before the model sees it, and the model stays as it is."""
+        return self.method == "downsample"
 
     @property
     def depth(self) -> int:
@@ -195,28 +202,59 @@ def _answer(
 ) -> Run:
     """Answer with the model to oneself; hands every word to `news`."""
     model, processor = loaded.model, loaded.processor
-    pictures = [media.picture] if media.picture is not None else []
-    clips = [media.clip] if media.clip is not None else []
-    inputs = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
-    encoded, tower = loaded.encoded.fetch((media.key, _needs(run.method)), lambda: _encode(model, inputs, run.method))
-    given = {name: inputs[name] for name in _TEXT if name in inputs} | encoded.take([0])
+    smaller, options, notes = _made_smaller(loaded, media, run)
+    given, tower = _given(loaded, smaller or media, question, run, options)
 
-    def generate(tokens: int, **more: Any) -> None:
-        model.generate(**given, max_new_tokens=tokens, do_sample=False, num_beams=1, **more)
+    def generate(tokens: int, inputs: dict[str, Any], **more: Any) -> None:
+        model.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **more)
+
+    def account(inputs: dict[str, Any]) -> vtc.Report:
+        """The report of a method that keeps everything."""
+        with vtc.wrapped(model, "random", 1.0):
+            generate(1, inputs)
+            return vtc.report(model)
 
     with torch.inference_mode():
-        with vtc.wrapped(model, run.method, run.keep) if run.method else nullcontext():
+        at_work = run.method is not None and not run.resizes
+        with vtc.wrapped(model, run.method or "", run.keep) if at_work else nullcontext():
             stream = _Stream(processor, lambda text: news(replace(run, text=text)))
             start = time.perf_counter()
-            generate(max_new_tokens, streamer=stream, stopping_criteria=[_Stopped(stop)])
-            run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if run.method else None)
+            generate(max_new_tokens, given, streamer=stream, stopping_criteria=[_Stopped(stop)])
+            run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if at_work else None)
             news(run)
-            seconds = tower + _quick_median(lambda: generate(1), model.device, stream.first - start)
-        if run.report is None:  # the account of a method that keeps everything
-            with vtc.wrapped(model, "random", 1.0):
-                generate(1)
-                run = replace(run, report=vtc.report(model))
+            seconds = tower + _quick_median(lambda: generate(1, given), model.device, stream.first - start)
+        if smaller is not None:
+            whole, _ = _given(loaded, media, question, Run(None, 1.0), {})
+            run = replace(run, report=account(given).made_smaller(account(whole), notes), shown=smaller)
+        elif run.report is None:
+            run = replace(run, report=account(given))
     return replace(run, state="done", seconds=seconds)
+
+
+def _made_smaller(loaded: Loaded, media: Media, run: Run) -> tuple[Media | None, dict[str, Any], list[str]]:
+    """What the model is shown instead, if the method makes it smaller; options of the processor; sentences about it."""
+    if not run.resizes:
+        return None, {}, []
+    whole = media.clip or media.picture
+    assert whole is not None
+    small = vtc.downsample(whole, loaded.processor, run.keep)
+    if isinstance(small.media, Image.Image):
+        return replace(media, picture=small.media), small.options, [small.note]
+    return replace(media, clip=small.media), small.options, [small.note]
+
+
+def _given(
+    loaded: Loaded, media: Media, question: str, run: Run, options: dict[str, Any]
+) -> tuple[dict[str, Any], float]:
+    """What `generate` takes for one question, pictures encoded already, and the seconds that encoding took."""
+    pictures = [media.picture] if media.picture is not None else []
+    clips = [media.clip] if media.clip is not None else []
+    inputs = vtc.prepare(loaded.processor, question, pictures, clips, **options)
+    inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    key = media.key, _needs(run.method), run.keep if run.resizes else None
+    method = None if run.resizes else run.method
+    encoded, tower = loaded.encoded.fetch(key, lambda: _encode(loaded.model, inputs, method))
+    return {name: inputs[name] for name in _TEXT if name in inputs} | encoded.take([0]), tower
 
 
 def _key(name: str, media: Media, question: str, method: str | None, keep: float) -> Hashable:

@@ -12,6 +12,7 @@ import torch
 import vtc
 from tests.small_qwen import save
 from vtc.api import ATTRIBUTE
+from vtc.demos import cards
 from vtc.demos.draw import drawn, plain, second, uri
 from vtc.demos.examples import shipped_pictures
 from vtc.demos.studio import Recent, Run, Studio
@@ -33,6 +34,27 @@ def heart():
 
 def last(studio, media, question="What shape is red?", method=None, keep=1.0, model=MODEL) -> Run:
     return list(studio.answer(model, media, question, method, keep))[-1]
+
+
+def test_a_smaller_picture_is_shown_before_the_processor(heart):
+    """Of a model whose grid follows the picture; its numbers stand beside those of the whole picture."""
+    studio = Studio(["tiny-qwen"], device="cpu")
+    full = last(studio, heart, model="tiny-qwen")
+    run = last(studio, heart, method="downsample", keep=0.25, model="tiny-qwen")
+    assert run.state == "done", run.text
+    loaded = studio.load("tiny-qwen")
+    small = vtc.downsample(heart.still, loaded.processor, 0.25)
+    inputs = vtc.prepare(loaded.processor, "What shape is red?", [small.media], **small.options)
+    ids = loaded.model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert run.text == loaded.processor.batch_decode([ids], skip_special_tokens=True)[0].strip()
+    assert (run.report.tokens_in, run.report.tokens_out) == (small.whole, small.tokens)
+    assert run.report.flops[0] == full.report.flops[0] > run.report.flops[1]
+    assert run.report.kv_bytes[0] == full.report.kv_bytes[0] > run.report.kv_bytes[1]
+    assert run.report.notes == [small.note]
+    assert f"layer 1 of {run.depth}: {small.tokens} of {small.whole}" in cards.card(
+        run, full, drawn(heart, loaded.processor, run, 1, 0), (1, 1), 1
+    )
+    assert run.shown.still.size == small.media.size
 
 
 def test_an_answer_grows_and_ends_with_its_numbers(studio, heart):

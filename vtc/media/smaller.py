@@ -48,8 +48,8 @@ class Resized:
         what = "a video" if isinstance(self.media, Clip) else "a picture"
         if self.full_cost:
             return (
-                f"downsample: {what} becomes {self.tokens} tokens under this processor, more than the {self.wanted} asked "
-                f"for: it was made to show what {self.wanted} can, at the cost of {self.tokens}."
+                f"downsample: {what} becomes {self.tokens} tokens under this processor, more than the {self.wanted} "
+                f"asked for: it was made to show what {self.wanted} can, at the cost of {self.tokens}."
             )
         width, height = _size(self.media)
         return (
@@ -139,9 +139,7 @@ def _packed(
     return _resized(media, width * cell, height * cell), {f"{kind}s_kwargs": {"size": lifted}}
 
 
-def _fewer_tiles(
-    processor: Any, picture: Image.Image, whole: int, wanted: int
-) -> tuple[Image.Image, dict[str, Any]]:
+def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
     """A picture, or options, of the most tokens up to `wanted`; of the fewest there are, where all are more."""
     width, height = picture.size
     if not hasattr(processor, "_get_num_multimodal_tokens"):
