@@ -13,6 +13,7 @@ from vtc.eval.results import Run
 from vtc.eval.settings import BASELINES, BLIND, DOWNSAMPLE, FULL, RANDOM
 from vtc.eval.statistics import Difference, Score, holm
 from vtc.eval.store import CONFIG, METRICS, is_run
+from vtc.speedup import SpeedUp
 
 LEVEL = 0.05
 RIGHT = 0.5  # a score from which an answer counts as right, for group A
@@ -27,7 +28,8 @@ class Row:
     Attributes:
         label: method and options, of paths the last part.
         tokens_in, tokens: visual tokens per question, before and after the last layer that drops any; average: mean
-            over the decoder layers. flops, kv: of the prefill and the KV cache, per question.
+            over the decoder layers. flops, kv: of the prefill and the KV cache, per question. speedup: to the first
+            token, over the uncompressed run.
         accuracy and the like: fractions. p_full, p_random: of the differences, corrected for all rows of the group
             together (Holm).
         group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
@@ -45,6 +47,7 @@ class Row:
     kv: float
     kv_share: float
     ttft_ms: float | None
+    speedup: SpeedUp | None
     decode: float | None
     peak: float | None
     accuracy: Score
@@ -205,6 +208,7 @@ def _row(
         kv=run.mean("kv_bytes", 1),
         kv_share=run.share("kv_bytes"),
         ttft_ms=run.timing.get("ttft_ms"),
+        speedup=SpeedUp(**found) if (found := run.timing.get("speedup")) else None,
         decode=run.timing.get("decode_tokens_per_s"),
         peak=run.timing.get("peak_bytes"),
         accuracy=accuracy,

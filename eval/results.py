@@ -29,7 +29,7 @@ class Run:
     config: Mapping[str, Any]
     lines: Mapping[str, Line]  # by question id, those that were answered
     broken: Mapping[str, str]  # id -> reason
-    timing: Mapping[str, float]
+    timing: Mapping[str, Any]
     extras: Mapping[str, Mapping[str, float]]  # task -> numbers of its metric over all answers
 
     @classmethod
@@ -172,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def metrics_of(
-    run: Run, data: Dataset, full: Run, random: Run | None, timing: Mapping[str, float] | None
+    run: Run, data: Dataset, full: Run, random: Run | None, timing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The content of a run's metrics.json. All but costs are fractions, with 95 % intervals."""
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vtc.eval.compare import LEVEL, Group, Row
 from vtc.eval.statistics import FEWEST, Score
+from vtc.speedup import SpeedUp
 
 _BETTER, _WORSE = "▲", "▼"
 
@@ -50,6 +51,12 @@ def _si(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def _gain(speedup: SpeedUp | None) -> str:
+    if speedup is None:
+        return ""
+    return f"{speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})" if speedup.clear else "unclear"
+
+
 def _hard(row: Row) -> str:
     return f"{_percent(row.group_a)} ({row.group_a.n})" if row.group_a else ""
 
@@ -66,6 +73,7 @@ _COLUMNS: dict[str, _Cell] = {
     "KV": lambda row: f"{_si(row.kv)}B",
     "KV %": lambda row: _number(100 * row.kv_share),
     "TTFT ms": lambda row: _number(row.ttft_ms, ".1f"),
+    "TTFT gain": lambda row: _gain(row.speedup),
     "tok/s": lambda row: _number(row.decode),
     "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
     "accuracy": lambda row: _percent(row.accuracy),
@@ -95,6 +103,8 @@ def _meaning(group: Group) -> dict[str, str]:
         "KV": "bytes of the KV cache",
         "KV %": "the same in % of the uncompressed model's",
         "TTFT ms": "time to first token with the vision tower, median, one question at a time",
+        "TTFT gain": "how much sooner the first token comes than uncompressed: ratio of medians, its spread over the "
+        "questions; unclear where that covers 1",
         "tok/s": "decoded tokens per second",
         "peak": "peak memory without weights",
         "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them",
