@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # broken questions that are listed
 _GLANCE = 100  # questions that are asked where neither a set nor their number is named
+_WIDE = "print all columns, and scores by task, instead of what fits 100 characters"
 
 
 def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
@@ -62,6 +63,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--batch-size", type=arguments.count, metavar="N", help="default: 64; halved when memory runs out")
     own.add_argument("--timing", type=_whole, metavar="N", help="questions that are timed; default: 5, 0 for none")
     own.add_argument("--out", metavar="FOLDER", help="default: runs/<data>-<...>, the same for the same settings")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_eval)
 
     about = "compare what vtc eval has measured"
@@ -71,6 +73,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--json", metavar="FILE", help="write all numbers here")
     own.add_argument("--plot", metavar="FILE.png", help="draw accuracy over TTFT, FLOPs and KV bytes into this picture")
     own.add_argument("--html", metavar="FILE.html", help="the same as a page to look around in, complete in itself")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_compare)
 
 
@@ -140,7 +143,7 @@ def _eval(options: argparse.Namespace) -> int:
     team.leave()
     if team.rank == 0:
         groups = compare.load(outcome.runs)
-        _show(groups)
+        _show(groups, options.wide)
         print(f"results: {outcome.folder}")
         if glance:
             outcome.notes.append(f"these are the first {_GLANCE} questions: --limit N asks more, --data tiny all")
@@ -213,7 +216,7 @@ def _compare(options: argparse.Namespace) -> None:
         plot.pareto(groups, Path(options.plot))
     if options.html:
         Path(options.html).write_text(page.html(groups), encoding="utf-8")
-    _show(groups)
+    _show(groups, options.wide)
     for note in [*notes, *_mixed(groups)]:
         print(f"note: {note}", file=sys.stderr)
 
@@ -230,14 +233,13 @@ def _mixed(groups: list[Group]) -> list[str]:
     return found
 
 
-def _show(groups: list[Group]) -> None:
+def _show(groups: list[Group], wide: bool) -> None:
     from rich.console import Console
 
     from vtc.eval import table
 
-    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 220 if wide else 100, highlight=False)
     for group in groups:
         if group.rows:
-            for part in table.terminal(group):
+            for part in table.terminal(group, wide, min(100, console.width)):
                 console.print(part)
-            console.print(table.caption(group), style="dim", markup=False)

@@ -175,7 +175,7 @@ def _finish(
     if team.rank == 0 and new:
         from vtc.eval.timing import measure
 
-        times: dict[Spec, dict[str, float]] = {}
+        times: dict[Spec, dict[str, Any]] = {}
         if settings.timing:
             broken = {i for run in folders.values() for i, line in run.lines.items() if "error" in line}
             whole = [question for question in data.questions if question.id not in broken]

@@ -23,7 +23,8 @@ BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.1)
 ALL = "all"  # stands for every method before the language model
 FEW = ("uniform-frames", "evs", "divprune", "visionzip", "pool")  # by default, those that fit the media
-FULL, BLIND, RANDOM = "full", "blind", "random"
+FULL, BLIND, RANDOM, DOWNSAMPLE = "full", "blind", "random", "downsample"
+BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Spec:
     @property
     def compressed(self) -> bool:
         return self.keep is not None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether pictures are made smaller before the processor sees them, and the model stays as it is."""
+        return self.method == DOWNSAMPLE
+
+    @property
+    def wraps(self) -> bool:
+        """Whether a method is wrapped around the model."""
+        return self.compressed and not self.resizes
 
     @property
     def label(self) -> str:
@@ -127,7 +138,7 @@ class Settings:
                 raise ValueError(f"methods: {entry!r} is neither a name nor a table with a name")
 
     def specs(self, kinds: Sequence[str]) -> list[Spec]:
-        """Every combination, model by model: uncompressed, blind if asked for, then per budget `random` first.
+        """Every combination, model by model: uncompressed, blind if asked for, then per budget the baselines first.
 
         Args:
             kinds: of media in the data set; by default the model and the methods, which act before the language
@@ -160,7 +171,8 @@ class Settings:
         every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
         if 1 in every and len({type(keep) for _, _, keeps in wanted for keep in keeps if keep == 1}) > 1:
             raise ValueError("keep is both 1 (one token) and 1.0 (all of them): ask for them in two runs")
-        wanted = [(RANDOM, {}, tuple(every)), *(w for w in wanted if w[:2] != (RANDOM, {}))]
+        wanted = [w for w in wanted if not (w[0] in BASELINES and w[1] == {})]
+        wanted = [*((name, {}, tuple(every)) for name in BASELINES), *wanted]
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [
             spec

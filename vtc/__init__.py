@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from vtc.engine.encoded import Encoded
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
+    from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
+    from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
     from vtc.methods.dart import DART
     from vtc.methods.divprune import DivPrune
+    from vtc.methods.downsample import Downsample
     from vtc.methods.dycoke import DyCoke
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
@@ -74,6 +77,7 @@ __all__ = [
     "CacheMethod",
     "Clip",
     "DivPrune",
+    "Downsample",
     "DyCoke",
     "Encoded",
     "FastV",
@@ -86,12 +90,14 @@ __all__ = [
     "OpenClipScorer",
     "Paper",
     "PiToMe",
+    "PixelMethod",
     "Pool",
     "PruneVid",
     "PyramidDrop",
     "QuoTA",
     "Random",
     "Report",
+    "Resized",
     "Sample",
     "Scissorhands",
     "Selection",
@@ -109,6 +115,8 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "clip_inputs",
+    "downsample",
+    "downsample_all",
     "encode",
     "frame_overlay",
     "list_families",
@@ -144,6 +152,7 @@ _HOME = {
     "CacheMethod": "vtc.methods.base.cache",
     "Clip": "vtc.media.video",
     "DivPrune": "vtc.methods.divprune",
+    "Downsample": "vtc.methods.downsample",
     "DyCoke": "vtc.methods.dycoke",
     "Encoded": "vtc.engine.encoded",
     "FastV": "vtc.methods.fastv",
@@ -156,12 +165,14 @@ _HOME = {
     "OpenClipScorer": "vtc.methods.shared.clip_scorer",
     "Paper": "vtc.methods.base.index",
     "PiToMe": "vtc.methods.tome",
+    "PixelMethod": "vtc.methods.base.pixels",
     "Pool": "vtc.methods.pool",
     "PruneVid": "vtc.methods.prunevid",
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
     "Report": "vtc.reports",
+    "Resized": "vtc.media.smaller",
     "Sample": "vtc.training.samples",
     "Scissorhands": "vtc.methods.scissorhands",
     "Selection": "vtc.selection",
@@ -178,6 +189,8 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "VisualTokens": "vtc.signals",
     "clip_inputs": "vtc.media.prompts",
+    "downsample": "vtc.media.smaller",
+    "downsample_all": "vtc.media.smaller",
     "encode": "vtc.api",
     "frame_overlay": "vtc.draw.filmstrip",
     "list_families": "vtc.models",

@@ -24,10 +24,13 @@ def test_a_sweep_from_toml(tmp_path):
         ("full", None),
         ("blind", None),
         ("random", 64),
+        ("downsample", 64),
         ("divprune", 64),
         ("random", 0.1),
+        ("downsample", 0.1),
         ("divprune", 0.1),
         ("random", 32),
+        ("downsample", 32),
         ("todre(mode=kcenter)", 32),
     ]
     folders = [str(spec.folder) for spec in settings.specs(["image"])]
@@ -93,7 +96,8 @@ def test_several_models():
 
 def test_average_budgets_are_an_option_of_those_that_have_it():
     settings = Settings(methods=("fastv", "divprune"), keep=(288,), budget="average")
-    assert [spec.label for spec in settings.specs(["image"])] == ["full", "random", "fastv(average=True)", "divprune"]
+    labels = [spec.label for spec in settings.specs(["image"])]
+    assert labels == ["full", "random", "downsample", "fastv(average=True)", "divprune"]
 
 
 def test_options_stand_in_the_name_or_in_a_table():
@@ -108,7 +112,7 @@ def test_options_stand_in_the_name_or_in_a_table():
 
 
 def test_final_budgets_are_final_for_all():
-    (spec,) = [spec for spec in Settings(methods=("visiondrop",), keep=(64,)).specs(["image"]) if spec.keep][1:]
+    (spec,) = [spec for spec in Settings(methods=("visiondrop",), keep=(64,)).specs(["image"]) if spec.keep][2:]
     assert spec.options == {"average": False}  # its own default is the average
 
 
