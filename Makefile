@@ -1,5 +1,5 @@
 # make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
-# make test | test-browser | test-lmms | test-versions | test-python | test-all
+# make test | test-browser | test-lmms | test-package | test-versions | test-python | test-all
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +13,7 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --keep 0.1
 
-.PHONY: env demo lint test test-browser test-lmms test-newest test-oldest test-versions test-python test-all \
+.PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-all \
     table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
@@ -86,10 +86,14 @@ test-python:
 	    ls $$HOME/.pyenv/versions/$(PYTHON_VERSION).*/bin/python | tail -n 1)"
 
 # Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
-test-all: lint test-versions test-lmms test-browser
-	$(BIN)/python -m pytest -n auto -m "not lmms and not browser"
+test-all: lint test-versions test-lmms test-browser test-package
+	$(BIN)/python -m pytest -n auto -m "not lmms and not browser and not package"
 	$(MAKE) test-python PYTHON_VERSION=3.12
 	$(MAKE) test-python PYTHON_VERSION=3.13
+
+# Wheel and sdist from a copy of the checkout; the wheel is installed in an environment of its own and used elsewhere.
+test-package: $(STAMP)
+	$(BIN)/python -m pytest -m package tests/package
 
 # The demo in a headless browser: Debian's, installed here where there is none (as root).
 BROWSER := $(VENV)/.browser
@@ -165,7 +169,7 @@ bench-engine: $(STAMP)
 	$(call BENCH,engine) --seconds 900
 	$(call BENCH,select)
 
-# Everything that wants a GPU, in under 8 minutes: the kernels' tests, then ops, model and engine. Whatever fails, the
+# Everything that wants a GPU, in under 10 minutes: the tests of kernels and of wrapped models, then ops, model and engine. Whatever fails, the
 # rest still runs, and the end says what failed. `make bench-gpu PYTHON=python3 VENV=` installs nothing: it takes any
 # Python that has torch, transformers, triton, numpy, pytest and matplotlib. DEVICE=cpu goes the same way on a CPU.
 DEVICE ?= cuda
@@ -174,10 +178,10 @@ GPU_PYTHON = $(if $(VENV),$(BIN)/python,$(PYTHON))
 GPU_BENCH = $(GPU_PYTHON) -m vtc bench $(1) --device $(DEVICE) $(call FILES,$(1),$(GPU_OUT)) $(2) || failed="$$failed $(1)"
 bench-gpu: $(if $(VENV),$(STAMP))
 	@mkdir -p $(GPU_OUT); failed=; \
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU_PYTHON) -m pytest -m gpu --junitxml $(GPU_OUT)/kernels.xml tests/kernels \
-	    || failed=" kernels"; \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(GPU_PYTHON) -m pytest -m gpu --junitxml $(GPU_OUT)/tests.xml tests/kernels tests/engine/test_on_gpu.py \
+	    || failed=" tests"; \
 	$(call GPU_BENCH,ops,--rounds 3 --seconds 90); \
-	$(call GPU_BENCH,model,--short --rounds 3 --seconds 75); \
+	$(call GPU_BENCH,model,--short --rounds 5 --seconds 150); \
 	$(call GPU_BENCH,engine,--steps 2 --seconds 75); \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 

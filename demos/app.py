@@ -21,7 +21,12 @@ from vtc.demos.studio import Run, Studio
 
 MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
-_STAGES = {"input": "Before the language model", "layer": "Inside it", "cache": "In its KV cache"}
+_STAGES = {
+    "pixels": "Before the vision tower",
+    "input": "Before the language model",
+    "layer": "Inside it",
+    "cache": "In its KV cache",
+}
 _PAUSE = 0.06  # s between two looks at a growing answer
 _CLICKS = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-index]');

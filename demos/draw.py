@@ -23,6 +23,7 @@ def drawn(media: Media, processor: Any, run: Run, layer: int, step: int) -> Imag
         step: time step of a clip's tokens.
     """
     assert run.report is not None
+    media = run.shown or media
     if run.method is None or layer == 0:
         return plain(media, processor, step, run.report.spans[0].grid[0])
     span = run.report.at(layer - 1)[0]

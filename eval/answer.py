@@ -35,6 +35,7 @@ class Item:
 
     question: Question
     seen: Any  # Image or Clip
+    resized: vtc.Resized | None = None  # how `seen` was made, where that is the method
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Answerer:
 
     def compressed(self, spec: Spec) -> Any:
         """The model with the method of a run at work, for the length of a with block."""
-        return vtc.wrapped(self.model, spec.method, **_options(spec)) if spec.compressed else nullcontext()
+        return vtc.wrapped(self.model, spec.method, **_options(spec)) if spec.wraps else nullcontext()
 
     def batches(self, questions: Sequence[Question]) -> list[Batch]:
         """The same batches for the same questions, whoever answers them: by kind of media and by length of answers."""
@@ -150,19 +151,39 @@ class Answerer:
             [question.question, *options, *([self.settings.instruction] if self.settings.instruction else [])]
         )
 
+    def shown(self, items: Sequence[Item], spec: Spec) -> list[tuple[list[Item], dict[str, Any]]]:
+        """What a run shows to the processor, in parts that it takes with the same options: items, options."""
+        if spec.method == BLIND:
+            return [([replace(item, seen=_grey(item.seen)) for item in items], {})]
+        if not spec.resizes:
+            return [(list(items), {})]
+        assert spec.keep is not None
+        small: dict[str, vtc.Resized] = {}
+        parts: dict[str, tuple[list[Item], dict[str, Any]]] = {}
+        for item in items:
+            name = item.question.media.name
+            if name not in small:
+                small[name] = vtc.downsample(item.seen, self.processor, spec.keep)
+            own = parts.setdefault(repr(small[name].options), ([], small[name].options))
+            own[0].append(replace(item, seen=small[name].media, resized=small[name]))
+        return list(parts.values())
+
     def _work(self, items: list[Item], specs: Sequence[Spec], limit: int) -> Iterator[Outcome]:
-        ready: dict[bool, _Ready] = {}
+        shared: _Ready | None = None  # by all runs that show what there is
         for spec in specs:
-            blind, problem = spec.method == BLIND, ""
+            problem = ""
             lines: list[Line] = []
             try:
-                if blind not in ready:
-                    ready[blind] = self._prepare(items, specs, blind)
-                lines = self._generate(items, ready[blind], spec, limit)
+                if spec.method == BLIND or spec.resizes:
+                    for part, options in self.shown(items, spec):
+                        lines += self._generate(part, self._prepare(part, (), options), spec, limit)
+                else:
+                    shared = shared or self._prepare(items, specs)
+                    lines = self._generate(items, shared, spec, limit)
             except Exception as error:  # of any kind: a question that breaks the model is told apart by halving
                 problem = _reason(error)
                 if out_of_memory(error):
-                    ready.clear()
+                    shared = None
                     self._shrink(len(items))
             if not problem:
                 yield spec, lines
@@ -181,31 +202,34 @@ class Answerer:
             self.largest = (size + 1) // 2
             self.notes.append(f"out of memory with {size} questions at a time: going on with {self.largest}")
 
-    def processed(self, items: Sequence[Item], blind: bool = False) -> dict[str, Any]:
+    def processed(self, items: Sequence[Item], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the processor makes of some questions, padded on the left, on the model's device."""
-        seen = [_grey(item.seen) if blind else item.seen for item in items]
+        seen = [item.seen for item in items]
         video = items[0].question.media.kind == "video"
         texts = [vtc.prompt(self.processor, self.text(i.question), int(not video), int(video)) for i in items]
-        given = {"images": [[picture] for picture in seen]}
+        given: dict[str, Any] = {"images": [[picture] for picture in seen]}
         if video:  # its frames are chosen already
             given = vtc.clip_inputs(self.processor, seen)
+        given |= options or {}
         made = self.processor(text=texts, **given, padding=True, padding_side="left", return_tensors="pt")
         moved = made.to(self.model.device, self.model.dtype)
         return {name: value for name, value in moved.items() if isinstance(value, torch.Tensor)}
 
     @torch.inference_mode()
-    def _prepare(self, items: Sequence[Item], specs: Sequence[Spec], blind: bool) -> _Ready:
-        inputs = self.processed(items, blind)
+    def _prepare(
+        self, items: Sequence[Item], specs: Sequence[Spec], options: Mapping[str, Any] | None = None
+    ) -> _Ready:
+        inputs = self.processed(items, options)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
         if self._takes_encoded:  # the vision tower runs once for all methods and all questions about one thing
-            methods = [resolve(s.method, **_options(s)) for s in specs if s.compressed]
+            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps]
             first: dict[str, int] = {}  # of each thing asked about, in reading order
             for number, item in enumerate(items):
                 first.setdefault(item.question.media.name, number)
             own = inputs
             if len(first) < len(items):
-                own = self.processed([items[number] for number in first.values()], blind)
+                own = self.processed([items[number] for number in first.values()], options)
             encoded = vtc.encode(self.model, methods or "random", **own)
             text = {name: value for name, value in inputs.items() if value.shape == ids.shape}
             order = list(first)
@@ -216,7 +240,7 @@ class Answerer:
     def _generate(self, items: Sequence[Item], ready: _Ready, spec: Spec, limit: int) -> list[Line]:
         with self.compressed(spec):
             out = self.model.generate(**ready.inputs, max_new_tokens=limit, do_sample=False, num_beams=1)
-            rows = vtc.report(self.model).rows if spec.compressed else None
+            rows = vtc.report(self.model).rows if spec.wraps else None
         said = self.processor.batch_decode(out[:, ready.length :], skip_special_tokens=True)
         lines = []
         for i, (item, text) in enumerate(zip(items, said, strict=True)):
@@ -229,9 +253,14 @@ class Answerer:
                 "score": round(self.scorers[question.task](answer, question), 6),
             }
             if rows is None:
-                flops, held = self._cost.prefill_flops(ready.tokens[i]), self._cost.kv_bytes(ready.tokens[i])
-                line |= {"tokens_in": ready.visual[i], "tokens_out": ready.visual[i], "tokens_mean": ready.visual[i]}
-                line |= {"flops": [flops, flops], "kv_bytes": [held, held]}
+                own = ready.visual[i]
+                whole = item.resized.whole if item.resized else own
+                lengths = ready.tokens[i] - own + whole, ready.tokens[i]  # of the prompt, uncompressed and as it is
+                line |= {"tokens_in": whole, "tokens_out": own, "tokens_mean": own}
+                line |= {"flops": [self._cost.prefill_flops(n) for n in lengths]}
+                line |= {"kv_bytes": [self._cost.kv_bytes(n) for n in lengths]}
+                if item.resized and item.resized.full_cost:
+                    line["full_cost"] = True
             else:
                 row = rows[i]
                 line |= {"tokens_in": row.tokens_in, "tokens_out": row.tokens_out}

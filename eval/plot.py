@@ -109,10 +109,7 @@ def _panel(axes: Any, group: Group, cost: str, factor: float, names: list[str], 
         handles[name] = axes.errorbar(
             [at(row)[0] for row in points],
             [at(row)[1] for row in points],
-            yerr=[
-                [100 * (row.accuracy.mean - row.accuracy.low) for row in points],
-                [100 * (row.accuracy.high - row.accuracy.mean) for row in points],
-            ],
+            yerr=[[100 * row.accuracy.errors[side] for row in points] for side in (0, 1)],
             color=color,
             marker=mark,
             markersize=6,

@@ -5,9 +5,12 @@ Importing this package imports nothing else: each public name brings its module 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 if TYPE_CHECKING:
     from vtc import engine as engine
@@ -20,15 +23,18 @@ if TYPE_CHECKING:
     from vtc.engine.encoded import Encoded
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
+    from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
+    from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
     from vtc.methods.dart import DART
     from vtc.methods.divprune import DivPrune
+    from vtc.methods.downsample import Downsample
     from vtc.methods.dycoke import DyCoke
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
@@ -62,8 +68,6 @@ if TYPE_CHECKING:
     from vtc.training.loop import Trained, train
     from vtc.training.samples import Sample, read_samples
 
-    __version__: str
-
 __all__ = [
     "DART",
     "EVS",
@@ -73,6 +77,7 @@ __all__ = [
     "CacheMethod",
     "Clip",
     "DivPrune",
+    "Downsample",
     "DyCoke",
     "Encoded",
     "FastV",
@@ -85,12 +90,14 @@ __all__ = [
     "OpenClipScorer",
     "Paper",
     "PiToMe",
+    "PixelMethod",
     "Pool",
     "PruneVid",
     "PyramidDrop",
     "QuoTA",
     "Random",
     "Report",
+    "Resized",
     "Sample",
     "Scissorhands",
     "Selection",
@@ -108,6 +115,8 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "clip_inputs",
+    "downsample",
+    "downsample_all",
     "encode",
     "frame_overlay",
     "list_families",
@@ -143,6 +152,7 @@ _HOME = {
     "CacheMethod": "vtc.methods.base.cache",
     "Clip": "vtc.media.video",
     "DivPrune": "vtc.methods.divprune",
+    "Downsample": "vtc.methods.downsample",
     "DyCoke": "vtc.methods.dycoke",
     "Encoded": "vtc.engine.encoded",
     "FastV": "vtc.methods.fastv",
@@ -155,12 +165,14 @@ _HOME = {
     "OpenClipScorer": "vtc.methods.shared.clip_scorer",
     "Paper": "vtc.methods.base.index",
     "PiToMe": "vtc.methods.tome",
+    "PixelMethod": "vtc.methods.base.pixels",
     "Pool": "vtc.methods.pool",
     "PruneVid": "vtc.methods.prunevid",
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
     "Report": "vtc.reports",
+    "Resized": "vtc.media.smaller",
     "Sample": "vtc.training.samples",
     "Scissorhands": "vtc.methods.scissorhands",
     "Selection": "vtc.selection",
@@ -177,6 +189,8 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "VisualTokens": "vtc.signals",
     "clip_inputs": "vtc.media.prompts",
+    "downsample": "vtc.media.smaller",
+    "downsample_all": "vtc.media.smaller",
     "encode": "vtc.api",
     "frame_overlay": "vtc.draw.filmstrip",
     "list_families": "vtc.models",
@@ -208,8 +222,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOME[name]), name)
     elif name == "supported":  # what `list_families` was called first
         value = import_module("vtc.models").list_families
-    elif name == "__version__":
-        value = _version()
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     else:
@@ -222,10 +234,15 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _check_links(folder: str) -> None:
+    """ImportError if files stand where a checkout has links to the packages that live beside this one."""
+    for name in ("demos", "eval", "kernels", "models"):
+        if os.path.isfile(os.path.join(folder, name)):
+            raise ImportError(
+                f"{os.path.join(folder, name)} is a plain file where a symbolic link belongs, which git did not make: "
+                "run `git config core.symlinks true` and `git checkout -- vtc` in the checkout (on Windows with "
+                "Developer Mode on), or install a wheel of vtc-vlm"
+            )
 
-    try:
-        return version("vtc-vlm")
-    except PackageNotFoundError:  # a checkout on the path that is not installed
-        return "unknown"
+
+_check_links(os.path.dirname(__file__))

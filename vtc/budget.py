@@ -40,6 +40,17 @@ def token_count(keep: int | float, total: int) -> int:
     return min(count, total)
 
 
+def fitted_grid(height: int, width: int, count: int) -> tuple[int, int]:
+    """The largest grid of at most `count` cells in the proportions of `height` x `width`, which is one itself if it
+    fits: the long side as long as possible, the short one rounded, neither below 1.
+
+    Example: 12 x 16 for 64 cells: 8 x 10 would have 80 (7.5 rounds to 8) and 7 x 9 has 63.
+    """
+    longest = max(height, width)
+    sides = ([max(1, round(side * n / longest)) for side in (height, width)] for n in range(longest, 0, -1))
+    return next((h, w) for h, w in sides if h * w <= count)
+
+
 def check_layer(layer: object, name: str, least: int = 1) -> int | float:
     """Return a place in the language model: an int >= `least` counts decoder layers, a float in (0, 1) is a share."""
     what = "a number of decoder layers (an int), or a share of the depth in (0, 1) (a float)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
@@ -24,6 +24,8 @@ class ReportSpan:
         tiles: blocks of tokens. boxes: FloatTensor [N, 4], the part of the picture under each token.
         steps: (layer, kept, source) after each shortening, in order; the last one's are `kept` and `source`.
         evicted: by layer, the tokens that its KV cache lost at the end of the prefill.
+        whole: where the picture was made smaller before the vision tower, the tokens that it has as it is; everything
+            else is about the small one.
     """
 
     row: int
@@ -35,10 +37,11 @@ class ReportSpan:
     boxes: Tensor
     steps: tuple[tuple[int, Tensor, Tensor], ...] = ()
     evicted: Mapping[int, Tensor] = field(default_factory=dict)
+    whole: int | None = None
 
     @property
     def tokens_in(self) -> int:
-        return self.source.numel()
+        return self.source.numel() if self.whole is None else self.whole
 
     @property
     def tokens_out(self) -> int:
@@ -46,7 +49,7 @@ class ReportSpan:
 
     def at(self, layer: int) -> ReportSpan:
         """The span as decoder layer `layer` holds it; see `Report.at`."""
-        everything = torch.arange(self.tokens_in)
+        everything = torch.arange(self.source.numel())
         kept, source = next(((k, s) for first, k, s in reversed(self.steps) if first <= layer), (everything,) * 2)
         lost = self.evicted.get(layer)
         if lost is not None:
@@ -150,6 +153,28 @@ class Report:
             raise IndexError(f"layer {layer} is outside the model's {len(self.tokens_by_layer)} decoder layers.")
         return [span.at(layer) for span in self.spans]
 
+    def made_smaller(self, whole: Report, notes: Sequence[str] = ()) -> Report:
+        """This report, of pictures that were made smaller, beside the one of the same pictures as they are.
+
+        What came in, and what it would have cost, is then what `whole` says; both are of the same prompts.
+        """
+        return replace(
+            self,
+            spans=[replace(s, whole=w.tokens_in) for s, w in zip(self.spans, whole.spans, strict=True)],
+            flops_by_layer=_firsts(whole.flops_by_layer, self.flops_by_layer),
+            kv_bytes_by_layer=_firsts(whole.kv_bytes_by_layer, self.kv_bytes_by_layer),
+            rows=[
+                replace(
+                    own,
+                    tokens_in=full.tokens_in,
+                    flops=(full.flops[0], own.flops[1]),
+                    kv_bytes=(full.kv_bytes[0], own.kv_bytes[1]),
+                )
+                for own, full in zip(self.rows, whole.rows, strict=True)
+            ],
+            notes=[*notes, *self.notes],
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Everything but the pictures' geometry, as JSON types."""
         return {
@@ -214,6 +239,11 @@ class Report:
             console.print(f"note: {note}")
         assert isinstance(console.file, StringIO)
         return console.file.getvalue().rstrip()
+
+
+def _firsts(whole: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first numbers of `whole` beside the second ones of `own`."""
+    return [(full, kept) for (full, _), (_, kept) in zip(whole, own, strict=True)]
 
 
 def _si(value: float) -> str:

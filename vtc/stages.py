@@ -20,7 +20,12 @@ class StageName:
 
 _TABLE: dict[str, StageName] = {
     row.name: row
-    for row in (StageName("input", 20), StageName("layer", 30, "LayerMethod"), StageName("cache", 40, "CacheMethod"))
+    for row in (
+        StageName("pixels", 5, "PixelMethod"),
+        StageName("input", 20),
+        StageName("layer", 30, "LayerMethod"),
+        StageName("cache", 40, "CacheMethod"),
+    )
 }
 _OURS = {row.base for row in _TABLE.values()}
 

@@ -45,9 +45,24 @@ def test_ask_with_a_method_draws_what_it_kept(capsys, tmp_path):
     overlay = tmp_path / "new" / "overlay.png"
     assert ask("--method", "divprune", "--keep", "0.1", "--save", str(overlay)) == 0
     out = capsys.readouterr().out
-    for expected in ("divprune", "576", "58 (10 %)", "prefill FLOPs", "KV cache", "median of 5", "overlay: "):
+    for expected in ("divprune", "576", "58 (10 %)", "prefill FLOPs", "KV cache", "median of 6", "overlay: "):
         assert expected in out
     assert Image.open(overlay).width > 500
+
+
+def test_ask_about_a_smaller_picture(capsys, tmp_path):
+    """Its own tokens and cost beside the whole picture's; a fixed grid says that it costs what it did."""
+    overlay = tmp_path / "kept.png"
+    options = ("--model", "tiny-qwen", "--method", "downsample", "--keep", "64", "--save", str(overlay))
+    assert ask(*options) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "441 64 (15 %)" in out
+    assert "64 of 441 tokens, for a budget of 64" in out
+    assert overlay.is_file()
+    assert ask("--method", "downsample(keep=16)") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "576 576 (100 %)" in out
+    assert "more than the 16 asked for" in out
 
 
 def test_ask_about_two_pictures(capsys, tmp_path):
@@ -72,9 +87,9 @@ def test_eval_prints_a_table_and_leaves_folders(capsys, tmp_path):
     options = ["--methods", "divprune", "--keep", "32,0.5", "--limit", "2", "--blind", "--timing", "0"]
     assert main(["eval", *options, "--out", str(tmp_path / "runs")]) == 0
     captured = capsys.readouterr()
-    names = {"full", "blind", "random@32", "divprune@32", "random@0.5", "divprune@0.5"}
+    names = {"full", "blind", *(f"{name}@{k}" for name in ("random", "downsample", "divprune") for k in ("32", "0.5"))}
     assert {folder.name for folder in (tmp_path / "runs" / "tiny-llava").iterdir()} == names
-    for expected in ("divprune", "TokDense", "loyalty", f"results: {tmp_path / 'runs'}"):
+    for expected in ("divprune", "accuracy", "vs full", "--wide", f"results: {tmp_path / 'runs'}"):
         assert expected in captured.out
     assert "answers" in captured.err  # progress
     assert main(["eval", *options, "--out", str(tmp_path / "runs"), "--max-new-tokens", "3"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import vtc
 from tests.small_qwen import save
 from vtc.api import ATTRIBUTE
+from vtc.demos import cards
 from vtc.demos.draw import drawn, plain, second, uri
 from vtc.demos.examples import shipped_pictures
 from vtc.demos.studio import Recent, Run, Studio
@@ -26,6 +28,12 @@ def studio():
     return studio
 
 
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch):
+    """Answers are measured once: most of these tests are not about time."""
+    monkeypatch.setattr("vtc.demos.studio._PATIENCE", 0)
+
+
 @pytest.fixture(scope="module")
 def heart():
     return next(media for media, question in shipped_pictures() if question == "What shape is red?")
@@ -33,6 +41,27 @@ def heart():
 
 def last(studio, media, question="What shape is red?", method=None, keep=1.0, model=MODEL) -> Run:
     return list(studio.answer(model, media, question, method, keep))[-1]
+
+
+def test_a_smaller_picture_is_shown_before_the_processor(heart):
+    """Of a model whose grid follows the picture; its numbers stand beside those of the whole picture."""
+    studio = Studio(["tiny-qwen"], device="cpu")
+    full = last(studio, heart, model="tiny-qwen")
+    run = last(studio, heart, method="downsample", keep=0.25, model="tiny-qwen")
+    assert run.state == "done", run.text
+    loaded = studio.load("tiny-qwen")
+    small = vtc.downsample(heart.still, loaded.processor, 0.25)
+    inputs = vtc.prepare(loaded.processor, "What shape is red?", [small.media], **small.options)
+    ids = loaded.model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert run.text == loaded.processor.batch_decode([ids], skip_special_tokens=True)[0].strip()
+    assert (run.report.tokens_in, run.report.tokens_out) == (small.whole, small.tokens)
+    assert run.report.flops[0] == full.report.flops[0] > run.report.flops[1]
+    assert run.report.kv_bytes[0] == full.report.kv_bytes[0] > run.report.kv_bytes[1]
+    assert run.report.notes == [small.note]
+    assert f"layer 1 of {run.depth}: {small.tokens} of {small.whole}" in cards.card(
+        run, full, drawn(heart, loaded.processor, run, 1, 0), (1, 1), 1
+    )
+    assert run.shown.still.size == small.media.size
 
 
 def test_an_answer_grows_and_ends_with_its_numbers(studio, heart):
@@ -84,17 +113,35 @@ def test_methods_with_options_are_offered_and_ticked(studio, monkeypatch):
     assert [name for part in parts for name in part["value"]] == ["todre(mode=kcenter)"]
 
 
-def test_another_budget_does_not_look_at_the_picture_again(studio, heart):
-    seen = []
-    tower = studio.load(MODEL).model.model.vision_tower
-    last(studio, heart, "Is there a heart?", "vtc-cls", 0.3)
-    handle = tower.register_forward_hook(lambda *_: seen.append(1))
-    try:
-        runs = [last(studio, heart, "Is there a heart?", "vtc-cls", keep) for keep in (0.1, 0.5)]
-        assert [run.tokens(0) for run in runs] == [58, 288]
-        assert not seen
-    finally:
-        handle.remove()
+def test_another_budget_does_not_look_at_the_picture_again(studio, heart, monkeypatch):
+    """To answer; to measure, it does."""
+    seen, encode = [], vtc.encode
+    monkeypatch.setattr(vtc, "encode", lambda *given, **more: seen.append(given) or encode(*given, **more))
+    studio.load(MODEL).encoded.clear()
+    runs = [last(studio, heart, "Is there a heart?", "vtc-cls", keep) for keep in (0.3, 0.1, 0.5)]
+    assert [run.tokens(0) for run in runs] == [173, 58, 288]
+    assert len(seen) == 1
+
+
+def test_a_method_takes_turns_with_all_tokens(studio, heart, monkeypatch):
+    """However long the uncompressed answer took before, and whatever a method's first run costs."""
+    seconds, calls = {False: 0.4, True: 0.1}, []
+
+    def first_token(model, inputs, wrapped=nullcontext):
+        with wrapped():
+            at_work = hasattr(model, ATTRIBUTE)
+        calls.append(at_work)
+        return 60.0 if len(calls) == 2 else seconds[at_work]
+
+    monkeypatch.setattr("vtc.demos.studio._PATIENCE", 4)
+    monkeypatch.setattr("vtc.demos.studio.first_token", first_token)
+    run = last(studio, heart, "Is there a circle?", "divprune", 0.1)
+    assert str(run.speed) == "4.0× faster (4.0–4.0)"
+    assert run.seconds == 0.1
+    assert calls[:6] == [False, True, False, True, True, False]
+    seconds[False] = 0.1
+    assert str(last(studio, heart, "Is there a square?", "divprune", 0.1).speed) == "no clear difference"
+    assert last(studio, heart, "Is there a square?").speed is None
 
 
 def test_a_known_answer_comes_at_once(studio, heart):

@@ -12,7 +12,7 @@ from PIL import Image
 import vtc
 from tests.eval.runs import TINY, few
 from tests.small_qwen import save
-from vtc.eval import answer, runner
+from vtc.eval import answer, compare, runner, table
 from vtc.eval.settings import Settings
 
 
@@ -48,7 +48,7 @@ def metrics(outcome, name):
     return json.loads((next(run for run in outcome.runs if run.name == name) / "metrics.json").read_text())
 
 
-NAMES = ("full", "blind", "random@64", "divprune@64", "fastv@64")
+NAMES = ("full", "blind", "random@64", "downsample@64", "divprune@64", "fastv@64")
 
 
 def test_folders_and_counts(outcome):
@@ -58,7 +58,7 @@ def test_folders_and_counts(outcome):
         lines = samples(outcome, name)
         assert len(lines) == 6
         assert {line["tokens_in"] for line in lines} == {576}
-        assert {line["tokens_out"] for line in lines} == {576 if "@" not in name else 64}
+        assert {line["tokens_out"] for line in lines} == {64 if name[:4] in ("rand", "divp", "fast") else 576}
         found = metrics(outcome, name)
         assert found["accuracy"]["mean"] == pytest.approx(sum(line["score"] for line in lines) / 6)
         assert found["tokens"]["out"] == lines[0]["tokens_out"]
@@ -84,6 +84,46 @@ def test_costs_agree_with_the_report(outcome):
         assert full["kv_bytes"][0] == full["kv_bytes"][1] == random["kv_bytes"][0]
         assert random["flops"][1] < fastv["flops"][1] < full["flops"][1]
         assert random["tokens_mean"] == 64 < fastv["tokens_mean"] < 576
+
+
+def test_a_fixed_grid_is_shown_a_smaller_picture_at_full_cost(outcome, tiny):
+    model, processor = tiny
+    for line in samples(outcome, "downsample@64"):
+        small = vtc.load_picture(line["media"]).resize((112, 112), Image.Resampling.BICUBIC)
+        inputs = vtc.prepare(processor, line["question"], [small])
+        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+        assert line["answer"] == said
+        assert line["full_cost"] is True
+        assert line["flops"][0] == line["flops"][1]
+    (row,) = [row for row in compare.load(outcome.runs)[0].rows if row.label.startswith("downsample")]
+    assert row.label == "downsample †"
+    assert "†: the picture was made smaller" in table.caption(compare.load(outcome.runs)[0])
+
+
+def test_grids_that_follow_the_picture_cost_less(tmp_path):
+    """Answers, tokens and costs are those of the small picture alone."""
+    model, processor = vtc.load("tiny-qwen", device="cpu")
+    data = few(tmp_path, 2)
+    settings = Settings(
+        data=str(data), models=("tiny-qwen",), methods=("random",), keep=(64,), batch_size=8, timing=1,
+        max_new_tokens=4, out=str(tmp_path / "out"), device="cpu",
+    )  # fmt: skip
+    outcome = evaluate(settings, (model, processor))
+    for line, other in zip(samples(outcome, "downsample@64"), samples(outcome, "random@64"), strict=True):
+        small = vtc.downsample(vtc.load_picture(line["media"]), processor, 64)
+        inputs = vtc.prepare(processor, line["question"], [small.media], **small.options)
+        with vtc.wrapped(model, "random", 1.0):
+            out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            report = vtc.report(model)
+        said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+        assert line["answer"] == said
+        assert (line["tokens_in"], line["tokens_out"]) == (small.whole, small.tokens)
+        assert (line["flops"][1], line["kv_bytes"][1]) == (report.flops[1], report.kv_bytes[1])
+        assert (line["flops"][0], line["kv_bytes"][0]) == (other["flops"][0], other["kv_bytes"][0])
+        assert "full_cost" not in line
+    faster, full = (metrics(outcome, name)["timing"]["ttft_ms"] for name in ("downsample@64", "full"))
+    assert faster < full  # the vision tower is spared, too
 
 
 def test_what_the_metrics_say(outcome):

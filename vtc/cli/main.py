@@ -132,7 +132,7 @@ def _import_plugin(name: str | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     shipped = running(_FOR_PICTURES, f"{_FOR_PICTURES}, which ships")
     asked = running(None, f"{_FOR_PICTURES}, for videos {_FOR_VIDEOS}, which ship")
-    measured = running(None, f"{_FOR_PICTURES}, which ships", several=True)
+    measured = running(None, f"{_FOR_PICTURES}, for videos {_FOR_VIDEOS}, which ship", several=True)
     parser = Parser(
         prog="vtc",
         description=__doc__,

@@ -76,7 +76,7 @@ def kept_in(span: ReportSpan, tiles: list[Tile]) -> str:
 
 
 def _kept(span: ReportSpan) -> np.ndarray:
-    kept = np.zeros(span.tokens_in, dtype=bool)
+    kept = np.zeros(span.source.numel(), dtype=bool)
     kept[np.asarray(span.kept.cpu())] = True
     return kept
 

@@ -46,9 +46,13 @@ def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
     return text
 
 
-def prepare(processor, question: str, pictures: Sequence[Image.Image] = (), clips: Sequence[Clip] = ()) -> Any:
+def prepare(
+    processor, question: str, pictures: Sequence[Image.Image] = (), clips: Sequence[Clip] = (), **options: Any
+) -> Any:
     """What a model's `generate` takes to answer one question about some pictures and clips, in a batch of one.
 
+    Args:
+        options: more for the processor, such as those of `vtc.downsample`.
     Raises:
         ValueError: whatever `prompt` refuses.
     """
@@ -56,7 +60,7 @@ def prepare(processor, question: str, pictures: Sequence[Image.Image] = (), clip
     given: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
     if clips:
         given |= clip_inputs(processor, clips)
-    return processor(text=[text], **given, return_tensors="pt")
+    return processor(text=[text], **given, **options, return_tensors="pt")
 
 
 def clip_inputs(processor, clips: Sequence[Clip]) -> dict[str, Any]:

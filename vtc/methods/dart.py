@@ -82,11 +82,11 @@ def _loudest(keys: Tensor, count: int) -> Tensor:
 def _take_turns(likeness: Tensor, chosen: Tensor, k: int) -> Tensor:
     """`chosen` and, from each row of `likeness` [P, N] in turn, its share of the least similar tokens left; [k]."""
     taken = torch.zeros(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    taken[chosen] = True
+    taken.index_fill_(0, chosen, True)
     parts, missing, turns = [chosen], k - len(chosen), len(likeness)
     for i, row in enumerate(torch.nan_to_num(likeness, nan=2.0)):  # what is no number resembles most
         share = missing // turns + (i < missing % turns)
         least = row.masked_fill(taken, torch.inf).argsort(stable=True)[:share]
-        taken[least] = True
+        taken.index_fill_(0, least, True)
         parts.append(least)
     return torch.cat(parts)

@@ -52,7 +52,7 @@ class EVS(Method):
             later = int(torch.isfinite(score).sum())  # all there is behind the first frame
             few = min(len(opening), max(1, round(self.first * budget), budget - later))
             start = opening[ops.greedy_diversity(tokens.features[opening][None], few, "maxmin")[0]]
-            score[opening] = -torch.inf
+            score.index_fill_(0, opening, -torch.inf)
             kept = torch.cat([start, top_k(score, min(budget, n) - few)]).unique()
         return Selection.prune(kept, n)
 

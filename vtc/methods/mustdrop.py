@@ -148,7 +148,7 @@ class DualFilter(LayerMethod):
             heard[key_set] += heard.sum() + 1
             return Selection.prune(top_k(heard, self.count(tokens)), n)
         ignored = (heard < self.share * heard.sum()).logical_and_(attention.amax(dim=0) < self.peak)
-        ignored[key_set] = False
+        ignored.index_fill_(0, key_set, False)
         kept = ignored.logical_not_().nonzero()[:, 0]
         return Selection.prune(kept if len(kept) else heard.argmax()[None], n)
 

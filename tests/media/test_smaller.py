@@ -1,0 +1,185 @@
+"""`downsample`: at most so many tokens by the processor's own count, and no larger size would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vtc
+from tests.processors import processor_of
+from vtc.budget import fitted_grid
+
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TILED = ("llava_next", "llava_next_video", "llava_onevision")
+KEEPS = (1, 3, 7, 20, 64, 70, 100, 0.5, 0.3)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(width).integers(0, 256, (height, width, 3))
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def clip(frames: int, width: int, height: int) -> vtc.Clip:
+    values = np.random.default_rng(width).integers(0, 256, (frames, height, width, 3)).astype(np.uint8)
+    times = [i / 2 for i in range(frames)]
+    return vtc.Clip(values, times, list(range(frames)), frames, 2.0, frames / 2, "av")
+
+
+def count(processor: Any, media: Any, **options: Any) -> int:
+    """Placeholders in the processor's own output."""
+    given = {"clips": [media]} if isinstance(media, vtc.Clip) else {"pictures": [media]}
+    ids = vtc.prepare(processor, "?", **given, **options)["input_ids"][0].tolist()
+    names = [getattr(processor, name, None) for name in ("image_token", "video_token")]
+    return sum(ids.count(processor.tokenizer.convert_tokens_to_ids(name)) for name in names if name)
+
+
+def wide(family: str) -> Any:
+    """A processor whose grids may have up to 100 tokens, and no fewer than 4."""
+    processor = processor_of(family)
+    processor.image_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
+    more = 3 if family == "qwen3_vl" else 1  # it counts the pixels of all frames
+    processor.video_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64 * 2 * more}
+    return processor
+
+
+def wanted(keep: int | float, whole: int) -> int:
+    return min(whole, keep if isinstance(keep, int) else max(1, round(keep * whole)))
+
+
+@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("size", [(80, 60), (24, 64), (300, 300), (12, 8)])
+def test_packed_grids_are_the_largest_that_fit(family, size):
+    """Every grid in the proportions of the whole picture's, from large to small, as the processor itself counts it."""
+    processor, whole = wide(family), picture(*size)
+    made = vtc.prepare(processor, "?", [whole])["image_grid_thw"][0].tolist()
+    h, w = made[1] // 2, made[2] // 2
+    assert count(processor, whole) == h * w
+    for keep in KEEPS:
+        small = vtc.downsample(whole, processor, keep)
+        budget = wanted(keep, h * w)
+        assert (small.whole, small.wanted) == (h * w, budget)
+        assert small.tokens == count(processor, small.media, **small.options) <= budget
+        assert not small.full_cost
+        fits = []
+        for n in range(max(h, w), 0, -1):
+            rows, columns = (max(1, round(side * n / max(h, w))) for side in (h, w))
+            drawn = Image.new("RGB", (columns * 8, rows * 8))
+            fits.append(count(processor, drawn, images_kwargs={"size": {"shortest_edge": 64, "longest_edge": 6400}}))
+        assert small.tokens == next(tokens for tokens in fits if tokens <= budget)
+        if small.tokens == small.whole:
+            assert small.media is whole
+            assert small.options == {}
+
+
+@pytest.mark.parametrize("family", TILED)
+@pytest.mark.parametrize("size", [(40, 30), (24, 60), (90, 90)])
+def test_crops_are_the_most_that_fit(family, size):
+    """Every size in the picture's proportions, by what the processor makes of it."""
+    processor, whole = processor_of(family), picture(*size)
+    longest, counts = max(size), {}
+    for n in range(longest, 0, -1):
+        w, h = (max(1, round(side * n / longest)) for side in size)
+        if abs((w / h) / (size[0] / size[1]) - 1) < 0.05:
+            counts[n] = count(processor, whole.resize((w, h)))
+    for keep in (60, 80, 100, 120, 150, 200, 0.5):
+        small = vtc.downsample(whole, processor, keep)
+        budget = wanted(keep, counts[longest])
+        assert small.tokens == count(processor, small.media)
+        fitting = [n for n, tokens in counts.items() if tokens <= budget]
+        if not fitting:
+            assert small.full_cost
+            assert small.tokens == min(counts.values())
+        else:
+            assert max(small.media.size) == max(n for n in fitting if counts[n] == small.tokens)
+            assert small.tokens == max(counts[n] for n in fitting)
+
+
+@pytest.mark.parametrize(("keep", "tokens"), [(9, 9), (20, 9), (36, 36), (40, 36), (0.5, 9)])
+def test_internvl_has_fewer_tiles(keep, tokens):
+    """Its tiles follow the shape of a picture alone, so their number is what is lowered."""
+    processor, whole = processor_of("internvl"), picture(24, 60)
+    small = vtc.downsample(whole, processor, keep)
+    assert count(processor, whole) == small.whole == 36
+    assert count(processor, small.media, **small.options) == small.tokens == tokens
+    assert not small.full_cost
+
+
+@pytest.mark.parametrize(("keep", "side"), [(9, 12), (4, 8), (1, 4), (5, 8), (0.25, 12)])
+def test_a_fixed_grid_shows_what_so_many_tokens_can_at_full_cost(keep, side):
+    """36 tokens of 4 x 4 pixels: 9 of them can show 12 x 12, of the square that the processor cuts out."""
+    processor = processor_of("llava")
+    small = vtc.downsample(picture(90, 90), processor, keep)
+    assert small.media.size == (side, side)
+    assert small.full_cost
+    assert (small.tokens, small.whole) == (36, 36)
+    assert "36" in small.note
+    assert str(small.wanted) in small.note
+    assert vtc.downsample(picture(180, 90), processor, keep).media.size[1] == side
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_videos_keep_their_frames(family):
+    processor, whole = wide(family), clip(5, 60, 40)
+    total = count(processor, whole)
+    for keep in (3, 7, 20, 0.5, 10**6):
+        small = vtc.downsample(whole, processor, keep)
+        assert small.tokens == count(processor, small.media, **small.options) <= wanted(keep, total)
+        assert (len(small.media), small.media.times) == (5, whole.times)
+        assert small.media.frames.dtype == np.uint8
+    least = vtc.downsample(whole, processor, 2)  # three time steps of a token each
+    assert (least.tokens, least.full_cost) == (3, True)
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision", "internvl"])
+def test_videos_of_fixed_grids_cost_what_they_did(family):
+    processor, whole = processor_of(family), clip(4, 60, 40)
+    small = vtc.downsample(whole, processor, 0.25)
+    assert small.tokens == small.whole == count(processor, whole)
+    assert small.full_cost
+    assert len(small.media) == 4
+    assert small.media.frames.shape[1] < 40
+
+
+def test_several_pictures_share_a_call():
+    processor = processor_of("internvl")
+    found, options = vtc.downsample_all([picture(24, 60), picture(90, 90)], processor, 20)
+    least = min(one.options["images_kwargs"]["max_patches"] for one in found)
+    assert options == {"images_kwargs": {"max_patches": least}}
+    assert count(processor, found[0].media, **options) <= 20
+    assert vtc.downsample_all([], processor, 20) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "said"),
+    [
+        (0, ValueError, "keep=0 is not a whole number of 1 or more"),
+        (-3, ValueError, "keep=-3 is not a whole number of 1 or more"),
+        (0.0, ValueError, r"keep=0.0 is not a number in \(0, 1\]"),
+        (64.0, ValueError, "Did you mean keep=64"),
+        (True, TypeError, "keep=True"),
+        ("64", TypeError, "keep='64'"),
+    ],
+)
+def test_less_than_a_token_is_refused_in_a_sentence(keep, error, said):
+    with pytest.raises(error, match=said) as refusal:
+        vtc.downsample(picture(40, 30), processor_of("qwen2_vl"), keep)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tiny_share_leaves_one_token():
+    assert vtc.downsample(picture(90, 90), wide("qwen2_vl"), 0.0001).tokens == 1
+
+
+def test_a_model_without_videos_says_so():
+    with pytest.raises(ValueError, match="does not read videos"):
+        vtc.downsample(clip(4, 60, 40), processor_of("llava"), 4)
+
+
+def test_fitted_grids():
+    assert fitted_grid(12, 16, 64) == (7, 9)
+    assert fitted_grid(12, 16, 192) == fitted_grid(12, 16, 1000) == (12, 16)
+    assert fitted_grid(3, 90, 1) == (1, 1)
+    assert fitted_grid(1, 40, 17) == (1, 17)

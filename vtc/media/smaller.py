@@ -1,0 +1,199 @@
+"""`downsample`: a picture or a video so small that its processor makes at most so many visual tokens of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vtc.budget import check_keep, fitted_grid, token_count
+from vtc.media.prompts import prepare, seen
+from vtc.media.video import Clip
+
+_FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it makes smaller, so that nothing aliases
+
+_PROPORTION = 0.05  # a few pixels have proportions of their own, for which crops are laid out differently
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """What `downsample` made.
+
+    Attributes:
+        media: the picture, or the clip, to hand to the processor, together with
+        options: keyword arguments of the processor: what else it needs so that it does not make more tokens of it
+            (`processor(text=..., images=[small.media], **small.options)`; `vtc.prepare` takes them, too).
+        tokens: visual tokens that come out. whole: that the media as it was has. wanted: that `keep` asked for.
+    """
+
+    media: Image.Image | Clip
+    tokens: int
+    whole: int
+    wanted: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_cost(self) -> bool:
+        """Whether the processor cannot make so few tokens: then `media` holds what `wanted` tokens can show, made
+        larger again by the processor, and costs `tokens`."""
+        return self.tokens > self.wanted
+
+    @property
+    def note(self) -> str:
+        """What was done, in one sentence."""
+        what = "a video" if isinstance(self.media, Clip) else "a picture"
+        if self.full_cost:
+            return (
+                f"downsample: {what} becomes {self.tokens} tokens under this processor, more than the {self.wanted} "
+                f"asked for: it was made to show what {self.wanted} can, at the cost of {self.tokens}."
+            )
+        width, height = _size(self.media)
+        return (
+            f"downsample: {what} of {width} x {height} pixels, {self.tokens} of {self.whole} tokens, for a budget of "
+            f"{self.wanted}."
+        )
+
+
+def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> Resized:
+    """The largest size of a picture or a video of which its processor makes at most `keep` visual tokens.
+
+    The baseline of VTC-Bench (arXiv 2510.07143): less of everything instead of a choice, and cheaper in the vision
+    tower, too. The number of tokens is what the processor itself makes of the result, and depends on its kind:
+
+    * grids that follow the picture (Qwen's): the grid of the whole picture, made smaller in proportion. The processor's
+      least number of pixels is lifted by `options`;
+    * tiles and any-resolution crops: fewer of them, by a smaller picture (LLaVA-NeXT, LLaVA-OneVision) or by
+      `options` (InternVL, whose tiles follow the shape of the picture alone);
+    * fixed grids (LLaVA-1.5), and where the least that the above can do is still more than `keep`: a picture of as many
+      pixels as `keep` tokens stand for, which the processor makes larger again. That costs what it did, and
+      `full_cost` says so.
+
+    Of a video all frames stay, with fewer pixels each; fewer frames are `uniform-frames`.
+
+    Args:
+        media: a PIL picture, or a Clip of `vtc.load_clip`.
+        processor: as transformers loads it.
+        keep: float in (0, 1] = fraction of the tokens that the media has as it is, int = count; at least one stays.
+    Raises:
+        ValueError, TypeError: `keep` means nothing, or the processor takes no such media.
+    """
+    keep = check_keep(keep)
+    made, whole = _tokens(processor, media)
+    wanted = token_count(keep, whole)
+    if wanted >= whole:
+        return Resized(media, whole, whole, wanted)
+    kind = "video" if isinstance(media, Clip) else "image"
+    grid = made.get(f"{kind}_grid_thw")
+    if grid is not None:
+        small, options = _packed(processor, kind, media, grid[0].tolist(), wanted)
+    else:
+        small, options = _fewer_tiles(processor, media, whole, wanted) if kind == "image" else (media, {})
+    made, tokens = _tokens(processor, small, options)
+    if tokens > wanted and grid is None:
+        small = _less_in_it(processor, small, made, wanted / tokens)
+        tokens = _tokens(processor, small, options)[1]
+    return Resized(small, tokens, whole, wanted, options)
+
+
+def downsample_all(
+    media: Sequence[Image.Image | Clip], processor: Any, keep: int | float
+) -> tuple[list[Resized], dict[str, Any]]:
+    """`downsample` of each picture and clip of one prompt, and the options that suit all of them.
+
+    Options are about a whole call of the processor: where two pictures want different numbers of tiles, the smaller
+    one holds for both.
+    """
+    found = [downsample(one, processor, keep) for one in media]
+    options: dict[str, Any] = {}
+    for kind, given in [pair for one in found for pair in one.options.items()]:
+        before = options.setdefault(kind, dict(given))
+        if "max_patches" in given:
+            before["max_patches"] = min(before["max_patches"], given["max_patches"])
+    return found, options
+
+
+def _tokens(processor: Any, media: Image.Image | Clip, options: dict[str, Any] | None = None) -> tuple[Any, int]:
+    """What a processor makes of a picture or video under a question, and how many visual tokens that has."""
+    given: dict[str, Any] = {"clips": [media]} if isinstance(media, Clip) else {"pictures": [media]}
+    made = prepare(processor, "?", **given, **(options or {}))
+    names = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    visual = processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+    return made, int(np.isin(np.asarray(made["input_ids"]), visual).sum())
+
+
+def _packed(
+    processor: Any, kind: str, media: Image.Image | Clip, grid: Sequence[int], wanted: int
+) -> tuple[Image.Image | Clip, dict[str, Any]]:
+    """Media whose patches are exactly the cells of a smaller grid; `grid` is (t, h, w) in patches."""
+    own = processor.image_processor if kind == "image" else processor.video_processor
+    merge, cell = own.merge_size, own.merge_size * own.patch_size
+    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    height, width = fitted_grid(height, width, max(1, wanted // frames))
+    size = own.size if isinstance(own.size, dict) else vars(own.size)
+    # its least number of pixels would make the picture larger again
+    lifted = {"shortest_edge": cell * cell, "longest_edge": size["longest_edge"]}
+    return _resized(media, width * cell, height * cell), {f"{kind}s_kwargs": {"size": lifted}}
+
+
+def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
+    """A picture, or options, of the most tokens up to `wanted`; of the fewest there are, where all are more."""
+    width, height = picture.size
+    if not hasattr(processor, "_get_num_multimodal_tokens"):
+        return picture, {}
+    most = getattr(processor.image_processor, "max_patches", None)
+    if most is not None:  # InternVL's tiles follow the shape of the picture, not its size
+        tried = [{"images_kwargs": {"max_patches": n}} for n in range(most, 0, -1)]
+        counts = [_count(processor, [picture.size], **options)[0] for options in tried]
+    else:
+        longest = max(width, height)
+        sizes = [(_scaled(width, n / longest), _scaled(height, n / longest)) for n in range(longest, 0, -1)]
+        sizes = [size for size in sizes if abs(size[0] * height / (size[1] * width) - 1) < _PROPORTION]
+        counts = _count(processor, sizes)
+    off = _count(processor, [picture.size])[0] - whole  # some count the tokens around a picture, too
+    best = max(range(len(counts)), key=lambda i: (counts[i] - off <= wanted, -abs(counts[i] - off - wanted), -i))
+    return (picture, tried[best]) if most is not None else (_resized(picture, *sizes[best]), {})
+
+
+def _count(processor: Any, sizes: Sequence[tuple[int, int]], **options: Any) -> list[int]:
+    """Tokens of pictures of such sizes (width, height), as the processor foretells them."""
+    return processor._get_num_multimodal_tokens([(height, width) for width, height in sizes], **options)[
+        "num_image_tokens"
+    ]
+
+
+def _less_in_it(processor: Any, media: Image.Image | Clip, made: Any, share: float) -> Image.Image | Clip:
+    """Media with so few pixels that a `share` of the tokens could show all of them.
+
+    Example: LLaVA-1.5 shows 336 x 336 pixels by 24 x 24 tokens; for 64 tokens, a share of 1/9, what it sees of the
+    picture becomes 112 x 112 pixels.
+    """
+    clip = isinstance(media, Clip)
+    pixels = made["pixel_values_videos" if clip and "pixel_values_videos" in made else "pixel_values"]
+    pictures = math.prod(pixels.shape[:-3]) / (len(media) if clip else 1)  # tiles or crops, of each frame
+    width, height = _size(media) if clip else seen(media, processor).size
+    scale = math.sqrt(share * pictures * pixels.shape[-1] * pixels.shape[-2] / (width * height))
+    if scale >= 1:
+        return media
+    width, height = _size(media)
+    return _resized(media, max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6)))
+
+
+def _size(media: Image.Image | Clip) -> tuple[int, int]:
+    return media.size if isinstance(media, Image.Image) else (media.frames.shape[2], media.frames.shape[1])
+
+
+def _scaled(side: int, scale: float) -> int:
+    return max(1, round(side * scale))
+
+
+def _resized(media: Any, width: int, height: int) -> Any:
+    if _size(media) == (width, height):
+        return media
+    if isinstance(media, Image.Image):
+        return media.resize((width, height), _FILTER)
+    frames = [np.asarray(Image.fromarray(frame).resize((width, height), _FILTER)) for frame in media.frames]
+    return replace(media, frames=np.stack(frames))
