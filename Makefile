@@ -129,8 +129,8 @@ table-video: $(STAMP)
 # The picture that opens the README: some methods of both tables, which are made first.
 picture: table table-video
 	$(BIN)/vtc compare --plot runs/picture.png --html runs/picture.html \
-	    $(foreach method,full blind random@* vtc-cls@* divprune@* todre@* visionzip@*,runs/table/tiny-llava/$(method)) \
-	    $(foreach method,full blind random@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@*, \
+	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@*,runs/table/tiny-llava/$(method)) \
+	    $(foreach method,full blind random@* downsample@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@*, \
 	        runs/video/tiny-qwen/$(method))
 
 # The VQ-Attn that ships for tiny-qwen, from nothing: clips to train on, then the training.
