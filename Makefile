@@ -27,8 +27,8 @@ demo: $(STAMP)
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
 	    $(ASK) --image $(PICTURES)/$$1 --question "$$2" --save overlays/$${1%.webp}.png; \
 	}; \
-	ask 0006.webp "What color is the heart?"; \
-	ask 0008.webp "What word is printed?"; \
+	ask 0009.webp "What word is printed?"; \
+	ask 0008.webp "How many smileys are in the picture?"; \
 	ask 0004.webp "Where is the white square?"
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
