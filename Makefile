@@ -40,8 +40,8 @@ demo: $(BASE)
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
 	    $(ASK) --method vtc-cls --image $(PICTURES)/$$1 --question "$$2" --save $(DRAWN)/$${1%.webp}.png; \
 	}; \
-	ask 0006.webp "What color is the heart?"; \
-	ask 0008.webp "What word is printed?"; \
+	ask 0009.webp "What word is printed?"; \
+	ask 0008.webp "How many smileys are in the picture?"; \
 	ask 0004.webp "Where is the white square?"
 	@set -e; ask() { \
 	    printf '\n%s: %s\n' "$$1" "$$2"; \
@@ -145,8 +145,8 @@ table-video: $(STAMP)
 # The picture that opens the README: some methods of both tables, which are made first.
 picture: table table-video
 	$(BIN)/vtc compare --plot runs/picture.png --html runs/picture.html \
-	    $(foreach method,full blind random@* vtc-cls@* divprune@* todre@* visionzip@*,runs/table/tiny-llava/$(method)) \
-	    $(foreach method,full blind random@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@*, \
+	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@*,runs/table/tiny-llava/$(method)) \
+	    $(foreach method,full blind random@* downsample@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@*, \
 	        runs/video/tiny-qwen/$(method))
 
 # The VQ-Attn that ships for tiny-qwen, from nothing: clips to train on, then the training.

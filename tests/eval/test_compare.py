@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
+import itertools
 import json
 import re
 import shutil
@@ -268,19 +269,71 @@ def test_the_frontier():
     assert compare.frontier([], []) == []
 
 
+def spread(group, **more):
+    """The same with costs that differ from each other as those of real models do."""
+    factor = {"full": 1.0, "blind": 1.0, "random": 1.0, "good": 1.1, "poor": 6.0}
+    return compare.Group(
+        tuple(
+            dataclasses.replace(
+                run,
+                timing={"ttft_ms": run.timing["ttft_ms"] * factor[run.method]} | more,
+                lines={
+                    i: line | {"kv_bytes": [5760, line["kv_bytes"][1] / factor[run.method]]}
+                    for i, line in run.lines.items()
+                },
+            )
+            for run in group.runs
+        )
+    )
+
+
 def test_the_picture(group, tmp_path):
-    plot.pareto([group, group], tmp_path / "pareto.png")
+    plot.pareto([group, spread(group)], tmp_path / "pareto.png")
     with Image.open(tmp_path / "pareto.png") as drawn:
-        assert drawn.width > 1500
+        assert drawn.width > 800
         assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 200
 
 
-def test_what_was_not_timed_has_no_panel(group, tmp_path):
-    plot.pareto([group], tmp_path / "timed.png")
-    untimed = compare.Group(tuple(dataclasses.replace(run, timing={}) for run in group.runs))
-    plot.pareto([untimed], tmp_path / "untimed.png")
-    with Image.open(tmp_path / "timed.png") as timed, Image.open(tmp_path / "untimed.png") as less:
-        assert less.width == pytest.approx(timed.width * 2 / 3, abs=2)
+def test_no_panel_repeats_another(group):
+    """FLOPs and bytes that order all runs alike are one panel; what was not timed has none."""
+    assert plot.shown([group]) == ["ttft_ms"]  # all costs of these runs follow the tokens
+    apart = spread(group)
+    assert plot.shown([apart]) == ["ttft_ms", "flops_share", "kv_share"]
+    assert plot.shown([group, apart]) == ["ttft_ms", "flops_share", "kv_share"]
+    assert len(plot.picture([group, apart]).axes) == 6
+    untimed = compare.Group(tuple(dataclasses.replace(run, timing={}) for run in apart.runs))
+    assert plot.shown([untimed]) == ["flops_share", "kv_share"]
+
+
+def test_no_label_on_a_label_and_no_bar_behind_a_bar(group):
+    figure = plot.picture([spread(group)])
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert boxes
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert all(axes.bbox.x0 < box.x0 for box in boxes)
+    shares = figure.axes[1]
+    at = {}
+    for bars in shares.containers:  # a method each, budgets from small to large
+        line = bars.lines[0]
+        for x, place in zip(line.get_xdata(), line.get_transform().transform(line.get_xydata()), strict=True):
+            at.setdefault(round(x, 6), []).append(place[0])
+    assert len(at) == 3
+    for places in at.values():
+        assert len(places) == 3
+        assert min(b - a for a, b in itertools.pairwise(sorted(places))) > 4
+
+
+def test_what_cost_everything_stands_at_100_percent(tmp_path):
+    synthetic(tmp_path, "full", None, 0.9)
+    run = synthetic(tmp_path, "downsample", 64, 0.5, method="downsample")
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    lines = [line | {"flops": [576, 576], "full_cost": True} for line in lines]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    assert plot.drawn(row(group, "downsample", 64), "flops_share")
+    (legend,) = plot.picture([group]).legends
+    assert "downsample † (at full cost)" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_paths_among_options_are_cut_where_they_stay_apart(tmp_path):
