@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import shutil
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -40,7 +41,7 @@ def group(out):
     return group
 
 
-def row(group, label, keep):
+def row(group, label, keep) -> Any:
     return next(row for row in group.rows if (row.label, row.keep) == (label, keep))
 
 
@@ -326,7 +327,8 @@ def test_no_label_on_a_label_and_no_bar_behind_a_bar(group):
         assert all(axes.bbox.x0 < box.x0 for box in boxes)
     shares = figure.axes[1]
     at = {}
-    for bars in shares.containers:  # a method each, budgets from small to large
+    containers: Any = shares.containers
+    for bars in containers:  # a method each, budgets from small to large
         line = bars.lines[0]
         for x, place in zip(line.get_xdata(), line.get_transform().transform(line.get_xydata()), strict=True):
             at.setdefault(round(x, 6), []).append(place[0])
