@@ -240,7 +240,7 @@ def _show(groups: list[Group], wide: bool) -> None:
 
     from vtc.eval import table
 
-    console = Console(width=None if sys.stdout.isatty() else 220 if wide else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 260 if wide else 100, highlight=False)
     for group in groups:
         if group.rows:
             for part in table.terminal(group, wide, min(100, console.width)):

@@ -118,10 +118,11 @@ def _meaning(group: Group) -> dict[str, str]:
     }
 
 
-def caption(group: Group, titles: Collection[str] = tuple(_COLUMNS)) -> str:
-    """What the numbers under these titles are."""
+def caption(group: Group, titles: Collection[str] = ()) -> str:
+    """What the numbers under these titles are, by default under all."""
     broken = max((row.broken for row in group.rows), default=0)
-    meaning = _meaning(group)
+    meaning, every = _meaning(group), columns(group)
+    titles = titles or every
     said = [f"{title}: {meaning[title]}" for title in titles if title in meaning]
     parts = [
         f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}",
@@ -132,7 +133,7 @@ def caption(group: Group, titles: Collection[str] = tuple(_COLUMNS)) -> str:
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)
         else "",
-        _no_group_a(group),
+        _no_group_a(group) if "group A" in titles or "group A" not in every else "",
     ]
     return ". ".join(part[0].upper() + part[1:] if part in said else part for part in parts if part) + "."
 
@@ -140,7 +141,7 @@ def caption(group: Group, titles: Collection[str] = tuple(_COLUMNS)) -> str:
 def _no_group_a(group: Group) -> str:
     """Why rows have none."""
     reasons = list(dict.fromkeys(row.why_not for row in group.rows if row.why_not))
-    return f"group A is blank where {'; '.join(reasons)}" if reasons else ""
+    return f"Group A is blank where {'; '.join(reasons)}" if reasons else ""
 
 
 def columns(group: Group) -> dict[str, list[str]]:

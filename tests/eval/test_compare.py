@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import shutil
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -40,7 +41,7 @@ def group(out):
     return group
 
 
-def row(group, label, keep):
+def row(group, label, keep) -> Any:
     return next(row for row in group.rows if (row.label, row.keep) == (label, keep))
 
 
@@ -187,6 +188,18 @@ def test_what_cost_everything_is_marked_in_every_form(tmp_path):
         assert "at the cost of all of them" in " ".join(text.split())
 
 
+def test_speed_ups_are_told_where_they_are_clear(group):
+    gains = {"good": {"ratio": 1.84, "low": 1.7, "high": 2.0}, "poor": {"ratio": 7.5, "low": 0.9, "high": 8.0}}
+    runs = [dataclasses.replace(run, timing={**run.timing, "speedup": gains.get(run.method)}) for run in group.runs]
+    told = compare.Group(tuple(runs))
+    assert row(told, "good", 64).speedup.clear
+    for text in (printed(told, 240), table.markdown([told])):
+        assert "1.84× (1.70–2.00)" in text
+        assert "7.50×" not in text
+        assert "unclear" in text
+    assert "TTFT gain" not in table.columns(group)  # runs of old: nothing is known
+
+
 def test_few_pictures_show_no_interval(tmp_path):
     for name, keep in (("full", None), ("random", 64), ("good", 64)):
         synthetic(tmp_path, name, keep, 0.5, count=9)
@@ -314,7 +327,8 @@ def test_no_label_on_a_label_and_no_bar_behind_a_bar(group):
         assert all(axes.bbox.x0 < box.x0 for box in boxes)
     shares = figure.axes[1]
     at = {}
-    for bars in shares.containers:  # a method each, budgets from small to large
+    containers: Any = shares.containers
+    for bars in containers:  # a method each, budgets from small to large
         line = bars.lines[0]
         for x, place in zip(line.get_xdata(), line.get_transform().transform(line.get_xydata()), strict=True):
             at.setdefault(round(x, 6), []).append(place[0])

@@ -64,7 +64,8 @@ def ask(
     answers: list[Answer] = []
     works: list[Callable[[], float]] = []
     for name in [None, method] if method else [None]:
-        inputs, shown, resized = plain, [*pictures, *clips], _resized(name, keep, options)
+        inputs, resized = plain, _resized(name, keep, options)
+        shown: list[Any] = [*pictures, *clips]
         if resized is not None:
             small, more = vtc.downsample_all(shown, processor, resized)
             shown = [one.media for one in small]
