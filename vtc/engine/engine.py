@@ -223,13 +223,16 @@ class Engine:
 
     def _seen(self, forward: Forward) -> list[Seen]:
         """The prompts, with what the tower made of their pixels."""
-        found, ran = [], iter(forward.towers)
+        found, ran, outputs = [], iter(forward.towers), []
         for prompt in forward.prompts:
             output = prompt.encoded if prompt.encoded is not None else next(ran, None)
+            outputs.append(output)
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
             pooled = getattr(output, "pooler_output", None)
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
+        for stage in self.stages:
+            found = stage.seen(forward, found, outputs)
         return found
 
     def _tower_reader(
