@@ -168,3 +168,165 @@ def test_generate_says_the_same(family: str, rows: Any, options: dict[str, Any])
     for ours, theirs in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
     assert report.tokens_out < report.tokens_in
+
+
+AFTER: dict[str, Any] = {
+    "fastv": vtc.FastV(keep=3, layers=(1,)),
+    "vtc-cls": vtc.VTCCLS(keep=0.5),
+    "vtc-cls, compact": vtc.VTCCLS(keep=0.5, positions="compact"),
+    "visionzip": vtc.VisionZip(keep=4),
+    "todre": vtc.ToDRE(keep=0.5),
+    "pool": vtc.Pool(keep=0.5),
+    "h2o": vtc.H2O(keep=0.5),
+    "dycoke": vtc.DyCoke(keep=0.5, p=0.5),
+}
+
+
+@pytest.mark.parametrize("rows", [BATCHES["left padded"], BATCHES["video and images"]], ids=["pictures", "with videos"])
+@pytest.mark.parametrize("method", AFTER.values(), ids=AFTER)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_after_it_see_the_small_picture(family: str, method: vtc.Method, rows: Any) -> None:
+    """They choose what they choose where the small picture is all there ever was."""
+    items, side = rows
+    model, inputs = model_of(family), batch(family, items, side)
+    less = small(inputs, 12, side)
+    more = dict(return_dict_in_generate=True, output_logits=True, **GREEDY)
+    with vtc.wrapped(model, method):
+        expected = model.generate(**less, **more)
+        alone = vtc.report(model)
+    with vtc.wrapped(model, [vtc.Downsample(keep=12), method]):
+        found = model.generate(**inputs, **more)
+        report = vtc.report(model)
+    assert [span.kept.tolist() for span in report.spans] == [span.kept.tolist() for span in alone.spans]
+    assert [span.grid for span in report.spans] == [span.grid for span in alone.spans]
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+    assert report.tokens_by_layer == alone.tokens_by_layer
+    assert [own for _, own in report.kv_bytes_by_layer] == [own for _, own in alone.kv_bytes_by_layer]
+    whole = int(((inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)).sum())
+    assert report.tokens_in == whole > alone.tokens_in
+    assert sum(row.tokens_in for row in report.rows) == whole
+    assert report.flops[0] > alone.flops[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_happens_where_everything_fits(family: str) -> None:
+    model, inputs = model_of(family), batch(family, [[0, 1]])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with vtc.wrapped(model, "downsample", 1000):
+            assert torch.equal(model(**inputs).logits, expected)
+            assert vtc.report(model).tokens_out == vtc.report(model).tokens_in == 24 + 35
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_later_turn_goes_on_from_the_small_picture(family: str) -> None:
+    """Words after an answer, in the cache of the first turn; `generate` and `forward` alike."""
+    model, inputs = model_of(family), batch(family, [[0]])
+    less, new = small(inputs, 6, "left"), torch.tensor([[40, 41, 42]])
+
+    def turns(given: dict[str, Tensor]) -> tuple[list[int], Tensor]:
+        model.model.rope_deltas = None
+        out = model.generate(**given, return_dict_in_generate=True, **GREEDY)
+        cache = getattr(out, "cache", None) or out.past_key_values
+        words = torch.cat([out.sequences, new], dim=1)
+        types = torch.nn.functional.pad(
+            given["mm_token_type_ids"], (0, words.shape[1] - given["mm_token_type_ids"].shape[1])
+        )
+        name = "cache" if hasattr(out, "cache") else "past_key_values"
+        later = model.generate(
+            input_ids=words, attention_mask=torch.ones_like(words), mm_token_type_ids=types, **{name: cache},
+            return_dict_in_generate=True, output_logits=True, **GREEDY,
+        )  # fmt: skip
+        return later.sequences[0, words.shape[1] :].tolist(), later.logits[0]
+
+    expected = turns(less)
+    with vtc.wrapped(model, "downsample", 6):
+        found = turns(inputs)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_without_token_types_are_numbered_like_words(family: str) -> None:
+    model, inputs = model_of(family), batch(family, [[0], [1]])
+    del inputs["mm_token_type_ids"]
+    less = small(inputs, 6, "left")
+    del less["mm_token_type_ids"]
+    model.model.rope_deltas = None
+    expected = model.generate(**less, return_dict_in_generate=True, output_logits=True, **GREEDY)
+    with vtc.wrapped(model, "downsample", 6):
+        found = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **GREEDY)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_prompt_lookup_says_the_same() -> None:
+    model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
+    less = small(inputs, 6, "left")
+    more = {**GREEDY, "max_new_tokens": 12, "prompt_lookup_num_tokens": 2}
+    expected = model.generate(**less, **more)
+    with vtc.wrapped(model, "downsample", 6):
+        found = model.generate(**inputs, **more)
+    assert found[0, -12:].tolist() == expected[0, -12:].tolist()
+
+
+def test_gradients_reach_the_pixels() -> None:
+    model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
+    inputs["pixel_values"].requires_grad_()
+    with vtc.wrapped(model, "downsample", 6), torch.enable_grad():
+        model(**inputs).logits[0, -1].sum().backward()
+    grown = inputs["pixel_values"].grad
+    assert grown is not None
+    assert bool((grown.abs().sum(dim=1) > 0).all())
+    model.zero_grad()
+
+
+def test_other_families_are_sent_to_the_first_door() -> None:
+    for family in ("llava", "llava_next", "llava_onevision", "internvl"):
+        with pytest.raises(
+            ValueError, match=r"fixed size: make them smaller before the processor, with vtc\.downsample"
+        ):
+            vtc.wrap(model_of(family), "downsample", 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda x: {**x, "position_ids": torch.arange(x["input_ids"].shape[1]).expand(3, 1, -1)},
+            "position_ids are other",
+        ),
+        (
+            lambda x: {**{k: v for k, v in x.items() if k != "input_ids"}, "inputs_embeds": torch.zeros(1, 40, 32)},
+            "input_ids",
+        ),
+    ],
+)
+def test_what_cannot_be_right_is_refused(change: Any, said: str) -> None:
+    model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
+    with vtc.wrapped(model, "downsample", 6), pytest.raises(ValueError, match=said):
+        model(**change(inputs))
+
+
+def test_encoded_features_cannot_be_made_smaller() -> None:
+    model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
+    vision = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    encoded = vtc.encode(model, "random", **vision)
+    with pytest.raises(ValueError, match="acts before the vision tower"):
+        vtc.encode(model, "downsample", **vision)
+    with vtc.wrapped(model, "downsample", 6):
+        with pytest.raises(ValueError, match=r"the vision tower, which has run already"):
+            model.generate(**words, **encoded.take([0]), **GREEDY)
+        with pytest.raises(ValueError, match=r"unwrap it before vtc\.encode"):
+            vtc.encode(model, "random", **vision)
+
+
+def test_it_comes_first_and_has_no_tokens_to_choose() -> None:
+    with pytest.raises(ValueError, match="name methods in the order in which they act"):
+        vtc.wrap(model_of("qwen2_5_vl"), [vtc.FastV(keep=3, layers=(1,)), vtc.Downsample(keep=6)])
+    with pytest.raises(TypeError, match=r"vtc\.downsample\(picture, processor, keep\)"):
+        vtc.select("downsample", torch.randn(12, 4), keep=3)
+    with pytest.raises(ValueError, match="those of the small picture"):
+        vtc.Downsample(positions="compact")
