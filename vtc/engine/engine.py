@@ -293,7 +293,7 @@ class Engine:
         placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
         flow = forward.flow = placement(lm, kwargs, found, self.compact, family.mrope, ends, mask)
         if found is not None:
-            forward.trace = Trace(notes=list(self.signals.notes))
+            forward.trace = Trace(notes=[*self.signals.notes, *self._idle(found)])
             forward.trace.begin(flow)
             self.traces.keep(forward.trace, None)
             forward.tower = self._tower_reader(seen, kwargs["inputs_embeds"], flow)
@@ -314,6 +314,17 @@ class Engine:
             kwargs[family.companions.rows] = None if ours else rows
             if not ours:
                 forward.companions = None
+
+    def _idle(self, found: Found) -> list[str]:
+        """A sentence about each method that is for pictures or for videos only, and finds none."""
+        there = {span.modality for span in found.layout.spans}
+        what = {"image": "pictures", "video": "videos"}
+        return [
+            f"{method.title} is for {' and '.join(what[m] for m in method.modality)}, and there are only "
+            f"{' and '.join(what[m] for m in sorted(there))} here: it changed nothing."
+            for method in self.methods
+            if not there & {*method.modality}
+        ]
 
     # -- 5, 6: rotary embedding and layers ---------------------------------------------------------------------
 
