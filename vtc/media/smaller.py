@@ -109,10 +109,8 @@ def downsample_all(
     """
     found = [downsample(one, processor, keep) for one in media]
     options: dict[str, Any] = {}
-    for kind, given in [pair for one in found for pair in one.options.items()]:
-        before = options.setdefault(kind, dict(given))
-        if "max_patches" in given:
-            before["max_patches"] = min(before["max_patches"], given["max_patches"])
+    for name, value in [pair for one in found for pair in one.options.items()]:
+        options[name] = min(value, options.get(name, value)) if isinstance(value, int) else value
     return found, options
 
 
@@ -146,7 +144,7 @@ def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) 
         return picture, {}
     most = getattr(processor.image_processor, "max_patches", None)
     if most is not None:  # InternVL's tiles follow the shape of the picture, not its size
-        tried = [{"images_kwargs": {"max_patches": n}} for n in range(most, 0, -1)]
+        tried = [{"max_patches": n} for n in range(most, 0, -1)]
         counts = [_count(processor, [picture.size], **options)[0] for options in tried]
     else:
         longest = max(width, height)
