@@ -6,14 +6,18 @@ here is shared with the engine.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import vtc
 from tests.families import IMAGE, PAD, VIDEO, batch, model_of
+from tests.processors import processor_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PATCH, MERGE, FRAMES = 4, 2, 2
@@ -75,7 +79,7 @@ def fitted(grid: list[int], keep: int | float) -> list[int]:
 def small(inputs: dict[str, Tensor], keep: int | float, side: str) -> dict[str, Tensor]:
     """The batch that a processor would have made of the small pictures."""
     made: dict[str, Any] = {k: v for k, v in inputs.items() if k == "second_per_grid_ts"}
-    frames: dict[int, list[int]] = {}
+    frames: dict[int, list[tuple[int, int]]] = {}
     for token, pixels, grids in (
         (IMAGE, "pixel_values", "image_grid_thw"),
         (VIDEO, "pixel_values_videos", "video_grid_thw"),
@@ -321,6 +325,29 @@ def test_encoded_features_cannot_be_made_smaller() -> None:
             model.generate(**words, **encoded.take([0]), **GREEDY)
         with pytest.raises(ValueError, match=r"unwrap it before vtc\.encode"):
             vtc.encode(model, "random", **vision)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_doors_show_the_same(family: str) -> None:
+    """A smooth picture, before and after the processor: the same grid, pixels to the rounding of 8 bits, twice."""
+    processor: Any = processor_of(family)
+    processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 100 * 64}
+    rows, columns = np.mgrid[0:64, 0:80]
+    values = np.stack([128 + 90 * np.sin(rows / 17 + k) * np.cos(columns / 23 - k) for k in range(3)], axis=-1)
+    picture = Image.fromarray(values.round().astype(np.uint8))
+    first = vtc.downsample(picture, processor, 24)
+    shown = vtc.prepare(processor, "?", [first.media], **first.options)
+    seen: list[Any] = []
+    model = copy.deepcopy(model_of(family))
+    vtc.wrap(model, "downsample", 24)
+    hook = lambda m, a, kwargs: seen.append((a[0] if a else kwargs["hidden_states"], kwargs["grid_thw"]))  # noqa: E731
+    model.model.visual.register_forward_pre_hook(hook, with_kwargs=True)
+    whole = vtc.prepare(processor, "?", [picture])
+    model(**whole)
+    pixels, grid = seen[0]
+    assert grid.tolist() == shown["image_grid_thw"].tolist()
+    assert vtc.report(model).tokens_out == first.tokens == 20
+    assert (pixels - shown["pixel_values"]).abs().max() < 3 / 255 / 0.26
 
 
 def test_it_comes_first_and_has_no_tokens_to_choose() -> None:

@@ -65,10 +65,11 @@ def ask(
         if resized is not None:
             small, more = vtc.downsample_all(shown, processor, resized)
             shown = [one.media for one in small]
-            images, films = shown[: len(pictures)], shown[len(pictures) :]
+            images = [one for one in shown if isinstance(one, Image.Image)]
+            films = [one for one in shown if not isinstance(one, Image.Image)]
             inputs = vtc.prepare(processor, question, images, films, **more).to(model.device, model.dtype)
-        at_work = name is not None and resized is None
-        wrapped = vtc.wrapped(model, name, keep, processor=processor, **options) if at_work else nullcontext()
+        at_work = name if resized is None else None
+        wrapped = vtc.wrapped(model, at_work, keep, processor=processor, **options) if at_work else nullcontext()
         with torch.inference_mode(), wrapped:
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             report = vtc.report(model) if at_work else None

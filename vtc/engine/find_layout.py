@@ -15,7 +15,7 @@ from vtc.models.family import Adapter, FrameMarks, ImageLayout, Known, TowerCall
 from vtc.transfer import download_all, upload
 
 _CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
-_MISMATCH = (
+MISMATCH = (
     "the visual tokens of the prompt are not those of the images or videos that were encoded: pass whole prompts with "
     f"the features of their own images, in order ({_CHUNKS})."
 )
@@ -112,7 +112,7 @@ def _placed(seen: Seen, join: bool) -> list[_Piece]:
     for piece, count, modality in zip(pieces, runs, modalities, strict=True):
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
-            raise ValueError(_MISMATCH)
+            raise ValueError(MISMATCH)
         found.append(_Piece(row, piece[:, 1], modality, count))
     return found
 
@@ -229,7 +229,7 @@ def _arrange(
             raise ValueError(f"{error} ({_CHUNKS})") from error  # features of unknown origin: a chunk, maybe
         if layouts is not None:
             return images, layouts, expansion
-    raise ValueError(_MISMATCH)
+    raise ValueError(MISMATCH)
 
 
 def _crop_counts(options: list[list[int]], begins: list[list[bool]]) -> list[int] | None:
@@ -261,7 +261,7 @@ def pieces_of(where: Tensor, pooled: Any, join: bool = False) -> list[Tensor]:
         return runs
     lengths = [features.shape[:-1].numel() for features in pooled]  # LLaVA-NeXT-Video's have a frame axis
     if sum(lengths) != len(where):
-        raise ValueError(_MISMATCH)
+        raise ValueError(MISMATCH)
     return list(where.split(lengths))
 
 

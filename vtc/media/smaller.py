@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,11 +16,12 @@ from vtc.media.video import Clip
 
 _FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it makes smaller, so that nothing aliases
 
+Media = TypeVar("Media", bound=Image.Image | Clip)
 _PROPORTION = 0.05  # a few pixels have proportions of their own, for which crops are laid out differently
 
 
 @dataclass(frozen=True, eq=False)
-class Resized:
+class Resized(Generic[Media]):
     """What `downsample` made.
 
     Attributes:
@@ -30,7 +31,7 @@ class Resized:
         tokens: visual tokens that come out. whole: that the media as it was has. wanted: that `keep` asked for.
     """
 
-    media: Image.Image | Clip
+    media: Media
     tokens: int
     whole: int
     wanted: int
@@ -58,7 +59,7 @@ class Resized:
         )
 
 
-def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> Resized:
+def downsample(media: Media, processor: Any, keep: int | float) -> Resized[Media]:
     """The largest size of a picture or a video of which its processor makes at most `keep` visual tokens.
 
     The baseline of VTC-Bench (arXiv 2510.07143): less of everything instead of a choice, and cheaper in the vision
@@ -87,11 +88,12 @@ def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> 
     if wanted >= whole:
         return Resized(media, whole, whole, wanted)
     kind = "video" if isinstance(media, Clip) else "image"
-    grid = made.get(f"{kind}_grid_thw")
+    grid, options = made.get(f"{kind}_grid_thw"), {}
+    small: Any = media
     if grid is not None:
         small, options = _packed(processor, kind, media, grid[0].tolist(), wanted)
-    else:
-        small, options = _fewer_tiles(processor, media, whole, wanted) if kind == "image" else (media, {})
+    elif isinstance(media, Image.Image):
+        small, options = _fewer_tiles(processor, media, whole, wanted)
     made, tokens = _tokens(processor, small, options)
     if tokens > wanted and grid is None:
         small = _less_in_it(processor, small, made, wanted / tokens)

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
 from vtc.engine.context import uncompiled
-from vtc.engine.find_layout import Seen, images_of, pieces_of
+from vtc.engine.find_layout import MISMATCH, Seen, images_of, pieces_of
 from vtc.engine.forward import Forward
 from vtc.engine.plan import Places, Plan
 from vtc.engine.stage import Facts, Run, Stage
@@ -96,12 +96,11 @@ class PixelStage(Stage):
 
     def __init__(self, facts: Facts, methods: Sequence[PixelMethod]) -> None:
         super().__init__(facts, methods)
-        tower = facts.family.tower(facts.model)
-        if tower_for(tower).takes != "packed":
+        if tower_for(facts.family.tower(facts.model)).takes != "packed":
+            name = getattr(facts.model.config, "model_type", "this model")
             raise ValueError(
-                f"{self.methods[0].title} resizes patches that are packed as Qwen's are, and "
-                f"{facts.model.config.model_type} takes pictures of a fixed size: make them smaller before the "
-                "processor, with vtc.downsample(picture, processor, keep)."
+                f"{self.methods[0].title} resizes patches that are packed as Qwen's are, and {name} takes pictures of a "
+                "fixed size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
             )
 
     def attach(self) -> Iterator[RemovableHandle]:
@@ -189,7 +188,9 @@ class PixelStage(Stage):
                 )
             whole, small = output[PIXEL_ITEM]["whole"], output[PIXEL_ITEM]["small"]
             own = pieces_of(one.visual.nonzero(), one.pooled)
-            numbers = images_of([int(piece[0, 0]) for piece in own], len(own) // len(whole))
+            numbers = images_of([int(piece[0, 0]) for piece in own], max(1, len(own) // len(whole)))
+            if numbers is None or max(numbers) != len(whole) - 1:
+                raise ValueError(MISMATCH)
             visual, pooled = torch.zeros_like(one.visual), []
             for piece, number, features in zip(own, numbers, one.pooled, strict=True):
                 kept = kept_of(whole[number].tolist(), small[number].tolist(), merge)
