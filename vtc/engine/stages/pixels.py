@@ -99,8 +99,8 @@ class PixelStage(Stage):
         if tower_for(facts.family.tower(facts.model)).takes != "packed":
             name = getattr(facts.model.config, "model_type", "this model")
             raise ValueError(
-                f"{self.methods[0].title} resizes patches that are packed as Qwen's are, and {name} takes pictures of a "
-                "fixed size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
+                f"{self.methods[0].title} resizes patches that are packed as Qwen's are, and {name} takes pictures of "
+                "a fixed size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
             )
 
     def attach(self) -> Iterator[RemovableHandle]:
