@@ -18,6 +18,7 @@ from torch import Tensor
 import vtc
 from tests.families import IMAGE, PAD, VIDEO, batch, model_of
 from tests.processors import processor_of
+from vtc.engine.versions import cache_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PATCH, MERGE, FRAMES = 4, 2, 2
@@ -311,6 +312,14 @@ def test_what_cannot_be_right_is_refused(change: Any, said: str) -> None:
     model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
     with vtc.wrapped(model, "downsample", 6), pytest.raises(ValueError, match=said):
         model(**change(inputs))
+
+
+def test_a_picture_in_a_later_turn_is_refused() -> None:
+    model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [[0]])
+    with vtc.wrapped(model, "downsample", 6):
+        cache = cache_of(model(**inputs))
+        with pytest.raises(ValueError, match="takes pictures in the first turn only: begin a new conversation"):
+            model(**{**inputs, "attention_mask": None}, past_key_values=cache)
 
 
 def test_encoded_features_cannot_be_made_smaller() -> None:
