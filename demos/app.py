@@ -16,9 +16,9 @@ from vtc.demos import cards
 from vtc.demos.draw import drawn, plain, second
 from vtc.demos.examples import shipped_clips, shipped_pictures
 from vtc.demos.media import CLIPS, PICTURES, Media, load_media
+from vtc.demos.serve import MOST_METHODS
 from vtc.demos.studio import Run, Studio
 
-MOST_METHODS = 5
 MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
 _STAGES = {
@@ -73,8 +73,10 @@ def build(studio: Studio) -> gr.Blocks:
                 )
                 groups = [
                     gr.CheckboxGroup(
-                        _choices(stage, "image"),
-                        value=[name for name in FIRST_METHODS if name in _choices(stage, "image")],
+                        _choices(stage, "image", studio),
+                        value=[
+                            name for name in studio.methods or FIRST_METHODS if name in _choices(stage, "image", studio)
+                        ],
                         label=label,
                         elem_classes="chips",
                     )
@@ -129,7 +131,7 @@ def build(studio: Studio) -> gr.Blocks:
             if reader != name:
                 changed[layer] = gr.Slider(maximum=deepest, value=deepest)
             for group, stage, before in zip(groups, _STAGES, ticked, strict=True):
-                names = _choices(stage, chosen.kind)
+                names = _choices(stage, chosen.kind, studio)
                 changed[group] = gr.CheckboxGroup(choices=names, value=[method for method in before if method in names])
             return changed
 
@@ -163,7 +165,7 @@ def build(studio: Studio) -> gr.Blocks:
         def ask(
             media_now: Media, name: str, text: str, at: int, when: int, percent: float, *chosen: list[str]
         ) -> Iterator[dict[Any, Any]]:
-            methods = [m for group in chosen for m in group or () if m in _choices(None, media_now.kind)]
+            methods = [m for group in chosen for m in group or () if m in _choices(None, media_now.kind, studio)]
             problem = _problem(text, methods, percent)
             if problem:
                 yield {note: cards.notice("error", problem)}
@@ -271,9 +273,11 @@ def _html(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _choices(stage: str | None, kind: str) -> list[str]:
-    """Methods of a stage (None = all) for pictures ("image") or clips ("video")."""
-    return [m.name for m in vtc.list_methods() if kind in m.modality and stage in (None, cards.stage_of(m))]
+def _choices(stage: str | None, kind: str, studio: Studio) -> list[str]:
+    """Methods of a stage (None = all) for pictures ("image") or clips ("video"), the studio's own first."""
+    names = dict.fromkeys((*studio.methods, *(info.name for info in vtc.list_methods())))
+    offered = [(name, info) for name in names if (info := cards.info_of(name)) and kind in info.modality]
+    return [name for name, info in offered if stage in (None, cards.stage_of(info))]
 
 
 def _card(now: View, i: int, processor: Any) -> str:

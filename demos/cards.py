@@ -11,6 +11,7 @@ import vtc
 from vtc.demos.draw import thumbnail, uri
 from vtc.demos.media import Media
 from vtc.demos.studio import Run
+from vtc.methods.base.notation import read_methods
 
 WHERE = {
     "pixels": "before the vision tower",
@@ -25,6 +26,12 @@ def stage_of(info: vtc.MethodInfo) -> str:
     return "layer" if "layer" in info.stage else info.stage.split("+")[0]
 
 
+def info_of(method: str | None) -> vtc.MethodInfo | None:
+    """Of the method that a string names, with options or without."""
+    name = None if method is None else read_methods(method)[0][0]
+    return next((info for info in vtc.list_methods() if info.name == name), None)
+
+
 def card(
     run: Run, base: Run | None, picture: Image.Image | None, shape: tuple[int, int], layer: int, when: str = ""
 ) -> str:
@@ -36,12 +43,12 @@ def card(
         layer: what the picture shows, as for `draw.drawn`. when: the second it is from, if it is of a clip.
     """
     title = run.method or "All tokens"
-    info = next((i for i in vtc.list_methods() if i.name == run.method), None)
+    info = info_of(run.method)
     where = WHERE[stage_of(info)] if info else "uncompressed"
     if run.state == "failed":
         body = f'<p class="failed" role="alert">{escape(run.text)}</p>'
     else:
-        body = _figure(run, picture, shape, layer, when) + _answer(run, base) + _numbers(run, base)
+        body = _figure(run, picture, shape, layer, when) + _answer(run, base) + _numbers(run)
     kind = "card base" if info is None else "card"
     return (
         f'<article class="{kind}" data-method="{escape(run.method or "full")}" data-state="{run.state}" '
@@ -79,8 +86,8 @@ def _answer(run: Run, base: Run | None) -> str:
     return f'<p class="{size}"><q>{escape(run.text)}</q>{caret}{mark}</p>'
 
 
-def _numbers(run: Run, base: Run | None) -> str:
-    rows = [(name, *_figures(value, share)) for name, value, share in measures(run, base)]
+def _numbers(run: Run) -> str:
+    rows = [(name, *_figures(value, share)) for name, value, share in measures(run)]
     return "<dl>" + "".join(f"<div><dt>{name}</dt>{cell}{bar}</div>" for name, cell, bar in rows) + "</dl>"
 
 
@@ -89,7 +96,7 @@ def _figures(value: str, share: float | None) -> tuple[str, str]:
     return f"<dd>{value}</dd>", f'<i class="bar" aria-hidden="true"><b style="width:{width:.1f}%"></b></i>'
 
 
-def measures(run: Run, base: Run | None) -> list[tuple[str, str, float | None]]:
+def measures(run: Run) -> list[tuple[str, str, float | None]]:
     """(name, value, share of the uncompressed model's) of everything that is measured; "–" while it is not known."""
     names = ("Visual tokens", "First token", "Prefill FLOPs", "KV cache")
     if run.report is None:
@@ -97,10 +104,10 @@ def measures(run: Run, base: Run | None) -> list[tuple[str, str, float | None]]:
     report = run.report
     total, left = report.tokens_in, run.tokens(run.depth - 1)
     tokens = f"{total} → {left}" if run.method else f"{total}"
-    ratio = run.seconds / base.seconds if run.seconds and base is not None and base.seconds else None
     first = "…" if run.seconds is None else f"{1000 * run.seconds:.0f} ms"
-    if ratio is not None and run.method:
-        first += _times(ratio, "faster", "slower")
+    if run.speed:
+        first += f" <small>{run.speed}</small>"
+    ratio = 1 / run.speed.ratio if run.speed else 1.0 if run.seconds and not run.method else None
     values: list[tuple[str, float | None]] = [(tokens, left / max(1, total)), (first, ratio)]
     for (full, kept), unit in ((report.flops, ""), (report.kv_bytes, "B")):
         less = kept / max(1, full)
@@ -126,20 +133,21 @@ def table(runs: Sequence[Run]) -> str:
     done = [run for run in runs if run.state == "done"]
     if not done:
         return notice("", "Ask something first: the numbers of every answer are listed here.")
-    names = [name for name, _, _ in measures(done[0], None)]
+    names = [name for name, _, _ in measures(done[0])]
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", "Answer", *names, "Tokens per layer"))
     rows, notes = "", []
     for run in done:
         assert run.report is not None
-        cells = "".join(f"<td>{value}</td>" for _, value, _ in measures(run, done[0]))
+        cells = "".join(f"<td>{value}</td>" for _, value, _ in measures(run))
         held = [run.tokens(layer) for layer in range(run.depth)]
         per_layer = f"{sum(held) / len(held):.0f} on average<br><small>{_shortened(held)}</small>"
         name = escape(run.method or "all visual tokens")
         rows += f'<tr><th scope="row">{name}</th><td>{escape(run.text)}</td>{cells}<td>{per_layer}</td></tr>'
         notes += [f"{name}: {escape(note)}" for note in run.report.notes]
     about = (
-        "Time to first token: vision tower, prefill and first token, on this machine; the median of three where that "
-        "is quick. FLOPs and bytes are those of the language model's prefill, by formula."
+        "Time to first token: vision tower, prefill and first token, on this machine; the median of up to six rounds "
+        "after a warm-up, in which each method takes turns with all tokens. How much faster: the ratio of two medians, "
+        "in brackets where it lies. FLOPs and bytes are those of the language model's prefill, by formula."
     )
     below = "".join(f"<p>{text}</p>" for text in (about, *notes))
     return (

@@ -7,7 +7,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from vtc.checks import check_number
 
 PORT = 7860
+MOST_METHODS = 5  # side by side
 _INSTALL = 'the demo needs gradio: pip install "vtc-vlm[demo]"'
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:; object-src 'none'; "
@@ -54,13 +55,14 @@ def serve(
     share: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    methods: Sequence[str] = (),
 ) -> None:
     """Load the first model, open the page, and stay until Ctrl-C.
 
     Raises:
         ImportError: gradio is not installed. OSError: the port is taken. Whatever `vtc.load` raises.
     """
-    with running(models, port, host, share, device, dtype) as address:
+    with running(models, port, host, share, device, dtype, methods) as address:
         print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
         for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup wants it
@@ -77,6 +79,7 @@ def running(
     share: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    methods: Sequence[str] = (),
 ) -> Iterator[str]:
     """The demo at an address, for the length of a with block; afterwards uploads are deleted."""
     _check_port(host, port)
@@ -96,7 +99,7 @@ def running(
         from vtc.demos.media import MAX_BYTES
         from vtc.demos.studio import Studio
 
-        studio = Studio(models, device, dtype)
+        studio = Studio(models, device, dtype, methods)
         studio.load(studio.names[0])
         page = build(studio)
         try:

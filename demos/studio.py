@@ -10,11 +10,11 @@ import logging
 import queue
 import statistics
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +25,12 @@ from transformers.generation.streamers import BaseStreamer
 
 import vtc
 from vtc.demos.media import Media
+from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 _log = logging.getLogger("vtc")
 
 MAX_NEW_TOKENS = 64
-_QUICK = 0.25  # s; what takes less is measured three times
+_PATIENCE = 4.0  # s of measuring, after which no more rounds begin
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError)
 
@@ -44,7 +45,7 @@ class Run:
         method: name, or None for all visual tokens. keep: fraction of the visual tokens.
         state: "waiting", "running", "done" or "failed".
         text: the answer, or the sentence that says why there is none.
-        seconds: to the first token, vision tower included.
+        seconds: to the first token, vision tower included. speed: how much sooner it comes than with all tokens.
         report: of `vtc.report`.
         shown: what the model was shown, if that was made smaller.
     """
@@ -54,13 +55,14 @@ class Run:
     state: str = "waiting"
     text: str = ""
     seconds: float | None = None
+    speed: SpeedUp | None = None
     report: vtc.Report | None = None
     shown: Media | None = None
 
     @property
     def resizes(self) -> bool:
         """Whether the picture is made smaller before the model sees it, and the model stays as it is."""
-        return self.method == "downsample"
+        return (self.method or "").partition("(")[0] == "downsample"
 
     @property
     def depth(self) -> int:
@@ -80,7 +82,7 @@ class Loaded:
     model: Any
     processor: Any
     depth: int = 0
-    encoded: Recent[tuple[Any, float]] = field(default_factory=lambda: Recent(16))
+    encoded: Recent[Any] = field(default_factory=lambda: Recent(16))
 
     @property
     def reads_clips(self) -> bool:
@@ -113,11 +115,19 @@ class Studio:
     Args:
         sources: checkpoints that visitors may choose from; two of them are held in memory.
         device, dtype: as for `vtc.load`.
+        methods: with options ("todre(mode=kcenter)"), to be offered beside those that are registered.
     Attributes:
         names: what visitors call them: folders by their last part, so that no path of this machine is shown.
     """
 
-    def __init__(self, sources: list[str], device: str | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        sources: list[str],
+        device: str | None = None,
+        dtype: str | None = None,
+        methods: Sequence[str] = (),
+    ) -> None:
+        self.methods = tuple(methods)
         self._sources: dict[str, str] = {}
         for source in sources:  # of two with one name, the one that comes first: it was asked for
             self._sources.setdefault(Path(source).resolve().name if Path(source).is_dir() else source, source)
@@ -183,10 +193,9 @@ class Studio:
     def _load(self, source: str) -> Loaded:
         model, processor = vtc.load(source, device=self._device, dtype=self._dtype)
         loaded = Loaded(model, processor)
-        blank = Media("", "warm-up", Image.new("RGB", (224, 224), "gray"))
-        for method in (None, "divprune"):  # first runs are slow, and would be shown as if the method were
-            run = _answer(loaded, blank, "warm up", Run(method, 0.5), lambda run: None, threading.Event(), 1)
-            loaded.depth = run.depth
+        blank, stop = Media("", "blank", Image.new("RGB", (224, 224), "gray")), threading.Event()
+        stop.set()  # it is asked for its depth alone
+        loaded.depth = _answer(loaded, blank, "?", Run(None, 1.0), lambda run: None, stop, 1).depth
         loaded.encoded.clear()
         return loaded
 
@@ -203,32 +212,33 @@ def _answer(
     """Answer with the model to oneself; hands every word to `news`."""
     model, processor = loaded.model, loaded.processor
     smaller, options, notes = _made_smaller(loaded, media, run)
-    given, tower = _given(loaded, smaller or media, question, run, options)
+    inputs = _inputs(loaded, smaller or media, question, options)
+    given = _encoded(loaded, smaller or media, inputs, run)
+    whole = inputs if smaller is None else _inputs(loaded, media, question, {})
+    at_work = run.method is not None and not run.resizes
+    wrapped = partial(vtc.wrapped, model, run.method or "", run.keep) if at_work else nullcontext
 
-    def generate(tokens: int, inputs: dict[str, Any], **more: Any) -> None:
-        model.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **more)
+    with torch.inference_mode(), wrapped():
+        stream = _Stream(processor, lambda text: news(replace(run, text=text)))
+        more: Any = {"streamer": stream, "stopping_criteria": [_Stopped(stop)]}
+        model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **more)
+        run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if at_work else None)
+    news(run)
+    if smaller is not None:
+        run = replace(run, report=_account(model, inputs).made_smaller(_account(model, whole), notes), shown=smaller)
+    elif run.report is None:
+        run = replace(run, report=_account(model, inputs))
+    works = [partial(first_token, model, whole), partial(first_token, model, inputs, wrapped)]
+    times = in_turns(works if run.method else works[1:], least=1, seconds=_PATIENCE, go_on=lambda: not stop.is_set())
+    speed = speed_up(times[0], times[1]) if run.method else None
+    return replace(run, state="done", seconds=statistics.median(times[-1]), speed=speed)
 
-    def account(inputs: dict[str, Any]) -> vtc.Report:
-        """The report of a method that keeps everything."""
-        with vtc.wrapped(model, "random", 1.0):
-            generate(1, inputs)
-            return vtc.report(model)
 
-    with torch.inference_mode():
-        at_work = run.method is not None and not run.resizes
-        with vtc.wrapped(model, run.method or "", run.keep) if at_work else nullcontext():
-            stream = _Stream(processor, lambda text: news(replace(run, text=text)))
-            start = time.perf_counter()
-            generate(max_new_tokens, given, streamer=stream, stopping_criteria=[_Stopped(stop)])
-            run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if at_work else None)
-            news(run)
-            seconds = tower + _quick_median(lambda: generate(1, given), model.device, stream.first - start)
-        if smaller is not None:
-            whole, _ = _given(loaded, media, question, Run(None, 1.0), {})
-            run = replace(run, report=account(given).made_smaller(account(whole), notes), shown=smaller)
-        elif run.report is None:
-            run = replace(run, report=account(given))
-    return replace(run, state="done", seconds=seconds)
+def _account(model: Any, inputs: Any) -> vtc.Report:
+    """The report of a method that keeps everything."""
+    with torch.inference_mode(), vtc.wrapped(model, "random", 1.0):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
+        return vtc.report(model)
 
 
 def _made_smaller(loaded: Loaded, media: Media, run: Run) -> tuple[Media | None, dict[str, Any], list[str]]:
@@ -243,18 +253,20 @@ def _made_smaller(loaded: Loaded, media: Media, run: Run) -> tuple[Media | None,
     return replace(media, clip=small.media), small.options, [small.note]
 
 
-def _given(
-    loaded: Loaded, media: Media, question: str, run: Run, options: dict[str, Any]
-) -> tuple[dict[str, Any], float]:
-    """What `generate` takes for one question, pictures encoded already, and the seconds that encoding took."""
+def _inputs(loaded: Loaded, media: Media, question: str, options: dict[str, Any]) -> Any:
+    """What the processor makes of one question."""
     pictures = [media.picture] if media.picture is not None else []
     clips = [media.clip] if media.clip is not None else []
-    inputs = vtc.prepare(loaded.processor, question, pictures, clips, **options)
-    inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    made = vtc.prepare(loaded.processor, question, pictures, clips, **options)
+    return made.to(loaded.model.device, loaded.model.dtype)
+
+
+def _encoded(loaded: Loaded, media: Media, inputs: Any, run: Run) -> dict[str, Any]:
+    """The same with what the vision tower makes of it, with the signals that the method reads."""
     key = media.key, _needs(run.method), run.keep if run.resizes else None
-    method = None if run.resizes else run.method
-    encoded, tower = loaded.encoded.fetch(key, lambda: _encode(loaded.model, inputs, method))
-    return {name: inputs[name] for name in _TEXT if name in inputs} | encoded.take([0]), tower
+    method = run.method if run.method and not run.resizes else "random"
+    encoded = loaded.encoded.fetch(key, lambda: vtc.encode(loaded.model, method, **inputs))
+    return {name: inputs[name] for name in _TEXT if name in inputs} | encoded.take([0])
 
 
 def _key(name: str, media: Media, question: str, method: str | None, keep: float) -> Hashable:
@@ -262,49 +274,24 @@ def _key(name: str, media: Media, question: str, method: str | None, keep: float
 
 
 def _needs(method: str | None) -> tuple[str, ...]:
-    """Methods of equal needs share a run of the vision tower."""
-    return next((info.needs for info in vtc.list_methods() if info.name == method), ())
-
-
-def _encode(model: Any, inputs: Any, method: str | None) -> tuple[Any, float]:
-    """What the vision tower makes of the inputs, with the signals that the method reads, and its seconds."""
-    found: list[Any] = []
-    seconds = _quick_median(lambda: found.append(vtc.encode(model, method or "random", **inputs)), model.device)
-    return found[-1], seconds
-
-
-def _quick_median(work: Callable[[], None], device: torch.device, first: float | None = None) -> float:
-    """Seconds that `work` takes, of which `first` may have been measured: the median of three if it is quick."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    times = [once() if first is None else first]
-    while times[0] < _QUICK and len(times) < 3:
-        times.append(once())
-    return statistics.median(times)
+    """Methods of equal needs share a run of the vision tower; options may change them."""
+    plain = next((info.needs for info in vtc.list_methods() if info.name == method), ())
+    return plain if method is None or "(" not in method else (method,)
 
 
 class _Stream(BaseStreamer):
-    """Decodes an answer as it grows; notes when its first token came."""
+    """Decodes an answer as it grows."""
 
     def __init__(self, processor: Any, tell: Callable[[str], None]) -> None:
         self.processor, self.tell = processor, tell
         self.ids: list[int] = []
-        self.text, self.first, self.prompted = "", 0.0, False
+        self.text, self.prompted = "", False
 
     def put(self, value: torch.Tensor) -> None:
         if not self.prompted:  # the prompt comes first
             self.prompted = True
             return
-        new = value.flatten().tolist()  # waits for the device
-        if not self.ids:
-            self.first = time.perf_counter()
-        self.ids += new
+        self.ids += value.flatten().tolist()
         self.text = self.processor.batch_decode([self.ids], skip_special_tokens=True)[0].strip()
         self.tell(self.text)
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from vtc.cli.main import main
+from vtc.cli.process import run
 
-sys.exit(main(["eval", *sys.argv[1:]]))
+sys.exit(run(["eval", *sys.argv[1:]]))

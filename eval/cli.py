@@ -12,13 +12,15 @@ from vtc.cli import arguments
 from vtc.cli.loading import load
 from vtc.eval import datasets
 from vtc.eval.metrics import METRICS
-from vtc.eval.settings import BUDGETS, KEEPS, Settings, from_file
+from vtc.eval.settings import BUDGETS, FEW, KEEPS, Settings, from_file
 from vtc.models import tiny
 
 if TYPE_CHECKING:
     from vtc.eval.compare import Group
 
 _SHOWN = 10  # broken questions that are listed
+_GLANCE = 100  # questions that are asked where neither a set nor their number is named
+_WIDE = "print all columns, and scores by task, instead of what fits 100 characters"
 
 
 def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
@@ -32,13 +34,16 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
         description=f"{(datasets.__doc__ or '').strip()}\n\nmetrics:\n" + _metrics(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    own.add_argument("--config", metavar="FILE", help="settings from a TOML or YAML file; options here come first")
-    own.add_argument("--data", metavar="NAME_OR_PATH", help="a set or a file, see above; default: tiny")
+    own.add_argument("--config", metavar="FILE", help="settings: a TOML, JSON or YAML file; options here come first")
+    own.add_argument(
+        "--data", metavar="NAME_OR_PATH", help=f"a set or a file, see above; default: the first {_GLANCE} of tiny"
+    )
+    own.add_argument("--columns", type=_columns, metavar="FIELD=NAME,..", help="what the set calls its fields")
     own.add_argument(
         "--methods",
         type=arguments.listed(str),
         metavar="A,B",
-        help="such as pool,'dart(pivots=2)'; default: all before the LLM",
+        help=f"such as pool,'dart(pivots=2)'; all: every one before the LLM; default: of {', '.join(FEW)} what fits",
     )
     keeps = ",".join(map(str, KEEPS))
     own.add_argument("--keep", type=arguments.listed(arguments.keep), metavar="N,N", help=f"budgets; default: {keeps}")
@@ -58,6 +63,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--batch-size", type=arguments.count, metavar="N", help="default: 64; halved when memory runs out")
     own.add_argument("--timing", type=_whole, metavar="N", help="questions that are timed; default: 5, 0 for none")
     own.add_argument("--out", metavar="FOLDER", help="default: runs/<data>-<...>, the same for the same settings")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_eval)
 
     about = "compare what vtc eval has measured"
@@ -67,6 +73,7 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--json", metavar="FILE", help="write all numbers here")
     own.add_argument("--plot", metavar="FILE.png", help="draw accuracy over TTFT, FLOPs and KV bytes into this picture")
     own.add_argument("--html", metavar="FILE.html", help="the same as a page to look around in, complete in itself")
+    own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_compare)
 
 
@@ -81,6 +88,13 @@ def _metric(text: str) -> str | dict[str, str]:
     return {task.strip(): name.strip() for task, name in pairs}
 
 
+def _columns(text: str) -> dict[str, str]:
+    pairs = [[side.strip() for side in part.partition("=")[::2]] for part in text.split(",")]
+    if not all(field and name for field, name in pairs) or len({field for field, _ in pairs}) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name columns by field: write image=picture,question=q")
+    return dict(pairs)
+
+
 def _whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
@@ -92,11 +106,26 @@ def _eval(options: argparse.Namespace) -> int:
     from vtc.eval import compare, runner
     from vtc.eval.processes import Processes
 
-    names = ("data", "methods", "keep", "budget", "tasks", "limit", "metric", "instruction", "max_new_tokens", "frames")
+    names = (
+        "data",
+        "columns",
+        "methods",
+        "keep",
+        "budget",
+        "tasks",
+        "limit",
+        "metric",
+        "instruction",
+        "max_new_tokens",
+        "frames",
+    )
     names += ("fps", "blind", "batch_size", "timing", "out", "device", "dtype")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.model is not None:
-        given["models"] = (options.model,)
+        given["models"] = tuple(options.model)
+    glance = not options.config and "data" not in given and "limit" not in given
+    if glance:
+        given["limit"] = _GLANCE
     settings = from_file(options.config, **given) if options.config else Settings(**given)
     for device in filter(None, [settings.device]):
         try:
@@ -104,8 +133,9 @@ def _eval(options: argparse.Namespace) -> int:
         except argparse.ArgumentTypeError as error:
             raise ValueError(str(error)) from None
         arguments.check_device(device)
-    for model in settings.models:
+    for model in settings.models or ():
         tiny.find(model)
+    arguments.check_folder("--out", settings.out if settings.out is not None else "runs")
     team = Processes(settings.device)
     try:
         outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, load), team.rank == 0)
@@ -113,9 +143,12 @@ def _eval(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()
     if team.rank == 0:
-        _show(compare.load(outcome.runs))
+        groups = compare.load(outcome.runs)
+        _show(groups, options.wide)
         print(f"results: {outcome.folder}")
-        for note in outcome.notes:
+        if glance:
+            outcome.notes.append(f"these are the first {_GLANCE} questions: --limit N asks more, --data tiny all")
+        for note in [*outcome.notes, *_mixed(groups)]:
             print(f"note: {note}", file=sys.stderr)
         _tell_broken(outcome.broken)
     return 1 if outcome.broken else 0
@@ -134,10 +167,11 @@ def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: 
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
     bars: dict[str, Any] = {}
@@ -168,8 +202,9 @@ def _compare(options: argparse.Namespace) -> None:
     """One table of runs side by side, with which differences are significant; also as Markdown, picture and page."""
     from vtc.eval import compare, page, plot, table
 
-    if options.plot and Path(options.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot {options.plot}: end the name in .png, .svg or .pdf")
+    arguments.check_file("--plot", options.plot, (".png", ".svg", ".pdf"))
+    for name in ("markdown", "json", "html"):
+        arguments.check_file(f"--{name}", getattr(options, name))
     paths, notes = compare.find(options.runs)
     groups = compare.load(paths)
     if not any(group.rows for group in groups):
@@ -183,19 +218,30 @@ def _compare(options: argparse.Namespace) -> None:
         plot.pareto(groups, Path(options.plot))
     if options.html:
         Path(options.html).write_text(page.html(groups), encoding="utf-8")
-    _show(groups)
-    for note in notes:
+    _show(groups, options.wide)
+    for note in [*notes, *_mixed(groups)]:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _show(groups: list[Group]) -> None:
+def _mixed(groups: list[Group]) -> list[str]:
+    """A sentence about each group whose rows come from different code."""
+    from vtc.eval.origin import warning
+
+    found = []
+    for group in groups:
+        names = [run.label if run.keep is None else f"{run.label}@{run.keep}" for run in group.runs]
+        if said := warning(names, [run.config for run in group.runs]):
+            found.append(f"{group.title}: {said}")
+    return found
+
+
+def _show(groups: list[Group], wide: bool) -> None:
     from rich.console import Console
 
     from vtc.eval import table
 
-    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 220 if wide else 100, highlight=False)
     for group in groups:
         if group.rows:
-            for part in table.terminal(group):
+            for part in table.terminal(group, wide, min(100, console.width)):
                 console.print(part)
-            console.print(table.caption(group), style="dim", markup=False)

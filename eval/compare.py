@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from vtc.eval.results import Run
-from vtc.eval.settings import BASELINES, BLIND, FULL, RANDOM
+from vtc.eval.settings import BASELINES, BLIND, DOWNSAMPLE, FULL, RANDOM
 from vtc.eval.statistics import Difference, Score, holm
 from vtc.eval.store import CONFIG, METRICS, is_run
+from vtc.speedup import SpeedUp
 
 LEVEL = 0.05
+RIGHT = 0.5  # a score from which an answer counts as right, for group A
 # Runs that differ in one of these answer different questions, or the same ones differently put.
 _SAME = ("model", "weights", "data", "digest", "metrics", "instruction", "max_new_tokens", "frames", "fps", "dtype")
 
@@ -26,10 +28,13 @@ class Row:
     Attributes:
         label: method and options, of paths the last part.
         tokens_in, tokens: visual tokens per question, before and after the last layer that drops any; average: mean
-            over the decoder layers. flops, kv: of the prefill and the KV cache, per question.
-        accuracy and the like: fractions. gains: the difference to `random` at the same keep. p_full, p_random: of the
-            differences, corrected for all rows of the group together (Holm).
-        tasks, task_gains: by task.
+            over the decoder layers. flops, kv: of the prefill and the KV cache, per question. speedup: to the first
+            token, over the uncompressed run.
+        accuracy and the like: fractions. p_full, p_random: of the differences, corrected for all rows of the group
+            together (Holm).
+        group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
+            wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
+        full_cost: whether pictures that were made smaller have cost more tokens than asked for.
     """
 
     label: str
@@ -42,6 +47,7 @@ class Row:
     kv: float
     kv_share: float
     ttft_ms: float | None
+    speedup: SpeedUp | None
     decode: float | None
     peak: float | None
     accuracy: Score
@@ -52,9 +58,17 @@ class Row:
     versus_random: Difference | None
     p_full: float | None
     p_random: float | None
+    group_a: Score | None
+    why_not: str
+    full_cost: bool
     tasks: dict[str, Score]
     extras: dict[str, dict[str, float]]
     broken: int
+
+    @property
+    def name(self) -> str:
+        """The label, marked where the full cost was paid."""
+        return f"{self.label} †" if self.full_cost else self.label
 
     @property
     def compressed(self) -> bool:
@@ -94,10 +108,30 @@ class Group:
     def full(self) -> Run | None:
         return next((run for run in self.runs if run.method == FULL), None)
 
-    def random(self, run: Run) -> Run | None:
-        """The baseline at the same keep, itself left out."""
-        same = (r for r in self.runs if r.label == RANDOM and r.keep == run.keep and r is not run)
+    def baseline(self, name: str, run: Run) -> Run | None:
+        """`random` or `downsample` at the same keep, itself left out."""
+        same = (r for r in self.runs if r.label == name and repr(r.keep) == repr(run.keep) and r is not run)
         return next(same, None) if run.keep is not None else None
+
+    def beyond_downsampling(self, run: Run) -> tuple[Score | None, str]:
+        """Accuracy in group A of the run's budget (see `Row`), or why there is none."""
+        if run.keep is None or run.label == DOWNSAMPLE:
+            return None, ""  # it is what the group is made of
+        full, small = self.full, self.baseline(DOWNSAMPLE, run)
+        if full is None:
+            return None, "the uncompressed run is not here"
+        if small is None:
+            return None, f"no run of {DOWNSAMPLE} keeps {run.keep}"
+        hard = {
+            i
+            for i, line in full.lines.items()
+            if line["score"] >= RIGHT and i in small.lines and small.lines[i]["score"] < RIGHT
+        }
+        found = run.accuracy(among=hard)
+        return (
+            found,
+            "" if found else f"{DOWNSAMPLE} at {run.keep} gets nothing wrong that the uncompressed model gets right",
+        )
 
     @property
     def kind(self) -> str:
@@ -118,11 +152,11 @@ class Group:
         """One row per run: uncompressed, blind, then budgets from large to small, the baselines first within one."""
         runs = sorted(self.runs, key=self._place)
         full = [self._versus(run, self.full) if run is not self.full else None for run in runs]
-        random = [self._versus(run, self.random(run)) for run in runs]
+        random = [self._versus(run, self.baseline(RANDOM, run)) for run in runs]
         p_full, p_random = _corrected(full), _corrected(random)
         names = _short([run.label for run in runs])
         rows = [
-            _row(self, run, f"{name} †" if run.full_cost else name, *others)
+            _row(self, run, name, *others)
             for run, name, *others in zip(runs, names, full, random, p_full, p_random, strict=True)
         ]
         return [row for row in rows if row is not None]
@@ -162,6 +196,7 @@ def _row(
         return None
     relative = group.full is not None and run is not group.full
     scores = {task: run.accuracy(task) for task in group.tasks}
+    group_a, why_not = group.beyond_downsampling(run)
     return Row(
         label=label,
         keep=run.keep,
@@ -173,6 +208,7 @@ def _row(
         kv=run.mean("kv_bytes", 1),
         kv_share=run.share("kv_bytes"),
         ttft_ms=run.timing.get("ttft_ms"),
+        speedup=SpeedUp(**found) if (found := run.timing.get("speedup")) else None,
         decode=run.timing.get("decode_tokens_per_s"),
         peak=run.timing.get("peak_bytes"),
         accuracy=accuracy,
@@ -183,6 +219,9 @@ def _row(
         versus_random=random,
         p_full=p_full,
         p_random=p_random,
+        group_a=group_a,
+        why_not=why_not,
+        full_cost=run.full_cost,
         tasks={task: score for task, score in scores.items() if score is not None},
         extras={task: dict(found) for task, found in run.extras.items()},
         broken=len(run.broken),

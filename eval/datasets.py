@@ -1,40 +1,48 @@
 """Questions about pictures and videos: the shipped sets, PyPI's `easy-vqa`, a file of yours, or a saved HF data set.
 
-A set is a `.jsonl` or `.csv` file (or a folder with one) of one question per line:
+A set is a file (or a folder with one) of one question per line or entry, in UTF-8: .jsonl, .json (one array), .csv with
+commas or semicolons, or .tsv:
 
     {"id": "12-3", "image": "images/12.webp", "question": "What color is the star?", "answer": "red", "task": "color"}
 
 `image` or `video` is a path relative to the file. `answers`, a list, may stand in for `answer` (what several of them
 mean is up to the metric; for most, any counts). Optional: `id`; `task`; `choices`, a list of options of which the
 answer is one, by its text or letter; `objects`, a list of phrases that a caption should name; `metric`, the name of one
-(`vtc.eval.metrics`). In a CSV file lists are JSON lists or separated by `|`, and an empty cell is no field.
+(`vtc.eval.metrics`). In CSV and TSV files lists are JSON lists or separated by `|`, and an empty cell is no field.
 
-A folder that Hugging Face's `datasets` wrote (`save_to_disk`) has the same columns; `image` may be of type `Image`.
+`conversations` as LLaVA writes them ({"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", ...}) may stand in
+for question and answer; of several turns each becomes a question of its own, asked without the others.
+
+A folder that Hugging Face's `datasets` wrote (`save_to_disk`) or a .parquet file has the same columns; `image` may be
+of type `Image`. Columns of other names: --columns image=picture,question=q. What is no field is not read, and named.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vtc.eval import fields, files
+from vtc.eval.files import Row
 from vtc.eval.questions import Media, Question, question_of
+from vtc.eval.saved import Saved, is_saved
+from vtc.hints import did_you_mean
 
 __all__ = ["Dataset", "Media", "Question", "load", "shipped"]
 
 _SHIPPED = Path(__file__).resolve().parent / "data"
-_LISTS = ("answers", "choices", "objects")
 
 
 @dataclass(frozen=True)
 class Dataset:
     name: str
     questions: tuple[Question, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)  # sentences about what was not read
 
     @property
     def tasks(self) -> list[str]:
@@ -48,22 +56,22 @@ class Dataset:
 
     def first(self, limit: int | None) -> Dataset:
         """The first `limit` questions."""
-        return Dataset(self.name, self.questions[:limit])
+        return replace(self, questions=self.questions[:limit])
 
     def only(self, tasks: Sequence[str]) -> Dataset:
         """The questions of these tasks; ValueError if there is no such task."""
         for task in tasks:
             if task not in self.tasks:
                 raise ValueError(f"the data set {self.name!r} has no task {task!r}; it has {', '.join(self.tasks)}")
-        return Dataset(self.name, tuple(question for question in self.questions if question.task in tasks))
+        return replace(self, questions=tuple(question for question in self.questions if question.task in tasks))
 
     def digest(self) -> str:
         """A fingerprint of the questions and of their files' sizes."""
         known = hashlib.sha256()
         for q in self.questions:
             size = q.media.file.stat().st_size if q.media.file else 0
-            fields = [q.id, q.media.kind, q.media.name, size, q.question, q.answers, q.choices, q.objects, q.task]
-            known.update(json.dumps(fields).encode())
+            about = [q.id, q.media.kind, q.media.name, size, q.question, q.answers, q.choices, q.objects, q.task]
+            known.update(json.dumps(about).encode())
         return known.hexdigest()[:16]
 
 
@@ -72,157 +80,93 @@ def shipped() -> list[str]:
     return sorted(folder.name for folder in _SHIPPED.iterdir() if list(folder.glob("*.jsonl")))
 
 
-def load(name_or_path: str | Path) -> Dataset:
+def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
     """Read a set of questions, and check every field and that every picture and video is there.
 
     Args:
-        name_or_path: a shipped set, "easy-vqa" (the published test split), a `.jsonl` or `.csv` file or its folder, or
-            a folder written by `datasets.Dataset.save_to_disk`.
+        name_or_path: a shipped set, "easy-vqa" (the published test split), a `.jsonl`, `.json`, `.csv`, `.tsv` or
+            `.parquet` file or its folder, or a folder written by `datasets.Dataset.save_to_disk`.
+        columns: field -> what the set calls it.
     Raises:
         FileNotFoundError: there is no such set, or one of its pictures is missing.
-        ValueError: a line is not of the form above (the message says which and why), or there are no questions.
+        ValueError: a line is not of the form above (the message says which and why), or there are no questions, or
+            no such columns.
         ImportError: `easy-vqa` or `datasets` is not installed.
     """
     name, path = str(name_or_path), Path(name_or_path)
+    columns = columns or {}
+    fields.check_columns(columns)
     if path.exists():
-        questions = _saved(path) if _is_saved(path) else _read(_only_file(path))
+        data = _from_saved(path, columns) if is_saved(path) else _from_file(_only_file(path), columns)
+        data = replace(data, name=path.resolve().stem)
     elif name in shipped():
-        questions = _read(_only_file(_SHIPPED / name))
+        data = replace(_from_file(_only_file(_SHIPPED / name), columns), name=name)
     elif name == "easy-vqa":
-        questions = _easy_vqa()
+        if columns:
+            raise ValueError("columns are for files and saved data sets, and easy-vqa is neither: leave them out")
+        data = Dataset(name, tuple(_easy_vqa()))
     else:
-        known = ", ".join([*shipped(), "easy-vqa"])
+        known = [*shipped(), "easy-vqa"]
         raise FileNotFoundError(
-            f"there is no data set {name!r}: give one of {known}, or the path of a .jsonl or .csv file"
+            f"there is no data set {name!r}.{did_you_mean(name, known)} Give one of {', '.join(known)}, or the path of "
+            "a file of questions."
         )
-    if not questions:
+    if not data.questions:
         raise ValueError(f"the data set {name!r} holds no questions")
-    return Dataset(path.resolve().stem if path.exists() else name, tuple(questions))
+    return data
 
 
 def _only_file(path: Path) -> Path:
     if path.is_file():
         return path
-    files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
-    if len(files) != 1:
-        raise ValueError(f"{path} holds {len(files)} .jsonl and .csv files, not one: give the path of the file itself")
-    return files[0]
+    found = [file for kind in (*files.KINDS, ".parquet") for file in sorted(path.glob(f"*{kind}"))]
+    inside = [file for file in found if file.suffix != ".json"] or found  # .json may be about anything
+    if len(inside) != 1:
+        raise ValueError(f"{path} holds {len(inside)} files of questions, not one: give the path of the file itself")
+    return inside[0]
 
 
-def _read(path: Path) -> list[Question]:
-    if path.suffix.lower() not in (".jsonl", ".csv"):
-        raise ValueError(f"{path} is neither a .jsonl nor a .csv file: see `vtc eval --help` for the form of a set")
-    try:
-        lines = list(_csv(path) if path.suffix.lower() == ".csv" else _jsonl(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-
+def _from_file(path: Path, columns: Mapping[str, str]) -> Dataset:
     def locate(kind: str, value: Any) -> Media:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"'{kind}' is not the path of a file: {value!r}")
+        if "://" in value:
+            raise ValueError(f"'{kind}' is an address: fetch it first, and give the path of the file")
         file = path.parent / value
         if not file.is_file():
             raise FileNotFoundError(f"there is no {kind} at {file}")
         return Media(kind, value, file)
 
-    return _questions(((f"{path}, line {number},", str(number), fields) for number, fields in lines), locate)
+    rows = files.rows(path)
+    rows = fields.renamed(rows, columns, fields.names_of(rows), str(path))
+    if files.is_delimited(path):
+        rows = [fields.with_lists(row) for row in rows]
+    return _dataset(rows, locate, str(path))
 
 
-def _questions(lines: Iterable[tuple[str, str, Any]], locate: Any) -> list[Question]:
-    """Questions of (where a line stands, its id if it names none, its fields), ids being different."""
+def _from_saved(path: Path, columns: Mapping[str, str]) -> Dataset:
+    saved = Saved(path)
+    return _dataset(fields.renamed(saved.rows, columns, saved.names, str(path)), saved.locate, str(path))
+
+
+def _dataset(rows: Sequence[Row], locate: Callable[[str, Any], Media], source: str) -> Dataset:
+    """Questions of rows under the names of fields, ids being different."""
     questions: list[Question] = []
     places: dict[str, str] = {}
-    for place, number, fields in lines:
+    for row in fields.spread(rows):
         try:
-            if isinstance(fields, ValueError):
-                raise fields
-            question = question_of(fields, number, locate)
+            if isinstance(row.fields, ValueError):
+                raise row.fields
+            question = question_of(row.fields, str(row.number), locate)
             if question.id in places:
                 raise ValueError(
                     f"its id {question.id!r} is that of {places[question.id].rstrip(',')}: ids must differ"
                 )
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{place} is not a question: {error}") from None
-        places[question.id] = place
+            raise type(error)(f"{row.place} is not a question: {error}") from None
+        places[question.id] = row.place
         questions.append(question)
-    return questions
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    yield number, ValueError(f"malformed JSON ({error})")
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            for row in rows:
-                yield rows.line_num, _cells(row)
-        except csv.Error as error:
-            yield rows.line_num, ValueError(f"malformed CSV ({error})")
-
-
-def _cells(row: dict[Any, Any]) -> Any:
-    if None in row:
-        return ValueError("it has more cells than the first line names columns: put text with commas in quotes")
-    fields: dict[str, Any] = {name.strip(): cell for name, cell in row.items() if cell is not None and cell.strip()}
-    for name in _LISTS:
-        if name in fields:
-            cell = fields[name].strip()
-            try:
-                fields[name] = json.loads(cell) if cell.startswith("[") else [part.strip() for part in cell.split("|")]
-            except ValueError as error:
-                return ValueError(f"'{name}' is not a JSON list ({error})")
-    return fields
-
-
-def _is_saved(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-
-
-def _saved(path: Path) -> list[Question]:
-    """A folder that Hugging Face's `datasets` wrote."""
-    try:
-        hub: Any = import_module("datasets")
-    except ImportError:
-        raise ImportError("reading a saved data set needs datasets: pip install 'vtc-vlm[datasets]'") from None
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        raise ValueError(f"{path} holds several splits: give one of {', '.join(str(path / split) for split in splits)}")
-    try:
-        table = hub.load_from_disk(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a saved data set: {error}") from error
-    columns = {name for name, kind in table.features.items() if isinstance(kind, hub.Image)}
-    for name in columns:  # bytes, and not pictures, until a question is asked
-        table = table.cast_column(name, hub.Image(decode=False))
-
-    def line(number: int) -> dict[str, Any]:
-        fields = table[number]
-        return {name: (number, value) if name in columns and value else value for name, value in fields.items()}
-
-    def locate(kind: str, value: Any) -> Media:
-        if isinstance(value, tuple):
-            number, cell = value
-            if cell["bytes"] is not None:
-                content = hashlib.sha256(cell["bytes"]).hexdigest()[:12]  # saved names are no paths, and may repeat
-                name = f"{cell['path'] or 'picture'}#{content}"
-                return Media(kind, name, read=lambda: table[number][kind]["bytes"])
-            value = cell["path"]
-        if not isinstance(value, str):
-            raise ValueError(f"'{kind}' is neither of type Image nor the path of a file")
-        file = path / value
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no {kind} at {file}")
-        return Media(kind, value, file)
-
-    return _questions(((f"{path}, row {n},", str(n), line(n)) for n in range(len(table))), locate)
+    return Dataset(source, tuple(questions), tuple(fields.unread(fields.names_of(rows), source)))
 
 
 def _easy_vqa() -> list[Question]:

@@ -43,4 +43,4 @@ def _row(row: Row) -> dict[str, Any]:
 def _table(found: dict[str, list[str]], group: Group) -> dict[str, Any]:
     cells = [list(line) for line in zip(*found.values(), strict=True)]
     firsts = [i for i, row in enumerate(group.rows) if i and row.keep != group.rows[i - 1].keep]
-    return {"titles": [title.strip() for title in found], "cells": cells, "firsts": firsts}
+    return {"titles": list(found), "cells": cells, "firsts": firsts}

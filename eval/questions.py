@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vtc
+from vtc.eval.fields import FIELDS
+from vtc.hints import did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,9 +35,9 @@ class Media:
         if self.file is not None:
             return vtc.load_picture(self.file)
         assert self.read is not None
-        from PIL import Image
+        from vtc.media.pictures import open_large
 
-        with Image.open(io.BytesIO(self.read())) as picture:
+        with open_large(io.BytesIO(self.read())) as picture:
             return vtc.load_picture(picture)
 
 
@@ -69,11 +71,12 @@ def question_of(fields: Any, place: str, locate: Callable[[str, Any], Media]) ->
         raise ValueError(f"it is {_kind(fields)}, not an object with 'image' or 'video', 'question' and 'answer'")
     given = [kind for kind in ("image", "video") if fields.get(kind) is not None]
     if len(given) != 1:
-        raise ValueError("'image' or 'video' is missing" if not given else "it has both 'image' and 'video': give one")
+        both = "it has both 'image' and 'video': give one"
+        raise ValueError(both if given else f"'image' or 'video' is missing{_instead(fields, 'image', 'video')}")
     question = _text(fields, "question", required=True)
     plural = fields.get("answers") is not None
     if not plural and fields.get("answer") is None:
-        raise ValueError("'answer' is missing")
+        raise ValueError(f"'answer' is missing{_instead(fields, 'answer')}")
     answers = _words(fields, "answers") if plural else (_word(fields["answer"], "'answer'"),)
     choices = _words(fields, "choices") if fields.get("choices") is not None else ()
     if choices:
@@ -89,6 +92,16 @@ def question_of(fields: Any, place: str, locate: Callable[[str, Any], Media]) ->
         objects=_words(fields, "objects") if fields.get("objects") is not None else (),
         metric=_text(fields, "metric") or None,
     )
+
+
+def _instead(fields: Mapping[str, Any], *wanted: str) -> str:
+    """How to say which of the other names stands for a missing one, if there are any."""
+    others = [str(name) for name in fields if name not in FIELDS]
+    if not others:
+        return ""
+    near = next(((name, field) for name in others for field in wanted if did_you_mean(name, [field])), None)
+    name, field = near or ("NAME", wanted[0])
+    return f" (there are {', '.join(map(repr, others))}: name what it is called with --columns {field}={name})"
 
 
 def _option(answer: str, choices: tuple[str, ...]) -> str:
@@ -108,7 +121,7 @@ def _text(fields: Mapping[str, Any], name: str, required: bool = False) -> str:
     if value is None and not required:
         return ""
     if value is None:
-        raise ValueError(f"'{name}' is missing")
+        raise ValueError(f"'{name}' is missing{_instead(fields, name)}")
     if not isinstance(value, str):
         raise ValueError(f"'{name}' is {_kind(value)}, not text")
     if required and not value.strip():

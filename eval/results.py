@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics as st
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import METRICS
 from vtc.eval.normalise import normalise
 from vtc.eval.settings import Spec
-from vtc.eval.statistics import Difference, Score, average, bootstrap, paired, ratio
-from vtc.eval.store import Line, read_run
+from vtc.eval.statistics import Difference, Score, average, paired, ratio
+from vtc.eval.store import SAMPLES, Line, read_run
 from vtc.methods.base.notation import write_method
 
 
@@ -28,7 +29,7 @@ class Run:
     config: Mapping[str, Any]
     lines: Mapping[str, Line]  # by question id, those that were answered
     broken: Mapping[str, str]  # id -> reason
-    timing: Mapping[str, float]
+    timing: Mapping[str, Any]
     extras: Mapping[str, Mapping[str, float]]  # task -> numbers of its metric over all answers
 
     @classmethod
@@ -46,8 +47,17 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """A run from its folder, which must be finished."""
+        """A run from its folder, which must be finished.
+
+        Raises:
+            ValueError: its samples are not those that it ended with; names the file and what is wrong.
+        """
         config, lines, metrics = read_run(folder)
+        if wrong := _damage(lines, config["questions"]):
+            raise ValueError(
+                f"{folder / SAMPLES} is damaged: {wrong}; remove the folder {folder}, and give the command of its "
+                "`vtc eval` again"
+            )
         if config["format"] == 1:  # had the options beside the name
             config |= {"method": write_method(config["method"], config.pop("options"))}
         good = {line["id"]: line for line in lines if "error" not in line}
@@ -88,13 +98,14 @@ class Run:
         full = self.mean(name, 0)
         return self.mean(name, 1) / full if full else 1.0
 
-    def accuracy(self, task: str | None = None) -> Score | None:
-        """Mean score, overall or of a task. Overall the interval is the bootstrap's: tasks differ in how they score."""
-        lines = [line for line in self.lines.values() if task in (None, line["task"])]
+    def accuracy(self, task: str | None = None, among: Collection[str] | None = None) -> Score | None:
+        """Mean score, overall, of a task, or of some questions."""
+        lines = [
+            line for i, line in self.lines.items() if task in (None, line["task"]) and (among is None or i in among)
+        ]
         if not lines:
             return None
-        scores, groups = [line["score"] for line in lines], [line["media"] for line in lines]
-        return bootstrap(scores, groups) if task is None else average(scores, groups)
+        return average([line["score"] for line in lines], [line["media"] for line in lines])
 
     def beside(self, base: Run, task: str | None = None) -> tuple[list[Line], list[Line], list[str]]:
         """The questions that both have answered: own samples, the other's, and what each is about."""
@@ -116,7 +127,7 @@ class Run:
         """Share of answers that are those of the uncompressed model, after normalisation; needs no labels."""
         mine, theirs, groups = self.beside(full, task)
         same = [float(normalise(m["answer"]) == normalise(t["answer"])) for m, t in zip(mine, theirs, strict=True)]
-        return bootstrap(same, groups) if mine else None
+        return average(same, groups) if mine else None
 
     @property
     def tokdense(self) -> float | None:
@@ -125,8 +136,43 @@ class Run:
         return 100 * accuracy.mean / tokens if accuracy and tokens else None
 
 
+_NUMBERS = ("score", "tokens_in", "tokens_out", "tokens_mean")
+_PAIRS = ("flops", "kv_bytes")  # of the uncompressed model, and own
+
+
+def _damage(lines: Sequence[Line], questions: int) -> str | None:
+    """What is wrong with the samples of a finished run that asked so many questions."""
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if line["id"] in seen:
+            return f"line {number} repeats the question {line['id']!r}"
+        seen.add(line["id"])
+        if lacks := _lacks(line):
+            return f"line {number} (question {line['id']!r}) has no proper {', '.join(lacks)}"
+    return f"it has {len(lines)} of {questions} questions" if len(lines) != questions else None
+
+
+def _lacks(line: Line) -> list[str]:
+    """Fields that a sample should have and has not, or not in their form."""
+    texts = ("task", "media", "error") if "error" in line else ("task", "media", "answer")
+    lacks = [name for name in texts if not isinstance(line.get(name), str)]
+    if "error" in line:
+        return lacks
+    lacks += [name for name in _NUMBERS if not _is_number(line.get(name))]
+    pairs = {name: line.get(name) for name in _PAIRS}
+    return lacks + [
+        name
+        for name, pair in pairs.items()
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)))
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def metrics_of(
-    run: Run, data: Dataset, full: Run, random: Run | None, timing: Mapping[str, float] | None
+    run: Run, data: Dataset, full: Run, random: Run | None, timing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The content of a run's metrics.json. All but costs are fractions, with 95 % intervals."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import vtc
 from vtc.eval import datasets, metrics
 from vtc.eval.datasets import Dataset
+from vtc.eval.origin import origin, said
 from vtc.eval.processes import Processes
 from vtc.eval.results import Run, metrics_of
 from vtc.eval.settings import FULL, Settings, Spec
-from vtc.eval.store import RunFolder
+from vtc.eval.store import RunFolder, alone
 
 if TYPE_CHECKING:
     from vtc.eval.answer import Answerer
@@ -39,6 +41,18 @@ class Outcome:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Counts what is done for one of several models as a part of the whole, so that what is left can be foretold."""
+
+    progress: Callable[[str, int, int], None]
+    number: int  # of the model, from 0
+    models: int
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.progress(what, self.number * total + done, self.models * total)
+
+
 def evaluate(
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -53,12 +67,12 @@ def evaluate(
         load: as `vtc.load`, which is the default.
     Raises:
         ValueError, FileNotFoundError, ImportError: a setting, a question, a method or a folder is not as it should be;
-            before any question is answered.
+            before any question is answered; or another process is at work in the folder.
         ValueError: later, if a model answers none of the questions of a whole batch.
         OSError: no space is left on the device; what was answered is kept.
     """
     team = processes or Processes(settings.device)
-    data = datasets.load(settings.data)
+    data = datasets.load(settings.data, settings.columns)
     data = (data.only(settings.tasks) if settings.tasks else data).first(settings.limit)
     names = metrics.plan(data, settings.metric)
     specs = settings.specs(data.kinds)
@@ -68,11 +82,14 @@ def evaluate(
     for spec, config in configs.items():  # all of them, before the first model is loaded
         RunFolder(folder / spec.folder).check(config)
     broken: dict[str, str] = {}
-    notes: list[str] = []
-    for model in settings.models:
-        own = {spec: config for spec, config in configs.items() if spec.model == model}
-        runs = _evaluate_model(settings, own, data, names, folder, progress, team, load or vtc.load, notes)
-        broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
+    notes = list(data.notes)
+    models = list(dict.fromkeys(spec.model for spec in specs))
+    with alone(folder) if team.rank == 0 else nullcontext():
+        for number, model in enumerate(models):
+            own = {spec: config for spec, config in configs.items() if spec.model == model}
+            share = _Share(progress, number, len(models))
+            runs = _evaluate_model(settings, own, data, names, folder, share, team, load or vtc.load, notes)
+            broken |= {i: line["error"] for run in runs.values() for i, line in run.lines.items() if "error" in line}
     return Outcome(folder, [folder / spec.folder for spec in specs], broken, notes)
 
 
@@ -103,6 +120,7 @@ def _evaluate_model(
             for spec, run in folders.items():
                 run.open(configs[spec] | {"weights": weights, "how": _how(settings, model, team)})
         team.wait()
+    notes += _begun_by_others(folders)
     batches = answerer.batches(data.questions)[team.rank :: team.world]
     total, done = len(folders) * sum(len(batch.questions) for batch in batches), 0
     for batch in batches:
@@ -120,6 +138,17 @@ def _evaluate_model(
     _finish(settings, answerer, folders, data, names, team, progress)
     notes += answerer.notes
     return folders
+
+
+def _begun_by_others(folders: Mapping[Spec, RunFolder]) -> list[str]:
+    """A sentence if some of the runs were begun by other code than this."""
+    here = said({"how": {"versions": origin()}})
+    older = [(spec, code) for spec, run in folders.items() if (code := said(run.config)) not in (None, here)]
+    if not older:
+        return []
+    spec, code = older[0]
+    many = f"{len(older)} of the runs, such as {spec.folder}, were" if len(older) > 1 else f"{spec.folder} was"
+    return [f"{many} begun by {code}, and this is {here}: give another --out to have all from the same code"]
 
 
 def _refuse_if_hopeless(spec: Spec, run: RunFolder, ids: Sequence[str], reason: str) -> None:
@@ -146,7 +175,7 @@ def _finish(
     if team.rank == 0 and new:
         from vtc.eval.timing import measure
 
-        times: dict[Spec, dict[str, float]] = {}
+        times: dict[Spec, dict[str, Any]] = {}
         if settings.timing:
             broken = {i for run in folders.values() for i, line in run.lines.items() if "error" in line}
             whole = [question for question in data.questions if question.id not in broken]
@@ -209,7 +238,7 @@ def _how(settings: Settings, model: Any, team: Processes) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": settings.batch_size,
         "processes": team.world,
-        "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {**origin(), "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: from the command line, from a TOML or YAML file, or from Python."""
+"""What an evaluation is asked to do: from the command line, from a TOML, JSON or YAML file, or from Python."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any
 import vtc
 from vtc.budget import check_keep
 from vtc.checks import check_number
+from vtc.eval.fields import check_columns
 from vtc.hints import did_you_mean
 from vtc.methods.base.notation import read_methods, write_method
 
 BUDGETS = ("final", "average")
-KEEPS = (0.5, 0.25, 0.1)
+KEEPS = (0.5, 0.1)
+ALL = "all"  # stands for every method before the language model
+FEW = ("uniform-frames", "evs", "divprune", "visionzip", "pool")  # by default, those that fit the media
 FULL, BLIND, RANDOM, DOWNSAMPLE = "full", "blind", "random", "downsample"
 BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
 
@@ -70,11 +73,14 @@ def _safe(name: str) -> str:
 class Settings:
     """The settings of `vtc eval`; see its `--help`.
 
-    `methods`: names, with options or without ("todre(mode=kcenter)"), or tables with `name`, `keep`, options.
+    `models`: names or paths; none for the shipped one that reads the media. `methods`: names, with options or without
+    ("todre(mode=kcenter)"), "all", or tables with `name`, `keep`, options; none for a handful. `columns`: field ->
+    what the data set calls it.
     """
 
     data: str = "tiny"
-    models: tuple[str, ...] = ("tiny-llava",)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    models: tuple[str, ...] | None = None
     methods: tuple[str | Mapping[str, Any], ...] = ()
     keep: tuple[int | float, ...] = KEEPS
     budget: str = "final"
@@ -96,6 +102,8 @@ class Settings:
         """Refuse what cannot be meant, in one sentence."""
         for name in ("models", "methods", "keep", "tasks"):  # one may stand for a list of one
             value = getattr(self, name)
+            if value is None and name == "models":
+                continue
             object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
         for name in ("data", "budget", "instruction"):
             _require(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
@@ -107,13 +115,19 @@ class Settings:
         check_number(self.timing, "timing", 0, integer=True)
         if self.fps is not None:
             check_number(self.fps, "fps", above=0, below=1000)
+        named = isinstance(self.columns, Mapping) and all(isinstance(x, str) for p in self.columns.items() for x in p)
+        _require(named, "columns", self.columns, "names of columns by field")
+        check_columns(self.columns)
         _require(isinstance(self.blind, bool), "blind", self.blind, "true or false")
         metric = self.metric
         named = isinstance(metric, Mapping) and all(isinstance(x, str) for pair in metric.items() for x in pair)
         _require(metric is None or isinstance(metric, str) or named, "metric", metric, "a name, or names by task")
         _require(self.budget in BUDGETS, "budget", self.budget, f"one of {', '.join(BUDGETS)}")
-        _require(all(isinstance(model, str) for model in self.models), "models", self.models, "names or paths")
-        _require(bool(self.models), "models", self.models, "at least one")
+        if self.models is not None:
+            _require(all(isinstance(model, str) for model in self.models), "models", self.models, "names or paths")
+            _require(bool(self.models), "models", self.models, "at least one")
+            twice = [model for model in dict.fromkeys(self.models) if self.models.count(model) > 1]
+            _require(not twice, "models", self.models, "each once")
         _require(all(isinstance(task, str) for task in self.tasks), "tasks", self.tasks, "names")
         if self.frames is not None and self.fps is not None:
             raise ValueError("give frames or fps, not both")
@@ -127,15 +141,18 @@ class Settings:
         """Every combination, model by model: uncompressed, blind if asked for, then per budget the baselines first.
 
         Args:
-            kinds: of media in the data set; the methods used by default act on some of them, before the language model.
+            kinds: of media in the data set; by default the model and the methods, which act before the language
+                model, are such as fit them.
         Raises:
             ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
         """
         infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
+        early = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
         if not entries:
-            fitting = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
-            entries = [(name, {}) for name in fitting]
+            entries = [(name, {}) for name in FEW if name in early]
+        elif entries == [(ALL, {})]:
+            entries = [(name, {}) for name in early]
         wanted: list[tuple[str, dict[str, Any], tuple[int | float, ...]]] = []
         for name, options in entries:
             own = options.pop("keep", self.keep)
@@ -159,7 +176,7 @@ class Settings:
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [
             spec
-            for model in self.models
+            for model in self.models or (default_model(kinds),)
             for spec in (
                 *(Spec(model, name) for name in plain),
                 *(
@@ -184,12 +201,17 @@ class Settings:
         return Path("runs", f"{_safe(Path(self.data).stem)}-{mark}")
 
 
+def default_model(kinds: Sequence[str]) -> str:
+    """The shipped model that reads such media."""
+    return "tiny-qwen" if "video" in kinds else "tiny-llava"
+
+
 # What all results in one folder have in common.
 _SHARED = ("tasks", "limit", "metric", "instruction", "max_new_tokens", "frames", "fps", "dtype")
 
 
 def from_file(path: str | Path, **changes: Any) -> Settings:
-    """Settings from a TOML or YAML file; `changes` that are not None replace what it says.
+    """Settings from a TOML, JSON or YAML file; `changes` that are not None replace what it says.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: with one sentence that names the file and what is wrong.
@@ -197,28 +219,52 @@ def from_file(path: str | Path, **changes: Any) -> Settings:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no settings file at {file}: check the path")
-    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() not in _PARSERS:
+        raise ValueError(f"{file}: settings are read from files whose names end in {', '.join(_PARSERS)}")
     try:
-        if file.suffix.lower() in (".yaml", ".yml"):
-            try:
-                yaml: Any = import_module("yaml")
-            except ImportError:
-                raise ImportError("reading YAML needs pyyaml: pip install pyyaml, or write TOML") from None
-            try:
-                found = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ValueError(f"malformed YAML: {error}") from None
-        else:
-            found = tomllib.loads(text)
+        found = _PARSERS[file.suffix.lower()](file.read_text(encoding="utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("it does not name settings: expected lines such as keep = [64, 0.1]")
         if "model" in found:
+            if "models" in found:
+                raise ValueError("give model or models, not both")
             found["models"] = found.pop("model")
         for name in found:
             _known(name, [f.name for f in fields(Settings)], "setting")
         return replace(Settings(**found), **{name: value for name, value in changes.items() if value is not None})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _yaml(text: str) -> Any:
+    try:
+        yaml: Any = import_module("yaml")
+    except ImportError:
+        raise ImportError("reading YAML needs pyyaml: pip install pyyaml, or write TOML") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"malformed YAML: {error}") from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"malformed JSON: {error}") from None
+
+
+def _toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ValueError(f"malformed TOML: {error}") from None
+
+
+# by how a file's name ends
+_PARSERS: dict[str, Callable[[str], Any]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
 
 
 def _name_and_options(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -6,13 +6,43 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-CONFIG, SAMPLES, METRICS = "config.json", "samples.jsonl", "metrics.json"
+CONFIG, SAMPLES, METRICS, LOCK = "config.json", "samples.jsonl", "metrics.json", ".lock"
 _HOW = "how"  # the part of a config that may differ: it says where and how, not what
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make the folder of an evaluation if it is not there, and keep others out; a kill at any moment lets them in.
+
+    Raises:
+        ValueError: another process is at work in it. OSError: nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        with _space(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another `vtc eval` is at work in {folder}: wait until it has ended, or give another --out"
+        ) from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"results cannot be written to {folder} ({error.strerror}): give another --out") from None
+    try:
+        yield
+    finally:  # with results beside it the file stays: whoever removed it might remove one that the next has locked
+        with suppress(OSError):
+            if [file.name for file in folder.iterdir()] == [LOCK]:  # as if nothing had been asked
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.release()
 
 
 class RunFolder:
@@ -25,6 +55,7 @@ class RunFolder:
         self.path, self.rank = path, rank
         self._own = path / (SAMPLES if rank == 0 else f"samples-{rank}.jsonl")
         self.lines: dict[str, Line] = {}  # by question id: what this process knows of
+        self.config: Mapping[str, Any] = {}  # that the run was begun with
 
     def check(self, config: Mapping[str, Any]) -> None:
         """ValueError if the folder holds another configuration; keys that `config` lacks are not looked at."""
@@ -48,6 +79,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.rank == 0 and not (self.path / CONFIG).is_file():
                 write_json(self.path / CONFIG, config)
+        self.config = _read_json(self.path / CONFIG)
         for file in sorted(self.path.glob("samples*.jsonl")):
             _mend(file, write=file == self._own)
             for line in read_lines(file, torn=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vtc.eval.compare import LEVEL, Group, Row
-from vtc.eval.statistics import Score
+from vtc.eval.statistics import FEWEST, Score
+from vtc.speedup import SpeedUp
 
 _BETTER, _WORSE = "▲", "▼"
 
@@ -19,8 +22,10 @@ _BETTER, _WORSE = "▲", "▼"
 def _percent(score: Score | None, sign: str = "", digits: int = 1) -> str:
     if score is None:
         return ""
-    above, below = max(0.0, 100 * (score.high - score.mean)), max(0.0, 100 * (score.mean - score.low))
     mean = f"{100 * score.mean:{sign}.{digits}f}"
+    if score.half_width is None:
+        return f"{mean} ±n/a"
+    below, above = (100 * error for error in score.errors)
     if max(above, below) > 3 * min(above, below):  # far from the middle
         return f"{mean} +{above:.{digits}f}/−{below:.{digits}f}"
     return f"{mean} ±{100 * score.half_width:.{digits}f}"
@@ -46,48 +51,96 @@ def _si(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def _gain(speedup: SpeedUp | None) -> str:
+    if speedup is None:
+        return ""
+    return f"{speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})" if speedup.clear else "unclear"
+
+
+def _hard(row: Row) -> str:
+    return f"{_percent(row.group_a)} ({row.group_a.n})" if row.group_a else ""
+
+
 _Cell = Callable[[Row], str]
+_METHOD = "method"
 _COLUMNS: dict[str, _Cell] = {
-    "method": lambda row: row.label,
+    _METHOD: lambda row: row.name,
+    "keep": lambda row: "" if row.keep is None else f"{row.keep}",
     "tokens": lambda row: _number(row.tokens),
     "mean": lambda row: _number(row.average),
     "FLOPs": lambda row: _si(row.flops),
-    "%": lambda row: _number(100 * row.flops_share),
+    "FLOPs %": lambda row: _number(100 * row.flops_share),
     "KV": lambda row: f"{_si(row.kv)}B",
-    "% ": lambda row: _number(100 * row.kv_share),
+    "KV %": lambda row: _number(100 * row.kv_share),
     "TTFT ms": lambda row: _number(row.ttft_ms, ".1f"),
+    "TTFT gain": lambda row: _gain(row.speedup),
     "tok/s": lambda row: _number(row.decode),
     "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
     "accuracy": lambda row: _percent(row.accuracy),
     "vs full": lambda row: _marked(row.versus_full, row.p_full),
     "vs random": lambda row: _marked(row.versus_random, row.p_random),
+    "group A": _hard,
     "retention": lambda row: _percent(row.retention),
     "loyalty": lambda row: _percent(row.loyalty),
     "TokDense": lambda row: _number(row.tokdense, ".2f"),
 }
+# What a narrow table shows, the most wanted first; it takes as many as its width permits.
+_WANTED = (_METHOD, "accuracy", "keep", "vs full", "vs random", "group A", "tokens", "TTFT ms", "FLOPs %", "loyalty")
+_WIDTH = 100  # characters of a narrow table
+_NAMES = 22  # its longest line of a method's name; longer names take several
+_GAP = 3  # between columns
 
 
-def caption(group: Group) -> str:
-    """What the numbers are."""
+def _meaning(group: Group) -> dict[str, str]:
+    """What a column shows, for those whose title does not say all."""
+    kind = group.kind
+    paired = f"{_BETTER} better, {_WORSE} worse: p < {LEVEL}, paired over {kind}, Holm-corrected over the table"
+    return {
+        "tokens": "visual tokens at the end",
+        "mean": "their mean over the decoder layers",
+        "FLOPs": "of the language model's prefill",
+        "FLOPs %": "FLOPs of the language model's prefill in % of the uncompressed model's",
+        "KV": "bytes of the KV cache",
+        "KV %": "the same in % of the uncompressed model's",
+        "TTFT ms": "time to first token with the vision tower, median, one question at a time",
+        "TTFT gain": "how much sooner the first token comes than uncompressed: ratio of medians, its spread over the "
+        "questions; unclear where that covers 1",
+        "tok/s": "decoded tokens per second",
+        "peak": "peak memory without weights",
+        "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them",
+        "vs full": f"points gained over the uncompressed model; {paired}",
+        "vs random": "the same against random at the same keep",
+        "group A": "accuracy on the questions that the uncompressed model gets right and downsample at the same keep "
+        "gets wrong, and how many these are",
+        "retention": "accuracy in % of the uncompressed model's",
+        "loyalty": "% of answers that are the uncompressed model's",
+        "TokDense": "points of accuracy per mean token",
+    }
+
+
+def caption(group: Group, titles: Collection[str] = tuple(_COLUMNS)) -> str:
+    """What the numbers under these titles are."""
     broken = max((row.broken for row in group.rows), default=0)
-    left_out = f" {broken} of them could not be answered and are left out." if broken else ""
-    dagger = (
-        " †: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
-        "tokens can show, at the cost of all of them."
-        if any(row.label.endswith("†") for row in group.rows)
-        else ""
-    )
-    times = "" if any(row.ttft_ms for row in group.rows) else " Nothing was timed."
-    return (
-        f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}.{left_out} "
-        "Per question: visual tokens at the end and as a mean over the decoder layers; FLOPs of the language model's "
-        "prefill and bytes of its KV cache, also in % of the uncompressed model's; time to first token with the vision "
-        f"tower (median, one question at a time), decoded tokens per second, peak memory without weights.{times} "
-        "Accuracy, retention (share of the uncompressed model's accuracy) and loyalty (same answer as it) in %, "
-        f"TokDense in points per mean token. ±: 95 % intervals, bootstrap over {group.kind}; Wilson's where each is "
-        f"asked about once or all scores are equal. {_BETTER} better, {_WORSE} worse: p < {LEVEL} in a paired test "
-        f"over {group.kind}, Holm-corrected over the table.{dagger}"
-    )
+    meaning = _meaning(group)
+    said = [f"{title}: {meaning[title]}" for title in titles if title in meaning]
+    parts = [
+        f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}",
+        f"{broken} of them could not be answered and are left out" if broken else "",
+        *said,
+        "" if any(row.ttft_ms for row in group.rows) else "nothing was timed",
+        "†: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
+        "tokens can show, at the cost of all of them"
+        if any(row.full_cost for row in group.rows)
+        else "",
+        _no_group_a(group),
+    ]
+    return ". ".join(part[0].upper() + part[1:] if part in said else part for part in parts if part) + "."
+
+
+def _no_group_a(group: Group) -> str:
+    """Why rows have none."""
+    reasons = list(dict.fromkeys(row.why_not for row in group.rows if row.why_not))
+    return f"group A is blank where {'; '.join(reasons)}" if reasons else ""
 
 
 def columns(group: Group) -> dict[str, list[str]]:
@@ -96,9 +149,32 @@ def columns(group: Group) -> dict[str, list[str]]:
     return {title: cells for title, cells in found.items() if any(cell.strip() for cell in cells)}
 
 
+def narrow(group: Group, width: int = _WIDTH) -> dict[str, list[str]]:
+    """As many columns of the main table as `width` characters hold."""
+    found, left, chosen = columns(group), width - 2 + _GAP, set()
+    found[_METHOD] = [_folded(name, _NAMES) for name in found[_METHOD]]
+    for title in _WANTED:
+        if title in found:
+            wide = _GAP + max(len(line) for cell in [title, *found[title]] for line in cell.splitlines())
+            if wide <= left:
+                left -= wide
+                chosen.add(title)
+    return {title: cells for title, cells in found.items() if title in chosen}
+
+
+def _folded(name: str, width: int) -> str:
+    """A method's name in lines of so many characters, broken before brackets and after commas where possible."""
+    lines = [""]
+    for part in re.split(r"(?=\()|(?<=,)", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append(" ")
+        lines[-1] += part.lstrip() if lines[-1] == " " else part
+    return "\n".join(line[i : i + width] for line in lines for i in range(0, len(line), width))
+
+
 def task_columns(group: Group) -> dict[str, list[str]]:
     """Scores by task, and what a task's metric says beside its score."""
-    found = {"method": [row.label for row in group.rows], "tokens": [_number(row.tokens) for row in group.rows]}
+    found = {_METHOD: [row.name for row in group.rows], "tokens": [_number(row.tokens) for row in group.rows]}
     for task in group.tasks:
         found[task] = [_percent(row.tasks.get(task)) for row in group.rows]
         for name in dict.fromkeys(name for row in group.rows for name in row.extras.get(task, {})):
@@ -115,15 +191,25 @@ def tables(group: Group) -> list[dict[str, list[str]]]:
     ]
 
 
-def terminal(group: Group) -> list[Table]:
-    """The tables for rich; a section per budget, winners over `random` in bold."""
-    return [_rich(group, *pair) for pair in zip(tables(group), (group.title, "by task"), strict=False)]
+def terminal(group: Group, wide: bool = True, width: int = _WIDTH) -> list[Table | Text]:
+    """For rich: the tables, a section per budget, winners over `random` in bold, and what the numbers are.
+
+    Args:
+        wide: all columns and all tables; else the columns of the main table that `width` characters hold.
+    """
+    if wide:
+        titled = zip((group.title, "by task"), tables(group), strict=False)
+        parts = [part for title, found in titled for part in (Text(title, "italic"), _rich(group, found))]
+        return [*parts, Text(caption(group), "dim")]
+    found = narrow(group, width)
+    about = Text(f"{caption(group, found)} More columns, and scores by task: --wide.", "dim")
+    return [Text(group.title, "italic"), _rich(group, found), about]
 
 
-def _rich(group: Group, found: dict[str, list[str]], title: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def _rich(group: Group, found: dict[str, list[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in found:
-        table.add_column(escape(name.strip()), justify="left" if name == "method" else "right", no_wrap=True)
+        table.add_column(escape(name), justify="left" if name == _METHOD else "right", no_wrap=True)
     before: object = None
     for row, cells in zip(group.rows, zip(*found.values(), strict=True), strict=True):
         if row.keep != before:
@@ -137,18 +223,26 @@ def markdown(groups: Sequence[Group]) -> str:
     """All groups as Markdown: each its table, its breakdown by task, and what the numbers are."""
     pages = []
     for group in groups:
-        page = [f"## {group.title}", ""]
+        page = [f"## {plain(group.title)}", ""]
         for found, heading in zip(tables(group), ([], ["By task, in %:", ""]), strict=False):
             page += [*heading, *_lines(found), ""]
-        pages.append("\n".join([*page, caption(group), ""]))
+        pages.append("\n".join([*page, plain(caption(group)), ""]))
     return "\n".join(pages)
 
 
 def _lines(found: dict[str, list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(title.strip() for title in found) + " |", "|---|" + "---:|" * (len(found) - 1)]
-    return lines + [
-        "| " + " | ".join(cell.strip() for cell in cells) + " |" for cells in zip(*found.values(), strict=True)
-    ]
+    lines = [_line(found), "|---|" + "---:|" * (len(found) - 1)]
+    return lines + [_line(cell.strip() for cell in cells) for cells in zip(*found.values(), strict=True)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(map(plain, cells)) + " |"
+
+
+def plain(text: str) -> str:
+    """Text, such as the name of a file or a task, that Markdown shows as it is and in one line."""
+    text = re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^([-+]|\d+[.)])(?= |$)", r"\\\1", text)
 
 
 def as_json(groups: Sequence[Group]) -> str:

@@ -1,4 +1,4 @@
-"""How long a model takes and how much memory: one question at a time, every run in turn, after a warm-up."""
+"""How long a model takes and how much memory: one question at a time, every run in turn, after warm-ups."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from vtc.eval.answer import Answerer, Item
 from vtc.eval.bench.model import peak_bytes
 from vtc.eval.questions import Question
-from vtc.eval.settings import BLIND, Spec
+from vtc.eval.settings import BLIND, FULL, Spec
+from vtc.speedup import speed_up
 
 DECODE_STEPS = 16
 
@@ -40,48 +42,62 @@ def measure(
     questions: Sequence[Question],
     samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[Spec, dict[str, float]]:
-    """Times and memory of each run over the same `samples` questions, evenly spread; the first is asked once more,
-    before, as a warm-up that does not count.
+) -> dict[Spec, dict[str, Any]]:
+    """Times and memory of each run over the same `samples` questions, evenly spread.
 
-    Every question goes through all runs before the next one comes, so that a machine that slows down slows all of
-    them. A run that shows grey pictures is not timed. Processing of the picture is left out, the vision tower is not.
+    Every question goes through all runs before the next one comes, every other one in reverse, so that a machine that
+    slows down slows all of them; and through each once before, as a warm-up that does not count. A run that shows grey
+    pictures is not timed. Processing of the picture is left out, the vision tower is not.
 
     Returns:
         per run `ttft_ms` (median time of `generate` to its first token), `decode_tokens_per_s` (from the median time of
         one of the 16 tokens after it), `peak_bytes` (the most that answering had allocated at a time, weights left
-        out), `samples`.
+        out), `samples`, and `speedup` to the first token over the uncompressed run (see `vtc.speedup.SpeedUp`; None
+        where that was not timed, or too few questions were).
     """
     timed = [spec for spec in specs if spec.method != BLIND]
     items = _readable(answerer, questions, samples)
     steps: dict[Spec, list[list[float]]] = {spec: [] for spec in timed}  # seconds from token to token, by question
     peak: dict[Spec, int] = {}
-    rounds = [items[0], *items] if items else []
-    for number, item in enumerate(rounds):
+    for number, item in enumerate(items):
         plain = answerer.processed([item])
-        for position, spec in enumerate(timed):
-            inputs = plain
-            if spec.resizes:
-                [(small, options)] = answerer.shown([item], spec)
-                inputs = answerer.processed(small, options)
+        inputs = {spec: _resized(answerer, item, spec) if spec.resizes else plain for spec in timed}
+        for spec in timed:
             with answerer.compressed(spec):
+                warm_up = partial(_generate, answerer.model, inputs[spec], new=1)  # the prefill is what takes most
                 if number == 0:
-                    run = partial(_generate, answerer.model, inputs, new=1)  # the prefill is what takes most
-                    peak[spec] = peak_bytes(run, answerer.model.device)
-                ticks = _generate(answerer.model, inputs)
-            if number:
-                steps[spec].append([after - before for before, after in itertools.pairwise(ticks)])
-            progress(number * len(timed) + position + 1, len(rounds) * len(timed))
+                    peak[spec] = peak_bytes(warm_up, answerer.model.device)
+                warm_up()
+        for position, spec in enumerate(timed if number % 2 == 0 else reversed(timed)):
+            with answerer.compressed(spec):
+                ticks = _generate(answerer.model, inputs[spec])
+            steps[spec].append([after - before for before, after in itertools.pairwise(ticks)])
+            progress(number * len(timed) + position + 1, len(items) * len(timed))
+    if not items:
+        return {}
+    first = {spec: [own[0] for own in steps[spec]] for spec in timed}
+    full = next((first[spec] for spec in timed if spec.method == FULL), None)
     return {
         spec: {
-            "ttft_ms": round(1000 * statistics.median(own[0] for own in steps[spec]), 3),
+            "ttft_ms": round(1000 * statistics.median(first[spec]), 3),
             "decode_tokens_per_s": round(1 / statistics.median(step for own in steps[spec] for step in own[1:]), 2),
             "peak_bytes": peak[spec],
             "samples": len(items),
+            "speedup": _speedup(full, first[spec]) if spec.compressed else None,
         }
         for spec in timed
-        if items
     }
+
+
+def _resized(answerer: Answerer, item: Item, spec: Spec) -> dict[str, Any]:
+    """What the processor makes of a question whose picture a run makes smaller."""
+    [(shown, options)] = answerer.shown([item], spec)
+    return answerer.processed(shown, options)
+
+
+def _speedup(full: Sequence[float] | None, own: Sequence[float]) -> dict[str, float] | None:
+    found = speed_up(full, own) if full is not None else None
+    return asdict(found) if found else None
 
 
 def _generate(model: Any, inputs: dict[str, Any], new: int = DECODE_STEPS + 1) -> list[float]:

@@ -45,12 +45,17 @@ def list_families() -> list[str]:
     return sorted(_ADAPTERS)
 
 
+def adapter_of(model_type: str) -> Adapter:
+    """The adapter of a model type of `list_families()`."""
+    return _ADAPTERS[model_type]
+
+
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model; ValueError with the supported families if there is none."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in _ADAPTERS:
         raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(list_families())}.")
-    adapter = _ADAPTERS[model_type]
+    adapter = adapter_of(model_type)
     if not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
+import importlib
 import json
+import re
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -108,16 +110,11 @@ def test_importing_a_name_that_is_none():
         exec("from vtc import wrp")
 
 
-def test_the_version(monkeypatch):
-    assert vtc.__version__ == importlib.metadata.version("vtc-vlm")
-    monkeypatch.delitem(vars(vtc), "__version__", raising=False)
-
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert vtc.__version__ == "unknown"
-    del vtc.__version__
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "vtc.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", vtc.__version__)
 
 
 @pytest.mark.parametrize(

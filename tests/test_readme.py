@@ -75,7 +75,7 @@ def test_every_block_runs_or_says_why_not():
 def test_section(section, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry.discover()))  # what is registered here goes with the test
     for entry in ROOT.iterdir():  # relative paths work as in a clone, and what a block writes stays out of the clone
-        if not entry.name.startswith(".") and entry.name not in ("runs", "overlays", "build", "dist"):
+        if not entry.name.startswith(".") and entry.name not in ("runs", "build", "dist"):
             (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}

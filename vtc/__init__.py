@@ -5,9 +5,12 @@ Importing this package imports nothing else: each public name brings its module 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 if TYPE_CHECKING:
     from vtc import engine as engine
@@ -64,8 +67,6 @@ if TYPE_CHECKING:
     from vtc.signals import VisualTokens
     from vtc.training.loop import Trained, train
     from vtc.training.samples import Sample, read_samples
-
-    __version__: str
 
 __all__ = [
     "DART",
@@ -221,8 +222,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOME[name]), name)
     elif name == "supported":  # what `list_families` was called first
         value = import_module("vtc.models").list_families
-    elif name == "__version__":
-        value = _version()
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     else:
@@ -235,10 +234,15 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _check_links(folder: str) -> None:
+    """ImportError if files stand where a checkout has links to the packages that live beside this one."""
+    for name in ("demos", "eval", "kernels", "models"):
+        if os.path.isfile(os.path.join(folder, name)):
+            raise ImportError(
+                f"{os.path.join(folder, name)} is a plain file where a symbolic link belongs, which git did not make: "
+                "run `git config core.symlinks true` and `git checkout -- vtc` in the checkout (on Windows with "
+                "Developer Mode on), or install a wheel of vtc-vlm"
+            )
 
-    try:
-        return version("vtc-vlm")
-    except PackageNotFoundError:  # a checkout on the path that is not installed
-        return "unknown"
+
+_check_links(os.path.dirname(__file__))

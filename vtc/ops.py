@@ -1,8 +1,8 @@
 """The one dispatcher: every op by name; the Triton kernel where it can run, else the reference.
 
-`VTC_KERNELS=auto` (default) takes Triton for CUDA tensors where the op has a kernel. `reference` and `triton` force
-one of them; a forced choice that cannot run raises with the reason. With TRITON_INTERPRET=1 `triton` runs on the CPU,
-too, slowly, for tests.
+`VTC_KERNELS=auto` (default) takes Triton for CUDA tensors where the op has a kernel that was measured to be faster
+there (docs/speed.md). `reference` and `triton` force one of them; a forced choice that cannot run raises with the
+reason. With TRITON_INTERPRET=1 `triton` runs on the CPU, too, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+#: one launch of Triton takes the host longer than the few launches that it stands for; a CUDA graph has one instead
+NOT_FASTER = ("gather_rows",)
+
+
 @cache
 def _there(name: str) -> bool:
     return find_spec(name) is not None
@@ -47,21 +51,23 @@ def _load(op: str, kind: str) -> ModuleType | None:
     return import_module(name) if _there(name) else None
 
 
+def obstacle(op: str, tensor: Tensor, interpreted: bool = False) -> str | None:
+    """Why the Triton kernel of `op` cannot run for `tensor`; None where it can."""
+    if not tensor.is_cuda and not interpreted:
+        return f"its input is on {tensor.device.type}, not on a CUDA device"
+    if not _there("triton"):
+        return "the package triton is not installed"
+    return None if _there(f"vtc.kernels.{op}.triton") else "the op has no Triton kernel"
+
+
 def provider(op: str, tensor: Tensor) -> str:
     """Which implementation of `op` runs for `tensor`: "triton" or "reference"."""
     choice = os.environ.get("VTC_KERNELS", "auto")
     if choice not in ("auto", "reference", "triton"):
         raise ValueError(f"VTC_KERNELS={choice!r} is not one of auto, reference, triton.")
-    if choice == "reference":
+    if choice == "reference" or (choice == "auto" and op in NOT_FASTER):
         return "reference"
-    reason = None
-    interpreted = choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not tensor.is_cuda and not interpreted:
-        reason = f"its input is on {tensor.device.type}, not on a CUDA device"
-    elif not _there("triton"):
-        reason = "the package triton is not installed"
-    elif not _there(f"vtc.kernels.{op}.triton"):
-        reason = "the op has no Triton kernel"
+    reason = obstacle(op, tensor, choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1")
     if choice == "triton" and reason:
         raise RuntimeError(f"VTC_KERNELS=triton, but {op} cannot run in Triton: {reason}.")
     return "reference" if reason else "triton"
@@ -189,7 +195,7 @@ def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         the most similar pair.
     """
     b, n, _ = features.shape
-    module = _load("bipartite_match", provider("bipartite_match", features))
+    module = _load("bipartite_match", "reference")
     assert module is not None
     return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device))
 

@@ -57,7 +57,7 @@ ARCHS = {
     "cpu-qwen2.5-vl": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(1008, 1008)),
     "cpu-video": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=64),
     # 6,144 tokens, as 32 frames of 192 would be: a cache that decode steps take a while to read
-    "cpu-decode": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=192),
+    "cpu-decode": Arch("qwen2_5_vl", 16, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=192),
 }
 
 

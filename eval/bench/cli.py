@@ -40,7 +40,9 @@ def add_command(parsers: Any) -> None:
     own.add_argument("--only", type=arguments.listed(str), default=[], metavar="A,B", help="these ops; default: all")
     limited(own, "each case gets its share; default: 20 a case")
     own = kind("model", commands.model, "prefill and decoding of whole models with random weights")
-    own.add_argument("--arch", choices=archs.ARCHS, help="default: a suite for the device")
+    shapes = f"one of {', '.join(archs.ARCHS)}"
+    about = f"{shapes}; default: a suite for the device"
+    own.add_argument("--arch", choices=archs.ARCHS, metavar="ARCH", help=about)
     own.add_argument("--methods", type=arguments.listed(str), metavar="A,B", help="default: all")
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[64], metavar="N,N", help="budgets; default: 64"
@@ -63,19 +65,29 @@ def add_command(parsers: Any) -> None:
     own.add_argument("--only", type=arguments.listed(str), default=[], metavar="A,B", help="these; default: all")
     paired(own, 50)
     own = kind("clip", commands.clip, "from a video file to the first word of an answer, part by part")
-    own.add_argument("--video", required=True, metavar="FILE")
+    own.add_argument("--video", required=True, metavar="FILE", help="the video that is asked about")
     own.add_argument("--question", default="What moves?", help="default: %(default)s")
-    own.add_argument("--model", default="tiny-qwen", help="shipped name, folder or hub id; default: %(default)s")
+    about = "shipped name, folder or Hub id; default: %(default)s"
+    own.add_argument("--model", default="tiny-qwen", metavar="NAME_OR_PATH", help=about)
     own.add_argument("--frames", type=arguments.count, metavar="N", help="so many of the video; default: 8")
-    own.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
-    own.add_argument("--methods", type=arguments.listed(str), default=list(VIDEO), metavar="A,B")
+    own.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
+    own.add_argument(
+        "--methods", type=arguments.listed(str), default=list(VIDEO), metavar="A,B", help=f"default: {','.join(VIDEO)}"
+    )
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
     )
     own = kind("threads", commands.threads, "answers per second when threads share one model", plot=False)
-    own.add_argument("--arch", choices=archs.ARCHS, default="cpu-4x256", help="default: %(default)s")
+    about = f"{shapes}; default: %(default)s"
+    own.add_argument("--arch", choices=archs.ARCHS, default="cpu-4x256", metavar="ARCH", help=about)
     own.add_argument("--threads", type=arguments.count, default=4, metavar="N", help="default: %(default)s")
-    own.add_argument("--methods", type=arguments.listed(str), default=list(SHARED), metavar="A,B")
+    own.add_argument(
+        "--methods",
+        type=arguments.listed(str),
+        default=list(SHARED),
+        metavar="A,B",
+        help=f"default: {','.join(SHARED)}",
+    )
     own.add_argument("--keep", type=arguments.keep, default=0.2, metavar="N", help="budget; default: %(default)s")
     about = "how long importing vtc takes, and its command line without a model"
     kind("imports", commands.imports, about, tensors=False)

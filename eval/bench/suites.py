@@ -53,8 +53,9 @@ SHORT: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {
     "cpu": [("cpu-4x256", 1, ("divprune", "fastv", "h2o"), [64]), ("cpu-video", 1, STEPWISE, [0.475])],
     "cuda": [
         ("llava-1.5-7b", 1, FEW, [64]),
-        ("llava-onevision-7b-64", 1, STEPWISE, [0.475]),
+        ("llava-1.5-7b", 32, FEW[:6], [64]),
         ("llava-next-7b", 1, FEW, [288]),
-        ("llava-1.5-7b", 32, FEW[:4], [64]),
+        ("llava-next-7b", 8, FEW[:6], [288]),
+        ("qwen2.5-vl-7b-video", 1, (*STEPWISE, "divprune", "evs"), [0.475, 0.1]),
     ],
 }

@@ -177,5 +177,6 @@ def plot_model(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.set_yticks(list(place), names, fontsize="small")
         axes.set_title(f"{arch}, batch {batch}", fontsize="medium")
         axes.set_xlabel("prefill speed-up over uncompressed sdpa")
-        axes.legend(fontsize="small", loc="lower right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=len(labels))
     figure.savefig(file, dpi=110)

@@ -1,16 +1,17 @@
-"""Bipartite soft matching: half of the candidates each find the most similar one of the other half."""
+"""Bipartite soft matching: half of the candidates each find the most similar one of the other half.
 
-from collections.abc import Callable
+There is no Triton kernel: the matrix products are most of the work, and the device's own library multiplies faster.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.kernels.greedy_diversity.reference import absent, numbers
+from vtc.kernels.greedy_diversity.reference import absent, numbers, products
 
 BLOCK = 2**24  # similarities held at a time
 SAME = 1 - 2**-18  # a cosine above it is 1 but for rounding
-STRIP = 128  # rows of similarities whose energy is summed at a time: few enough to stay in a cache
+STRIP = 128  # rows of similarities whose energy is summed at a time on a CPU: few enough to stay in a cache
 
 
 def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
@@ -24,9 +25,10 @@ def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
     out = torch.zeros(b, n, dtype=torch.float64, device=x.device)
     empty = absent(lengths, n, x.device)
     padded = empty is not None and (empty.device.type != "cpu" or bool(empty.any()))
-    for start in range(0, n, STRIP):
-        stop = min(n, start + STRIP)
-        value = x[:, start:stop] @ x[:, start:].transpose(1, 2)
+    strip = STRIP if x.device.type == "cpu" else max(STRIP, BLOCK // (b * n))
+    for start in range(0, n, strip):
+        stop = min(n, start + strip)
+        value = products(x[:, start:stop], x[:, start:])
         value.mul_(scale[:, start:stop, None] * scale[:, None, start:])  # one factor, the same for (i, j) and (j, i)
         value = F.elu(value.masked_fill_(value > SAME, 1.0).sub_(margin), inplace=True).double()
         if padded:
@@ -50,23 +52,20 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
     step = max(1, BLOCK // (b * right.shape[1]))
     for start in range(0, a, step):
         part = slice(start, start + step)
-        product = (left[:, part] @ right.transpose(1, 2)).mul_(scale[:, None])
+        product = products(left[:, part], right).mul_(scale[:, None])
         if empty is not None and (empty.device.type != "cpu" or bool(empty.any())):  # a GPU is not asked
             product.masked_fill_(empty[:, None], -torch.inf)
         best[:, part], where[:, part] = product.max(dim=-1)
     return best, where
 
 
-def pairs(
-    x: Tensor,
-    scale: Tensor,
-    lengths: Tensor,
-    nearest: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ToMe's pairs: every second token's number, its partner's, and the rank by similarity, each [B, ceil(N / 2)].
+def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ToMe's pairs of features [B, N, D], of which `bipartite_match` takes the best.
 
-    x [B, N, D] times scale [B, N] has length 1.
+    Returns:
+        every second token's number, its partner's, and the rank by similarity, each [B, ceil(N / 2)].
     """
+    x, scale = numbers(features, exact=True)
     b, n = x.shape[:2]
     index = torch.arange(n, device=x.device).repeat(b, 1)
     left, right = index[:, 0::2], index[:, 1::2]
@@ -78,24 +77,18 @@ def pairs(
     return left, right.gather(1, where), rank
 
 
-def match(
-    features: Tensor,
-    r: Tensor,
-    margin: float | None,
-    lengths: Tensor,
-    energy: Callable[[Tensor, Tensor, float, Tensor], Tensor],
-    nearest: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> Tensor:
-    """LongTensor [B, N], the token that each one joins: itself unless it is one of the r [B] that are merged."""
+def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
+    """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins: itself
+    unless it is one of the r that are merged."""
     b, n = features.shape[:2]
     target = torch.arange(n, device=features.device).repeat(b, 1)
     most, r = int(r.max()), r.to(features.device, non_blocking=True)
     if not most:
         return target
-    x, scale = numbers(features)
     if margin is None:  # ToMe: every second token is a candidate
-        left, partner, rank = pairs(x, scale, lengths, nearest)
+        left, partner, rank = bipartite_pairs(features, lengths)
     else:  # PiToMe: of the 2r tokens that have most company, every second one
+        x, scale = numbers(features, exact=True)
         crowded = (energy(x, scale, margin, lengths) * 2**28).round()  # equal if equal but for rounding
         if lengths.device.type != "cpu" or bool((lengths < n).any()):
             crowded = crowded.masked_fill(target >= lengths[:, None], -torch.inf)
@@ -106,13 +99,3 @@ def match(
         rank = torch.arange(left.shape[1], device=x.device).expand(b, -1)
         partner = right.gather(1, where)
     return target.scatter(1, left, torch.where(rank < r[:, None], partner, left))
-
-
-def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
-    """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins."""
-    return match(features, r, margin, lengths, energy, nearest)
-
-
-def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ToMe's pairs of features [B, N, D] before the best are taken; see `pairs`."""
-    return pairs(*numbers(features), lengths, nearest)

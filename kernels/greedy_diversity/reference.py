@@ -7,10 +7,25 @@ LARGEST_GRAM = 32_768  # tokens; beyond that the matrix alone takes more than 4 
 FEW = 40  # with N / FEW steps or fewer, k rows of the Gram matrix cost less than all N
 
 
-def numbers(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows in fp32, 1 / norm [B, N]); a zero row, or one that holds NaN or infinity, becomes 0."""
-    x = features.float()
-    norms = torch.linalg.vector_norm(x, dim=-1)
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Products of all rows, [B, A, D] with [B, C, D] -> [B, A, C] in fp32.
+
+    A GPU multiplies half-precision numbers as they are, which is many times faster: their products are exact in fp32.
+    """
+    if left.is_cuda and left.dtype != torch.float32:
+        with torch.autocast("cuda", enabled=False):
+            return torch.bmm(left, right.mT, out_dtype=torch.float32)
+    return left.float() @ right.float().mT
+
+
+def numbers(features: Tensor, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """(rows in fp32, 1 / norm [B, N]); a zero row, or one that holds NaN or infinity, becomes 0.
+
+    Args:
+        exact: leave a GPU's rows in their own precision, for `products`.
+    """
+    norms = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+    x = features if exact and features.is_cuda else features.float()
     usable = norms.isfinite() & (norms > 0)
     if x.device.type != "cpu" or not bool(usable.all()):  # a GPU would have to be waited for
         x = torch.where(usable.unsqueeze(-1), x, 0.0)
@@ -81,5 +96,5 @@ def greedy_diversity(
         chosen[:, step] = pick
         similar = torch.bmm(x, x[rows, pick].unsqueeze(-1)).squeeze(-1) if gram is None else gram[rows, pick]
         score = score.add_(similar) if mode == "maxsum" else torch.maximum(score, similar, out=score)
-        score[rows, pick] = torch.inf
+        score.scatter_(1, pick[:, None], torch.inf)
     return chosen

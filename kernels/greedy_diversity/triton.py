@@ -87,10 +87,7 @@ def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.c
 
 def gram_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
     """(products of all rows [B, N, N] in fp32, 1 / norm of each row [B, N]; 0 for rows that are no numbers)."""
-    if features.is_cuda and features.dtype != torch.float32:
-        gram = torch.bmm(features, features.mT, out_dtype=torch.float32)
-    else:
-        gram = torch.bmm(features.float(), features.float().mT)
+    gram = reference.products(features, features)
     squares = gram.diagonal(dim1=-2, dim2=-1)
     usable = squares.isfinite() & (squares > 0)
     return gram, torch.where(usable, squares.rsqrt(), 0.0)

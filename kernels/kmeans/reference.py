@@ -75,7 +75,6 @@ def lloyd(
     metric: str,
     iterations: int,
     lengths: Tensor | None,
-    assign: Callable[[Tensor, Tensor, Tensor], Tensor],
     segment_sum: Callable[[Tensor, Tensor, Tensor, int], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations until no label changes: (centroids [B, K, D] in fp32, label [B, N], -1 behind the lengths)."""
@@ -107,4 +106,4 @@ def kmeans(
     features: Tensor, k: int, metric: str, iterations: int, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """features [B, N, D] -> (centroids [B, k, D] in fp32, label LongTensor [B, N])."""
-    return lloyd(features, k, metric, iterations, lengths, assign, segment_sum)
+    return lloyd(features, k, metric, iterations, lengths, segment_sum)

@@ -1,6 +1,10 @@
 """The small vision-language models that ship with the package, and everything that made them."""
 
+import json
+import re
 from pathlib import Path
+
+from vtc.hints import did_you_mean
 
 _HERE = Path(__file__).resolve().parent
 
@@ -16,12 +20,36 @@ def source(name_or_path: str | Path) -> str:
 
 
 def find(name_or_path: str | Path) -> str:
-    """`source`, once it is sure that a local folder is there; FileNotFoundError if not."""
+    """`source`, once it is sure that it can be one: a folder that holds a model, or a Hub id (owner/name).
+
+    Raises:
+        FileNotFoundError: with one sentence, and the shipped name that may have been meant.
+    """
     place = source(name_or_path)
     local = Path(place).expanduser()
-    if (local.is_absolute() or place.startswith((".", "~"))) and not local.is_dir():
-        raise FileNotFoundError(f"there is no model folder {place!r}; shipped models: {', '.join(names())}.")
+    if place and local.is_dir():
+        if not any((local / card).is_file() for card in ("config.json", "adapter_config.json")):
+            raise FileNotFoundError(f"the folder {place!r} holds no model: there is no config.json in it.")
+        return place
+    shipped = f"shipped models: {', '.join(names())}."
+    if local.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1:
+        raise FileNotFoundError(f"there is no model folder {place!r}; {shipped}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        hint = did_you_mean(place, names()) or f" Give a folder, a Hub id (owner/name), or one of the {shipped}"
+        raise FileNotFoundError(f"there is no model {place!r}.{hint}")
     return place
+
+
+def reads_videos(name_or_path: str | Path) -> bool | None:
+    """Whether the processor in a model's folder takes videos; None where that is not known, as on the Hub."""
+    folder = Path(source(name_or_path)).expanduser()
+    try:
+        own = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if "image_processor" not in own:  # one of before transformers 5, which says nothing of it
+        return None
+    return "video_processor" in own
 
 
 def path(name: str = "tiny-llava") -> Path:

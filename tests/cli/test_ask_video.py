@@ -66,8 +66,15 @@ def test_mistakes(folder, capsys, tmp_path):
     ]:
         assert main([*ask, *more]) == 2
         assert reason in capsys.readouterr().err
-    assert main(["ask", "--question", "what ?", "--video", str(folder / "clip.mp4")]) == 2
-    assert "does not read videos" in capsys.readouterr().err
+    clip = ["--question", "what ?", "--video", str(folder / "clip.mp4")]
+    assert main(["ask", "--model", "tiny-llava", *clip]) == 2
+    assert "tiny-llava does not read videos: leave --model out for tiny-qwen" in capsys.readouterr().err
+
+
+def test_the_shipped_model_that_reads_videos_is_the_default(folder, capsys):
+    clip = ["--video", str(folder / "clip.mp4"), "--frames", "4", "--max-new-tokens", "1"]
+    assert main(["ask", "--question", "what moves ?", *clip]) == 0
+    assert "all visual tokens" in capsys.readouterr().out
 
 
 def test_a_film_needs_a_video(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ import vtc
 from vtc.demos import cards
 from vtc.demos.media import Media
 from vtc.demos.studio import Run
+from vtc.speedup import SpeedUp
 
 VOID = {"img", "br", "input"}
 
@@ -47,8 +49,9 @@ def runs():
     for method, keep in (("random", 1.0), ("divprune", 0.1), ("pyramiddrop", 0.1), ("h2o", 0.25)):
         with vtc.wrapped(model, method, keep):
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
-            found.append(Run(method, keep, "done", "a <b>star</b>", 0.1, vtc.report(model)))
-    return [replace(found[0], method=None, seconds=0.2), *found[1:]]
+            speed = SpeedUp(2.0, 1.8, 2.1)
+            found.append(Run(method, keep, "done", "a <b>star</b>", 0.1, speed, vtc.report(model)))
+    return [replace(found[0], method=None, seconds=0.2, speed=None), *found[1:]]
 
 
 def card(run, base, layer=4, **more):
@@ -57,14 +60,22 @@ def card(run, base, layer=4, **more):
 
 def test_a_card_says_what_was_measured(runs):
     tree = card(runs[1], runs[0])
-    for expected in ("divprune", "before the LLM", "576 → 58", "layer 4 of 4: 58 of 576", "100 ms", "2.0× faster"):
+    for expected in (
+        "divprune",
+        "before the LLM",
+        "576 → 58",
+        "layer 4 of 4: 58 of 576",
+        "100 ms  2.0× faster (1.8–2.1)",
+    ):
         assert expected in tree.text
     assert "a <b>star</b>" in tree.text  # escaped
     assert "same answer" in tree.text
     full, kept = runs[1].report.flops
     assert f"{full / kept:.1f}× less" in tree.text
     assert "another answer" in card(replace(runs[1], text="no"), runs[0]).text
-    assert "2.0× slower" in card(replace(runs[1], seconds=0.4), runs[0]).text
+    assert "2.0× slower (1.2–2.5)" in card(replace(runs[1], speed=SpeedUp(0.5, 0.4, 0.8)), runs[0]).text
+    for unsure in (SpeedUp(3.0, 0.9, 4.0), None):  # the other medians may say what they like
+        assert not re.search("faster|slower", card(replace(runs[1], speed=unsure), runs[0]).text)
 
 
 def test_tokens_leave_layer_by_layer(runs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -25,6 +26,12 @@ def studio():
     studio = Studio([MODEL], device="cpu")
     studio.load(MODEL)
     return studio
+
+
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch):
+    """Answers are measured once: most of these tests are not about time."""
+    monkeypatch.setattr("vtc.demos.studio._PATIENCE", 0)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +95,56 @@ def test_methods_answer_as_without_the_studio(studio, heart, method):
     assert drawn(heart, processor, run, run.depth, 0).size == plain(heart, processor).size
 
 
-def test_another_budget_does_not_look_at_the_picture_again(studio, heart):
-    seen = []
-    tower = studio.load(MODEL).model.model.vision_tower
-    last(studio, heart, "Is there a heart?", "vtc-cls", 0.3)
-    handle = tower.register_forward_hook(lambda *_: seen.append(1))
-    try:
-        runs = [last(studio, heart, "Is there a heart?", "vtc-cls", keep) for keep in (0.1, 0.5)]
-        assert [run.tokens(0) for run in runs] == [58, 288]
-        assert not seen
-    finally:
-        handle.remove()
+def test_a_method_with_options_has_a_look_of_its_own(studio, heart):
+    """`pivot=center` asks the vision tower for less than the plain method does."""
+    for method in ("todre(pivot=center)", "todre", "todre(mode=kcenter)"):
+        run = last(studio, heart, "What is red?", method, 0.2)
+        assert run.state == "done", run.text
+        assert run.method == method
+
+
+def test_methods_with_options_are_offered_and_ticked(studio, monkeypatch):
+    pytest.importorskip("gradio")
+    from vtc.demos.app import build
+
+    monkeypatch.setattr(studio, "methods", ("todre(mode=kcenter)", "evs(first=0.5)"))
+    parts = [part["props"] for part in build(studio).config["components"] if part["type"] == "checkboxgroup"]
+    choices = [choice for part in parts for choice, _ in part["choices"]]
+    assert "todre(mode=kcenter)" in choices
+    assert "todre" in choices
+    assert "evs(first=0.5)" not in choices  # the first example is a picture
+    assert [name for part in parts for name in part["value"]] == ["todre(mode=kcenter)"]
+
+
+def test_another_budget_does_not_look_at_the_picture_again(studio, heart, monkeypatch):
+    """To answer; to measure, it does."""
+    seen, encode = [], vtc.encode
+    monkeypatch.setattr(vtc, "encode", lambda *given, **more: seen.append(given) or encode(*given, **more))
+    studio.load(MODEL).encoded.clear()
+    runs = [last(studio, heart, "Is there a heart?", "vtc-cls", keep) for keep in (0.3, 0.1, 0.5)]
+    assert [run.tokens(0) for run in runs] == [173, 58, 288]
+    assert len(seen) == 1
+
+
+def test_a_method_takes_turns_with_all_tokens(studio, heart, monkeypatch):
+    """However long the uncompressed answer took before, and whatever a method's first run costs."""
+    seconds, calls = {False: 0.4, True: 0.1}, []
+
+    def first_token(model, inputs, wrapped=nullcontext):
+        with wrapped():
+            at_work = hasattr(model, ATTRIBUTE)
+        calls.append(at_work)
+        return 60.0 if len(calls) == 2 else seconds[at_work]
+
+    monkeypatch.setattr("vtc.demos.studio._PATIENCE", 4)
+    monkeypatch.setattr("vtc.demos.studio.first_token", first_token)
+    run = last(studio, heart, "Is there a circle?", "divprune", 0.1)
+    assert str(run.speed) == "4.0× faster (4.0–4.0)"
+    assert run.seconds == 0.1
+    assert calls[:6] == [False, True, False, True, True, False]
+    seconds[False] = 0.1
+    assert str(last(studio, heart, "Is there a square?", "divprune", 0.1).speed) == "no clear difference"
+    assert last(studio, heart, "Is there a square?").speed is None
 
 
 def test_a_known_answer_comes_at_once(studio, heart):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
+import itertools
 import json
 import re
 import shutil
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
@@ -68,11 +71,15 @@ def test_what_is_significant(group):
     assert row(group, "good", 64).versus_full.mean < 0
 
 
-def test_printed_forms_agree(group):
-    console = Console(width=220, record=True, file=io.StringIO())
-    for part in table.terminal(group):
+def printed(group, width, wide=True):
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in table.terminal(group, wide, width):
         console.print(part)
-    text, markdown = console.export_text(), table.markdown([group])
+    return console.export_text()
+
+
+def test_printed_forms_agree(group):
+    text, markdown = printed(group, 220), table.markdown([group])
     mean = f"{100 * row(group, 'good', 64).accuracy.mean:.1f} ±"
     for form in (text, markdown):
         for expected in (mean, "▲", "▼", "TokDense", "loyalty", "task2", "16.4"):
@@ -83,25 +90,250 @@ def test_printed_forms_agree(group):
     assert "120 questions on 60 pictures" in markdown
 
 
+@pytest.mark.parametrize("width", [100, 80])
+@pytest.mark.parametrize(
+    "options", ["", "(average=True)", "(adaptive=(12,32),weights=a-long-name-of-some-trained-weights)"]
+)
+def test_a_narrow_table_fits_and_cuts_nothing(width, options, tmp_path):
+    synthetic(tmp_path, "full", None, 0.95)
+    for keep in (288, 64, 0.5):
+        for name, right in (("random", 0.3), ("downsample", 0.4), (f"vqtoken{options}", 0.6)):
+            count = int(keep * 576) if isinstance(keep, float) else keep
+            synthetic(tmp_path, f"{name[:8]}{keep}", count, right, method=name, keep=keep)
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    text = printed(group, width, wide=False)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    head = text.splitlines()[2].split()
+    assert {"method", "keep", "accuracy", "full", "random"} <= {*head}  # of "vs full", "vs random"
+    said = " ".join(text.split())
+    for row in group.rows:
+        assert f"{100 * row.accuracy.mean:.1f} " in said
+    names = "".join(line[:23].strip() for line in text.splitlines())
+    assert f"vqtoken{options}" in names
+    assert ("group A" in text) == (width == 100)
+    assert "TokDense" not in text
+    assert "TokDense" in printed(group, 220)
+
+
+def answers(folder, rights):
+    """Replace the scores of a run by 1 for the questions with these numbers, and 0 for the others."""
+    file = folder / "samples.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [line | {"score": float(int(line["id"]) in rights)} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_group_a_by_hand(tmp_path):
+    """Of 120 questions the uncompressed model gets 0-99 right, `downsample` at 64 gets 0-69 and 110-119 right: group A
+    is 70-99, of which the method gets 90-99."""
+    answers(synthetic(tmp_path, "full", None, 0.5), range(100))
+    answers(synthetic(tmp_path, "downsample", 64, 0.5), [*range(70), *range(110, 120)])
+    answers(synthetic(tmp_path, "good", 64, 0.5), range(90, 120))
+    answers(synthetic(tmp_path, "good", 16, 0.5), range(90, 120))
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    good = row(group, "good", 64)
+    assert (good.group_a.mean, good.group_a.n, good.why_not) == (pytest.approx(10 / 30), 30, "")
+    assert 0.1 < good.group_a.low < 1 / 3 < good.group_a.high < 0.7
+    for own in (row(group, "full", None), row(group, "downsample", 64)):
+        assert (own.group_a, own.why_not) == (None, "")
+    other = row(group, "good", 16)
+    assert other.group_a is None
+    assert "downsample" in other.why_not
+    assert "16" in other.why_not
+    assert other.why_not in table.caption(group)
+    assert "33.3 ±" in table.markdown([group])
+    assert json.loads(table.as_json([group]))[0]["rows"][-1]["why_not"] == other.why_not
+
+
+def test_group_a_may_be_empty_or_have_nothing_to_stand_on(tmp_path):
+    answers(synthetic(tmp_path, "downsample", 64, 0.5), range(100))
+    answers(synthetic(tmp_path, "good", 64, 0.5), range(90))
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    assert "uncompressed" in row(group, "good", 64).why_not
+    answers(synthetic(tmp_path, "full", None, 0.5), range(100))
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    assert row(group, "good", 64).group_a is None
+    assert "nothing wrong" in row(group, "good", 64).why_not
+
+
+def test_a_keep_of_1_and_of_everything_are_two_budgets(tmp_path):
+    for name, keep in (("full", None), ("downsample", 1), ("random", 1), ("good", 1)):
+        synthetic(tmp_path, name, keep, 0.5)
+    synthetic(tmp_path, "everything", 1, 0.5, method="good", keep=1.0)
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    one, everything = sorted((r for r in group.rows if r.label == "good"), key=lambda r: isinstance(r.keep, float))
+    assert one.versus_random is not None
+    assert everything.versus_random is None
+    assert "1.0" in everything.why_not
+
+
+def test_what_cost_everything_is_marked_in_every_form(tmp_path):
+    synthetic(tmp_path, "full", None, 0.9)
+    run = synthetic(tmp_path, "downsample", 64, 0.5)
+    plain = compare.load(compare.find([tmp_path])[0])
+    assert "†" not in printed(plain[0], 220) + table.markdown(plain)
+    lines = [json.loads(line) | {"full_cost": True} for line in (run / "samples.jsonl").read_text().splitlines()]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    marked = compare.load(compare.find([tmp_path])[0])
+    assert row(marked[0], "downsample", 64).full_cost
+    for text in (
+        printed(marked[0], 220),
+        printed(marked[0], 100, wide=False),
+        table.markdown(marked),
+        page.html(marked),
+    ):
+        assert "downsample †" in text
+        assert "at the cost of all of them" in " ".join(text.split())
+
+
+def test_few_pictures_show_no_interval(tmp_path):
+    for name, keep in (("full", None), ("random", 64), ("good", 64)):
+        synthetic(tmp_path, name, keep, 0.5, count=9)
+    groups = compare.load(compare.find([tmp_path])[0])
+    assert row(groups[0], "good", 64).accuracy.low is None
+    assert "±n/a" in printed(groups[0], 220)
+    assert "±n/a" in table.markdown(groups)
+    assert json.loads(table.as_json(groups))[0]["rows"][0]["accuracy"]["low"] is None
+    plot.pareto(groups, tmp_path / "few.svg")
+    assert "NaN" not in page.html(groups)
+
+
+ODD = "a|b*c_d`<e>[f](g)#h&amp;\\"
+
+
+def test_markdown_shows_names_as_they_are(tmp_path):
+    """Names of tasks, of files among options, of data sets, as a reader of Markdown shows them."""
+    for name, keep, method in (("full", None, "full"), ("odd", 64, f"vqtoken(weights='{ODD}')")):
+        file = synthetic(tmp_path, name, keep, 0.9, tasks=2, method=method, data=ODD) / "samples.jsonl"
+        file.write_text(file.read_text().replace('"task0"', json.dumps(ODD)))
+        config = json.loads((file.parent / "config.json").read_text())
+        config["tasks"][0] = ODD
+        (file.parent / "config.json").write_text(json.dumps(config))
+    text = table.markdown(compare.load(compare.find([tmp_path])[0]))
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    odd = html.escape(ODD, quote=False)
+    assert f"<h2>tiny-llava on {odd}</h2>" in shown
+    assert f">{odd}</th>" in shown
+    assert f"<td>vqtoken(weights='{odd}')</td>" in shown
+    assert f"<p>{odd}: 120 questions" in shown
+    for part in shown.split("<table>")[1:]:
+        rows = part.split("</table>")[0].split("<tr>")[1:]
+        assert len({row.count("</td>") + row.count("</th>") for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda lines: lines[:-1], "119 of 120 questions"),
+        (lambda lines: lines[:60] + lines[61:], "119 of 120 questions"),
+        (lambda lines: [*lines[:-1], lines[-1][:40]], "line 120"),
+        (lambda lines: lines + lines, "line 121 repeats the question '0'"),
+        (lambda lines: [*lines[:-1], lines[0]], "line 120 repeats the question '0'"),
+        *(
+            (lambda lines, name=name: [without(lines[0], name), *lines[1:]], f"no proper {name}")
+            for name in (
+                *("task", "media", "answer", "score"),
+                *("tokens_in", "tokens_out", "tokens_mean", "flops", "kv_bytes"),
+            )
+        ),
+        (lambda lines: [without(lines[0], "id"), *lines[1:]], "line 1"),
+        (lambda lines: [without(lines[0], "score", score="1"), *lines[1:]], "no proper score"),
+        (lambda lines: [without(lines[0], "score", score=float("nan")), *lines[1:]], "no proper score"),
+        (lambda lines: [without(lines[0], "flops", flops=[1]), *lines[1:]], "no proper flops"),
+        (lambda lines: [without(lines[0], "media", error="broken"), *lines[1:]], "no proper media"),
+        (lambda lines: ["[]", *lines[1:]], "line 1"),
+    ],
+)
+def test_damaged_samples_are_refused(spoil, said, tmp_path, capsys):
+    synthetic(tmp_path, "full", None, 0.9)
+    file = synthetic(tmp_path, "good", 64, 0.9) / "samples.jsonl"
+    file.write_text("".join(line + "\n" for line in spoil(file.read_text().splitlines())))
+    assert main(["compare", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+    assert str(file.parent) in err
+
+
+def without(line, name, **more):
+    sample = json.loads(line)
+    del sample[name]
+    return json.dumps(sample | more)
+
+
 def test_the_frontier():
     assert compare.frontier([3, 1, 2, 2], [9, 5, 4, 7]) == [1, 3, 0]
     assert compare.frontier([1, 1], [5, 6]) == [1]
     assert compare.frontier([], []) == []
 
 
+def spread(group, **more):
+    """The same with costs that differ from each other as those of real models do."""
+    factor = {"full": 1.0, "blind": 1.0, "random": 1.0, "good": 1.1, "poor": 6.0}
+    return compare.Group(
+        tuple(
+            dataclasses.replace(
+                run,
+                timing={"ttft_ms": run.timing["ttft_ms"] * factor[run.method]} | more,
+                lines={
+                    i: line | {"kv_bytes": [5760, line["kv_bytes"][1] / factor[run.method]]}
+                    for i, line in run.lines.items()
+                },
+            )
+            for run in group.runs
+        )
+    )
+
+
 def test_the_picture(group, tmp_path):
-    plot.pareto([group, group], tmp_path / "pareto.png")
+    plot.pareto([group, spread(group)], tmp_path / "pareto.png")
     with Image.open(tmp_path / "pareto.png") as drawn:
-        assert drawn.width > 1500
+        assert drawn.width > 800
         assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 200
 
 
-def test_what_was_not_timed_has_no_panel(group, tmp_path):
-    plot.pareto([group], tmp_path / "timed.png")
-    untimed = compare.Group(tuple(dataclasses.replace(run, timing={}) for run in group.runs))
-    plot.pareto([untimed], tmp_path / "untimed.png")
-    with Image.open(tmp_path / "timed.png") as timed, Image.open(tmp_path / "untimed.png") as less:
-        assert less.width == pytest.approx(timed.width * 2 / 3, abs=2)
+def test_no_panel_repeats_another(group):
+    """FLOPs and bytes that order all runs alike are one panel; what was not timed has none."""
+    assert plot.shown([group]) == ["ttft_ms"]  # all costs of these runs follow the tokens
+    apart = spread(group)
+    assert plot.shown([apart]) == ["ttft_ms", "flops_share", "kv_share"]
+    assert plot.shown([group, apart]) == ["ttft_ms", "flops_share", "kv_share"]
+    assert len(plot.picture([group, apart]).axes) == 6
+    untimed = compare.Group(tuple(dataclasses.replace(run, timing={}) for run in apart.runs))
+    assert plot.shown([untimed]) == ["flops_share", "kv_share"]
+
+
+def test_no_label_on_a_label_and_no_bar_behind_a_bar(group):
+    figure = plot.picture([spread(group)])
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert boxes
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert all(axes.bbox.x0 < box.x0 for box in boxes)
+    shares = figure.axes[1]
+    at = {}
+    for bars in shares.containers:  # a method each, budgets from small to large
+        line = bars.lines[0]
+        for x, place in zip(line.get_xdata(), line.get_transform().transform(line.get_xydata()), strict=True):
+            at.setdefault(round(x, 6), []).append(place[0])
+    assert len(at) == 3
+    for places in at.values():
+        assert len(places) == 3
+        assert min(b - a for a, b in itertools.pairwise(sorted(places))) > 4
+
+
+def test_what_cost_everything_stands_at_100_percent(tmp_path):
+    synthetic(tmp_path, "full", None, 0.9)
+    run = synthetic(tmp_path, "downsample", 64, 0.5, method="downsample")
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    lines = [line | {"flops": [576, 576], "full_cost": True} for line in lines]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = compare.load(compare.find([tmp_path])[0])
+    assert plot.drawn(row(group, "downsample", 64), "flops_share")
+    (legend,) = plot.picture([group]).legends
+    assert "downsample † (at full cost)" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_paths_among_options_are_cut_where_they_stay_apart(tmp_path):
@@ -154,6 +386,8 @@ def test_the_command(out, tmp_path, capsys):
     assert all(file.stat().st_size > 1000 for file in files.values())
     (found,) = json.loads(files["json"].read_text())
     assert len(found["rows"]) == 11
+    assert main(["compare", str(out), "--wide"]) == 0
+    assert "TokDense" in capsys.readouterr().out
     assert main(["compare", *map(str, sorted((out / "tiny-llava").glob("*@64")))]) == 0  # without the uncompressed run
     assert "loyalty" not in capsys.readouterr().out.split("mine:")[0]
 

@@ -1,6 +1,7 @@
 """Question sets: shipped, published, and a user's own file or saved data set with its possible mistakes."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -148,19 +149,19 @@ def test_a_bad_line_of_a_csv_file(folder, text, said):
 
 
 def test_missing_things(folder):
-    with pytest.raises(FileNotFoundError, match="easy-vqa"):
+    with pytest.raises(FileNotFoundError, match=r"no data set 'tinyy'\. Did you mean 'tiny'\? Give one of .*easy-vqa"):
         datasets.load("tinyy")
     with pytest.raises(FileNotFoundError, match=r"line 2, .*there is no image at .*b\.png"):
         datasets.load(written(folder, GOOD, {**GOOD, "id": "8", "image": "b.png"}))
     with pytest.raises(ValueError, match="no questions"):
         datasets.load(written(folder, ""))
-    (folder / "latin.csv").write_bytes("image,question\na.png,caf\xe9".encode("latin-1"))
-    with pytest.raises(ValueError, match="is not UTF-8 text"):
-        datasets.load(folder / "latin.csv")
-    with pytest.raises(ValueError, match=r"2 \.jsonl and \.csv files"):
+    (folder / "second.csv").write_text("image,question,answer")
+    with pytest.raises(ValueError, match="holds 2 files of questions, not one"):
         datasets.load(folder)
-    with pytest.raises(ValueError, match=r"neither a \.jsonl nor a \.csv"):
+    with pytest.raises(ValueError, match=r"a\.png is none of \.jsonl, \.json, \.csv, \.tsv"):
         datasets.load(folder / "a.png")
+    with pytest.raises(ValueError, match="'image' is an address: fetch it first"):
+        datasets.load(written(folder, {**GOOD, "image": "https://a.example/a.png"}))
 
 
 def test_tasks():
@@ -182,3 +183,70 @@ def test_the_shipped_clips_are_there():
     data = datasets.load("tiny-video")
     assert "video" in data.kinds
     assert {"tiny", "tiny-video"} <= set(datasets.shipped())
+
+
+OTHER = {"picture": "a.png", "q": "What?", "label": "star", "split": "test"}
+COLUMNS = {"image": "picture", "question": "q", "answer": "label"}
+
+
+def test_columns_of_other_names(folder):
+    data = datasets.load(written(folder, OTHER, {**OTHER, "image": "none.png"}), COLUMNS)
+    assert [(q.media.name, q.question, q.answers) for q in data.questions] == 2 * [("a.png", "What?", ("star",))]
+    assert len(data.notes) == 1
+    assert "not read, as no field of a question is called so: 'split'" in data.notes[0]
+    with pytest.raises(ValueError, match=r"no column 'pictur', which was to be 'image'\. Did you mean 'picture'"):
+        datasets.load(folder, {**COLUMNS, "image": "pictur"})
+    with pytest.raises(ValueError, match=r"no field 'imgae'\. Did you mean 'image'"):
+        datasets.load(folder, {"imgae": "picture"})
+    with pytest.raises(ValueError, match="easy-vqa is neither"):
+        datasets.load("easy-vqa", COLUMNS)
+
+
+def test_columns_of_a_table_may_be_empty_in_a_row(folder):
+    (folder / "mine.csv").write_text("picture,q,label,kind,words\na.png,What?,star,,a|b\na.png,Who?,,x,c\n")
+    columns = {"image": "picture", "question": "q", "answers": "words", "task": "kind"}
+    data = datasets.load(folder, columns)
+    assert [(q.answers, q.task) for q in data.questions] == [(("a", "b"), "all"), (("c",), "x")]
+    assert "'label'" in data.notes[0]
+
+
+def test_what_may_have_been_meant_is_said(folder):
+    (line,) = datasets.load(written(folder, {**GOOD, "taks": 1, "choises": 2, "x": 3} | {"task": None})).notes
+    assert line.endswith("'taks', 'choises' (Did you mean 'choices'?), 'x'")  # task is there, if empty
+    assert datasets.load(written(folder, GOOD)).notes == ()
+    with pytest.raises(
+        ValueError, match=r"'question' is missing \(there are 'qestion': .* --columns question=qestion\)"
+    ):
+        datasets.load(written(folder, {"image": "a.png", "qestion": "What?", "answer": "x"}))
+    with pytest.raises(ValueError, match=r"'image' or 'video' is missing \(there are 'picture', 'q': .*image=NAME\)"):
+        datasets.load(written(folder, {"picture": "a.png", "q": "What?", "answer": "x"}))
+
+
+def test_notes_stay_with_a_part(folder):
+    data = datasets.load(written(folder, {**GOOD, "more": 1}))
+    assert data.first(1).notes == data.only(["object"]).notes == data.notes != ()
+
+
+def test_a_saved_data_set_under_other_names(folder):
+    hub = pytest.importorskip("datasets")
+    columns = {"picture": [Image.new("RGB", (5, 4), "red")], "q": ["What?"], "label": [1]}
+    kinds = hub.Features(picture=hub.Image(), q=hub.Value("string"), label=hub.ClassLabel(names=["star", "cone"]))
+    table = hub.Dataset.from_dict(columns, features=kinds)
+    table.save_to_disk(str(folder / "saved"))
+    table.to_parquet(str(folder / "mine.parquet"))
+    for path in (folder / "saved", folder / "mine.parquet"):
+        (found,) = datasets.load(path, COLUMNS).questions
+        assert (found.question, found.answers) == ("What?", ("cone",))
+        assert found.media.picture().size == (5, 4)
+    with pytest.raises(ValueError, match=r"no column 'p', .* There are: picture, q, label"):
+        datasets.load(folder / "saved", {"image": "p"})
+
+
+def test_saved_sets_that_cannot_be_read(folder, monkeypatch):
+    pytest.importorskip("datasets")
+    (folder / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"cut\.parquet cannot be read as a saved data set"):
+        datasets.load(folder / "cut.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"reading .*cut\.parquet needs datasets: pip install 'vtc-vlm\[datasets\]'"):
+        datasets.load(folder / "cut.parquet")

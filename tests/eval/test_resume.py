@@ -66,10 +66,13 @@ def when_there(file, process, lines=1, seconds=300):
     raise AssertionError(f"{file} never came: {process.communicate()[0]}")
 
 
-def test_killed_and_going_on(data, undisturbed, tmp_path):
+def test_killed_and_going_on(data, undisturbed, tmp_path, capsys):
     out = tmp_path / "killed"
     process = start(["vtc.eval", *command(data, out)])
     when_there(out / "tiny-llava" / "random@16" / "samples.jsonl", process)
+    process.send_signal(signal.SIGSTOP)  # at work, for as long as the next line takes
+    assert main(["eval", *command(data, out)]) == 2
+    assert f"another `vtc eval` is at work in {out}: wait until" in capsys.readouterr().err
     process.send_signal(signal.SIGKILL)
     process.communicate()
     files = [out / "tiny-llava" / name / "samples.jsonl" for name in NAMES]

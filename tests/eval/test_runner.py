@@ -97,7 +97,7 @@ def test_a_fixed_grid_is_shown_a_smaller_picture_at_full_cost(outcome, tiny):
         assert line["full_cost"] is True
         assert line["flops"][0] == line["flops"][1]
     (row,) = [row for row in compare.load(outcome.runs)[0].rows if row.label.startswith("downsample")]
-    assert row.label == "downsample †"
+    assert row.name == "downsample †"
     assert "†: the picture was made smaller" in table.caption(compare.load(outcome.runs)[0])
 
 

@@ -5,6 +5,7 @@ import pytest
 import vtc
 from vtc.eval.settings import Settings, Spec, from_file
 
+BASES = {"full", "random", "downsample"}  # what stands beside every method
 TOML = """
 data = "tiny"
 models = ["tiny-llava", "./other"]
@@ -48,11 +49,49 @@ def test_a_sweep_from_yaml(tmp_path):
         from_file(tmp_path / "bad.yml")
 
 
-def test_the_defaults_fit_the_media():
-    names = {spec.method for spec in Settings().specs(["image"])}
-    assert {"full", "random", "divprune", "visionzip"} <= names
+def test_a_sweep_from_json(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"model": "tiny-llava", "methods": ["pool"], "keep": [64, 0.1]}')
+    assert from_file(tmp_path / "sweep.json", limit=3) == Settings(
+        models=("tiny-llava",), methods=("pool",), keep=(64, 0.1), limit=3
+    )
+    (tmp_path / "bad.json").write_text("{'keep': 3}")
+    with pytest.raises(ValueError, match=r"bad\.json: malformed JSON: "):
+        from_file(tmp_path / "bad.json")
+
+
+def test_files_of_other_kinds(tmp_path):
+    (tmp_path / "sweep.ini").write_text("keep = 3")
+    with pytest.raises(ValueError, match=r"sweep\.ini: settings are read from files whose names end in \.toml, \.json"):
+        from_file(tmp_path / "sweep.ini")
+    (tmp_path / "latin.toml").write_bytes("instruction = 'caf\xe9'".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.toml is not UTF-8 text \(byte 18\): save it as UTF-8"):
+        from_file(tmp_path / "latin.toml")
+
+
+def test_the_defaults_fit_the_media_and_are_few():
+    specs = Settings().specs(["image"])
+    assert {spec.method for spec in specs} - BASES == {"divprune", "visionzip", "pool"}
+    assert {spec.model for spec in specs} == {"tiny-llava"}
+    assert len({spec.keep for spec in specs if spec.compressed}) == 2
+    specs = Settings().specs(["video"])
+    assert {"uniform-frames", "evs", "divprune"} <= {spec.method for spec in specs}
+    assert {spec.model for spec in specs} == {"tiny-qwen"}
+
+
+def test_all_are_those_before_the_language_model():
+    names = {spec.method for spec in Settings(methods=("all",)).specs(["image"])}
+    assert {"full", "random", "divprune", "visionzip", "todre", "vtc-cls"} <= names
     assert not {"evs", "uniform-frames", "fastv", "h2o"} & names
-    assert "uniform-frames" in {spec.method for spec in Settings().specs(["video"])}
+
+
+def test_several_models():
+    specs = Settings(models=("tiny-llava", "./other"), methods=("pool",), keep=(8,)).specs(["image"])
+    assert [(spec.model, spec.label) for spec in specs if spec.label not in BASES] == [
+        ("tiny-llava", "pool"),
+        ("./other", "pool"),
+    ]
+    one, other = ([spec.label for spec in specs if spec.model == model] for model in ("tiny-llava", "./other"))
+    assert one == other
 
 
 def test_average_budgets_are_an_option_of_those_that_have_it():
@@ -98,6 +137,13 @@ def test_the_folder_depends_on_what_is_asked():
         ("frames = 8\nfps = 2", "frames or fps, not both"),
         ("methods = [3]", "3 is neither a name nor a table"),
         ("models = []", "expected at least one"),
+        ("models = ['a', 'b', 'a']", "expected each once"),
+        ("model = 'a'\nmodels = ['b']", "give model or models, not both"),
+        ("max-new-tokenz = 5", "no setting 'max-new-tokenz'. Did you mean 'max_new_tokens'"),
+        ("3", "malformed TOML: "),
+        ("columns = 3", "columns is 3: expected names of columns by field"),
+        ("columns = {image = 3}", "expected names of columns by field"),
+        ("columns = {imgae = 'picture'}", "no field 'imgae'. Did you mean 'image'"),
         ("metric = 5", "metric is 5: expected a name, or names by task"),
         ("metric = ['exact']", "expected a name, or names by task"),
         ("blind = 'yes'", "expected true or false"),

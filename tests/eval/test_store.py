@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vtc.eval.store import RunFolder, is_run, read_run
+from vtc.eval.store import RunFolder, alone, is_run, read_run
 
 CONFIG = {"format": 1, "method": "full", "digest": "d", "limit": 5, "how": {"batch_size": 64}}
 
@@ -135,3 +135,38 @@ def test_metrics_are_written_at_once_or_not_at_all(tmp_path, monkeypatch):
             run.finish(["a"], {"accuracy": 1})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "samples.jsonl"]
     assert list(opened(tmp_path).lines) == ["a"]
+
+
+def test_one_at_a_time(tmp_path):
+    with alone(tmp_path / "new" / "runs"):
+        with pytest.raises(ValueError, match=r"another `vtc eval` is at work in .*runs: wait until it has ended"):
+            alone(tmp_path / "new" / "runs").__enter__()
+        with alone(tmp_path / "other"):
+            pass
+        (tmp_path / "new" / "runs" / "full").mkdir()
+    with alone(tmp_path / "new" / "runs"):
+        pass
+
+
+def test_a_fault_lets_the_next_in_and_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), alone(tmp_path / "runs"):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "runs").exists()
+    with alone(tmp_path / "runs"):
+        pass
+
+
+def test_a_place_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"results cannot be written to .*: give another --out"), alone(folder):
+            pass
+
+
+def test_a_place_that_must_not_be_written_to(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(OSError, match=r"runs \(Permission denied\): give another --out"), alone(tmp_path / "runs"):
+        pass

@@ -14,10 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vtc.kernels.attention_rows import triton as attention_rows
-from vtc.kernels.bipartite_match import triton as bipartite_match
 from vtc.kernels.gather_rows import triton as gather_rows
 from vtc.kernels.greedy_diversity import triton as greedy_diversity
-from vtc.kernels.kmeans import triton as kmeans
 from vtc.kernels.received_attention import triton as received_attention
 from vtc.kernels.segment_sum import triton as segment_sum
 from vtc.kernels.transition import triton as transition
@@ -38,14 +36,9 @@ def kernels(kind: str) -> list[Kernel]:
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
     sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32", same="fp32")
     gram = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", chosen="*i64", out="*fp32") | sizes
-    cluster = dict(x="*fp32", centroids="*fp32", bias="*fp32", label="*i64") | sizes
-    match = (
-        dict(x="*fp32", left="*fp32", right="*fp32", scale="*fp32", counts="*i64", best="*fp32", where="*i64") | sizes
-    )
     words = {"fp32": "*i32", "bf16": "*i16", "fp16": "*i16"}[kind]
     copies = {f"{name}{i}": words for name in ("x", "out") for i in range(4)} | {f"size{i}": "i32" for i in range(4)}
     shared = {f"SHARED{i}": i == 1 for i in range(4)}
-    tile_of_kmeans = dict(CAST=False) | kmeans.TILE
     found = [
         Kernel(transition._transition, pair, dict(BLOCK=1024)),
         Kernel(segment_sum._segment_sum, rows, dict(BLOCK=256)),
@@ -62,12 +55,6 @@ def kernels(kind: str) -> list[Kernel]:
             shared | dict(TENSORS=4, BLOCK=1024),
         ),
     ]
-    if kind == "fp32":  # unit rows are
-        found += [
-            Kernel(kmeans._assign, cluster, tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._energy, match | dict(lengths="*i64", out="*fp64"), tile_of_kmeans, kmeans.WARPS),
-            Kernel(bipartite_match._nearest, match, tile_of_kmeans, kmeans.WARPS),
-        ]
     tile, warps = attention_rows.tile(kind == "fp32")
     for size in (64, 128):
         constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile

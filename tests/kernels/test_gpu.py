@@ -23,7 +23,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_transition_segment_and_gather(dtype, n, d):
+def test_transition_segment_and_gather(monkeypatch, dtype, n, d):
     x, y = noise(2, n, d, dtype=dtype), noise(2, n, d, dtype=dtype, seed=1)
     for got, expected in zip(ops.transition(x.cuda(), y.cuda()), ops.transition(x, y), strict=True):
         torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
@@ -33,10 +33,12 @@ def test_transition_segment_and_gather(dtype, n, d):
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, ops.segment_sum(x[0], source, weight, 6), atol=tolerance, rtol=tolerance)
     index = torch.randint(0, n, (2, n), generator=torch.Generator().manual_seed(4))
-    for got, expected in zip(
-        ops.gather_rows(index.cuda(), [x.cuda(), y.cuda()]), ops.gather_rows(index, [x, y]), strict=True
-    ):
-        assert torch.equal(got.cpu(), expected)
+    for choice in ("auto", "triton"):
+        monkeypatch.setenv("VTC_KERNELS", choice)
+        found = ops.gather_rows(index.cuda(), [x.cuda(), y.cuda()])
+        monkeypatch.delenv("VTC_KERNELS")
+        for got, expected in zip(found, ops.gather_rows(index, [x, y]), strict=True):
+            assert torch.equal(got.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,10 +71,11 @@ def test_greedy_diversity_is_greedy(dtype, mode, n):
         assert score[chosen[step]] <= score.min() + 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("margin", [None, 0.45])
 @pytest.mark.parametrize("n", [2, 63, 577, 2880])
-def test_bipartite_match(margin, n):
-    x = noise(2, n, 64)
+def test_bipartite_match(dtype, margin, n):
+    x = noise(2, n, 64, dtype=dtype)
     got, expected = ops.bipartite_match(x.cuda(), n // 3, margin).cpu(), ops.bipartite_match(x, n // 3, margin)
     assert (got != expected).float().mean() < 0.01  # near-ties
 
@@ -86,6 +89,15 @@ def test_kmeans_is_a_fixed_point(metric, n):
     score = x @ ends.mT - (0 if metric == "cosine" else 0.5 * ends.square().sum(-1)[:, None])
     own = score.gather(2, label.unsqueeze(-1))[..., 0]
     torch.testing.assert_close(own, score.amax(-1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("op", ["greedy_diversity", "bipartite_match"])
+def test_autocast_changes_nothing(op):
+    x = noise(2, 577, 64, dtype=torch.bfloat16).cuda()
+    rest = (50, "maxmin") if op == "greedy_diversity" else (100, None)
+    alone = getattr(ops, op)(x, *rest)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert torch.equal(getattr(ops, op)(x, *rest), alone)
 
 
 def test_the_same_input_gives_the_same_indices():

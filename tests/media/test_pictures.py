@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtc.media import pictures
 from vtc.media.pictures import load_picture
 
 
@@ -131,3 +132,66 @@ def test_missing_files_and_folders(tmp_path):
 def test_undefined_ranges_and_slivers_are_refused(picture):
     with pytest.raises(ValueError, match=r"not defined|beyond 200"):
         load_picture(picture)
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Pictures count as too large from 60 x 60 pixels on."""
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 3600)
+
+
+def halves(mode, size=(400, 200)):
+    """Left half red (or dark), right half white, in any mode."""
+    picture = Image.new("RGB", size, "white")
+    picture.paste((204, 0, 0), (0, 0, size[0] // 2, size[1]))
+    if mode == "I;16":
+        grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+        return Image.fromarray(grey)
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [(mode, "png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")] + [("CMYK", "jpg"), ("RGB", "webp")],
+)
+def test_large_pictures_are_shrunk_whatever_their_mode(tmp_path, bound, mode, kind):
+    halves(mode).save(tmp_path / f"a.{kind}")
+    picture = load_picture(tmp_path / f"a.{kind}")
+    assert (picture.mode, picture.size) == ("RGB", (84, 42))
+    expected = halves(mode).convert("RGB") if mode != "I;16" else halves("L").convert("RGB")
+    found, meant = np.asarray(picture).astype(int), np.asarray(expected).astype(int)  # [42, 84, 3], [200, 400, 3]
+    for x in (10, 70):  # away from the edge between the halves
+        assert mode == "1" or np.abs(found[20, x] - meant[100, x * 400 // 84]).max() < 12
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path, bound):
+    halves("RGB").save(tmp_path / "a.jpg", exif=turned())
+    assert pictures.open_large(tmp_path / "a.jpg").size == (100, 50)
+    assert load_picture(tmp_path / "a.jpg").size == (42, 84)  # upright
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+def test_large_pictures_come_upright(tmp_path, bound, kind):
+    halves("RGB").save(tmp_path / f"a.{kind}", exif=turned())
+    assert load_picture(tmp_path / f"a.{kind}").size == (42, 84)
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_up_to_the_bound_nothing_changes(tmp_path, bound):
+    Image.effect_noise((60, 60), 90).convert("RGB").save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as plain:
+        assert load_picture(tmp_path / "a.jpg").tobytes() == plain.convert("RGB").tobytes()
+    Image.effect_noise((60, 61), 90).convert("RGB").save(tmp_path / "a.jpg")
+    assert load_picture(tmp_path / "a.jpg").size == (59, 60)
+
+
+def test_a_hundred_megapixels(tmp_path, recwarn):
+    Image.new("L", (10_000, 10_000), 90).save(tmp_path / "a.jpg")
+    picture = load_picture(tmp_path / "a.jpg")
+    assert (picture.size, picture.getpixel((0, 0))) == ((4096, 4096), (90, 90, 90))
+    assert not recwarn.list

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
 
 import vtc
-from vtc.methods.base import index, registry, write_index
+from vtc.methods.base import document, index, registry, write_index
 
 
 def test_the_index_is_that_of_the_classes():
@@ -72,6 +73,57 @@ def test_methods_are_found_whatever_has_been_registered(monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", {})
     assert registry.find("tome") is vtc.ToMe
     assert registry.discover()["pitome"] is vtc.PiToMe
+
+
+def test_docstrings_say_what_a_list_shows():
+    """A line of at most 45 letters, so that name and stage fit beside it, and a word on every option."""
+    for info in index.shipped().values():
+        assert 0 < len(info.summary) <= 45, info.name
+        assert info.about, info.name
+        assert [name for name, said in info.help.items() if not said] == [], info.name
+        assert list(info.types) == list(info.help) == ["keep", *info.options]
+
+
+@pytest.mark.parametrize("info", [pytest.param(info, id=info.name) for info in index.shipped().values()])
+def test_the_words_that_an_option_takes_are_all_documented(info):
+    for name, kind in info.types.items():
+        if kind not in ("str", "str | None") or name == "positions":
+            continue
+        with pytest.raises(ValueError, match=f"^{name}='no such word' is not one of ") as refusal:
+            vtc.resolve(f"{info.name}({name}='no such word')")
+        allowed = str(refusal.value).partition(" is not one of ")[2]
+        for word in re.findall(r"\b(?!None\b)[\w-]+", allowed):
+            assert f'"{word}"' in info.help[name], (name, word)
+
+
+def test_an_entry_may_describe_two_options_and_a_class_its_own():
+    class Base:
+        """One.
+
+        Args:
+            one, two: things that
+                belong together.
+            three: of the base.
+        """
+
+    class Derived(Base):
+        """Two lines
+        long.
+
+        And a paragraph: with a colon.
+
+        Args:
+            three: of the class.
+
+        Returns:
+            four: nothing.
+        """
+
+    assert document.option_help(Derived) == {
+        "one": "things that belong together.", "two": "things that belong together.", "three": "of the class."
+    }  # fmt: skip
+    assert document.about(Derived) == "long.\nAnd a paragraph: with a colon."
+    assert document.about(Base) == ""
 
 
 def test_writing_it(monkeypatch, tmp_path, capsys):

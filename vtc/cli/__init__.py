@@ -1,5 +1,1 @@
-"""The command `vtc`."""
-
-from vtc.cli.main import main
-
-__all__ = ["main"]
+"""The command `vtc`: `vtc.__main__` is its process, `vtc.cli.main` its commands."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ def check_methods(texts: Sequence[str], options: Iterable[str] = (), several: bo
         if len(own) > 1 and not several:
             raise ValueError(f"{text!r} are several methods, where one is expected: give one at a time")
     for name, written in [one for own in read for one in own]:
-        if name not in known:
-            hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
-            raise ValueError(f"there is no method {name!r}.{hint}")
+        known_name(name, known, "method")
         check_options(name, [*options, *written], ["keep", *known[name].options])
         if "keep" in written:
             check_keep(written["keep"])
@@ -42,13 +41,82 @@ def check_methods(texts: Sequence[str], options: Iterable[str] = (), several: bo
     return [name for own in read for name, _ in own]
 
 
-def check_device(name: str | None) -> None:
-    """Refuse a GPU where there is none."""
-    if name is not None and name.startswith("cuda"):
-        import torch
+def known_name(name: str, known: Collection[str], what: str) -> str:
+    """`name`, if it is among `known`; else ValueError with the one that may have been meant, or with all of them."""
+    if name not in known:
+        hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
+        raise ValueError(f"there is no {what} {name!r}.{hint}")
+    return name
 
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device {name}: no CUDA device is available here; leave it out to run on the CPU")
+
+def check_device(name: str | None) -> None:
+    """Refuse an accelerator that is not here."""
+    kind, _, number = (name or "cpu").partition(":")
+    if kind not in ("cuda", "mps", "xpu"):
+        return
+    import torch
+
+    there = int(torch.backends.mps.is_available()) if kind == "mps" else getattr(torch, kind).device_count()
+    if not there:
+        title = kind.upper()
+        raise ValueError(f"--device {name}: no {title} device is available here; leave it out to run on the CPU")
+    if int(number or 0) >= there:
+        raise ValueError(f"--device {name}: there is no such device; the last one here is {kind}:{there - 1}")
+
+
+def check_file(option: str, name: str | None, endings: Collection[str] = ()) -> None:
+    """Refuse to write a file where that will not do: before the work whose result it is for. Leaves nothing behind.
+
+    Args:
+        option: as the user writes it, "--save". name: None = it was not given.
+        endings: of which the name must have one, ".png"; () = any.
+    """
+    if name is None:
+        return
+    file = Path(name)
+    if name:
+        _try(option, name, file.exists)  # a name that is too long, or a folder that may not be looked into
+    if not name or file.is_dir():
+        raise ValueError(f"{option} {name!r} is {'a folder' if name else 'empty'}: give the name of a file")
+    if endings and file.suffix.lower() not in endings:
+        *most, last = endings
+        raise ValueError(f"{option} {name}: end the name in {', '.join(most)} or {last}")
+    if file.exists():
+        _try(option, name, lambda: file.open("ab").close())
+    else:
+        check_folder(option, str(file.parent), name)
+
+
+def check_folder(option: str, name: str | None, whole: str | None = None) -> None:
+    """Refuse to write into a folder where that will not do, whether it is there yet or not. Leaves nothing behind.
+
+    Args:
+        option, name: as for `check_file`. whole: what the user wrote, if it is not `name`.
+    """
+    if name is None:
+        return
+    if not name:
+        raise ValueError(f"{option} '' is empty: give the name of a folder")
+    import tempfile
+
+    place, shown = Path(name), whole or name
+    _try(option, shown, place.exists)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{option} {shown!r} cannot be written: {str(place)!r} is a file, not a folder")
+    _try(option, shown, lambda: tempfile.TemporaryFile(dir=place).close())
+
+
+def _try(option: str, name: str, look: Callable[[], object]) -> None:
+    try:
+        look()
+    except OSError as error:
+        raise ValueError(f"{option} {name!r} cannot be written: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def keep(text: str) -> int | float:
@@ -60,14 +128,34 @@ def keep(text: str) -> int | float:
 
 
 def count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return _whole(text, 1)
+
+
+def whole(text: str) -> int:
+    """A seed, or how many of something that may be none."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """A rate: frames per second, or of learning."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def device(text: str) -> str:
     """What `vtc.load` takes."""
-    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", text):
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device: try cpu, cuda, cuda:0 or auto")
     return text
 
@@ -81,3 +169,14 @@ def existing_folders(*files: str | None) -> None:
     """Make the folders that results are going to be written to."""
     for file in filter(None, files):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
+class Once(argparse.Action):
+    """Stores a value, as argparse does by itself, but refuses a second one: argparse would forget the first."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        given = vars(namespace).setdefault("given_once", set())
+        if option is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "given twice, where one is wanted")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)

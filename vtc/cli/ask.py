@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,31 +14,33 @@ import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import vtc
 from vtc.draw.filmstrip import save_film
 from vtc.methods.base.notation import read_methods
+from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 if TYPE_CHECKING:
     from vtc.media.video import Clip
     from vtc.reports import Report
 
-_TTFT_RUNS = 5
-
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, the median seconds to its first token, and the report if a method was at work.
+    """What the model said, and the report if a method was at work.
 
-    `shown` are the pictures and clips that the processor was given.
+    `shown` are the pictures and clips that the processor was given; `seconds` those to the first token, round by round,
+    and `speed` how much sooner it comes than uncompressed.
     """
 
     method: str | None
     text: str
-    seconds: float
     report: Report | None
     shown: list[Any] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    speed: SpeedUp | None = None
 
 
 def ask(
@@ -55,11 +57,12 @@ def ask(
     """Answer greedily with all visual tokens and, if `method` is given, once more with that and
     its `options`.
 
-    Time to first token is that of a whole `generate` of one token, vision tower included: the median of five after
-    a warm-up.
+    Time to first token is that of a whole `generate` of one token, vision tower included, in rounds in which both take
+    their turns; see `vtc.speedup`.
     """
     plain = vtc.prepare(processor, question, pictures, clips).to(model.device, model.dtype)
-    answers = []
+    answers: list[Answer] = []
+    works: list[Callable[[], float]] = []
     for name in [None, method] if method else [None]:
         inputs, shown, resized = plain, [*pictures, *clips], _resized(name, keep, options)
         if resized is not None:
@@ -68,18 +71,23 @@ def ask(
             images = [one for one in shown if isinstance(one, Image.Image)]
             films = [one for one in shown if not isinstance(one, Image.Image)]
             inputs = vtc.prepare(processor, question, images, films, **more).to(model.device, model.dtype)
-        at_work = name if resized is None else None
-        wrapped = vtc.wrapped(model, at_work, keep, processor=processor, **options) if at_work else nullcontext()
-        with torch.inference_mode(), wrapped:
+        at_work = name is not None and resized is None
+        wrapped: Any = partial(vtc.wrapped, model, name or "", keep, processor=processor, **options)
+        wrapped = wrapped if at_work else nullcontext
+        with torch.inference_mode(), wrapped():
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             report = vtc.report(model) if at_work else None
-            seconds = statistics.median(_first_token(model, inputs) for _ in range(_TTFT_RUNS))
+        works.append(partial(first_token, model, inputs, wrapped))
         if resized is not None:
             whole, own = (_account(model, processor, given) for given in (plain, inputs))
             report = own.made_smaller(whole, [one.note for one in small])
         said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        answers.append(Answer(name, said.strip(), seconds, report, shown))
-    return answers
+        answers.append(Answer(name, said.strip(), report, shown))
+    seconds = in_turns(works)
+    speeds = [None, *(speed_up(seconds[0], own) for own in seconds[1:])]
+    return [
+        replace(answer, seconds=own, speed=speed) for answer, own, speed in zip(answers, seconds, speeds, strict=True)
+    ]
 
 
 def _resized(method: str | None, keep: int | float | None, options: dict[str, Any]) -> int | float | None:
@@ -96,36 +104,29 @@ def _account(model, processor, inputs) -> Report:
         return vtc.report(model)
 
 
-def _first_token(model, inputs) -> float:
-    start = time.perf_counter()
-    model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - start
-
-
 def show(answers: list[Answer]) -> None:
     """Print one column per answer; the last one's report has the numbers of both."""
     full, last = answers[0], answers[-1]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for answer in answers:
-        table.add_column(answer.method or "all visual tokens", overflow="fold")
-    table.add_row("answer", *(answer.text for answer in answers))
+        table.add_column(escape(answer.method or "all visual tokens"), overflow="fold")
+    table.add_row("answer", *(escape(answer.text) for answer in answers))
     if last.report:
         tokens_in, tokens_out = last.report.tokens_in, last.report.tokens_out
         table.add_row("visual tokens", f"{tokens_in}", f"{tokens_out} ({100 * tokens_out / max(1, tokens_in):.0f} %)")
-    times = [f"{1000 * answer.seconds:.0f} ms" for answer in answers]
-    if last is not full:
-        gain = full.seconds / last.seconds
-        times[-1] += f" ({gain:.1f}x faster)" if gain >= 1 else f" ({1 / gain:.1f}x slower)"
-    table.add_row("time to first token", *times)
+    table.add_row("time to first token", *(f"{1000 * statistics.median(answer.seconds):.0f} ms" for answer in answers))
+    if last.speed:
+        table.add_row("", "", str(last.speed))
     if last.report:
         table.add_row("prefill FLOPs", *(_si(value) for value in last.report.flops))
         table.add_row("KV cache", *(f"{_si(value)}B" for value in last.report.kv_bytes))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"[dim]Time to first token: median of {_TTFT_RUNS} after a warm-up, vision tower included.[/dim]")
+    rounds = len(full.seconds)
+    about = f"Time to first token: median of {rounds} rounds after a warm-up, vision tower included"
+    spread = "; in brackets where the ratio lies" if last.speed and last.speed.clear else ""
+    console.print(f"{about}{spread}.", style="dim")
     for note in last.report.notes if last.report else []:
         console.print(f"note: {note}", markup=False)
 

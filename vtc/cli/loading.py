@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import vtc
 from vtc.cli import arguments
 from vtc.models import tiny
 
 
+def check(name: str, device: str | None = None) -> None:
+    """Refuse a model or a device that cannot be had, as far as can be told without loading it.
+
+    Raises:
+        FileNotFoundError, ValueError: with one sentence.
+    """
+    tiny.find(name)
+    arguments.check_device(device)
+
+
 def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
     """`vtc.load`; its bars are not shown where nobody looks on.
 
     Raises:
-        ValueError, FileNotFoundError: no such device or folder. Whatever `vtc.load` raises.
+        FileNotFoundError, ValueError: as `check`. OSError: the Hub is out of reach. Whatever `vtc.load` raises.
     """
-    arguments.check_device(device)
-    tiny.find(name)
+    check(name, device)
+    _check_network(tiny.source(name))
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    return vtc.load(name, device=device, dtype=dtype)
+    from safetensors import SafetensorError
+
+    try:
+        return vtc.load(name, device=device, dtype=dtype)
+    except SafetensorError as error:
+        reason = f"its weights are damaged ({error}); fetch them again"
+        raise ValueError(f"cannot load {name!r}: {reason}") from error
+    except ValueError as error:  # of a file of its, or of its kind, of which transformers names all others
+        other = "Unrecognized configuration class" in str(error)
+        reason = "transformers knows it as no model of text and pictures" if other else error
+        raise ValueError(f"cannot load {name!r}: {reason}") from error
+
+
+def _check_network(place: str) -> None:
+    """Say at once that the Hub is out of reach, which its client tries for minutes to find out."""
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(place).expanduser().is_dir() or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    if isinstance(try_to_load_from_cache(place, "config.json"), str):
+        return
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        said = f"cannot load {place!r}: it is not on this machine, and {host} is not reached ({reason})"
+        raise OSError(said) from None

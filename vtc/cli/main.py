@@ -1,4 +1,5 @@
-"""The command `vtc`: ask a model about a picture, list the methods, measure what they cost in accuracy."""
+"""The command `vtc`: ask a model about a picture or a video with fewer visual
+tokens, list the methods, and measure what they cost and spare."""
 
 # Modules of commands import neither torch nor transformers before what was asked for has been checked: help and
 # refusals answer at once.
@@ -7,63 +8,64 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import vtc
-from vtc.cli import arguments
-from vtc.cli.loading import load
+from vtc.cli import arguments, media, mistakes
+from vtc.cli.completion import add_command as completion_command
+from vtc.cli.listing import add_commands as listing_commands
+from vtc.cli.loading import check, load
+from vtc.cli.parser import Parser, Version, epilog, running
 from vtc.cli.train import add_command as train_command
-from vtc.demos.serve import PORT, serve
+from vtc.demos.serve import MOST_METHODS, PORT, serve
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
 from vtc.methods.base.card import read_card
+from vtc.methods.base.notation import read_methods
 from vtc.models import tiny
 
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+_FOR_PICTURES, _FOR_VIDEOS = "tiny-llava", "tiny-qwen"  # of those that ship
+_DRAWN = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. Expected mistakes end as one sentence on stderr and status 2."""
+    """Run one command; returns the exit status, of which `vtc.cli.mistakes` has the meanings."""
     options = _parser().parse_args(argv)
     try:
         _import_plugin(getattr(options, "plugin", None))
         return options.run(options) or 0
-    except _MISTAKES as error:
-        if options.traceback:
+    except (Exception, KeyboardInterrupt) as error:
+        if options.traceback and not isinstance(error, KeyboardInterrupt):
             raise
-        print(f"vtc: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"vtc: {stop or 'stopped'}", file=sys.stderr)
-        return 130
+        return mistakes.tell(error)
 
 
 def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
-    trained = {"weights": options.weights} if options.weights else {}
-    if options.method:
+    trained = {"weights": options.weights} if options.weights is not None else {}
+    if options.method is not None:
         alone = options.keep is not None or bool(trained)  # these are for one method
-        (name, *_) = arguments.check_methods([options.method], trained, several=not alone)
-    elif options.keep is not None or options.save or options.weights:
-        given = "--save" if options.save else "--weights" if options.weights else "--keep"
+        names = arguments.check_methods([options.method], trained, several=not alone)
+        _check_kinds(names, options)
+        if options.weights is not None:
+            read_card(options.weights, names[0])
+    elif options.keep is not None or options.save is not None or trained:
+        given = "--save" if options.save is not None else "--weights" if trained else "--keep"
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
     if not options.image and not options.video:
         raise ValueError("there is nothing to ask about: give --image or --video")
     if not options.video and (options.frames or options.fps):
         raise ValueError(f"--{'frames' if options.frames else 'fps'} is about videos: give --video too")
-    if options.save:
-        from PIL import Image
-
-        if Path(options.save).suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"--save {options.save}: end the name in .png or another picture format")
-    if options.weights:
-        read_card(options.weights, name)
+    arguments.check_file("--save", options.save, _DRAWN)
     from vtc.media.prompts import check_question
 
     check_question(options.question)
-    pictures = [vtc.load_picture(path) for path in options.image]
-    clips = [vtc.load_clip(path, options.frames, options.fps) for path in options.video]
-    model, processor = load(options.model, options.device, options.dtype)
+    name = (_FOR_VIDEOS if options.video else _FOR_PICTURES) if options.model is None else options.model
+    check(name, options.device)
+    if options.video and tiny.reads_videos(name) is False:
+        raise ValueError(f"{name} does not read videos: leave --model out for {_FOR_VIDEOS}, or give one that does")
+    pictures = media.pictures(options.image)
+    clips = media.clips(options.video, options.frames, options.fps)
+    model, processor = load(name, options.device, options.dtype)
     from vtc.cli.ask import ask, save_overlays, show
 
     answers = ask(
@@ -88,33 +90,25 @@ def _ask(options: argparse.Namespace) -> None:
             print(f"overlay: {path}")
 
 
-def _methods(options: argparse.Namespace) -> None:
-    """List the registered methods."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    listing = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("name", "stage", "needs", "query aware", "merges"):
-        listing.add_column(title, no_wrap=title == "name")
-    listing.add_column("paper", ratio=1)
-    for info in vtc.list_methods():
-        paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else ""
-        needs = "\n".join(info.needs) or "nothing"
-        listing.add_row(info.name, info.stage, needs, _yes(info.query_aware), _yes(info.merges), paper)
-    Console().print(listing)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _check_kinds(names: Sequence[str], options: argparse.Namespace) -> None:
+    """Refuse methods none of which acts on what is asked about: everything would stay as it is."""
+    there = {kind for kind, given in (("image", options.image), ("video", options.video)) if given}
+    able = {info.name: {*info.modality} for info in vtc.list_methods()}
+    if there and not any(able[name] & there for name in names):
+        kind, wanted = ("videos", "--video") if "video" in able[names[0]] else ("pictures", "--image")
+        raise ValueError(f"{names[0]} acts on {kind} only: give {wanted}, or another method")
 
 
 def _demo(options: argparse.Namespace) -> None:
     """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
-    arguments.check_device(options.device)
-    tiny.find(options.model)
+    arguments.check_methods(options.method)
+    if len(options.method) > MOST_METHODS:
+        raise ValueError(f"{len(options.method)} times --method, and {MOST_METHODS} fit side by side: give fewer")
+    if own := [text for text in options.method if "keep" in read_methods(text)[0][1]]:
+        raise ValueError(f"--method {own[0]}: leave keep out, which the page has a slider for")
+    check(options.model, options.device)
     models = list(dict.fromkeys([options.model, *tiny.names()]))
-    serve(models, options.port, options.host, options.share, options.device, options.dtype)
+    serve(models, options.port, options.host, options.share, options.device, options.dtype, options.method)
 
 
 def _import_plugin(name: str | None) -> None:
@@ -135,46 +129,32 @@ def _import_plugin(name: str | None) -> None:
         raise ImportError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; `--help` has the rest."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-class _Version(argparse.Action):
-    """argparse's own wants the version before anybody has asked for it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
-        print(f"vtc {vtc.__version__}")
-        parser.exit()
-
-
-def _running(model: str | None) -> _Parser:
-    """Options of commands that run a model; a parser shares its options' defaults with all that it is a parent of."""
-    running = _Parser(add_help=False)
-    running.add_argument("--model", default=model, metavar="NAME_OR_PATH", help="default: tiny-llava, which ships")
-    running.add_argument("--device", type=arguments.device, help="default: a GPU if there is one")
-    running.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the model's own")
-    running.add_argument("--plugin", metavar="FILE.py", help="a file of yours that defines a method")
-    return running
-
-
 def _parser() -> argparse.ArgumentParser:
-    running, measured = _running("tiny-llava"), _running(None)
-    parser = _Parser(prog="vtc", description=__doc__)
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    shipped = running(_FOR_PICTURES, f"{_FOR_PICTURES}, which ships")
+    asked = running(None, f"{_FOR_PICTURES}, for videos {_FOR_VIDEOS}, which ship")
+    measured = running(None, f"{_FOR_PICTURES}, for videos {_FOR_VIDEOS}, which ship", several=True)
+    parser = Parser(
+        prog="vtc",
+        description=__doc__,
+        epilog=epilog([*mistakes.STATUS.items()]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version")
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "ask", parents=[running], help="ask a model about pictures or videos", description=_ask.__doc__
+        "ask", parents=[asked], help="ask a model about pictures or videos", description=_ask.__doc__
     )
-    command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may repeat")
-    command.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; may repeat")
+    command.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture, or its address (https://); may repeat"
+    )
+    command.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="a video, or its address; may repeat"
+    )
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
-    command.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
-    command.add_argument("--question", required=True)
+    command.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
+    command.add_argument("--question", required=True, help="what is asked")
     command.add_argument("--method", help="compress with this method, too: todre, 'todre(keep=0.1, mode=kcenter)'")
     command.add_argument(
         "--keep", type=arguments.keep, help="visual tokens to keep per picture: 64, or 0.1 for a tenth"
@@ -186,17 +166,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-new-tokens", type=arguments.count, default=48, metavar="N", help="default: %(default)s")
     command.set_defaults(run=_ask)
 
-    command = commands.add_parser("methods", help="list the methods", description=_methods.__doc__)
-    command.set_defaults(run=_methods)
-
+    listing_commands(commands)
     eval_commands(commands, measured)
     bench_command(commands)
-    train_command(commands, running)
+    train_command(commands, shipped)
 
     about = "show in a browser what methods keep"
-    command = commands.add_parser("demo", parents=[running], help=about, description=_demo.__doc__)
+    command = commands.add_parser("demo", parents=[shipped], help=about, description=_demo.__doc__)
+    command.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="tick this one, such as 'todre(mode=kcenter)'; may repeat",
+    )
     command.add_argument("--port", type=arguments.count, default=PORT, metavar="P", help="default: %(default)s")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
     command.add_argument("--share", action="store_true", help="also through a public address of gradio's")
     command.set_defaults(run=_demo)
+    completion_command(commands, parser)
     return parser

@@ -19,7 +19,10 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
         (name,) = arguments.check_methods([options.method])
         if not any(info.trained for info in vtc.list_methods() if info.name == name):
             raise untrained(name)
-        vtc.read_samples(options.data)  # refuses before a model is loaded
+        if options.frames and options.fps:
+            raise ValueError("give --frames or --fps, not both")
+        vtc.read_samples(options.data)  # these refuse before a model is loaded
+        arguments.check_folder("--out", options.out)
         model, processor = load(options.model, options.device, options.dtype)
         vtc.train(
             model,
@@ -49,10 +52,12 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="FOLDER", help="for the weights; a stopped run goes on there")
     command.add_argument("--steps", type=arguments.count, default=1000, metavar="N", help="default: %(default)s")
     command.add_argument("--batch-size", type=arguments.count, default=16, metavar="N", help="default: %(default)s")
-    command.add_argument("--lr", type=float, default=1e-3, help="peak of the learning rate; default: %(default)s")
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument(
+        "--lr", type=arguments.positive, default=1e-3, help="peak of the learning rate; default: %(default)s"
+    )
+    command.add_argument("--seed", type=arguments.whole, default=0, help="default: %(default)s")
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
-    command.add_argument("--fps", type=float, metavar="F", help="so many per second instead")
+    command.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
     for name, default in (("checkpoint", 200), ("log", 50)):
         command.add_argument(
             f"--{name}-every", type=arguments.count, default=default, metavar="N", help="steps; default: %(default)s"

@@ -273,8 +273,9 @@ class Engine:
             forget_graphs()
         forward.layered, part = self.layered, flow.part
         mask = flow.visible(0, part)
-        if mask is None and cache is None:
-            # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences.
+        if mask is None and cache is None and not self._caches(module, kwargs):
+            # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences, as it
+            # does where there is no cache. It asks the device whether there are any.
             mask = torch.ones(flow.rows, part.width, dtype=torch.bool, device=embeds.device)
         kwargs["attention_mask"] = mask
         text = flow.text_positions(part)
@@ -282,6 +283,13 @@ class Engine:
         if forward.layered and torch.is_grad_enabled() and self._checkpointed():
             kwargs[CARRIED] = forward
         return args, kwargs
+
+    @staticmethod
+    def _caches(lm: nn.Module, kwargs: dict[str, Any]) -> bool:
+        """Whether the language model is going to make a cache of its own."""
+        config: Any = lm.config
+        use = kwargs.get("use_cache")
+        return bool(config.use_cache if use is None else use) and not lm.training
 
     def _begin(
         self, forward: Forward, lm: nn.Module, kwargs: dict[str, Any], found: Found | None, seen: list[Seen]

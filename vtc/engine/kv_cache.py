@@ -15,7 +15,6 @@ Example: a prompt of eight tokens, of which six are held, and one token that has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,32 +22,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from vtc.engine import context
+from vtc.engine.reading import Reading, Window, rows_of
 
 Change = Callable[[Tensor], Tensor]
-
-
-@dataclass(eq=False)
-class Reading:
-    """The rows of a layer's prompt that one decode step attends to; what came later is always read.
-
-    Attributes:
-        rows: LongTensor [B, R], in ascending order; shorter ones begin with rows that are not `valid`.
-        valid: BoolTensor [B, R]; None = all.
-    """
-
-    rows: Tensor
-    valid: Tensor | None
-
-    def whole(self, prompt: int, held: int) -> Tensor:
-        """LongTensor [B, R + held - prompt]: `rows`, and all of the layer's rows behind its prompt."""
-        later = torch.arange(prompt, held, device=self.rows.device).expand(len(self.rows), -1)
-        return torch.cat([self.rows, later], dim=1)
-
-    @classmethod
-    def of(cls, keep: Tensor, width: int, ragged: bool) -> Reading:
-        """The rows `keep` BoolTensor [B, prompt]; `width` is the largest count, `ragged` whether counts differ."""
-        rows = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]  # what stays goes last
-        return cls(rows, keep.gather(1, rows) if ragged else None)
 
 
 class CompressedLayer(DynamicLayer):
@@ -69,6 +45,7 @@ class CompressedLayer(DynamicLayer):
         pictures: how many pictures its tags have named.
         reading: what the forward in progress reads of the prompt, None = everything.
         readings: of a layer that decides what is read: by layer, what the last step read; None = nothing is known.
+        window: what the last step read, to be read again while the choice stands.
     """
 
     dropped: int = 0
@@ -84,6 +61,7 @@ class CompressedLayer(DynamicLayer):
     pictures: int = 0
     reading: Reading | None = None
     readings: dict[int, Reading] | None = None
+    window: Window | None = None
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -124,12 +102,16 @@ class CompressedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._expect_engine()
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return (keys, values) if self.reading is None else (self._read(keys), self._read(values))
+        return (keys, values) if self.reading is None else self._read(self.reading, keys, values)
 
-    def _read(self, x: Tensor) -> Tensor:
-        """Keys or values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
-        assert self.reading is not None
-        return rows_of(x, self.reading.whole(self.prompt, x.shape[2]))
+    def _read(self, reading: Reading, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
+        if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):  # a window is written in place
+            index = reading.whole(self.prompt, keys.shape[2])
+            return rows_of(keys, index), rows_of(values, index)
+        if self.window is None or not self.window.fits(reading, keys):
+            self.window = Window(reading, keys, values, self.prompt)
+        return self.window.follow(keys, values)
 
     def _expect_engine(self) -> None:
         """A wrapped model's forward knows which rows are gone; any other would take what is left for all there was."""
@@ -184,12 +166,12 @@ class CompressedLayer(DynamicLayer):
         self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if valid is None else object()
-        self.evicted, self.readings = True, None
+        self.evicted, self.readings, self.window = True, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
-        self.readings = None
+        self.readings = self.window = None
         count, held = abs(tokens_to_remove), self.keys.shape[-2]
         if count > int(self.tail) + held - self.prompt:
             raise ValueError(
@@ -204,7 +186,7 @@ class CompressedLayer(DynamicLayer):
             self.mask = None if self.mask is None else self.mask[:, :left]
 
     def _each_row(self, change: Change) -> None:
-        self.readings = None
+        self.readings = self.window = None
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
         self.touched = None if self.touched is None else change(self.touched)
@@ -225,7 +207,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
-        self.readings = None
+        self.readings = self.window = None
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
 
 
@@ -274,16 +256,6 @@ def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]]) 
 def _filled_up(tag: Tensor, held: int) -> Tensor:
     missing = held - tag.shape[1]
     return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing))
-
-
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, R] of keys or values [B, G, N, d], copied row by row."""
-    b, groups, n, width = x.shape
-    index = index.to(x.device)
-    if b == 1:
-        return x.index_select(2, index[0])
-    first = torch.arange(b * groups, device=x.device).view(b, groups, 1) * n
-    return x.reshape(-1, width).index_select(0, (first + index[:, None]).view(-1)).view(b, groups, -1, width)
 
 
 def compressed(cache: Any) -> bool:

@@ -19,7 +19,9 @@ ORDERS = ("norm", "released")
 
 @dataclass(frozen=True, kw_only=True)
 class DART(LayerMethod):
-    """Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
+    """Pivots, and the tokens least like them.
+
+    Duplication-aware reduction: each pivot brings in the tokens whose hidden states resemble it least.
 
     Source: arXiv 2502.11494, section 4; after layer 2 of 32. Pivots are the visual and the text tokens whose keys in
     the layer before have the largest L1 norm; the pivots take turns, each taking its share from what is left. States
@@ -28,7 +30,8 @@ class DART(LayerMethod):
     its share of .222, 60 for .111, 292 for .5.
 
     Args:
-        pivots: visual pivots, which are kept. text_pivots: text pivots (after the pictures).
+        pivots: visual pivots, which are kept.
+        text_pivots: text pivots (after the pictures).
         order: whose turn it is. "norm": visual pivots, then text pivots, by falling norm. "released": as the released
             code walks a Python set of their places in the row, which is by place modulo the size of the set's table (32
             for five to eighteen pivots), but for collisions.
@@ -79,11 +82,11 @@ def _loudest(keys: Tensor, count: int) -> Tensor:
 def _take_turns(likeness: Tensor, chosen: Tensor, k: int) -> Tensor:
     """`chosen` and, from each row of `likeness` [P, N] in turn, its share of the least similar tokens left; [k]."""
     taken = torch.zeros(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    taken[chosen] = True
+    taken.index_fill_(0, chosen, True)
     parts, missing, turns = [chosen], k - len(chosen), len(likeness)
     for i, row in enumerate(torch.nan_to_num(likeness, nan=2.0)):  # what is no number resembles most
         share = missing // turns + (i < missing % turns)
         least = row.masked_fill(taken, torch.inf).argsort(stable=True)[:share]
-        taken[least] = True
+        taken.index_fill_(0, least, True)
         parts.append(least)
     return torch.cat(parts)

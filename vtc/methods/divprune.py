@@ -13,7 +13,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(Method):
-    """Max-min diversity in cosine distance, greedily (farthest first).
+    """The subset whose closest pair is farthest.
+
+    Max-min diversity in cosine distance, greedily (farthest first).
 
     Source: arXiv 2503.02175, algorithm 1. The first token is the one whose nearest neighbour is farthest; of two that
     are equally far, as of two tokens nearest to each other, the one with the lower index. A token is never chosen

@@ -24,7 +24,9 @@ WINDOWS = ("paper", "released")
 
 @dataclass(frozen=True, kw_only=True)
 class DyCoke(Method):
-    """Token temporal merging before the language model, dynamic pruning of the KV cache while decoding.
+    """Merges over time, reads a part of the cache.
+
+    Token temporal merging before the language model, dynamic pruning of the KV cache while decoding.
 
     Source: arXiv 2411.15024. (1) Section 3.2: of every window of four frames the first stays whole; the second and the
     third keep the tokens least like the same place in the first, the fourth those least like the third. What goes is

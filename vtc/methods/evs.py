@@ -17,7 +17,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class EVS(Method):
-    """Efficient video sampling: tokens least like the same place one frame earlier; the first frame stays whole.
+    """Places that changed since the frame before.
+
+    Efficient video sampling: tokens least like the same place one frame earlier; the first frame stays whole.
 
     Source: vLLM's `vllm/multimodal/evs.py`. The score is 1 - cosine to the previous frame, the budget one for the whole
     clip and never less than a frame. On short clips or small budgets nothing but the first frame is left; `first` mends
@@ -50,7 +52,7 @@ class EVS(Method):
             later = int(torch.isfinite(score).sum())  # all there is behind the first frame
             few = min(len(opening), max(1, round(self.first * budget), budget - later))
             start = opening[ops.greedy_diversity(tokens.features[opening][None], few, "maxmin")[0]]
-            score[opening] = -torch.inf
+            score.index_fill_(0, opening, -torch.inf)
             kept = torch.cat([start, top_k(score, min(budget, n) - few)]).unique()
         return Selection.prune(kept, n)
 

@@ -13,7 +13,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(LayerMethod):
-    """Top-k by the attention of the prompt's last token in the layer before.
+    """What the prompt's last token attends to.
+
+    Top-k by the attention of the prompt's last token in the layer before.
 
     Source: arXiv 2403.06764, section 4.1: half of the tokens after layer 2 of 32. Kept tokens keep their positions, as
     in the released code.

@@ -16,7 +16,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFusion(Method):
-    """Merges tokens that are like the same place one frame earlier, then prunes to the budget by attention.
+    """Merges similar frames, prunes by attention.
+
+    Merges tokens that are like the same place one frame earlier, then prunes to the budget by attention.
 
     Source: arXiv 2501.01986, section 4. Before the language model and before each of its layers, a token whose cosine
     with the last token left at its place is at least `similar` merges into it; runs of such tokens become their mean,

@@ -14,7 +14,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class H2O(CacheMethod):
-    """Keeps the tokens that have received most attention so far, and the most recent ones.
+    """The most attended so far, the most recent.
+
+    Keeps the tokens that have received most attention so far, and the most recent ones.
 
     Source: arXiv 2306.14048, section 4: in each layer, half of the budget goes to heavy hitters by accumulated
     attention, half to the latest tokens; in each step, one token goes. That is `scope="all", every=1` with an int for

@@ -22,7 +22,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class HoliTom(StillMethod):
-    """Segments by dynamic programming, still places averaged over time, then every part shares the budget.
+    """Segments, whose still places are averaged.
+
+    Segments by dynamic programming, still places averaged over time, then every part shares the budget.
 
     Source: arXiv 2505.21334, section 3. A place is still through a segment if its cosine from each frame to the next
     exceeds `tau` (0.8; 0.65 at a tenth of the tokens), and the segments are those that save most tokens when still

@@ -20,7 +20,9 @@ from vtc.transfer import upload
 
 @dataclass(frozen=True, kw_only=True)
 class MustDrop(Method):
-    """Three stages, governed by thresholds: how many tokens stay depends on the picture and the question.
+    """As many as the picture and question need.
+
+    Three stages, governed by thresholds: how many tokens stay depends on the picture and the question.
 
     Source: arXiv 2411.10803, section 3. (1) 3 x 3 windows of similar tokens become one — here after the projector,
     where the paper merges after the tower's first layer. (2) After layers 3, 7, 11 and 15 of 32 a token goes if the
@@ -33,7 +35,8 @@ class MustDrop(Method):
         average: with `exact`, read `keep` as the mean over the decoder layers.
         share, peak: the thresholds; the paper's pairs are (0.001, 0.001) for nominally 192 of 576 tokens,
             (0.0012, 0.001) for 128 and (0.011, 0.01) for 64.
-        similar: least mean cosine of a window that is merged. key_share: size of the key set.
+        similar: least mean cosine of a window that is merged.
+        key_share: size of the key set.
     """
 
     name = "mustdrop"
@@ -145,7 +148,7 @@ class DualFilter(LayerMethod):
             heard[key_set] += heard.sum() + 1
             return Selection.prune(top_k(heard, self.count(tokens)), n)
         ignored = (heard < self.share * heard.sum()).logical_and_(attention.amax(dim=0) < self.peak)
-        ignored[key_set] = False
+        ignored.index_fill_(0, key_set, False)
         kept = ignored.logical_not_().nonzero()[:, 0]
         return Selection.prune(kept if len(kept) else heard.argmax()[None], n)
 

@@ -17,7 +17,9 @@ from vtc.transfer import upload_all
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Method):
-    """Average pooling of the token grid into `keep` near-square cells.
+    """Averages over near-square cells of the grid.
+
+    Average pooling of the token grid into `keep` near-square cells.
 
     Source: arXiv 2405.17430 (Matryoshka Multimodal Models), section 3: nested token sets by 2-D average pooling
     (576, 144, 36, 9, 1), here without its training and for any count: the grid is cut into bands of rows and each band

@@ -19,7 +19,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class PruneVid(Method):
-    """Spatial-temporal merging before the language model, selection by the question inside it, the cache cut to match.
+    """Merges still places, keeps what is asked for.
+
+    Spatial-temporal merging before the language model, selection by the question inside it, the cache cut to match.
 
     Source: arXiv 2412.16117, section 3. (1) DPC-KNN over the frames' mean features cuts the clip into segments; a place
     whose mean pairwise cosine through its segment exceeds `tau` is static and becomes its average over time. (2) Static
@@ -47,7 +49,8 @@ class PruneVid(Method):
             `alpha` of each with `ratio` (rounded down, as in the code: parts of two tokens lose both), else in
             proportion, so that the count is exact.
         cut: most segments, as a share of the frames.
-        tau: cosine above which a place is static. neighbours: k of DPC-KNN.
+        tau: cosine above which a place is static.
+        neighbours: k of DPC-KNN.
         layer: where stage 3 acts, a decoder layer or a share of the depth; it hears the layer before.
     """
 

@@ -13,7 +13,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(LayerMethod):
-    """Keeps 1/2, 1/4 and 1/8 of the tokens after a quarter, a half and three quarters of the layers.
+    """What the prompt attends to, halved in stages.
+
+    Keeps 1/2, 1/4 and 1/8 of the tokens after a quarter, a half and three quarters of the layers.
 
     Source: arXiv 2410.17247, section 3.2. The score is the attention of the last instruction token, with the queries
     and keys of the layer that comes next. Counts are rounded, where the released code rounds down: of 577 tokens it

@@ -23,7 +23,9 @@ Scorer = Callable[[VisualTokens], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class QuoTA(Method):
-    """Shares the budget over the frames by their relevance to the question, then compresses each frame to its share.
+    """More of the frames that fit the question.
+
+    Shares the budget over the frames by their relevance to the question, then compresses each frame to its share.
 
     Source: arXiv 2503.08689, section 3. A frame's weight is its relevance to the power of two, as a share of the sum.
     The paper asks a second VLM about each frame (the probability that it holds the question's objects); here the model

@@ -17,7 +17,9 @@ from vtc.transfer import download_all, upload
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """A uniformly random subset, seeded: the honest baseline.
+    """A random subset, seeded: the honest baseline.
+
+    A uniformly random subset, seeded: the honest baseline.
 
     The draw depends on `seed` and on the picture itself (through which of its tokens are longest and shortest), so
     that different pictures get different subsets while one picture gets the same subset in any batch or beam.

@@ -14,7 +14,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Scissorhands(CacheMethod):
-    """Counts, over a window of recent queries, how often a token got more than an even share of the attention.
+    """What recent queries kept attending to.
+
+    Counts, over a window of recent queries, how often a token got more than an even share of the attention.
 
     Source: arXiv 2305.17118, section 4 (persistence of importance): a token is important to a query that sees t tokens
     if it gets more than 1/t; the least often important ones go, the latest stay. There is no public code.
@@ -24,8 +26,8 @@ class Scissorhands(CacheMethod):
     While decoding (`every`), each step adds its vote to those of the prompt, and none expires.
 
     Args:
-        history: how many of the prompt's last queries vote. recent: how many of the latest tokens always stay; only
-            with scope="all".
+        history: how many of the prompt's last queries vote.
+        recent: how many of the latest tokens always stay; only with scope="all".
     """
 
     name = "scissorhands"

@@ -55,7 +55,9 @@ ADAPTIVE = {"rank": 1.0, "released": 13.5}  # and what `scale` is by default
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(LayerMethod):
-    """Text raters score, rejected tokens are clustered and recycled.
+    """What the question's words attend to.
+
+    Text raters score, rejected tokens are clustered and recycled.
 
     Source: arXiv 2410.04417, section 3. Raters are chosen once, at the language model's input; the score is their mean
     attention in the layer before. Of n rejected tokens the best int(0.3 n) + 1 are clustered (DPC-KNN, with as many
@@ -71,7 +73,8 @@ class SparseVLM(LayerMethod):
 
     Args:
         recycle: share of the rejected tokens that are clustered; 0 = prune only; None = 0.3, in version 2 0.
-        version: 1 or 2. heads: in version 2, how many heads count (fewer heads: all of them).
+        version: 1 or 2.
+        heads: in version 2, how many heads count (fewer heads: all of them).
         adaptive: let the rank of the raters' attention [raters, n] to n tokens say how many stay, instead of `keep`:
             "rank" drops int(scale * (n - rank)) (section 3.3); "released" keeps int(scale * rank + bias), as the code
             did before it had lists. Clusters come on top.

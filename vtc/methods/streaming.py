@@ -15,7 +15,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming(CacheMethod):
-    """Attention sinks and a window of recent tokens; looks at nothing.
+    """The first and the most recent tokens.
+
+    Attention sinks and a window of recent tokens; looks at nothing.
 
     Source: arXiv 2309.17453, section 3.2: the first `sinks` tokens and as many of the latest as the budget has left;
     as the paper has it with `scope="all", every=1` and an int for `keep`. By default tokens go once, after the prefill,

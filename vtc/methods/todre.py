@@ -22,7 +22,9 @@ PIVOTS = ("cls", "random", "center", "farthest")
 
 @dataclass(frozen=True, kw_only=True)
 class ToDRE(Method):
-    """Token diversity before the language model, and a check of task relevance late in it.
+    """A diverse subset; none late if irrelevant.
+
+    Token diversity before the language model, and a check of task relevance late in it.
 
     Source: arXiv 2505.18757. Version 2's algorithm 1 minimises the summed similarity to the chosen set (`maxsum`);
     version 1 calls it k-center, which is farthest-first (`kcenter`): both are offered. The pivot is the token with the

@@ -58,7 +58,9 @@ class Rounds(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ToMe(Rounds):
-    """Bipartite soft matching: half of the tokens look for the most similar of the other half; the best pairs merge.
+    """Merges the most similar pairs.
+
+    Bipartite soft matching: half of the tokens look for the most similar of the other half; the best pairs merge.
 
     Source: arXiv 2210.09461, section 3. There a few pairs merge in every block of the vision tower, by their keys; here
     they do so in rounds behind the projector, by features, until the budget is met. A merged token is the mean of all
@@ -93,7 +95,9 @@ class ToMe(Rounds):
 
 @dataclass(frozen=True, kw_only=True)
 class PiToMe(Rounds):
-    """As ToMe, but only tokens in crowds merge: those of highest energy; loners are protected.
+    """Merges crowds of like tokens, spares loners.
+
+    As ToMe, but only tokens in crowds merge: those of highest energy; loners are protected.
 
     Source: arXiv 2405.16148, section 3.2. Energy is the mean over all tokens of ELU(cosine - margin). The paper lowers
     the margin from 0.9 to 0 with depth; behind the projector there is one, halfway.

@@ -14,7 +14,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class TransPrune(LayerMethod):
-    """Token transition variation (TTV) plus instruction-guided attention (IGA), each as a share of its sum.
+    """What layers change most and the text reads.
+
+    Token transition variation (TTV) plus instruction-guided attention (IGA), each as a share of its sum.
 
     Source: arXiv 2507.20630, section 3; the paper's "High" configuration: after layers 7, 9 and 12 of 32 (counted from
     1), 7/8, 5/8 and 1/8 of the tokens stay. TTV of a module is |out|/|in| * exp(d) / sum(exp(d)), d from the cosine of

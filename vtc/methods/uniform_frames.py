@@ -14,7 +14,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class UniformFrames(Method):
-    """Whole frames, evenly spaced, as many as the budget holds (at least one); what is left of it is not used.
+    """Whole frames, evenly spaced.
+
+    Whole frames, evenly spaced, as many as the budget holds (at least one); what is left of it is not used.
 
     The same as sampling fewer frames, but for a tower that looks at several frames at once. Every method should beat
     it.

@@ -21,7 +21,9 @@ _CONTEXTUAL = (6, 5, 4, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class VisionDrop(Method):
-    """Progressive dominant-plus-contextual compression by visual-to-visual attention only.
+    """What visual tokens attend to, step by step.
+
+    Progressive dominant-plus-contextual compression by visual-to-visual attention only.
 
     Source: arXiv 2506.22283, section 3 and the released configuration: VisionZip's rule with 48 tokens before the
     language model, then 35, 26 and 19 after a quarter, a half and three quarters of its layers, an average of 32.

@@ -16,7 +16,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Method):
-    """Dominant tokens stay; contextual tokens are evenly spaced among the rest and absorb what resembles them.
+    """Dominant tokens; the rest merges into a few.
+
+    Dominant tokens stay; contextual tokens are evenly spaced among the rest and absorb what resembles them.
 
     Source: arXiv 2412.04467, section 3.2. Each remaining token goes to the contextual target whose key (vision tower,
     mean over heads) is most similar; a contextual token is its target plus the mean of what it absorbed, as the
@@ -70,11 +72,10 @@ class VisionZip(Method):
 def _led_by(token: Tensor, selection: Selection, features: Tensor) -> Selection:
     """`selection` of `features` [N, D] behind one more output, `token` [D], in place of the first that is no anchor."""
     free = torch.ones(len(features), dtype=torch.bool, device=features.device)
-    free[selection.anchor] = False
+    free.index_fill_(0, selection.anchor, False)
     place = free.nonzero()[0]  # [1]
     source = torch.where(selection.source >= 0, selection.source + 1, -1)
-    source[place] = 0
-    weight = selection.weight.clone()
-    weight[place] = 1.0
+    source.index_fill_(0, place, 0)
+    weight = selection.weight.index_fill(0, place, 1.0)
     rows = torch.cat([token[None].to(features), selection.apply(features)])
     return Selection(torch.cat([place, selection.anchor]), source, weight, rows)

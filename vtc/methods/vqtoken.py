@@ -22,7 +22,9 @@ MODES = ("full", "codebook", "hash")
 
 @dataclass(frozen=True, kw_only=True)
 class VQToken(TrainedMethod):
-    """Codes of a k-means codebook, each at the token nearest to it; trained weights tell them where else they occur.
+    """Codes of a k-means codebook.
+
+    Codes of a k-means codebook, each at the token nearest to it; trained weights tell them where else they occur.
 
     Source: arXiv 2503.16980, sections 3.2 and 3.3. The paper is about videos; pictures go the same way here. Its parts
     can be had one by one, as in its ablation:
@@ -52,7 +54,7 @@ class VQToken(TrainedMethod):
             None stands for "codes", the paper's, which learns faster beside a frozen language model (tiny-llava, 16
             tokens, the same batches of 16: loss 0.47 against 0.55 around step 190).
         cells: (t, h, w) of the grid the hash is pooled to for the module; None stands for (8, 12, 12).
-        mode: None stands for "full" with weights, "codebook" without.
+        mode: "full", "codebook" or "hash", as above; None stands for "full" with weights, "codebook" without.
         seed: of the untrained module.
     """
 

@@ -13,7 +13,9 @@ from vtc.signals import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class VTCCLS(Method):
-    """Top-k by CLS attention, summed over an ensemble of vision-tower layers.
+    """What the tower's CLS token attends to.
+
+    Top-k by CLS attention, summed over an ensemble of vision-tower layers.
 
     Source: arXiv 2412.05819, section 3 (K layers counted back from the one the features are taken from; equal
     weights). The released code starts at layer 16 of CLIP-L's 24, which is the default here, as a fraction of depth.

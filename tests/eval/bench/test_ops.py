@@ -31,7 +31,7 @@ def test_rows(found):
         assert [row["provider"] for row in own] == ["reference", "naive"] * 2
         for row in own:
             assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"]
-            assert row["of_roof"] > 0
+            assert row["of_roof"] >= 0  # rounded
             assert (row["over_matmul"] != "") == (
                 name in ("greedy_diversity", "kmeans", "bipartite_match", "segment_mean")
             )

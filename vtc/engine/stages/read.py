@@ -3,7 +3,7 @@
 In a forward of one token the layer before the method's first one attends to everything, and its attention says which
 tokens the layers behind it read: a gather by index, one index set per layer, when that layer asks its cache for its
 keys (`CompressedLayer.update`). Nothing is moved, so the next choice costs no more than the first; a forward of several
-tokens reads everything.
+tokens reads everything. While a choice stands, what was gathered is kept, and new tokens are put behind it.
 
 Example: layer 2 decides, layer 3 has lost two of the video's tokens to another method (t = text, v = video):
 
@@ -26,8 +26,9 @@ from vtc.budget import layer_number
 from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
-from vtc.engine.kv_cache import CompressedLayer, Reading
+from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_tags import SLOT, real_rows, rows_of_kind, tagged
+from vtc.engine.reading import Reading
 from vtc.engine.refuse import check_use
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.versions import cache_of

@@ -29,7 +29,8 @@ class MethodInfo:
     Attributes:
         module, class_name: where its class is. stage: "input", "layer", "cache", or several joined by "+".
         options: names of its options besides `keep`. defaults: their default values.
-        summary: first line of its docstring.
+        types: annotations of all options, `keep` first. help: what the docstring says of each.
+        summary: first line of its docstring. about: what comes after it, one line per paragraph.
     """
 
     name: str
@@ -47,7 +48,10 @@ class MethodInfo:
     default_keep: int | float
     options: tuple[str, ...]
     defaults: Mapping[str, Any] = field(hash=False)
+    types: Mapping[str, str] = field(hash=False)
+    help: Mapping[str, str] = field(hash=False)
     summary: str
+    about: str
 
 
 @cache

@@ -17,7 +17,6 @@ from vtc.signals import VisualTokens, check_signals, stacked
 from vtc.stages import check_stage
 
 POSITIONS = ("original", "compact")
-MANY = 1000  # scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +198,9 @@ def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
     counts as lowest."""
     score = score.detach().float()
-    # sorting a few takes no longer than this, and reading numbers from a GPU takes longer than sorting there
-    if score.device.type == "cpu" and score.dim() == 1 and 0 < k < len(score) and len(score) > MANY:
-        best, index = score.topk(k + 1)
-        largest, last, following = float(best[0]), float(best[-2]), float(best[-1])
-        if last > following and largest == largest:  # no tie to break; NaN, if there is one, comes first
-            return index[:k].sort().values
+    if score.device.type == "cpu" and score.dim() == 1 and 0 < k < len(score):  # a GPU would have to be waited for
+        found = (score > score.topk(k + 1, sorted=False).values.min()).nonzero()[:, 0]
+        if len(found) == k:  # neither a tie to break, nor NaN
+            return found
     # upwards, as that puts NaN last
     return score.neg().argsort(dim=-1, stable=True)[..., :k].sort(dim=-1).values

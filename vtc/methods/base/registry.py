@@ -9,10 +9,11 @@ import pkgutil
 from collections.abc import Collection, Iterable
 from dataclasses import MISSING, fields, replace
 from importlib import import_module
-from inspect import get_annotations
+from inspect import formatannotation, get_annotations
 from typing import TYPE_CHECKING, Any
 
 from vtc.hints import did_you_mean
+from vtc.methods.base.document import about, option_help
 from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import read_methods
 
@@ -71,6 +72,7 @@ def describe(cls: type[Method]) -> MethodInfo:
     """What the index says of a class."""
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
     default_keep: Any = defaults.pop("keep")
+    said = option_help(cls)
     return MethodInfo(
         name=cls.name,
         module=cls.__module__,
@@ -87,7 +89,10 @@ def describe(cls: type[Method]) -> MethodInfo:
         default_keep=default_keep,
         options=tuple(defaults),
         defaults=defaults,
+        types={f.name: f.type if isinstance(f.type, str) else formatannotation(f.type) for f in fields(cls)},
+        help={f.name: said.get(f.name, "") for f in fields(cls)},
         summary=(cls.__doc__ or "").strip().split("\n")[0],
+        about=about(cls),
     )
 
 

@@ -14,6 +14,7 @@ def current() -> str:
 
 def main() -> None:
     """Write it, and print where it lies."""
+    index.FILE.write_text("[]\n", encoding="utf-8")  # one of before a change to MethodInfo could not be read
     index.FILE.write_text(current(), encoding="utf-8")
     print(index.FILE)
 

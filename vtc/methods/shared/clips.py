@@ -134,7 +134,7 @@ def merge_frames(tokens: VisualTokens, similar: float, least: int) -> Selection:
     target = torch.arange(n, device=rows.device)
     cosine = cosines(tokens, rows).flatten()  # [T * P]
     merging = torch.zeros_like(cosine, dtype=torch.bool)
-    merging[top_k(cosine, max(0, n - least))] = True
+    merging.index_fill_(0, top_k(cosine, max(0, n - least)), True)
     merging = (merging & (cosine >= similar)).view_as(rows)
     there = rows >= 0
     target[rows[there]] = _roots(rows, there & ~merging)[there]

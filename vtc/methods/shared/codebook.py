@@ -15,6 +15,7 @@ from vtc.selection import Selection
 
 ELBOWS = ("curvature", "released")
 MAGNITUDES = ("norm", "mean", "unit")
+EQUAL = 1e-5  # difference of cosines that means nothing
 LARGEST = 2**26  # numbers of a padded batch that are clustered at a time
 
 
@@ -113,8 +114,11 @@ def selection(x: Tensor, centres: Tensor, label: Tensor, magnitude: str) -> Sele
 
 
 def _first_best(score: Tensor, label: Tensor, k: int) -> Tensor:
-    """LongTensor [k]: of each label's tokens the one of highest score, the first of equals; N where there is none."""
+    """LongTensor [k]: of each label's tokens the one of highest score, the first of equals; N where there is none.
+
+    Equal is what differs by less than rounding may add: two tokens are equally near their mean, on any device.
+    """
     n = len(score)
     best = torch.full((k,), -torch.inf, device=score.device).scatter_reduce(0, label, score, "amax")
-    index = torch.where(score == best[label], torch.arange(n, device=score.device), n)
+    index = torch.where(score >= best[label] - EQUAL, torch.arange(n, device=score.device), n)
     return torch.full((k,), n, device=score.device).scatter_reduce(0, label, index, "amin")
