@@ -65,12 +65,6 @@ def test_ask_about_a_smaller_picture(capsys, tmp_path):
     assert "more than the 16 asked for" in out
 
 
-def test_a_method_for_videos_says_that_it_did_nothing_to_a_picture(capsys):
-    assert ask("--method", "evs") == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "note: evs is for videos, and there are only pictures here: it changed nothing." in out
-
-
 def test_ask_about_two_pictures(capsys, tmp_path):
     overlay = tmp_path / "o.png"
     assert ask("--image", PICTURE, "--method", "pool", "--keep", "16", "--save", str(overlay)) == 0
