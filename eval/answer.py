@@ -87,6 +87,10 @@ class Answerer:
             vtc.prompt(self.processor, "?", int(kind == "image"), int(kind == "video"))
         if "video" in kinds and not any(map(find_spec, ("decord", "av"))):
             raise ImportError("reading videos needs decord or PyAV: pip install 'vtc-vlm[video]'")
+        fitting = {info.name for info in vtc.list_methods() if {*info.modality} & {*kinds}}
+        what = "videos" if kinds == ["image"] else "pictures"
+        for name in dict.fromkeys(spec.method for spec in specs if spec.wraps and spec.method not in fitting):
+            self.notes.append(f"{name} is for {what} only, and no question is about any: it changes nothing")
         for spec in specs:
             with self.compressed(spec):
                 pass

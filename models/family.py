@@ -139,6 +139,17 @@ class Adapter:
             raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
         return config.video_token_id
 
+    def prompt_positions(
+        self, model: nn.Module, ids: Tensor, types: Tensor, mask: Tensor, grids: dict[str, Tensor], seconds: Any
+    ) -> Tensor:
+        """[3, B, L]: the (t, h, w) positions that the model gives a prompt, of families whose tower takes packed rows.
+
+        Args:
+            ids, types: LongTensors [B, L], `input_ids` and `mm_token_type_ids`. mask: BoolTensor [B, L].
+            grids: by modality, LongTensor [pictures, 3] of patches, row by row. seconds: `second_per_grid_ts` or None.
+        """
+        raise TypeError(f"{type(self).__name__} does not define prompt_positions().")
+
     def frame_marks(self, processor: Any) -> FrameMarks | None:
         """Of families that write a video as numbered images: the ids of the words before its frame 1, 2, ..."""
         return None

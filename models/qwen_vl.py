@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.family import Adapter, Companions, ImageLayout, Known
+from vtc.models.family import GRIDS, Adapter, Companions, ImageLayout, Known
 
 
 class QwenVLAdapter(Adapter):
@@ -17,6 +17,15 @@ class QwenVLAdapter(Adapter):
 
     def tower(self, model: nn.Module) -> Any:
         return self.base(model).visual
+
+    def prompt_positions(
+        self, model: nn.Module, ids: Tensor, types: Tensor, mask: Tensor, grids: dict[str, Tensor], seconds: Any
+    ) -> Tensor:
+        timed = {} if seconds is None else {"second_per_grid_ts": seconds}
+        given = {GRIDS[modality]: grid for modality, grid in grids.items()}
+        return self.base(model).get_rope_index(
+            ids, mm_token_type_ids=types, attention_mask=mask.long(), **given, **timed
+        )[0]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 Takes = Literal["square", "rectangle", "packed"]
+
+
+class Packing(NamedTuple):
+    """How a packed row holds pictures: `merge` x `merge` neighbouring patches, which become a token, follow each other;
+    a patch holds `frames` frames of `side` x `side` pixels, channels first."""
+
+    merge: int
+    frames: int
+    side: int
 
 
 class Tower:
@@ -21,6 +30,10 @@ class Tower:
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
     #: or pictures of any size, packed one after another into one row, with their grids in `grid_thw`
     takes: ClassVar[Takes] = "square"
+
+    def packing(self, tower: Any) -> Packing:
+        """How its rows hold pictures, of towers that take packed ones."""
+        raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define packing().")
 
     def blocks(self, tower: Any) -> Any:
         """Its transformer blocks, first one first."""

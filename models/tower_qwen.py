@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.tower import Tower
+from vtc.models.tower import Packing, Tower
 from vtc.transfer import upload
 
 
@@ -16,6 +16,10 @@ class QwenTower(Tower):
 
     model_types = ("qwen2_vl_vision", "qwen3_vl_vision")
     takes = "packed"
+
+    def packing(self, tower: Any) -> Packing:
+        config = tower.config
+        return Packing(config.spatial_merge_size, config.temporal_patch_size, config.patch_size)
 
     def blocks(self, tower: Any) -> Any:
         return tower.blocks

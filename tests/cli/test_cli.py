@@ -189,6 +189,11 @@ BAD = [
     (["bench", "model", "--methods", "pool + fastv"], "'pool + fastv' are several methods, where one is expected"),
     (["train", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has no parameters to train"),
     (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=0)"], "keep=0 is not a whole number"),
+    (
+        ["ask", "--image", PICTURE, "--question", "What?", "--method", "downsample(keep=0)"],
+        "keep=0 is not a whole number",
+    ),
+    (["ask", "--image", PICTURE, "--question", "What?", "--method", "downsample", "--keep", "0.0"], "keep=0.0 is not"),
 ] + [(["eval", "--keep", keep], f"keep={keep} is not a ") for keep in ("0", "-3", "1.5", "nan", "inf", "0.0")]
 
 

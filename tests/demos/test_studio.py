@@ -49,6 +49,9 @@ def test_a_smaller_picture_is_shown_before_the_processor(heart):
     full = last(studio, heart, model="tiny-qwen")
     run = last(studio, heart, method="downsample", keep=0.25, model="tiny-qwen")
     assert run.state == "done", run.text
+    assert run.report is not None
+    assert full.report is not None
+    assert run.shown is not None
     loaded = studio.load("tiny-qwen")
     small = vtc.downsample(heart.still, loaded.processor, 0.25)
     inputs = vtc.prepare(loaded.processor, "What shape is red?", [small.media], **small.options)

@@ -126,6 +126,12 @@ def test_grids_that_follow_the_picture_cost_less(tmp_path):
     assert faster < full  # the vision tower is spared, too
 
 
+def test_a_method_for_videos_says_that_it_changes_no_picture(tiny, tmp_path):
+    settings = Settings(data=str(few(tmp_path, 1)), methods=("evs",), keep=(64,), timing=0, max_new_tokens=1)
+    outcome = evaluate(replace(settings, out=str(tmp_path / "out"), device="cpu"), tiny)
+    assert "evs is for videos only, and no question is about any: it changes nothing" in outcome.notes
+
+
 def test_what_the_metrics_say(outcome):
     full, own = metrics(outcome, "full"), metrics(outcome, "divprune@64")
     assert "retention" not in full

@@ -146,8 +146,7 @@ def test_videos_of_fixed_grids_cost_what_they_did(family):
 def test_several_pictures_share_a_call():
     processor = processor_of("internvl")
     found, options = vtc.downsample_all([picture(24, 60), picture(90, 90)], processor, 20)
-    least = min(one.options["images_kwargs"]["max_patches"] for one in found)
-    assert options == {"images_kwargs": {"max_patches": least}}
+    assert options == {"max_patches": min(one.options["max_patches"] for one in found)}
     assert count(processor, found[0].media, **options) <= 20
     assert vtc.downsample_all([], processor, 20) == ([], {})
 

@@ -111,6 +111,18 @@ def test_temporal_methods_say_so():
 
 
 @pytest.mark.parametrize("name", TEMPORAL)
+def test_on_a_picture_they_say_that_nothing_happened(name):
+    model = model_of("qwen2_5_vl")
+    with vtc.wrapped(model, [name, "fastv(layers=(1,))"] if name == "evs" else name):
+        model(**batch("qwen2_5_vl", [[0]]), use_cache=True)
+        said = f"{name} is for videos, and there are only pictures here: it changed nothing."
+        assert vtc.report(model).notes[:1] == [said]
+        assert said in str(vtc.report(model)).replace("\n", " ")
+        model(**batch("qwen2_5_vl", [[0], ["v0"]]), use_cache=True)
+        assert not any("changed nothing" in note for note in vtc.report(model).notes)
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
 def test_half_precision_keeps_as_many(family, name):
     model, inputs = model_of(family), batch(family, [["v0", 0], ["v2"]])

@@ -69,10 +69,11 @@ def ask(
         if resized is not None:
             small, more = vtc.downsample_all(shown, processor, resized)
             shown = [one.media for one in small]
-            images, films = shown[: len(pictures)], shown[len(pictures) :]
+            images = [one for one in shown if isinstance(one, Image.Image)]
+            films = [one for one in shown if not isinstance(one, Image.Image)]
             inputs = vtc.prepare(processor, question, images, films, **more).to(model.device, model.dtype)
         at_work = name is not None and resized is None
-        wrapped = partial(vtc.wrapped, model, name or "", keep, processor=processor, **options)
+        wrapped: Any = partial(vtc.wrapped, model, name or "", keep, processor=processor, **options)
         wrapped = wrapped if at_work else nullcontext
         with torch.inference_mode(), wrapped():
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)

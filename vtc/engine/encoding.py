@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vtc.engine import context
 from vtc.engine.encoded import Encoded
-from vtc.engine.tower_call import unpack
+from vtc.engine.tower_call import PIXEL_ITEM, unpack
 from vtc.engine.tower_signals import TowerSignals
 from vtc.methods.base.method import Method
+from vtc.methods.base.pixels import PixelMethod
 from vtc.models import adapter_for
 from vtc.models.family import GRIDS, PIXELS, Adapter
 
@@ -22,6 +23,9 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
     adapter = adapter_for(model)
     parts = [part for method in methods for part in method.parts()]
+    for part in parts:
+        if isinstance(part, PixelMethod):
+            raise ValueError(f"{part.title} acts before the vision tower: what it has encoded cannot be made smaller.")
     signals = TowerSignals(model, adapter, parts, private=True)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
@@ -50,6 +54,10 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
     call = unpack(output)
     assert call is not None
+    if PIXEL_ITEM in output:
+        raise ValueError(
+            "this model is wrapped with a method that makes pictures smaller: unwrap it before vtc.encode."
+        )
     return Encoded(model, adapter, output, call, grids, pieces, modality)
 
 

@@ -223,13 +223,16 @@ class Engine:
 
     def _seen(self, forward: Forward) -> list[Seen]:
         """The prompts, with what the tower made of their pixels."""
-        found, ran = [], iter(forward.towers)
+        found, ran, outputs = [], iter(forward.towers), []
         for prompt in forward.prompts:
             output = prompt.encoded if prompt.encoded is not None else next(ran, None)
+            outputs.append(output)
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
             pooled = getattr(output, "pooler_output", None)
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
+        for stage in self.stages:
+            found = stage.seen(forward, found, outputs)
         return found
 
     def _tower_reader(
@@ -298,7 +301,7 @@ class Engine:
         placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
         flow = forward.flow = placement(lm, kwargs, found, self.compact, family.mrope, ends, mask)
         if found is not None:
-            forward.trace = Trace(notes=list(self.signals.notes))
+            forward.trace = Trace(notes=[*self.signals.notes, *self._idle(found)])
             forward.trace.begin(flow)
             self.traces.keep(forward.trace, None)
             forward.tower = self._tower_reader(seen, kwargs["inputs_embeds"], flow)
@@ -319,6 +322,17 @@ class Engine:
             kwargs[family.companions.rows] = None if ours else rows
             if not ours:
                 forward.companions = None
+
+    def _idle(self, found: Found) -> list[str]:
+        """A sentence about each method that is for pictures or for videos only, and finds none."""
+        there = {span.modality for span in found.layout.spans}
+        what = {"image": "pictures", "video": "videos"}
+        return [
+            f"{method.title} is for {' and '.join(what[m] for m in method.modality)}, and there are only "
+            f"{' and '.join(what[m] for m in sorted(there))} here: it changed nothing."
+            for method in self.methods
+            if not there & {*method.modality}
+        ]
 
     # -- 5, 6: rotary embedding and layers ---------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from vtc.models.family import Adapter, FrameMarks, ImageLayout, Known, TowerCall
 from vtc.transfer import download_all, upload
 
 _CHUNKS = "generate's prefill_chunk_size is not supported on a wrapped model"
-_MISMATCH = (
+MISMATCH = (
     "the visual tokens of the prompt are not those of the images or videos that were encoded: pass whole prompts with "
     f"the features of their own images, in order ({_CHUNKS})."
 )
@@ -104,7 +104,7 @@ def _placed(seen: Seen, join: bool) -> list[_Piece]:
     where = seen.visual.nonzero()  # [V, 2], reading order
     if not len(where):
         return []
-    pieces = _pieces(where, seen.pooled, join)
+    pieces = pieces_of(where, seen.pooled, join)
     runs, modalities = [1] * len(pieces), [seen.modality] * len(pieces)
     if seen.frames is not None:
         pieces, runs, modalities = _videos(pieces, seen.frames)
@@ -112,7 +112,7 @@ def _placed(seen: Seen, join: bool) -> list[_Piece]:
     for piece, count, modality in zip(pieces, runs, modalities, strict=True):
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
-            raise ValueError(_MISMATCH)
+            raise ValueError(MISMATCH)
         found.append(_Piece(row, piece[:, 1], modality, count))
     return found
 
@@ -208,7 +208,7 @@ def _arrange(
     """
     rows, looks = [piece.row for piece in pieces], Looks.of(adapter, model, [x.features for x in pieces], seen.call)
     for expansion in range(1, max(rows) + 2):
-        images = _images(rows, expansion)
+        images = images_of(rows, expansion)
         if images is None:
             continue
         first = [images.index(image) for image in range(max(images) + 1)]
@@ -229,7 +229,7 @@ def _arrange(
             raise ValueError(f"{error} ({_CHUNKS})") from error  # features of unknown origin: a chunk, maybe
         if layouts is not None:
             return images, layouts, expansion
-    raise ValueError(_MISMATCH)
+    raise ValueError(MISMATCH)
 
 
 def _crop_counts(options: list[list[int]], begins: list[list[bool]]) -> list[int] | None:
@@ -253,7 +253,7 @@ def _crop_counts(options: list[list[int]], begins: list[list[bool]]) -> list[int
     return solve(0, 0)
 
 
-def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
+def pieces_of(where: Tensor, pooled: Any, join: bool = False) -> list[Tensor]:
     """Split visual positions [V, 2] into one [N, 2] per image."""
     breaks = (where.diff(dim=0) != torch.tensor([0, 1])).any(dim=1).nonzero().flatten() + 1
     runs = list(where.tensor_split(breaks))
@@ -261,7 +261,7 @@ def _pieces(where: Tensor, pooled: Any, join: bool) -> list[Tensor]:
         return runs
     lengths = [features.shape[:-1].numel() for features in pooled]  # LLaVA-NeXT-Video's have a frame axis
     if sum(lengths) != len(where):
-        raise ValueError(_MISMATCH)
+        raise ValueError(MISMATCH)
     return list(where.split(lengths))
 
 
@@ -271,7 +271,7 @@ def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | 
         return None
     frames, where = torch.zeros(visual.shape, dtype=torch.long), visual.nonzero()
     last = (-1, 0)  # row and number of the run before
-    for run in _pieces(where, None, True) if len(where) else []:
+    for run in pieces_of(where, None, True) if len(where) else []:
         row, start = run[0].tolist()
         following = last[1] + 1 if last[0] == row else 1
         words = {frame: marks(frame) for frame in (1, following)}
@@ -298,7 +298,7 @@ def _videos(runs: list[Tensor], frames: Tensor) -> tuple[list[Tensor], list[int]
     return [torch.cat(own) for own in pieces], [len(own) for own in pieces], modalities
 
 
-def _images(rows: list[int], expansion: int) -> list[int] | None:
+def images_of(rows: list[int], expansion: int) -> list[int] | None:
     """Number the images of spans in `rows` (ascending) if each `expansion` rows repeat one prompt; None if not so."""
     numbers: list[int] = []
     by_row: dict[int, list[int]] = {}

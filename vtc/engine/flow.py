@@ -105,6 +105,7 @@ class Flow:
                 raise ValueError(f"the compressed cache holds {held} rows, the input {self.rows}; they must agree.")
         given = kwargs.get("attention_mask")
         self.user = None if given is None else given.bool().to(self.device)
+        self.left: Tensor | None = None  # BoolTensor [B, L] in main memory: placeholders that stand for nothing
         self._host = mask if given is not None and mask is not None and mask.shape == given.shape else self.user
         start = min((p.prompt + p.dropped for p in self.pasts if p is not None), default=0)
         if self._host is not None and bool((self._host[:, start:] != 0).all()):
@@ -186,14 +187,34 @@ class Flow:
                 self.chosen[i] = before.then(selection)
         self.places = plan.outputs
         self.history.append((first, list(self.chosen)))
-        valid = None
-        if now.valid is not None or plan.ragged:
-            valid = plan.valid if now.valid is None else now.valid.gather(1, plan.slot) & plan.valid
         positions, shift = plan.positions(now.positions, self.compact)
         if not self.compact:
-            shift = None
+            shift = now.shift
         elif now.shift is not None:
             shift = shift + now.shift
+        self._follow(plan, first, positions, shift, rotary)
+        return short
+
+    def leave_out(self, hidden: Tensor, plan: Plan, positions: Tensor, shift: Tensor) -> Tensor:
+        """Drop what `left` says, before any stage has chosen: hidden states [B, L, D] -> [B, S, D].
+
+        Args:
+            plan: which placeholders stay; its outputs are the tokens of all spans, in order.
+            positions: [B, L] or [3, B, L], of the prompt as if they had not been there.
+            shift: LongTensor [B], how far what follows the prompt moves down.
+        """
+        assert self.found is not None
+        self.part.positions = positions
+        self.places = plan.outputs
+        self.found = self.found._replace(places=plan.outputs)
+        self._follow(plan, 0, plan.positions(positions, False)[0], shift, None)
+        return plan.gather(hidden)
+
+    def _follow(self, plan: Plan, first: int, positions: Tensor, shift: Tensor | None, rotary: Rotary | None) -> None:
+        """The part that `plan` makes of the present one, for the layers from `first` on."""
+        now, valid = self.part, None
+        if now.valid is not None or plan.ragged:
+            valid = plan.valid if now.valid is None else now.valid.gather(1, plan.slot) & plan.valid
         slot = now.slot.gather(1, plan.slot)
         gaps = slot != torch.arange(self.length - plan.width, self.length, device=self.device)
         part = Part(
@@ -211,7 +232,6 @@ class Flow:
         if now.plan is None and first == 0:
             self.parts.pop()
         self.parts.append(part)
-        return short
 
     def shorten_again(self, hidden: Tensor, layer: int) -> Tensor:
         """What `shorten` made of `hidden` before `layer`, when that layer is computed again for its gradients."""
@@ -274,11 +294,14 @@ class Flow:
 
     @cached_property
     def prompt(self) -> Tensor:
-        """BoolTensor [B, L] in main memory: the prompt, without padding and without what follows its end."""
+        """BoolTensor [B, L] in main memory: the prompt, without padding, placeholders that stand for nothing, and what
+        follows its end."""
         places = torch.arange(self.length).expand(self.rows, -1)
         own = torch.ones_like(places, dtype=torch.bool)
         if self._host is not None:
             own = self._host[:, -self.length :].cpu().bool()
+        if self.left is not None:
+            own = own & ~self.left
         return own if self.ends is None else own & (places < self.ends[:, None])
 
     @cached_property

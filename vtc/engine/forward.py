@@ -53,7 +53,8 @@ class Forward:
             model's has, too. layers: how many decoder layers' have. What runs as a graph compiled without hooks is
             told by these. layered: whether the decoder layers had hooks when the language model began.
         flow: its way through the language model, once that runs and there is anything to do.
-        runs: what the stages know of it. companions: rows that travel beside the visual tokens and are ours to add.
+        early: what stages know of it before the language model runs. runs: what they know from then on.
+        companions: rows that travel beside the visual tokens and are ours to add.
         tower: gives a method its reader of the tower's signals for a span.
         trace: what the report will say. done: it is over (recomputation for gradients comes later).
     """
@@ -69,6 +70,7 @@ class Forward:
     layered: bool = False
     layers: int = 0
     flow: Flow | None = None
+    early: dict[Stage, Any] = field(default_factory=dict)
     runs: dict[Stage, Run] = field(default_factory=dict)
     companions: CompanionRows | None = None
     tower: Callable[[Method, VisualSpan], Callable[[str], Tensor]] = _nothing

@@ -8,6 +8,7 @@ The calls, in order:
     wrap      Stage(facts, methods)        refuses what the model or the methods cannot do
               attach() -> handles          hooks of its own; they find their Run by `Forward.of(self)`
     forward   check(forward)               before any compute, with what the caller brought
+              seen(forward, ...)           what the vision tower made: may be that of other pictures than were brought
               begin(forward, kwargs)       the language model is about to run, nothing has been dropped: a Run
               Run.enter(kwargs)            may shorten the embeddings in `kwargs`
               Run.leave(cache)             the language model has run
@@ -34,6 +35,7 @@ from vtc.stages import register_stage
 from vtc.transfer import download_all
 
 if TYPE_CHECKING:
+    from vtc.engine.find_layout import Seen
     from vtc.engine.forward import Forward
 
 _STAGES: list[type[Stage]] = []
@@ -125,8 +127,9 @@ def identical(selections: Sequence[Selection]) -> bool:
 class Stage:
     """Base of stages.
 
-    A subclass sets `name` (what methods call it), `order` (by which stages follow each other; input is 20, layer 30,
-    cache 40) and, if its methods have a base class of their own, that one's name as `base`; it overrides what it needs.
+    A subclass sets `name` (what methods call it), `order` (by which stages follow each other; pixels is 5, input 20,
+    layer 30, cache 40) and, if its methods have a base class of their own, that one's name as `base`; it overrides what
+    it needs.
     """
 
     name: ClassVar[str] = ""
@@ -173,6 +176,10 @@ class Stage:
 
     def check(self, forward: Forward) -> None:
         """Raise ValueError, before any compute, if this forward cannot be right under this stage."""
+
+    def seen(self, forward: Forward, seen: list[Seen], outputs: list[Any]) -> list[Seen]:
+        """What is known of the pictures, of each modality; `outputs` are the tower's, None where there is none."""
+        return seen
 
     def check_spans(self, spans: Sequence[VisualSpan]) -> None:
         """The same, before the language model runs, once it is known how many tokens each picture has."""

@@ -8,6 +8,7 @@ from typing import Any
 from vtc.models.family import TowerCall
 
 ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
+PIXEL_ITEM = "vtc_pixels"  # that holds the grids of pictures that were made smaller before it ran
 
 
 def pack(call: TowerCall) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Trace:
     steps: list[tuple[int, list[Selection]]] = field(default_factory=list)  # (layer, one Selection per span)
     selections: tuple[Selection, ...] = ()  # all steps together
     history: list[tuple[int, list[Selection | None]]] = field(default_factory=list)  # the same, from which layer on
+    whole: list[int] | None = None  # tokens that each span's picture has as it is, where it was made smaller
     start: int = 0  # tokens of the conversation before this prefill
     length: int = 0  # tokens of this prefill, padding included
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
@@ -123,7 +124,7 @@ class Trace:
         full = self.rows_full.tolist()
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
-        visual_full = sum(span.tokens for span in self.spans)
+        visual_full = sum(self._whole)
         cached = [r.tolist() for r in self.cached] or rows
         return Report(
             spans=[
@@ -137,6 +138,7 @@ class Trace:
                     s.boxes(),
                     self._steps_of(number),
                     self._evicted_from(s),
+                    None if self.whole is None else self.whole[number],
                 )
                 for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
             ],
@@ -155,8 +157,11 @@ class Trace:
         self, cost: DecoderCost, row: int, full: int, layers: list[list[int]], cached: list[list[int]]
     ) -> RowReport:
         """The account of one batch row: `layers` and `cached` are its tokens by layer, [layers][B]."""
-        mine = [(span.tokens, chosen.tokens_out) for span, chosen in zip(self.spans, self.selections, strict=True)
-                if span.row == row]  # fmt: skip
+        mine = [
+            (whole, chosen.tokens_out)
+            for span, whole, chosen in zip(self.spans, self._whole, self.selections, strict=True)
+            if span.row == row
+        ]
         visual = sum(before for before, _ in mine)
         lengths, held = [own[row] for own in layers], [own[row] for own in cached]
         return RowReport(
@@ -166,6 +171,11 @@ class Trace:
             flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
             kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
         )
+
+    @property
+    def _whole(self) -> list[int]:
+        """Tokens of each span's picture as it came."""
+        return [span.tokens for span in self.spans] if self.whole is None else self.whole
 
     def _steps_of(self, number: int) -> tuple[tuple[int, Tensor, Tensor], ...]:
         """(layer, anchors, sources) of one span after each shortening."""

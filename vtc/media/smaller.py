@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,11 +16,12 @@ from vtc.media.video import Clip
 
 _FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it makes smaller, so that nothing aliases
 
+Media = TypeVar("Media", bound=Image.Image | Clip)
 _PROPORTION = 0.05  # a few pixels have proportions of their own, for which crops are laid out differently
 
 
 @dataclass(frozen=True, eq=False)
-class Resized:
+class Resized(Generic[Media]):
     """What `downsample` made.
 
     Attributes:
@@ -30,7 +31,7 @@ class Resized:
         tokens: visual tokens that come out. whole: that the media as it was has. wanted: that `keep` asked for.
     """
 
-    media: Image.Image | Clip
+    media: Media
     tokens: int
     whole: int
     wanted: int
@@ -58,7 +59,7 @@ class Resized:
         )
 
 
-def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> Resized:
+def downsample(media: Media, processor: Any, keep: int | float) -> Resized[Media]:
     """The largest size of a picture or a video of which its processor makes at most `keep` visual tokens.
 
     The baseline of VTC-Bench (arXiv 2510.07143): less of everything instead of a choice, and cheaper in the vision
@@ -87,11 +88,12 @@ def downsample(media: Image.Image | Clip, processor: Any, keep: int | float) -> 
     if wanted >= whole:
         return Resized(media, whole, whole, wanted)
     kind = "video" if isinstance(media, Clip) else "image"
-    grid = made.get(f"{kind}_grid_thw")
+    grid, options = made.get(f"{kind}_grid_thw"), {}
+    small: Any = media
     if grid is not None:
         small, options = _packed(processor, kind, media, grid[0].tolist(), wanted)
-    else:
-        small, options = _fewer_tiles(processor, media, whole, wanted) if kind == "image" else (media, {})
+    elif isinstance(media, Image.Image):
+        small, options = _fewer_tiles(processor, media, whole, wanted)
     made, tokens = _tokens(processor, small, options)
     if tokens > wanted and grid is None:
         small = _less_in_it(processor, small, made, wanted / tokens)
@@ -109,10 +111,8 @@ def downsample_all(
     """
     found = [downsample(one, processor, keep) for one in media]
     options: dict[str, Any] = {}
-    for kind, given in [pair for one in found for pair in one.options.items()]:
-        before = options.setdefault(kind, dict(given))
-        if "max_patches" in given:
-            before["max_patches"] = min(before["max_patches"], given["max_patches"])
+    for name, value in [pair for one in found for pair in one.options.items()]:
+        options[name] = min(value, options.get(name, value)) if isinstance(value, int) else value
     return found, options
 
 
@@ -146,7 +146,7 @@ def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) 
         return picture, {}
     most = getattr(processor.image_processor, "max_patches", None)
     if most is not None:  # InternVL's tiles follow the shape of the picture, not its size
-        tried = [{"images_kwargs": {"max_patches": n}} for n in range(most, 0, -1)]
+        tried = [{"max_patches": n} for n in range(most, 0, -1)]
         counts = [_count(processor, [picture.size], **options)[0] for options in tried]
     else:
         longest = max(width, height)

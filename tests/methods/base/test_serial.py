@@ -62,7 +62,7 @@ def test_every_option_comes_back(name):
         tried.add(option)
     free = {field.name for field in fields(plain)} - {"weights", "scorer"}  # a folder and a function: below
     fixed = {"scope"} if len(plain.scopes) == 1 else set()
-    fixed |= {"positions"} if plain.stage == "cache" else set()
+    fixed |= {"positions"} if plain.stage in ("pixels", "cache") else set()
     assert tried == free - fixed
 
 
