@@ -107,12 +107,12 @@ test-browser: $(BROWSER)
 	$(BIN)/python -m pytest -m browser tests/browser
 
 # The lmms-eval plug-in under the real lmms-eval, in an environment of its own that looks into .venv for what it lacks:
-# lmms-eval wants an older PyAV.
+# lmms-eval wants an older PyAV and filelock.
 LMMS := .venv-lmms
 $(LMMS)/.installed: $(STAMP)
 	test -x $(LMMS)/bin/python || $(BIN)/python -m venv $(LMMS)
 	echo "$(call SITE,$(VENV))" > "$(call SITE,$(LMMS))/main.pth"
-	grep -v '^av==' constraints.txt > $(LMMS)/constraints.txt
+	grep -vE '^(av|filelock)==' constraints.txt > $(LMMS)/constraints.txt
 	$(LMMS)/bin/python -m pip install --constraint $(LMMS)/constraints.txt --editable ".[lmms]"
 	rm -rf $(LMMS)/lib/python*/site-packages/tests  # latex2sympy2 installs its own there, which would hide ours
 	@touch $@
