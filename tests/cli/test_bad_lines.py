@@ -171,6 +171,7 @@ class Hook:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
 moment = sys.argv.pop(1)
 sys.meta_path.insert(0, Hook)
 from vtc.__main__ import main
