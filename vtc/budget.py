@@ -42,13 +42,19 @@ def token_count(keep: int | float, total: int) -> int:
 
 def fitted_grid(height: int, width: int, count: int) -> tuple[int, int]:
     """The largest grid of at most `count` cells in the proportions of `height` x `width`, which is one itself if it
-    fits: the long side as long as possible, the short one rounded, neither below 1.
+    fits: each side less than a cell from them, and of equally many cells those nearest to them.
 
-    Example: 12 x 16 for 64 cells: 8 x 10 would have 80 (7.5 rounds to 8) and 7 x 9 has 63.
+    Example: 12 x 16 for 64 cells: 7 x 9 has 63 (6.9 x 9.2 would be exact); 8 x 8 is another shape. 12 x 12 for 14
+    cells: 3 x 4 has 12 (3.5 x 3.5 would be exact) where 3 x 3 has 9.
     """
-    longest = max(height, width)
-    sides = ([max(1, round(side * n / longest)) for side in (height, width)] for n in range(longest, 0, -1))
-    return next((h, w) for h, w in sides if h * w <= count)
+    if height * width <= count:
+        return height, width
+    best: list[tuple[int, float, int, int]] = []
+    for h in range(1, min(height, count) + 1):
+        w = min(width, count // h, ((h + 1) * width - 1) // height + 1)
+        if (h - 1) * width < (w + 1) * height:
+            best.append((h * w, -abs(math.log(h * width / (w * height))), h, w))
+    return max(best)[2:]
 
 
 def check_layer(layer: object, name: str, least: int = 1) -> int | float:

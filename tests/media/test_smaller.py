@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vtc
+from tests.grids import largest_grid
 from tests.processors import processor_of
 from vtc.budget import fitted_grid
 
@@ -63,12 +65,10 @@ def test_packed_grids_are_the_largest_that_fit(family, size):
         assert (small.whole, small.wanted) == (h * w, budget)
         assert small.tokens == count(processor, small.media, **small.options) <= budget
         assert not small.full_cost
-        fits = []
-        for n in range(max(h, w), 0, -1):
-            rows, columns = (max(1, round(side * n / max(h, w))) for side in (h, w))
-            drawn = Image.new("RGB", (columns * 8, rows * 8))
-            fits.append(count(processor, drawn, images_kwargs={"size": {"shortest_edge": 64, "longest_edge": 6400}}))
-        assert small.tokens == next(tokens for tokens in fits if tokens <= budget)
+        rows, columns = largest_grid(h, w, budget)
+        drawn = Image.new("RGB", (columns * 8, rows * 8))
+        lifted = {"size": {"shortest_edge": 64, "longest_edge": 6400}}
+        assert small.tokens == count(processor, drawn, images_kwargs=lifted) == rows * columns
         if small.tokens == small.whole:
             assert small.media is whole
             assert small.options == {}
@@ -177,8 +177,14 @@ def test_a_model_without_videos_says_so():
         vtc.downsample(clip(4, 60, 40), processor_of("llava"), 4)
 
 
+@pytest.mark.parametrize("grid", [(12, 16), (12, 12), (24, 24), (18, 32), (5, 2), (1, 9), (30, 7)])
+def test_fitted_grids_are_the_largest(grid):
+    assert all(fitted_grid(*grid, n) == largest_grid(*grid, n) for n in range(1, math.prod(grid) + 2))
+
+
 def test_fitted_grids():
     assert fitted_grid(12, 16, 64) == (7, 9)
+    assert fitted_grid(12, 12, 14) in ((3, 4), (4, 3))
     assert fitted_grid(12, 16, 192) == fitted_grid(12, 16, 1000) == (12, 16)
     assert fitted_grid(3, 90, 1) == (1, 1)
     assert fitted_grid(1, 40, 17) == (1, 17)

@@ -45,7 +45,7 @@ class CompressedLayer(DynamicLayer):
         pictures: how many pictures its tags have named.
         reading: what the forward in progress reads of the prompt, None = everything.
         readings: of a layer that decides what is read: by layer, what the last step read; None = nothing is known.
-        window: what the last step read, to be read again while the choice stands.
+        read: what the last step read. window: the rows of that, once it has been read twice.
     """
 
     dropped: int = 0
@@ -61,6 +61,7 @@ class CompressedLayer(DynamicLayer):
     pictures: int = 0
     reading: Reading | None = None
     readings: dict[int, Reading] | None = None
+    read: Reading | None = None
     window: Window | None = None
     tags: dict[str, Tensor]
 
@@ -106,12 +107,16 @@ class CompressedLayer(DynamicLayer):
 
     def _read(self, reading: Reading, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
-        if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):  # a window is written in place
-            index = reading.whole(self.prompt, keys.shape[2])
-            return rows_of(keys, index), rows_of(values, index)
-        if self.window is None or not self.window.fits(reading, keys):
+        window, known = self.window, self.read
+        if window is not None and window.fits(reading, keys):
+            return window.follow(keys, values)
+        self.window, self.read = None, reading
+        written = torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)
+        if known is reading and not written:  # it stands; a window is written in place
             self.window = Window(reading, keys, values, self.prompt)
-        return self.window.follow(keys, values)
+            return self.window.follow(keys, values)
+        index = reading.whole(self.prompt, keys.shape[2])
+        return rows_of(keys, index), rows_of(values, index)
 
     def _expect_engine(self) -> None:
         """A wrapped model's forward knows which rows are gone; any other would take what is left for all there was."""
@@ -166,12 +171,12 @@ class CompressedLayer(DynamicLayer):
         self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
         self.group = ("evicted", id(self.shift)) if valid is None else object()
-        self.evicted, self.readings, self.window = True, None, None
+        self.evicted, self.readings, self.read, self.window = True, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
-        self.readings = self.window = None
+        self.readings = self.read = self.window = None
         count, held = abs(tokens_to_remove), self.keys.shape[-2]
         if count > int(self.tail) + held - self.prompt:
             raise ValueError(
@@ -186,7 +191,7 @@ class CompressedLayer(DynamicLayer):
             self.mask = None if self.mask is None else self.mask[:, :left]
 
     def _each_row(self, change: Change) -> None:
-        self.readings = self.window = None
+        self.readings = self.read = self.window = None
         self.mask = None if self.mask is None else change(self.mask)
         self.shift = None if self.shift is None else change(self.shift)
         self.touched = None if self.touched is None else change(self.touched)
@@ -207,7 +212,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
-        self.readings = self.window = None
+        self.readings = self.read = self.window = None
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
 
 

@@ -52,6 +52,8 @@ class Window:
         """Whether this is what `reading` reads of a layer that has grown to `keys` [B, G, held, d]."""
         if self.reading is not reading or not self.held <= keys.shape[2] <= self.held + ROOM:
             return False
+        if torch.is_grad_enabled() and keys.requires_grad:  # it is written in place
+            return False
         # what was made under inference mode cannot be written outside of it
         return torch.is_inference_mode_enabled() or not self._memory[0].is_inference()
 
