@@ -107,7 +107,8 @@ def _meaning(group: Group) -> dict[str, str]:
         "questions; unclear where that covers 1",
         "tok/s": "decoded tokens per second",
         "peak": "peak memory without weights",
-        "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them",
+        "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them, or "
+        "where a few have nearly all questions",
         "vs full": f"points gained over the uncompressed model; {paired}",
         "vs random": "the same against random at the same keep",
         "group A": "accuracy on the questions that the uncompressed model gets right and downsample at the same keep "
