@@ -134,9 +134,19 @@ def caption(group: Group, titles: Collection[str] = ()) -> str:
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)
         else "",
+        _least(group),
         _no_group_a(group) if "group A" in titles or "group A" not in every else "",
     ]
     return ". ".join(part[0].upper() + part[1:] if part in said else part for part in parts if part) + "."
+
+
+def _least(group: Group) -> str:
+    """How few tokens the videos of marked rows have."""
+    numbers = sorted({number for row in group.rows for number in row.least})
+    if not numbers:
+        return ""
+    said = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"‡: one token per time step of a video is the least, more than asked for: {said}"
 
 
 def _no_group_a(group: Group) -> str:
