@@ -144,7 +144,8 @@ class Settings:
             kinds: of media in the data set; by default the model and the methods, which act before the language
                 model, are such as fit them.
         Raises:
-            ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
+            ValueError: an unknown method, a setting of one that it does not have or that does nothing here, or the same
+                thing twice.
         """
         infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
@@ -162,6 +163,11 @@ class Settings:
                 check_keep(keep)
             for option in options:
                 _known(option, infos[name].options, f"option of {name}")
+            if name == DOWNSAMPLE and options:
+                raise ValueError(
+                    f"{DOWNSAMPLE} takes nothing but keep here, and {', '.join(options)} would change nothing: the "
+                    "picture is made smaller before the processor sees it; leave it out"
+                )
             if "average" in infos[name].options:
                 if self.budget == "average":
                     options.setdefault("average", True)

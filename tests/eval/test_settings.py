@@ -164,6 +164,11 @@ def test_a_bad_file(tmp_path, text, said):
         (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),
         (("todre(seed=1)", {"name": "todre", "seed": 1}), r"asked for twice: .*todre\(seed=1\)@0\.5"),
+        (
+            ("downsample(positions=compact)",),
+            "downsample takes nothing but keep here, and positions would",
+        ),
+        (({"name": "downsample", "keep": 8, "scope": "clip"},), "nothing but keep here, and scope would"),
         (("vtc-cls + fastv",), "'vtc-cls \\+ fastv' are several; every run is about one"),
         (("todre(mode=kcenter",), "does not name a method: expected name"),
     ],
@@ -171,6 +176,12 @@ def test_a_bad_file(tmp_path, text, said):
 def test_methods_that_cannot_be(methods, said):
     with pytest.raises(ValueError, match=said):
         Settings(methods=methods).specs(["image"])
+
+
+def test_downsample_has_budgets_of_its_own():
+    specs = Settings(methods=("downsample(keep=8)", {"name": "pool", "keep": 16})).specs(["image"])
+    labels = [(spec.label, spec.keep) for spec in specs if spec.compressed]
+    assert labels == [("random", 8), ("downsample", 8), ("random", 16), ("downsample", 16), ("pool", 16)]
 
 
 def test_no_such_file(tmp_path):
