@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vtc.eval.files import Row
+from vtc.eval.files import Row, read_json
 from vtc.hints import did_you_mean
 
 FIELDS = ("id", "image", "video", "question", "answer", "answers", "choices", "objects", "task", "metric")
@@ -77,7 +76,7 @@ def with_lists(row: Row) -> Row:
     for name in {*_LISTS, CONVERSATIONS} & found.keys():
         cell = found[name].strip()
         try:
-            found[name] = json.loads(cell) if cell.startswith("[") else [part.strip() for part in cell.split("|")]
+            found[name] = read_json(cell) if cell.startswith("[") else [part.strip() for part in cell.split("|")]
         except ValueError as error:
             return replace(row, fields=ValueError(f"'{name}' is not a JSON list ({error})"))
     return replace(row, fields=found)

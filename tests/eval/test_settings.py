@@ -57,6 +57,9 @@ def test_a_sweep_from_json(tmp_path):
     (tmp_path / "bad.json").write_text("{'keep': 3}")
     with pytest.raises(ValueError, match=r"bad\.json: malformed JSON: "):
         from_file(tmp_path / "bad.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json: brackets within brackets go too deep"):
+        from_file(tmp_path / "deep.json")
 
 
 def test_files_of_other_kinds(tmp_path):
@@ -135,6 +138,9 @@ def test_the_folder_depends_on_what_is_asked():
         ("batch_size = 0", "batch_size=0 is not a whole number of 1 or more"),
         ("budget = 'mean'", "expected one of final, average"),
         ("frames = 8\nfps = 2", "frames or fps, not both"),
+        ("keep = []", "keep is .*: expected at least one budget"),
+        ("metric = ''", "metric is '': expected a name, or names by task"),
+        ("keep = " + "[" * 100_000, r"sweep\.toml: brackets within brackets go too deep to be read"),
         ("methods = [3]", "3 is neither a name nor a table"),
         ("models = []", "expected at least one"),
         ("models = ['a', 'b', 'a']", "expected each once"),
