@@ -265,6 +265,8 @@ class Answerer:
                 line |= {"kv_bytes": [self._cost.kv_bytes(n) for n in lengths]}
                 if item.resized and item.resized.full_cost:
                     line["full_cost"] = True
+                if item.resized and item.resized.least:
+                    line["least"] = True
             else:
                 row = rows[i]
                 line |= {"tokens_in": row.tokens_in, "tokens_out": row.tokens_out}

@@ -61,7 +61,9 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
     own.add_argument("--fps", type=float, metavar="F", help="so many per second of each video instead")
     own.add_argument("--blind", action="store_const", const=True, help="add a baseline that sees grey pictures instead")
     own.add_argument("--batch-size", type=arguments.count, metavar="N", help="default: 64; halved when memory runs out")
-    own.add_argument("--timing", type=_whole, metavar="N", help="questions that are timed; default: 5, 0 for none")
+    own.add_argument(
+        "--timing", type=arguments.whole, metavar="N", help="questions that are timed; default: 5, 0: none"
+    )
     own.add_argument("--out", metavar="FOLDER", help="default: runs/<data>-<...>, the same for the same settings")
     own.add_argument("--wide", action="store_true", help=_WIDE)
     own.set_defaults(run=_eval)
@@ -95,12 +97,6 @@ def _columns(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def _eval(options: argparse.Namespace) -> int:
     """Run the evaluation and print its table; 1 if a question broke."""
     from vtc.eval import compare, runner
@@ -123,10 +119,10 @@ def _eval(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.model is not None:
         given["models"] = tuple(options.model)
-    glance = not options.config and "data" not in given and "limit" not in given
+    glance = options.config is None and "data" not in given and "limit" not in given
     if glance:
         given["limit"] = _GLANCE
-    settings = from_file(options.config, **given) if options.config else Settings(**given)
+    settings = from_file(options.config, **given) if options.config is not None else Settings(**given)
     for device in filter(None, [settings.device]):
         try:
             arguments.device(device)

@@ -34,7 +34,8 @@ class Row:
             together (Holm).
         group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
             wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
-        full_cost: whether pictures that were made smaller have cost more tokens than asked for.
+        full_cost: whether pictures that were made smaller were made larger again, and have cost more tokens than asked
+            for. least: numbers of tokens of videos that were made as small as they can be, more than asked for, too.
     """
 
     label: str
@@ -61,14 +62,16 @@ class Row:
     group_a: Score | None
     why_not: str
     full_cost: bool
+    least: list[int]
     tasks: dict[str, Score]
     extras: dict[str, dict[str, float]]
     broken: int
 
     @property
     def name(self) -> str:
-        """The label, marked where the full cost was paid."""
-        return f"{self.label} †" if self.full_cost else self.label
+        """The label, marked where the full cost was paid, and where there are more tokens than asked for."""
+        marks = ("†" if self.full_cost else "") + ("‡" if self.least else "")
+        return f"{self.label} {marks}".rstrip()
 
     @property
     def compressed(self) -> bool:
@@ -222,6 +225,7 @@ def _row(
         group_a=group_a,
         why_not=why_not,
         full_cost=run.full_cost,
+        least=run.least,
         tasks={task: score for task, score in scores.items() if score is not None},
         extras={task: dict(found) for task, found in run.extras.items()},
         broken=len(run.broken),

@@ -10,7 +10,8 @@ mean is up to the metric; for most, any counts). Optional: `id`; `task`; `choice
 answer is one, by its text or letter; `objects`, a list of phrases that a caption should name; `metric`, the name of one
 (`vtc.eval.metrics`). In CSV and TSV files lists are JSON lists or separated by `|`, and an empty cell is no field.
 
-`conversations` as LLaVA writes them ({"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", ...}) may stand in
+`conversations` as LLaVA writes them ({"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", ...}), or messages
+as Hugging Face does ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}), may stand in
 for question and answer; of several turns each becomes a question of its own, asked without the others.
 
 A folder that Hugging Face's `datasets` wrote (`save_to_disk`) or a .parquet file has the same columns; `image` may be

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vtc.eval.files import Row
+from vtc.eval.files import Row, read_json
 from vtc.hints import did_you_mean
 
 FIELDS = ("id", "image", "video", "question", "answer", "answers", "choices", "objects", "task", "metric")
 CONVERSATIONS = "conversations"
 _LISTS = ("answers", "choices", "objects")
 _ASKS, _ANSWERS, _SILENT = ("human", "user"), ("gpt", "assistant"), ("system",)
+_PART, _MEDIA = '{"type": "text", "text": "What?"}', ' or {"type": "image"}'
 _PLACEHOLDER = re.compile(r"\s*<(?:image|video)>\s*")
 
 
@@ -77,7 +77,7 @@ def with_lists(row: Row) -> Row:
     for name in {*_LISTS, CONVERSATIONS} & found.keys():
         cell = found[name].strip()
         try:
-            found[name] = json.loads(cell) if cell.startswith("[") else [part.strip() for part in cell.split("|")]
+            found[name] = read_json(cell) if cell.startswith("[") else [part.strip() for part in cell.split("|")]
         except ValueError as error:
             return replace(row, fields=ValueError(f"'{name}' is not a JSON list ({error})"))
     return replace(row, fields=found)
@@ -116,20 +116,42 @@ def _pairs(turns: Any) -> list[tuple[str, str]]:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise ValueError('\'conversations\' is not a list of turns such as {"from": "human", "value": "What?"}')
     spoken = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
-    spoken = [(who, text) for who, text in spoken if who not in _SILENT]
+    spoken = [(who, content) for who, content in spoken if who not in _SILENT]
     if not spoken:
         raise ValueError("'conversations' holds no question")
-    for number, (who, text) in enumerate(spoken, 1):
+    texts: list[str] = []
+    for number, (who, content) in enumerate(spoken, 1):
         turn = _ANSWERS if number % 2 == 0 else _ASKS
         if who not in turn:
             raise ValueError(f"turn {number} of 'conversations' is by {who!r}: expected {' or '.join(map(repr, turn))}")
-        if not isinstance(text, str):
-            raise ValueError(f"turn {number} of 'conversations' is no text: {text!r}")
+        texts.append(_content(content, f"turn {number} of 'conversations'", media=turn == _ASKS))
     if len(spoken) % 2:
         raise ValueError("the last question of 'conversations' has no answer")
-    questions = [text for _, text in spoken[::2]]
+    questions = texts[::2]
     if (held := sum(len(_PLACEHOLDER.findall(text)) for text in questions)) > 1:
         raise ValueError(f"'conversations' has {held} placeholders: a question is about one picture or one video")
-    return [
-        (_PLACEHOLDER.sub(" ", asked).strip(), said) for asked, (_, said) in zip(questions, spoken[1::2], strict=True)
-    ]
+    return [(_PLACEHOLDER.sub(" ", asked).strip(), said) for asked, said in zip(questions, texts[1::2], strict=True)]
+
+
+def _content(content: Any, place: str, media: bool) -> str:
+    """What a turn says, pictures and videos as placeholders. Content is a text or parts, as Hugging Face has them.
+
+    [{"type": "image"}, {"type": "text", "text": "What?"}] -> "<image>\\nWhat?"
+
+    Args:
+        media: whether it may hold pictures and videos.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise ValueError(f"{place} is no text, nor a list of parts such as {_PART}: {content!r}")
+    said = []
+    for part in content:
+        kind = part.get("type")
+        if kind in ("image", "video") and media:
+            said.append(f"<{kind}>")
+        elif kind == "text" and isinstance(part.get("text"), str):
+            said.append(part["text"])
+        else:
+            raise ValueError(f"{place} holds {part!r}: expected parts such as {_PART}{_MEDIA if media else ''}")
+    return "\n".join(said)

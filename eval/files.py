@@ -12,6 +12,7 @@ from typing import Any
 
 _DELIMITED = {".csv": ",", ".tsv": "\t"}
 KINDS = (".jsonl", ".json", *_DELIMITED)
+TOO_DEEP = "brackets within brackets go too deep to be read"
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -52,6 +53,14 @@ def rows(path: Path) -> list[Row]:
     return [Row(f"{path}, line {n},", n, fields) for n, fields in _lines(text)]
 
 
+def read_json(text: str | bytes) -> Any:
+    """What a text in JSON says; ValueError if it is none, or too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+
+
 def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
@@ -68,7 +77,7 @@ def _array(path: Path, text: str) -> list[Any] | None:
     """The entries of a file that is one JSON array; None if it holds lines, each for itself."""
     named_so = path.suffix.lower() == ".json"
     try:
-        found = json.loads(text)
+        found = read_json(text)
     except ValueError as error:
         if named_so and text.lstrip().startswith("["):
             raise ValueError(f"{path} is malformed JSON ({error})") from None
@@ -82,7 +91,7 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, read_json(line)
             except ValueError as error:
                 yield number, ValueError(f"malformed JSON ({error})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,8 @@ def _text(fields: Mapping[str, Any], name: str, required: bool = False) -> str:
 def _word(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{name} is {_kind(value)}, not text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, which is no number: put it in quotes if it is meant as a word")
     return str(value)
 
 

@@ -85,8 +85,13 @@ class Run:
 
     @property
     def full_cost(self) -> bool:
-        """Whether pictures that were made smaller have cost more tokens than asked for."""
+        """Whether pictures that were made smaller were made larger again, and have cost more tokens than asked for."""
         return any(line.get("full_cost") for line in self.lines.values())
+
+    @property
+    def least(self) -> list[int]:
+        """Numbers of tokens of videos that were made as small as they can be, which is more than was asked for."""
+        return sorted({line["tokens_out"] for line in self.lines.values() if line.get("least")})
 
     def mean(self, name: str, part: int | None = None) -> float:
         """Mean per question of a number that samples carry."""

@@ -16,6 +16,7 @@ import vtc
 from vtc.budget import check_keep
 from vtc.checks import check_number
 from vtc.eval.fields import check_columns
+from vtc.eval.files import TOO_DEEP
 from vtc.hints import did_you_mean
 from vtc.methods.base.notation import read_methods, write_method
 
@@ -24,6 +25,7 @@ KEEPS = (0.5, 0.1)
 ALL = "all"  # stands for every method before the language model
 FEW = ("uniform-frames", "evs", "divprune", "visionzip", "pool")  # by default, those that fit the media
 FULL, BLIND, RANDOM, DOWNSAMPLE = "full", "blind", "random", "downsample"
+_METRIC = "a name, or names by task"
 BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
 
 
@@ -121,7 +123,7 @@ class Settings:
         _require(isinstance(self.blind, bool), "blind", self.blind, "true or false")
         metric = self.metric
         named = isinstance(metric, Mapping) and all(isinstance(x, str) for pair in metric.items() for x in pair)
-        _require(metric is None or isinstance(metric, str) or named, "metric", metric, "a name, or names by task")
+        _require(bool(metric) if isinstance(metric, str) else metric is None or named, "metric", metric, _METRIC)
         _require(self.budget in BUDGETS, "budget", self.budget, f"one of {', '.join(BUDGETS)}")
         if self.models is not None:
             _require(all(isinstance(model, str) for model in self.models), "models", self.models, "names or paths")
@@ -131,6 +133,7 @@ class Settings:
         _require(all(isinstance(task, str) for task in self.tasks), "tasks", self.tasks, "names")
         if self.frames is not None and self.fps is not None:
             raise ValueError("give frames or fps, not both")
+        _require(bool(self.keep), "keep", self.keep, "at least one budget")
         for keep in self.keep:
             check_keep(keep)
         for entry in self.methods:
@@ -144,7 +147,8 @@ class Settings:
             kinds: of media in the data set; by default the model and the methods, which act before the language
                 model, are such as fit them.
         Raises:
-            ValueError: an unknown method, a setting of one that it does not have, or the same thing twice.
+            ValueError: an unknown method, a setting of one that it does not have or that does nothing here, or the same
+                thing twice.
         """
         infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
@@ -162,6 +166,11 @@ class Settings:
                 check_keep(keep)
             for option in options:
                 _known(option, infos[name].options, f"option of {name}")
+            if name == DOWNSAMPLE and options:
+                raise ValueError(
+                    f"{DOWNSAMPLE} takes nothing but keep here, and {', '.join(options)} would change nothing: the "
+                    "picture is made smaller before the processor sees it; leave it out"
+                )
             if "average" in infos[name].options:
                 if self.budget == "average":
                     options.setdefault("average", True)
@@ -234,6 +243,8 @@ def from_file(path: str | Path, **changes: Any) -> Settings:
         return replace(Settings(**found), **{name: value for name, value in changes.items() if value is not None})
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{file}: {TOO_DEEP}") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -3,7 +3,8 @@
 Questions on one picture succeed and fail together, so pictures, not questions, are the independent draws. All intervals
 are score intervals: they hold the values that the data do not reject, where the variance is the one under that value.
 So they stay inside what is possible, and ties or a clean sweep give no interval of width 0. What a picture's questions
-have in common enters as an effective number of questions (`_effective`); the quantile is Student's for the pictures.
+have in common enters as an effective number of questions (`_effective`); the quantile is Student's for the effective
+number of pictures (`_pictures`), which is less than their number where some have many more questions than others.
 
 Why not from a library: scipy's BCa bootstrap is undefined for ties and too narrow where little changes; statsmodels
 has score intervals of independent samples, not of paired ones. Coverage of these: tests/eval/test_coverage.py.
@@ -12,13 +13,14 @@ has score intervals of independent samples, not of paired ones. Coverage of thes
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-FEWEST = 6  # pictures; fewer have no interval
+FEWEST = 6  # pictures, effectively; fewer have no interval
 _Z = 1.959964  # two-sided 95 %
 _FLIPS = 10_000
 _EXACT = 12  # up to so many groups that differ, all sign flips are tried
@@ -26,7 +28,7 @@ _EXACT = 12  # up to so many groups that differ, all sign flips are tried
 
 @dataclass(frozen=True)
 class Score:
-    """An average over `n` questions with its 95 % confidence interval, None below FEWEST pictures."""
+    """An average over `n` questions with its 95 % confidence interval, None below FEWEST effective pictures."""
 
     mean: float
     low: float | None
@@ -60,7 +62,7 @@ def average(scores: Sequence[float], groups: Sequence[Any]) -> Score:
     unit = max(1.0, *scores)
     values = np.asarray(scores, dtype=float) / unit
     mean = float(values.mean())
-    pictures = len(set(groups))
+    pictures = _pictures(groups)
     if pictures < FEWEST:
         return Score(unit * mean, None, None, len(values))
     n, t = _effective(values - mean, groups, mean * (1 - mean)), student(pictures - 1)
@@ -81,7 +83,7 @@ def difference(scores: Sequence[float], base: Sequence[float], groups: Sequence[
     unit = max(1.0, *scores, *base)
     values = (np.asarray(scores, dtype=float) - np.asarray(base, dtype=float)) / unit
     mean = float(values.mean())
-    pictures = len(set(groups))
+    pictures = _pictures(groups)
     if pictures < FEWEST:
         return Score(unit * mean, None, None, len(values))
     gained, lost = float(np.maximum(values, 0).mean()), float(np.maximum(-values, 0).mean())
@@ -108,7 +110,7 @@ def ratio(scores: Sequence[float], base: Sequence[float], groups: Sequence[Any])
     if b <= 0:
         return None
     mean = a / b
-    pictures = len(set(groups))
+    pictures = _pictures(groups)
     if pictures < FEWEST:
         return Score(mean, None, None, len(above))
     gained, lost = float(np.maximum(above - below, 0).mean()), float(np.maximum(below - above, 0).mean())
@@ -155,7 +157,7 @@ def paired(scores: Sequence[float], base: Sequence[float], groups: Sequence[Any]
     return Difference(found.mean, found.low, found.high, found.n, p)
 
 
-def student(freedom: int) -> float:
+def student(freedom: float) -> float:
     """97.5 % quantile of Student's t, for 4 degrees of freedom or more (Abramowitz and Stegun, 26.7.5; to 0.001)."""
     z = _Z
     terms = (
@@ -173,16 +175,45 @@ def _effective(residuals: np.ndarray, groups: Sequence[Any], variance: float, sw
     Questions over the design effect: the sum of squares of the pictures' residuals over that of independent questions
     that are right or wrong (`variance` each). Half a picture, on which all questions differ by what is usual, is added
     to both: without it a few pictures that happen not to vary would pass for many. Right-or-wrong questions that are
-    each on a picture of its own have the design effect 1; where nothing varies it is a picture's number of questions.
+    each on a picture of its own have the design effect 1; where nothing varies it is the number of questions on the
+    picture of the average question.
 
     Args:
         swing: square of the most that a question's residual can be.
     """
     totals, counts = _by_group(residuals, groups)
-    each, squares = float(counts.mean()), variance * len(residuals)
+    each, squares = float((counts**2).sum() / counts.sum()), variance * len(residuals)
     graded = max(0.5, math.sqrt((residuals**2).sum() / squares)) if squares > 1e-9 else 1.0  # 1 for right or wrong
-    effect = ((totals**2).sum() + graded * swing * each**2 / 2) / (squares + swing * each / 2)
+    between = max((totals**2).sum(), _alike(residuals, totals, counts, each))
+    effect = (between + graded * swing * each**2 / 2) / (squares + swing * each / 2)
     return len(residuals) / float(effect)
+
+
+def _alike(residuals: np.ndarray, totals: np.ndarray, counts: np.ndarray, each: float) -> float:
+    """The sum of squares of the pictures' residuals that goes with how alike the questions of a picture fare.
+
+    1 + (each - 1) r times the questions' own sum of squares, where r is the correlation within pictures by analysis of
+    variance (Kish 1965, section 5.4). Where all pictures have the same number of questions it is exactly the sum of
+    squares found. Where a few have most of them, that sum hangs on how these few came out, and this does not.
+
+    Example: 36 pictures have a question each, 4 have 20, and all questions of a picture fare alike. Then r = 1, and the
+    design effect is `each` = (36 + 4 * 400) / 116 = 14.1, whether the four lie far from the mean or by chance near it.
+    """
+    n, own = len(residuals), float((residuals**2).sum())
+    if n == len(counts):
+        return own
+    within = own - float((totals**2 / counts).sum())
+    return each * own - (each - 1) * within * n / (n - len(counts))
+
+
+def _pictures(groups: Sequence[Any]) -> float:
+    """How many pictures with a question each weigh on a sum as unevenly as these do (Kish 1965, section 11.7).
+
+    Example: 36 pictures with a question each and 4 with 20 count as 116^2 / (36 + 4 * 400) = 8.2; 40 with the same
+    number of questions as 40.
+    """
+    counts = np.array(list(Counter(groups).values()), dtype=float)
+    return float(counts.sum() ** 2 / (counts**2).sum())
 
 
 def _edge(fits: Callable[[float], bool], inside: float, outside: float) -> float:

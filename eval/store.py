@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vtc.eval.files import read_json
+
 Line = dict[str, Any]
 CONFIG, SAMPLES, METRICS, LOCK = "config.json", "samples.jsonl", "metrics.json", ".lock"
 _HOW = "how"  # the part of a config that may differ: it says where and how, not what
@@ -126,7 +128,7 @@ class RunFolder:
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run, and not of, say, a model, which also has a config.json."""
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = read_json((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"format", "method", "digest"} <= config.keys()
@@ -161,7 +163,7 @@ def read_lines(file: Path, torn: bool = False) -> Iterable[Line]:
         if not line or (torn and number == len(lines)):
             continue
         try:
-            sample = json.loads(line)
+            sample = read_json(line)
             sample["id"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"{file}, line {number}, is not a sample: remove the folder {file.parent}") from None
@@ -178,7 +180,7 @@ def _mend(file: Path, write: bool) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file.read_text(encoding="utf-8"))
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -107,7 +107,8 @@ def _meaning(group: Group) -> dict[str, str]:
         "questions; unclear where that covers 1",
         "tok/s": "decoded tokens per second",
         "peak": "peak memory without weights",
-        "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them",
+        "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them, or "
+        "where a few have nearly all questions",
         "vs full": f"points gained over the uncompressed model; {paired}",
         "vs random": "the same against random at the same keep",
         "group A": "accuracy on the questions that the uncompressed model gets right and downsample at the same keep "
@@ -133,9 +134,19 @@ def caption(group: Group, titles: Collection[str] = ()) -> str:
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)
         else "",
+        _least(group),
         _no_group_a(group) if "group A" in titles or "group A" not in every else "",
     ]
     return ". ".join(part[0].upper() + part[1:] if part in said else part for part in parts if part) + "."
+
+
+def _least(group: Group) -> str:
+    """How few tokens the videos of marked rows have."""
+    numbers = sorted({number for row in group.rows for number in row.least})
+    if not numbers:
+        return ""
+    said = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"‡: one token per time step of a video is the least, more than asked for: {said}"
 
 
 def _no_group_a(group: Group) -> str:

@@ -41,7 +41,7 @@ class Size:
     def read(cls, text: str) -> Size:
         """ "24x1024"; ValueError if it is no such text."""
         parts = text.split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts) or int(parts[1]) % 64:
+        if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts) or int(parts[1]) % 64:
             raise ValueError(f"{text!r} is no size: give layers x width, the width a multiple of 64, such as 24x1024.")
         return cls(*map(int, parts))
 

@@ -54,7 +54,7 @@ def parse(arguments: dict[str, Any]) -> Settings:
     method, keep = str(given.pop("method")), given.pop("keep", None)
     for name in ("batch_size", "max_frames"):
         count = given.get(name, getattr(Settings, name))
-        given[name] = check_number(int(count) if str(count).isdigit() else count, name, 1, integer=True)
+        given[name] = check_number(int(count) if str(count).isdecimal() else count, name, 1, integer=True)
     if given.get("fps") is not None:
         check_number(given["fps"], "fps", above=0, below=1000, what="a number of frames per second")
     for name in ("device", "dtype"):

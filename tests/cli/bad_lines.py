@@ -20,6 +20,8 @@ def make(folder: Path) -> None:
     (folder / "text.mp4").write_text("not a video")
     (folder / "broken.jsonl").write_text("{]\n")
     (folder / "lost.jsonl").write_text(json.dumps({"image": "gone.png", "question": "What?", "answer": "a"}) + "\n")
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "nan.jsonl").write_text('{"image": "a.png", "question": "What?", "answer": NaN}\n')
     (folder / "broken.toml").write_text("keep = = 3")
     (folder / "unknown.toml").write_text("kep = 3")
     (folder / "broken.py").write_text("nothing_of_the_sort\n")
@@ -142,8 +144,18 @@ LINES: list[tuple[list[str], str]] = [
     (["eval", "--methods", "pool,nope"], "there is no method 'nope'"),
     (["eval", "--methods", "todre(mod=1)"], "there is no option of todre 'mod'"),
     (["eval", "--keep", "many"], "keep='many' is not a number"),
+    (["eval", "--keep", ""], "argument --keep: '' is an empty list"),
+    (["eval", "--methods", ","], "argument --methods: ',' is an empty list"),
+    (["eval", "--tasks", ""], "argument --tasks: '' is an empty list"),
+    (["eval", "--data", "deep.json"], "brackets within brackets go too deep"),
+    (["eval", "--data", "nan.jsonl"], "'answer' is nan, which is no number"),
+    (["eval", "--metric", ""], "metric is ''"),
+    (["eval", "--config", ""], "there is no settings file at ."),
+    (["bench", "ops", "--only", ""], "argument --only: '' is an empty list"),
+    (["bench", "model", "--batch", ""], "argument --batch: '' is an empty list"),
     (["eval", "--limit", "0"], "'0' is not a whole number"),
     (["eval", "--timing", "-1"], "'-1' is not a whole number"),
+    (["eval", "--timing", "²"], "'²' is not a whole number of 0 or more"),
     (["eval", "--tasks", "colour"], "no task 'colour'"),
     (["eval", "--metric", "exat"], "Did you mean 'exact'?"),
     (["eval", "--model", "tiny-quen"], "Did you mean 'tiny-qwen'?"),

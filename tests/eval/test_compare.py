@@ -338,6 +338,27 @@ def test_no_label_on_a_label_and_no_bar_behind_a_bar(group):
         assert min(b - a for a, b in itertools.pairwise(sorted(places))) > 4
 
 
+def test_videos_of_a_token_per_time_step_are_marked_and_cost_little(tmp_path):
+    synthetic(tmp_path, "full", None, 0.9)
+    run = synthetic(tmp_path, "downsample", 4, 0.5)
+    lines = [json.loads(line) | {"least": True, "tokens_out": 8} for line in (run / "samples.jsonl").open()]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    marked = compare.load(compare.find([tmp_path])[0])
+    assert not row(marked[0], "downsample", 4).full_cost
+    for text in (
+        printed(marked[0], 220),
+        printed(marked[0], 100, wide=False),
+        table.markdown(marked),
+        page.html(marked),
+    ):
+        assert "downsample ‡" in text
+        assert "‡: one token per time step of a video is the least, more than asked for: 8." in " ".join(text.split())
+        assert "†" not in text
+    lines[0]["tokens_out"] = 6
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "more than asked for: 6 to 8." in table.caption(compare.load(compare.find([tmp_path])[0])[0])
+
+
 def test_what_cost_everything_stands_at_100_percent(tmp_path):
     synthetic(tmp_path, "full", None, 0.9)
     run = synthetic(tmp_path, "downsample", 64, 0.5, method="downsample")

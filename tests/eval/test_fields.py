@@ -7,6 +7,8 @@ from PIL import Image
 
 from vtc.eval import datasets
 
+SHOWN, ASKED = {"type": "image"}, {"type": "text", "text": "What?"}
+
 
 def turns(*texts, names=("human", "gpt"), keys=("from", "value")):
     return [{keys[0]: names[n % 2], keys[1]: text} for n, text in enumerate(texts)]
@@ -46,6 +48,25 @@ def test_messages_under_another_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "parts",
+    [
+        [SHOWN, ASKED],
+        [ASKED, SHOWN],
+        [ASKED],
+        [{"type": "video"}, ASKED],
+        [{**SHOWN, "text": None}, {**ASKED, "index": None}],  # as tables hold them
+    ],
+)
+def test_messages_in_parts_as_hugging_face_writes_them(tmp_path, parts):
+    said = turns(
+        parts, [{"type": "text", "text": "A star."}], [ASKED, {"type": "text", "text": "And why?"}], "So.",
+        names=("user", "assistant"), keys=("role", "content"),
+    )  # fmt: skip
+    data = datasets.load(written(tmp_path, {"image": "a.png", "messages": said}), {"conversations": "messages"})
+    assert [(q.question, q.answers) for q in data.questions] == [("What?", ("A star.",)), ("What?\nAnd why?", ("So.",))]
+
+
+@pytest.mark.parametrize(
     ("said", "reason"),
     [
         ("What?", "'conversations' is not a list of turns"),
@@ -53,7 +74,13 @@ def test_messages_under_another_name(tmp_path):
         ([], "'conversations' holds no question"),
         (turns("What?"), "last question of 'conversations' has no answer"),
         (turns("What?", "a", names=("gpt", "human")), "turn 1 of 'conversations' is by 'gpt': expected 'human'"),
-        (turns("What?", 3), "turn 2 of 'conversations' is no text"),
+        (turns("What?", 3), "turn 2 of 'conversations' is no text, nor a list of parts such as"),
+        (turns(["What?"], "a"), "turn 1 of 'conversations' is no text, nor a list of parts"),
+        (turns([{"type": "text"}], "a"), "turn 1 of 'conversations' holds {'type': 'text'}: expected parts such as"),
+        (turns([{"type": "audio"}, ASKED], "a"), "holds {'type': 'audio'}: .* or {\"type\": \"image\"}"),
+        (turns([SHOWN, SHOWN, ASKED], "a"), "has 2 placeholders"),
+        (turns([ASKED], [SHOWN]), "turn 2 of 'conversations' holds {'type': 'image'}: .*\"What.\"}$"),
+        (turns([SHOWN], "a"), "'question' is empty"),
         (turns("<image> and <image>?", "a"), "has 2 placeholders"),
         (turns("<image>", "a"), "'question' is empty"),
     ],

@@ -42,6 +42,7 @@ def test_other_codings_are_refused(tmp_path, name, coding):
     ("name", "text", "place", "said"),
     [
         ("a.jsonl", '{"a": 1}\n{"a": }\n', "line 2,", "malformed JSON"),
+        ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, "line 2,", "malformed JSON .brackets within brackets go too deep"),
         ("a.csv", "a;b\n1;2\n1;2;3\n", "line 3,", "more cells .* put text with semicolons in quotes"),
         ("a.tsv", "a\tb\n1\t2\t3\n", "line 2,", "more cells .* put text with tabs in quotes"),
         ("a.csv", 'a,b\n"1"x,2\n', "line 2,", "malformed CSV"),
@@ -58,6 +59,11 @@ def test_a_bad_row_says_why(tmp_path, name, text, place, said):
 def test_what_is_no_array_of_questions(tmp_path):
     (tmp_path / "a.json").write_text('[{"a": 1},\n {"a": }]')
     with pytest.raises(ValueError, match=r"a\.json is malformed JSON \(Expecting value: line 2"):
+        files.rows(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(
+        ValueError, match=r"a\.json is malformed JSON \(brackets within brackets go too deep to be read"
+    ):
         files.rows(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"info": {},\n "data": []}')
     with pytest.raises(ValueError, match="is one object with 'info', 'data': give the array of questions alone"):

@@ -300,6 +300,11 @@ def test_videos_of_several_lengths(tmp_path):
     assert full[0]["tokens_in"] == full[1]["tokens_in"] != full[2]["tokens_in"]
     assert abs(half[0]["tokens_out"] - full[0]["tokens_in"] / 2) <= 1
     assert full[0]["flops"][0] == half[0]["flops"][0]
+    few = replace(base, methods=("random",), keep=(1,), limit=1, blind=False, out=str(tmp_path / "few"))
+    (line,) = samples(evaluate(few, small), "downsample@1")
+    assert (line["least"], "full_cost" in line) == (True, False)
+    assert 1 < line["tokens_out"] < line["tokens_in"]
+    assert line["flops"][1] < line["flops"][0]
 
 
 def test_pictures_for_a_model_that_reads_no_videos(tmp_path, tiny):

@@ -57,6 +57,9 @@ def test_a_sweep_from_json(tmp_path):
     (tmp_path / "bad.json").write_text("{'keep': 3}")
     with pytest.raises(ValueError, match=r"bad\.json: malformed JSON: "):
         from_file(tmp_path / "bad.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json: brackets within brackets go too deep"):
+        from_file(tmp_path / "deep.json")
 
 
 def test_files_of_other_kinds(tmp_path):
@@ -135,6 +138,9 @@ def test_the_folder_depends_on_what_is_asked():
         ("batch_size = 0", "batch_size=0 is not a whole number of 1 or more"),
         ("budget = 'mean'", "expected one of final, average"),
         ("frames = 8\nfps = 2", "frames or fps, not both"),
+        ("keep = []", "keep is .*: expected at least one budget"),
+        ("metric = ''", "metric is '': expected a name, or names by task"),
+        ("keep = " + "[" * 100_000, r"sweep\.toml: brackets within brackets go too deep to be read"),
         ("methods = [3]", "3 is neither a name nor a table"),
         ("models = []", "expected at least one"),
         ("models = ['a', 'b', 'a']", "expected each once"),
@@ -164,6 +170,11 @@ def test_a_bad_file(tmp_path, text, said):
         (({"name": "pool", "keep": [1]}, {"name": "divprune", "keep": 1.0}), r"both 1 \(one token\) and 1\.0"),
         (("pool", "pool"), "asked for twice: .*pool@0.5"),
         (("todre(seed=1)", {"name": "todre", "seed": 1}), r"asked for twice: .*todre\(seed=1\)@0\.5"),
+        (
+            ("downsample(positions=compact)",),
+            "downsample takes nothing but keep here, and positions would",
+        ),
+        (({"name": "downsample", "keep": 8, "scope": "clip"},), "nothing but keep here, and scope would"),
         (("vtc-cls + fastv",), "'vtc-cls \\+ fastv' are several; every run is about one"),
         (("todre(mode=kcenter",), "does not name a method: expected name"),
     ],
@@ -171,6 +182,12 @@ def test_a_bad_file(tmp_path, text, said):
 def test_methods_that_cannot_be(methods, said):
     with pytest.raises(ValueError, match=said):
         Settings(methods=methods).specs(["image"])
+
+
+def test_downsample_has_budgets_of_its_own():
+    specs = Settings(methods=("downsample(keep=8)", {"name": "pool", "keep": 16})).specs(["image"])
+    labels = [(spec.label, spec.keep) for spec in specs if spec.compressed]
+    assert labels == [("random", 8), ("downsample", 8), ("random", 16), ("downsample", 16), ("pool", 16)]
 
 
 def test_no_such_file(tmp_path):

@@ -210,3 +210,17 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_alike_questions_count_as_the_pictures_weigh(far):
+    """36 pictures with a question each and 4 with 20, all alike: the design effect is 1636 / 116, give or take half a
+    picture, whether the four are all right, as most are, or two of them wrong."""
+    right = [True] * 27 + [False] * 9 + [True, True, not far, not far]
+    groups = [i for i in range(40) for _ in range(20 if i >= 36 else 1)]
+    scores = [float(right[i]) for i in groups]
+    found, pictures = average(scores, groups), 116**2 / 1636
+    t = student(pictures - 1)
+    middle = (found.mean + t**2 / (2 * pictures)) / (1 + t**2 / pictures)
+    half = t * np.sqrt(found.mean * (1 - found.mean) / pictures + t**2 / (4 * pictures**2)) / (1 + t**2 / pictures)
+    assert (found.low, found.high) == pytest.approx((middle - half, min(1, middle + half)), abs=0.04)

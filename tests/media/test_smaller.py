@@ -130,7 +130,10 @@ def test_videos_keep_their_frames(family):
         assert (len(small.media), small.media.times) == (5, whole.times)
         assert small.media.frames.dtype == np.uint8
     least = vtc.downsample(whole, processor, 2)  # three time steps of a token each
-    assert (least.tokens, least.full_cost) == (3, True)
+    assert (least.tokens, least.least, least.full_cost) == (3, True, False)
+    assert f"3 of {total} tokens: one token per time step is the least, more than the 2 asked for" in least.note
+    assert "cost" not in least.note
+    assert not vtc.downsample(whole, processor, 3).least
 
 
 @pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision", "internvl"])
@@ -139,6 +142,7 @@ def test_videos_of_fixed_grids_cost_what_they_did(family):
     small = vtc.downsample(whole, processor, 0.25)
     assert small.tokens == small.whole == count(processor, whole)
     assert small.full_cost
+    assert not small.least
     assert len(small.media) == 4
     assert small.media.frames.shape[1] < 40
 

@@ -162,7 +162,14 @@ def device(text: str) -> str:
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A type of arguments that are lists, "a,b"; commas within brackets or quotes are part of an entry."""
-    return lambda text: [kind(part) for part in split_outside(text, ",") if part]
+
+    def read(text: str) -> list[Any]:
+        parts = [part for part in split_outside(text, ",") if part]
+        if not parts:
+            raise argparse.ArgumentTypeError(f"{text!r} is an empty list: give one entry or more, as in a,b")
+        return [kind(part) for part in parts]
+
+    return read
 
 
 def existing_folders(*files: str | None) -> None:

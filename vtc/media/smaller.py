@@ -41,7 +41,13 @@ class Resized(Generic[Media]):
     def full_cost(self) -> bool:
         """Whether the processor cannot make so few tokens: then `media` holds what `wanted` tokens can show, made
         larger again by the processor, and costs `tokens`."""
-        return self.tokens > self.wanted
+        return self.tokens > self.wanted and not self.least
+
+    @property
+    def least(self) -> bool:
+        """Whether `wanted` is below the number of a video's time steps, each of which keeps a token: it is cheap all
+        the same, as nothing is made larger again."""
+        return self.tokens > self.wanted and isinstance(self.media, Clip) and "videos_kwargs" in self.options
 
     @property
     def note(self) -> str:
@@ -53,6 +59,11 @@ class Resized(Generic[Media]):
                 f"asked for: it was made to show what {self.wanted} can, at the cost of {self.tokens}."
             )
         width, height = _size(self.media)
+        if self.least:
+            return (
+                f"downsample: {what} of {width} x {height} pixels, {self.tokens} of {self.whole} tokens: one token per "
+                f"time step is the least, more than the {self.wanted} asked for."
+            )
         return (
             f"downsample: {what} of {width} x {height} pixels, {self.tokens} of {self.whole} tokens, for a budget of "
             f"{self.wanted}."

@@ -10,6 +10,7 @@ A file of samples is a `.jsonl` of one per line, as evaluation reads them, too:
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_samples(path: str | Path) -> list[Sample]:
             continue
         try:
             samples.append(_sample(json.loads(line), file.parent))
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{file}, line {number}, is not a sample: {reason}") from None
     if not samples:
@@ -69,8 +70,10 @@ def _sample(fields: dict[str, Any], folder: Path) -> Sample:
     question, media = fields["question"], fields[named[0]]
     if not isinstance(answers, list) or not answers:
         raise ValueError(f"'answers' is {answers!r}, not a list of one or more")
-    if isinstance(answers[0], bool) or not isinstance(answers[0], str | int | float) or not str(answers[0]).strip():
-        raise ValueError(f"its answer is {answers[0]!r}, not a word or a number")
+    answer = answers[0]
+    word = answer.strip() if isinstance(answer, str) else isinstance(answer, int | float)
+    if not word or isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise ValueError(f"its answer is {answer!r}, not a word or a number")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"its question is {question!r}, not a text")
     if not isinstance(media, str):

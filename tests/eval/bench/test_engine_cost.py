@@ -87,7 +87,7 @@ def test_targets() -> None:
 def test_a_size_is_layers_by_width() -> None:
     assert Size.read("24x1024") == Size(24, 1024)
     assert str(Size(64, 128)) == "64x128"
-    for text in ("24", "24x", "0x64", "24x100", "2x64x3", "axb"):
+    for text in ("24", "24x", "²x64", "0x64", "24x100", "2x64x3", "axb"):
         with pytest.raises(ValueError, match="is no size: give layers x width"):
             Size.read(text)
 

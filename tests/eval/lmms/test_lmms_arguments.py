@@ -67,6 +67,7 @@ def test_the_uncompressed_model():
         ({"method": "none", "seed": 1}, "has no 'seed' with method=none"),
         ({"method": "random", "seed": "x"}, "seed='x' is not a whole number"),
         ({"method": "none", "batch_size": "auto"}, "batch_size='auto' is not a whole number"),
+        ({"method": "none", "batch_size": "²"}, "batch_size=.². is not a whole number"),
         ({"method": "none", "max_frames": 0}, "max_frames=0 is not a whole number"),
         ({"method": "none", "fps": "fast"}, "fps='fast' is not a number"),
         ({"method": "none", "device": "gpu0"}, "device='gpu0' is not a device"),
