@@ -233,3 +233,33 @@ def test_fitted_grids():
     assert fitted_grid(12, 16, 192) == fitted_grid(12, 16, 1000) == (12, 16)
     assert fitted_grid(3, 90, 1) == (1, 1)
     assert fitted_grid(1, 40, 17) == (1, 17)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "qwen2_vl", "qwen3_vl", *TILED])
+@pytest.mark.parametrize("size", [(400, 1), (1, 400), (2, 402)])
+def test_slivers_are_refused_in_a_sentence(family, size):
+    said = f"is {size[0]} x {size[1]} pixels, beyond 200 : 1: crop it first"
+    with pytest.raises(ValueError, match=f"^the picture {said}$"):
+        vtc.downsample(Image.new("RGB", size), processor_of(family), 5)
+    with pytest.raises(ValueError, match=f"^the picture {said}$"):
+        vtc.downsample_all([picture(40, 30), Image.new("RGB", size)], processor_of(family), 5)
+    if family not in ("llava", "llava_next"):
+        with pytest.raises(ValueError, match=f"^the video {said}$"):
+            vtc.downsample(clip(2, *size), processor_of(family), 5)
+
+
+@pytest.mark.parametrize("size", [(200, 1), (20, 1), (1, 20), (1, 1), (41, 1)])
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
+def test_the_thinnest_that_are_not_refused(family, size):
+    for keep in (1, 5):
+        small = vtc.downsample(Image.new("RGB", size), processor_of(family), keep)
+        assert small.tokens == count(processor_of(family), small.media, **small.options)
+        assert small.full_cost or small.tokens <= keep
+
+
+def test_a_grid_is_no_thinner_than_its_processor_takes():
+    """2 x 295 tokens: the largest grid of at most 250 is 1 x 221, which the processor refuses to make."""
+    processor, thin = wide("qwen2_vl"), Image.new("RGB", (2360, 12))
+    processor.image_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 1000 * 64}
+    small = vtc.downsample(thin, processor, 250)
+    assert (small.tokens, small.media.size) == (200, (1600, 8))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vtc.budget import check_keep, fitted_grid, token_count
+from vtc.media.pictures import MAX_ASPECT_RATIO, check_proportions
 from vtc.media.prompts import prepare, seen
 from vtc.media.video import Clip
 
@@ -80,7 +81,8 @@ def downsample(media: Media, processor: Any, keep: int | float) -> Resized[Media
         processor: as transformers loads it.
         keep: float in (0, 1] = fraction of the tokens that the media has as it is, int = count; at least one stays.
     Raises:
-        ValueError, TypeError: `keep` means nothing, or the processor takes no such media.
+        ValueError, TypeError: `keep` means nothing, the processor takes no such media, or it is more than 200 times
+            longer than wide.
     """
     return _downsample(media, processor, check_keep(keep), 1)
 
@@ -106,6 +108,7 @@ def downsample_all(
 
 def _downsample(media: Media, processor: Any, keep: int | float, copies: int) -> Resized[Media]:
     """`downsample` of one of so many pictures."""
+    check_proportions(_size(media), "the video" if isinstance(media, Clip) else "the picture")
     made, whole = _tokens(processor, media, {}, copies)
     wanted = token_count(keep, whole)
     if wanted >= whole:
@@ -168,6 +171,7 @@ def _packed(
     merge, cell = own.merge_size, own.merge_size * own.patch_size
     frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
     height, width = fitted_grid(height, width, max(1, wanted // frames))
+    height, width = min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)  # as they take them
     size = own.size if isinstance(own.size, dict) else vars(own.size)
     # its least number of pixels would make the picture larger again
     lifted = {"shortest_edge": cell * cell, "longest_edge": size["longest_edge"]}
