@@ -258,7 +258,7 @@ def test_the_thinnest_that_are_not_refused(family, size):
 
 
 def test_a_grid_is_no_thinner_than_its_processor_takes():
-    """2 x 295 tokens: the largest grid of at most 250 is 1 x 221, which the processor refuses to make."""
+    """2 x 295 tokens: of 250, a grid of one row would be longer than the processor takes."""
     processor, thin = wide("qwen2_vl"), Image.new("RGB", (2360, 12))
     processor.image_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 1000 * 64}
     small = vtc.downsample(thin, processor, 250)
