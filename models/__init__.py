@@ -44,8 +44,13 @@ __all__ = [
 ]
 
 
+def enter_those_that_ship() -> None:
+    """Families, towers and language models are entered when their list is first needed, whoever needs it."""
+    import_module(f"{__name__}.registry")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module(f"{__name__}.registry")  # enters those that ship
+    enter_those_that_ship()
     return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vtc.models import enter_those_that_ship
+
 #: What a rotary embedding made for some tokens, each [B or 1, T, r]: (cos, sin), or one complex table.
 Tables = tuple[Tensor, ...]
 
@@ -126,6 +128,7 @@ def register_decoder(cls: type[Decoder]) -> type[Decoder]:
     """Make a kind of language model known; usable as a class decorator in a user's own file."""
     if not cls.model_types:
         raise ValueError(f"{cls.__name__} names no language model: give it model_types, as in config.model_type.")
+    enter_those_that_ship()  # before the user's, which may stand in for one of them
     for model_type in cls.model_types:
         _DECODERS[model_type] = cls()
     return cls
@@ -134,4 +137,5 @@ def register_decoder(cls: type[Decoder]) -> type[Decoder]:
 def decoder_for(lm: nn.Module) -> Decoder:
     """The facts about a language model: those registered for its type, else the default ones, which may be wrong."""
     config: Any = lm.config
+    enter_those_that_ship()
     return _DECODERS.get(config.model_type, _DEFAULT)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from vtc.models import enter_those_that_ship
+
 Takes = Literal["square", "rectangle", "packed"]
 
 
@@ -90,6 +92,7 @@ _TOWERS: dict[str, Tower] = {}
 
 def register_tower(cls: type[Tower]) -> type[Tower]:
     """Make a kind of tower known; usable as a class decorator in a user's own file."""
+    enter_those_that_ship()  # before the user's, which may stand in for one of them
     for model_type in cls.model_types:
         _TOWERS[model_type] = cls()
     return cls
@@ -97,6 +100,7 @@ def register_tower(cls: type[Tower]) -> type[Tower]:
 
 def known_towers(takes: Takes | None = None) -> list[str]:
     """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures."""
+    enter_those_that_ship()
     return sorted(name for name, tower in _TOWERS.items() if takes in (None, tower.takes))
 
 
@@ -108,6 +112,7 @@ def tower_type(tower: nn.Module) -> str | None:
 def tower_for(tower: nn.Module) -> Tower:
     """Facts about a tower, by its own `config.model_type`; ValueError with the known ones if there are none."""
     model_type = tower_type(tower)
+    enter_those_that_ship()
     if model_type not in _TOWERS:
         raise ValueError(
             f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "

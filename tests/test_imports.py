@@ -128,6 +128,52 @@ def test_families_and_towers_are_known_whatever_is_imported_first(first):
     loaded_after(code)
 
 
+#: what is asked first of a module that has the facts, before anything has asked for an adapter
+FIRST = {
+    "tower_for": """
+from vtc.models.tower import tower_for
+try:
+    tower_for(torch.nn.Linear(2, 2))
+except ValueError as error:
+    assert "it knows clip_vision_model, internvl_vision, qwen2_5_vl_vision" in str(error), error
+else:
+    raise AssertionError
+""",
+    "a tower of a user's own": """
+from vtc.models.tower import Tower, known_towers, register_tower, tower_for
+@register_tower
+class Mine(Tower):
+    model_types = ("clip_vision_model",)
+tower = torch.nn.Linear(2, 2)
+tower.config = types.SimpleNamespace(model_type="clip_vision_model")
+assert "siglip_vision_model" in known_towers() and type(tower_for(tower)) is Mine
+""",
+    "known_towers": "from vtc.models.tower import known_towers\nassert 'clip_vision_model' in known_towers()",
+    "decoder_for": """
+from vtc.models.decoder import Decoder, decoder_for
+lm = torch.nn.Linear(2, 2)
+lm.config = types.SimpleNamespace(model_type="llama")
+assert type(decoder_for(lm)) is not Decoder
+""",
+    "a decoder of a user's own": """
+from vtc.models.decoder import Decoder, decoder_for, register_decoder
+@register_decoder
+class Mine(Decoder):
+    model_types = ("llama",)
+lm = torch.nn.Linear(2, 2)
+lm.config = types.SimpleNamespace(model_type="llama")
+import vtc.models.registry
+assert type(decoder_for(lm)) is Mine
+""",
+    "text_models": "import vtc.models.text_models",
+}
+
+
+@pytest.mark.parametrize("asked", [x if x == "tower_for" else pytest.param(x, marks=pytest.mark.full) for x in FIRST])
+def test_what_ships_is_known_to_whoever_asks_first(asked):
+    loaded_after(f"import types, torch\n{FIRST[asked]}")
+
+
 def test_a_family_of_a_users_own_comes_before_one_that_ships(monkeypatch):
     from vtc.models import registry
 

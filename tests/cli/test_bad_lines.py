@@ -272,7 +272,7 @@ def test_an_address_that_will_not_do(address, name, said, capsys, monkeypatch):
 
 
 def test_one_that_takes_too_long(address, capsys, monkeypatch):
-    monkeypatch.setattr(media, "SECONDS", -1)
+    monkeypatch.setattr("vtc.cli.fetch.SECONDS", -1)
     assert main(["ask", "--image", f"{address}/a.png", "--question", "What?"]) == 2
     assert "cannot be fetched: it takes longer than -1 seconds" in capsys.readouterr().err
 

@@ -30,10 +30,16 @@ def clip(frames: int, width: int, height: int) -> vtc.Clip:
     return vtc.Clip(values, times, list(range(frames)), frames, 2.0, frames / 2, "av")
 
 
+def made(processor: Any, media: Any, **options: Any) -> Any:
+    """The processor's own output for one picture or clip, or for several of both."""
+    media = media if isinstance(media, list) else [media]
+    films = [one for one in media if isinstance(one, vtc.Clip)]
+    return vtc.prepare(processor, "?", [one for one in media if not isinstance(one, vtc.Clip)], films, **options)
+
+
 def count(processor: Any, media: Any, **options: Any) -> int:
-    """Placeholders in the processor's own output."""
-    given = {"clips": [media]} if isinstance(media, vtc.Clip) else {"pictures": [media]}
-    ids = vtc.prepare(processor, "?", **given, **options)["input_ids"][0].tolist()
+    """Placeholders in that."""
+    ids = made(processor, media, **options)["input_ids"][0].tolist()
     names = [getattr(processor, name, None) for name in ("image_token", "video_token")]
     return sum(ids.count(processor.tokenizer.convert_tokens_to_ids(name)) for name in names if name)
 
@@ -56,8 +62,7 @@ def wanted(keep: int | float, whole: int) -> int:
 def test_packed_grids_are_the_largest_that_fit(family, size):
     """Every grid in the proportions of the whole picture's, from large to small, as the processor itself counts it."""
     processor, whole = wide(family), picture(*size)
-    made = vtc.prepare(processor, "?", [whole])["image_grid_thw"][0].tolist()
-    h, w = made[1] // 2, made[2] // 2
+    _, h, w = (side // 2 for side in made(processor, whole)["image_grid_thw"][0].tolist())
     assert count(processor, whole) == h * w
     for keep in KEEPS:
         small = vtc.downsample(whole, processor, keep)
@@ -149,10 +154,56 @@ def test_videos_of_fixed_grids_cost_what_they_did(family):
 
 def test_several_pictures_share_a_call():
     processor = processor_of("internvl")
-    found, options = vtc.downsample_all([picture(24, 60), picture(90, 90)], processor, 20)
-    assert options == {"max_patches": min(one.options["max_patches"] for one in found)}
+    whole = [picture(24, 60), picture(90, 90)]
+    alone = [vtc.downsample(one, processor, 20).options["max_patches"] for one in whole]
+    found, options = vtc.downsample_all(whole, processor, 20)
+    assert options == {"max_patches": min(alone)}
     assert count(processor, found[0].media, **options) <= 20
     assert vtc.downsample_all([], processor, 20) == ([], {})
+
+
+def test_the_smaller_number_of_tiles_holds_for_all_and_is_told():
+    """Alone the first has three tiles and a thumbnail; the second wants one tile, so that both have one."""
+    processor = processor_of("internvl")
+    found, options = vtc.downsample_all([picture(100, 24), picture(48, 24)], processor, 0.8)
+    assert vtc.downsample(picture(100, 24), processor, 0.8).tokens == 36
+    assert (options, found[0].options) == ({"max_patches": 1}, {"max_patches": 1})
+    assert [(one.tokens, one.whole, one.wanted) for one in found] == [(9, 45, 36), (9, 27, 22)]
+    assert "9 of 45 tokens, for a budget of 36" in found[0].note
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", *PACKED, *TILED])
+def test_the_tokens_of_several_are_those_of_their_call(family):
+    """LLaVA-OneVision crops a picture that is alone, and none of several."""
+    processor = wide(family) if family in PACKED else processor_of(family)
+    whole: list[Any] = [picture(9, 9), picture(24, 60), picture(90, 90)]
+    if family not in ("llava", "llava_next"):
+        whole.append(clip(4, 12, 8))
+    for keep in (20, 60, 0.5):
+        found, options = vtc.downsample_all(whole, processor, keep)
+        assert sum(one.tokens for one in found) == count(processor, [one.media for one in found], **options)
+        assert sum(one.whole for one in found) == count(processor, whole)
+        for one in found:
+            assert one.wanted == wanted(keep, one.whole)
+            assert one.full_cost == (one.tokens > one.wanted)
+
+
+@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("make", [picture, lambda width, height: clip(4, width, height)])
+def test_what_fits_as_it_is_stays_so_beside_what_does_not(family, make):
+    """The small one is below the processor's least number of pixels, which the other's options lift."""
+    processor, small, large = wide(family), make(9, 12), make(90, 90)
+    budget = count(processor, small)
+    found, options = vtc.downsample_all([small, large], processor, budget)
+    alone = made(processor, [small])
+    beside = made(processor, [found[0].media], **options)
+    values, grids = (next(name for name in alone if start in name) for start in ("pixel_values", "grid_thw"))
+    assert beside[grids].tolist() == alone[grids].tolist()
+    assert (beside[values] - alone[values]).abs().mean() < 0.05
+    assert [one.tokens for one in found] == [budget, vtc.downsample(large, processor, budget).tokens]
+    both, options = vtc.downsample_all([small, small], processor, budget)
+    assert [one.media for one in both] == [small, small]
+    assert options == {}
 
 
 @pytest.mark.parametrize(
@@ -192,3 +243,33 @@ def test_fitted_grids():
     assert fitted_grid(12, 16, 192) == fitted_grid(12, 16, 1000) == (12, 16)
     assert fitted_grid(3, 90, 1) == (1, 1)
     assert fitted_grid(1, 40, 17) == (1, 17)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "qwen2_vl", "qwen3_vl", *TILED])
+@pytest.mark.parametrize("size", [(400, 1), (1, 400), (2, 402)])
+def test_slivers_are_refused_in_a_sentence(family, size):
+    said = f"is {size[0]} x {size[1]} pixels, beyond 200 : 1: crop it first"
+    with pytest.raises(ValueError, match=f"^the picture {said}$"):
+        vtc.downsample(Image.new("RGB", size), processor_of(family), 5)
+    with pytest.raises(ValueError, match=f"^the picture {said}$"):
+        vtc.downsample_all([picture(40, 30), Image.new("RGB", size)], processor_of(family), 5)
+    if family not in ("llava", "llava_next"):
+        with pytest.raises(ValueError, match=f"^the video {said}$"):
+            vtc.downsample(clip(2, *size), processor_of(family), 5)
+
+
+@pytest.mark.parametrize("size", [(200, 1), (20, 1), (1, 20), (1, 1), (41, 1)])
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
+def test_the_thinnest_that_are_not_refused(family, size):
+    for keep in (1, 5):
+        small = vtc.downsample(Image.new("RGB", size), processor_of(family), keep)
+        assert small.tokens == count(processor_of(family), small.media, **small.options)
+        assert small.full_cost or small.tokens <= keep
+
+
+def test_a_grid_is_no_thinner_than_its_processor_takes():
+    """2 x 295 tokens: of 250, a grid of one row would be longer than the processor takes."""
+    processor, thin = wide("qwen2_vl"), Image.new("RGB", (2360, 12))
+    processor.image_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 1000 * 64}
+    small = vtc.downsample(thin, processor, 250)
+    assert (small.tokens, small.media.size) == (200, (1600, 8))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import vtc
 
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
     from vtc.media.video import Clip
 
 Read = TypeVar("Read")
-SECONDS = 60  # to fetch one file
 MEGABYTES = {"picture": 50, "video": 500}
-_WAIT = 15  # s without a byte
-_PIECE = 1 << 16
 
 
 def pictures(names: Sequence[str]) -> list[Image.Image]:
@@ -65,39 +61,13 @@ def _read(name: str, what: str, read: Callable[[Any], Read]) -> Read:
         return read(name)
     if scheme.lower() not in ("http", "https"):
         raise ValueError(f"{name}: only http:// and https:// are fetched; give a file, or one of these")
+    from vtc.cli.fetch import fetch  # it takes a while to import
+
+    suffix = re.search(r"://[^/?#]*/[^?#]*(\.\w{1,8})(?:[?#]|$)", name, re.ASCII)
     with tempfile.TemporaryDirectory(prefix="vtc-") as folder:
-        file = Path(folder, what).with_suffix(Path(urlsplit(name).path).suffix)
+        file = Path(folder, what + (suffix[1] if suffix else ""))
         fetch(name, file, MEGABYTES[what] * 10**6)
         try:
             return read(file)
         except (OSError, ValueError) as error:
             raise ValueError(str(error).replace(str(file), name)) from None
-
-
-def fetch(address: str, file: Path, most: int) -> None:
-    """Write what lies at a web address into a file.
-
-    Args:
-        most: bytes that are accepted.
-
-    Raises:
-        OSError: it cannot be had, or not within SECONDS. ValueError: it is larger than `most`, or no address.
-    """
-    from http.client import HTTPException
-    from urllib.error import URLError
-    from urllib.request import Request, urlopen
-
-    until = time.monotonic() + SECONDS
-    try:
-        with urlopen(Request(address, headers={"User-Agent": "vtc"}), timeout=_WAIT) as answer, file.open("wb") as out:
-            size = int(answer.headers.get("Content-Length") or 0)
-            while size <= most and (piece := answer.read(_PIECE)):
-                out.write(piece)
-                size = max(size, out.tell())
-                if time.monotonic() > until:
-                    raise TimeoutError(f"it takes longer than {SECONDS} seconds")
-    except (OSError, HTTPException) as error:
-        reason = error.reason if type(error) is URLError else error
-        raise OSError(f"{address} cannot be fetched: {reason}") from None
-    if size > most:
-        raise ValueError(f"{address} is larger than {most / 10**6:g} MB: fetch a smaller one, or give a file")

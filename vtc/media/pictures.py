@@ -88,9 +88,7 @@ def _shrunk(picture: Image.Image, modes: tuple[str, ...]) -> Image.Image:
 
 
 def _converted(picture: Image.Image, name: str) -> Image.Image:
-    width, height = picture.size
-    if min(width, height) < 1 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"{name} is {width} x {height} pixels, beyond {MAX_ASPECT_RATIO} : 1: crop it first")
+    check_proportions(picture.size, name)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         return _from_sixteen_bits(picture, name)
@@ -100,6 +98,13 @@ def _converted(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "F":
         raise ValueError(f"{name} holds floating-point pixels, whose range is not defined: convert it to 8 or 16 bits")
     return picture.convert("RGB")
+
+
+def check_proportions(size: tuple[int, int], name: str) -> None:
+    """Raise ValueError with one sentence if a picture or frame (width, height) is longer than processors take."""
+    width, height = size
+    if min(size) < 1 or max(size) > MAX_ASPECT_RATIO * min(size):
+        raise ValueError(f"{name} is {width} x {height} pixels, beyond {MAX_ASPECT_RATIO} : 1: crop it first")
 
 
 def _from_sixteen_bits(picture: Image.Image, name: str) -> Image.Image:

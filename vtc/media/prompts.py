@@ -97,5 +97,6 @@ def seen(picture: Image.Image, processor) -> Image.Image:
     scale = images.size["shortest_edge"] / min(width, height)
     crop_width, crop_height = (images.crop_size[side] / scale for side in ("width", "height"))
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    box = (round(left), round(top), round(left + crop_width), round(top + crop_height))
-    return picture.crop(box)
+    right, bottom = round(left + crop_width), round(top + crop_height)
+    left, top = round(left), round(top)  # of a side of one pixel both halves may round to the same one
+    return picture.crop((left, top, max(left + 1, right), max(top + 1, bottom)))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vtc.budget import check_keep, fitted_grid, token_count
+from vtc.media.pictures import MAX_ASPECT_RATIO, check_proportions
 from vtc.media.prompts import prepare, seen
 from vtc.media.video import Clip
 
@@ -91,25 +92,10 @@ def downsample(media: Media, processor: Any, keep: int | float) -> Resized[Media
         processor: as transformers loads it.
         keep: float in (0, 1] = fraction of the tokens that the media has as it is, int = count; at least one stays.
     Raises:
-        ValueError, TypeError: `keep` means nothing, or the processor takes no such media.
+        ValueError, TypeError: `keep` means nothing, the processor takes no such media, or it is more than 200 times
+            longer than wide.
     """
-    keep = check_keep(keep)
-    made, whole = _tokens(processor, media)
-    wanted = token_count(keep, whole)
-    if wanted >= whole:
-        return Resized(media, whole, whole, wanted)
-    kind = "video" if isinstance(media, Clip) else "image"
-    grid, options = made.get(f"{kind}_grid_thw"), {}
-    small: Any = media
-    if grid is not None:
-        small, options = _packed(processor, kind, media, grid[0].tolist(), wanted)
-    elif isinstance(media, Image.Image):
-        small, options = _fewer_tiles(processor, media, whole, wanted)
-    made, tokens = _tokens(processor, small, options)
-    if tokens > wanted and grid is None:
-        small = _less_in_it(processor, small, made, wanted / tokens)
-        tokens = _tokens(processor, small, options)[1]
-    return Resized(small, tokens, whole, wanted, options)
+    return _downsample(media, processor, check_keep(keep), 1)
 
 
 def downsample_all(
@@ -118,36 +104,89 @@ def downsample_all(
     """`downsample` of each picture and clip of one prompt, and the options that suit all of them.
 
     Options are about a whole call of the processor: where two pictures want different numbers of tiles, the smaller
-    one holds for both.
+    one holds for both. Numbers of tokens are those of that call, in which LLaVA-OneVision, for one, crops no picture
+    when there are several. What fits as it is keeps its grid: below the processor's least number of pixels, which the
+    others' options lift, it comes back with the pixels that the processor would have given it.
     """
-    found = [downsample(one, processor, keep) for one in media]
+    keep = check_keep(keep)
+    copies = min(2, sum(isinstance(one, Image.Image) for one in media))  # two stand for any number of pictures
+    found = [_downsample(one, processor, keep, 1 if isinstance(one, Clip) else copies) for one in media]
     options: dict[str, Any] = {}
     for name, value in [pair for one in found for pair in one.options.items()]:
         options[name] = min(value, options.get(name, value)) if isinstance(value, int) else value
-    return found, options
+    return [_under(options, one, processor, 1 if isinstance(one.media, Clip) else copies) for one in found], options
 
 
-def _tokens(processor: Any, media: Image.Image | Clip, options: dict[str, Any] | None = None) -> tuple[Any, int]:
-    """What a processor makes of a picture or video under a question, and how many visual tokens that has."""
-    given: dict[str, Any] = {"clips": [media]} if isinstance(media, Clip) else {"pictures": [media]}
+def _downsample(media: Media, processor: Any, keep: int | float, copies: int) -> Resized[Media]:
+    """`downsample` of one of so many pictures."""
+    check_proportions(_size(media), "the video" if isinstance(media, Clip) else "the picture")
+    made, whole = _tokens(processor, media, {}, copies)
+    wanted = token_count(keep, whole)
+    if wanted >= whole:
+        return Resized(media, whole, whole, wanted)
+    grid, options = _grid(made, media), {}
+    small: Any = media
+    if grid is not None:
+        small, options = _packed(processor, media, grid, wanted)
+    elif isinstance(media, Image.Image) and (copies == 1 or _tokens(processor, media)[1] == whole):
+        small, options = _fewer_tiles(processor, media, whole, wanted)  # others are cropped only when alone
+    made, tokens = _tokens(processor, small, options, copies)
+    if tokens > wanted and grid is None:
+        small = _less_in_it(processor, small, made, wanted / tokens, copies)
+        tokens = _tokens(processor, small, options, copies)[1]
+    return Resized(small, tokens, whole, wanted, options)
+
+
+def _under(options: dict[str, Any], one: Resized, processor: Any, copies: int) -> Resized:
+    """What became of one picture or clip, in a call with the `options` of all of them."""
+    if one.options == options:
+        return one
+    media = one.media
+    made, tokens = _tokens(processor, media, options, copies)
+    own = _grid(_tokens(processor, media, one.options, copies)[0], media)
+    if own is not None and own != _grid(made, media):  # the lifted minimum would make it smaller
+        side = _own(processor, media).patch_size
+        media = _resized(media, own[2] * side, own[1] * side)
+        tokens = _tokens(processor, media, options, copies)[1]
+    return replace(one, media=media, tokens=tokens, options=options)
+
+
+def _tokens(
+    processor: Any, media: Image.Image | Clip, options: dict[str, Any] | None = None, copies: int = 1
+) -> tuple[Any, int]:
+    """What a processor makes of so many copies of a picture or video under a question, and how many visual tokens each
+    of them has."""
+    given: dict[str, Any] = {"clips" if isinstance(media, Clip) else "pictures": [media] * copies}
     made = prepare(processor, "?", **given, **(options or {}))
     names = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
     visual = processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
-    return made, int(np.isin(np.asarray(made["input_ids"]), visual).sum())
+    return made, int(np.isin(np.asarray(made["input_ids"]), visual).sum()) // copies
+
+
+def _grid(made: Any, media: Image.Image | Clip) -> list[int] | None:
+    """The (t, h, w) in patches of a packed picture or video; None where grids do not follow the picture."""
+    grids = made.get("video_grid_thw" if isinstance(media, Clip) else "image_grid_thw")
+    return None if grids is None else grids[0].tolist()
+
+
+def _own(processor: Any, media: Image.Image | Clip) -> Any:
+    """The part of a processor that is about such media."""
+    return processor.video_processor if isinstance(media, Clip) else processor.image_processor
 
 
 def _packed(
-    processor: Any, kind: str, media: Image.Image | Clip, grid: Sequence[int], wanted: int
+    processor: Any, media: Image.Image | Clip, grid: Sequence[int], wanted: int
 ) -> tuple[Image.Image | Clip, dict[str, Any]]:
     """Media whose patches are exactly the cells of a smaller grid; `grid` is (t, h, w) in patches."""
-    own = processor.image_processor if kind == "image" else processor.video_processor
+    own, kind = _own(processor, media), "videos" if isinstance(media, Clip) else "images"
     merge, cell = own.merge_size, own.merge_size * own.patch_size
     frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
     height, width = fitted_grid(height, width, max(1, wanted // frames))
+    height, width = min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)  # as they take them
     size = own.size if isinstance(own.size, dict) else vars(own.size)
     # its least number of pixels would make the picture larger again
     lifted = {"shortest_edge": cell * cell, "longest_edge": size["longest_edge"]}
-    return _resized(media, width * cell, height * cell), {f"{kind}s_kwargs": {"size": lifted}}
+    return _resized(media, width * cell, height * cell), {f"{kind}_kwargs": {"size": lifted}}
 
 
 def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
@@ -176,15 +215,15 @@ def _count(processor: Any, sizes: Sequence[tuple[int, int]], **options: Any) -> 
     ]
 
 
-def _less_in_it(processor: Any, media: Image.Image | Clip, made: Any, share: float) -> Image.Image | Clip:
-    """Media with so few pixels that a `share` of the tokens could show all of them.
+def _less_in_it(processor: Any, media: Image.Image | Clip, made: Any, share: float, copies: int) -> Image.Image | Clip:
+    """Media with so few pixels that a `share` of the tokens could show all of them; `made` of so many copies.
 
     Example: LLaVA-1.5 shows 336 x 336 pixels by 24 x 24 tokens; for 64 tokens, a share of 1/9, what it sees of the
     picture becomes 112 x 112 pixels.
     """
     clip = isinstance(media, Clip)
     pixels = made["pixel_values_videos" if clip and "pixel_values_videos" in made else "pixel_values"]
-    pictures = math.prod(pixels.shape[:-3]) / (len(media) if clip else 1)  # tiles or crops, of each frame
+    pictures = math.prod(pixels.shape[:-3]) / (len(media) if clip else copies)  # tiles or crops, of each frame
     width, height = _size(media) if clip else seen(media, processor).size
     scale = math.sqrt(share * pictures * pixels.shape[-1] * pixels.shape[-2] / (width * height))
     if scale >= 1:
