@@ -87,6 +87,6 @@ def test_a_step_may_have_gradients_or_none(first) -> None:
         first_keys, values = tokens(1, 1)
         first_keys.requires_grad_(True)
         read = [made.update(first_keys, values)[0], *(made.update(*tokens(1, 1))[0] for _ in range(3))]
-        sum(x.square().sum() for x in read).backward()
+        torch.stack([x.square().sum() for x in read]).sum().backward()
     assert first_keys.grad is not None
     assert torch.allclose(first_keys.grad, 8 * first_keys.detach())
