@@ -153,69 +153,6 @@ def test_a_plugin_and_a_data_set_of_ones_own(capsys, tmp_path, monkeypatch):
     assert overlay.exists()
 
 
-BAD = [
-    (["ask", "--image", "none.png", "--question", "What?"], "there is no picture at none.png"),
-    (["ask", "--image", PICTURE, "--question", " "], "the question is empty"),
-    (["ask", "--image", PICTURE, "--question", "What is <image>?"], "placeholder '<image>'"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--keep", "64"], "give --method too"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--save", "a.png"], "give --method too"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "divprun"], "'divprune'"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "pool", "--save", "a.xyz"], "a.xyz"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--model", "./none"], "./none"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--device", "warp"], "'warp' is not a device"),
-    (["ask", "--question", "What?"], "--image"),
-    (["eval", "--data", "none"], "there is no data set 'none'"),
-    (["eval", "--methods", "pool,nope"], "'nope'"),
-    (["eval", "--plugin", "none.py"], "there is no plugin file"),
-    (["eval", "--limit", "0"], "'0' is not a whole number"),
-    (["eval", "--timing", "-1"], "'-1' is not a whole number"),
-    (["eval", "--tasks", "colour"], "no task 'colour'"),
-    (["eval", "--metric", "exat"], "Did you mean 'exact'"),
-    (["eval", "--frames", "4", "--fps", "2"], "give frames or fps, not both"),
-    (["eval", "--fps", "0"], "fps=0.0 is not a number in"),
-    (["eval", "--config", "none.toml"], "no settings file at none.toml"),
-    (["compare"], "RUN"),
-    (["compare", "none"], "there is no folder none"),
-    (["sing"], "sing"),
-    ([], "COMMAND"),
-    (["eval", "--keep", "many"], "keep='many' is not a number in (0, 1]"),
-    (["eval", "--methods", "todre(mode=kcenter, mod=1)"], "there is no option of todre 'mod'"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=3"], "does not name a method"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(kep=3)"], "fastv has no option 'kep'"),
-    (
-        ["ask", "--image", PICTURE, "--question", "What?", "--method", "pool + fastv", "--keep", "3"],
-        "are several methods",
-    ),
-    (["bench", "model", "--methods", "pool + fastv"], "'pool + fastv' are several methods, where one is expected"),
-    (["train", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has no parameters to train"),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "fastv(keep=0)"], "keep=0 is not a whole number"),
-    (
-        ["ask", "--image", PICTURE, "--question", "What?", "--method", "downsample(keep=0)"],
-        "keep=0 is not a whole number",
-    ),
-    (["ask", "--image", PICTURE, "--question", "What?", "--method", "downsample", "--keep", "0.0"], "keep=0.0 is not"),
-] + [(["eval", "--keep", keep], f"keep={keep} is not a ") for keep in ("0", "-3", "1.5", "nan", "inf", "0.0")]
-
-
-BAD_VALUES = [  # of options, which only the method itself can check
-    (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),
-    (["train", "--data", "none", "--out", "none", "--method", "vqtoken(cells=(1, 2))"], "cells=(1, 2) is not a grid"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "said"), [*BAD, *BAD_VALUES])
-def test_mistakes_end_in_one_sentence(arguments, said, capsys):
-    try:
-        status = main(arguments)
-    except SystemExit as stop:  # argparse's way out
-        status = stop.code
-    captured = capsys.readouterr()
-    assert status == 2
-    assert said in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
-
-
 def test_a_broken_plugin_is_named_with_its_error(tmp_path, capsys):
     plugin = tmp_path / "mine.py"
     plugin.write_text("import vtc\nnothing_of_the_sort\n")

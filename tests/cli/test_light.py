@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_cli import BAD, PICTURE
+from tests.cli.bad_lines import EARLY, PICTURE
 from vtc.cli import arguments
 
 ANSWERED = [
@@ -26,7 +26,7 @@ ANSWERED = [
 ]
 ASK = ["ask", "--image", PICTURE, "--question", "What?"]
 REFUSED = [
-    *(line for line, _ in BAD),
+    *(line for line, _ in EARLY),
     [*ASK, "--bogus"],
     [*ASK, "--method", "divprune", "--weights", "none"],
     [*ASK, "--method", "vqtoken", "--weights", "none"],
