@@ -107,14 +107,12 @@ class CompressedLayer(DynamicLayer):
 
     def _read(self, reading: Reading, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, N, d] -> the rows of the prompt that are read, and all later ones."""
-        window, known = self.window, self.read
-        if window is not None and window.fits(reading, keys):
-            return window.follow(keys, values)
-        self.window, self.read = None, reading
-        written = torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)
-        if known is reading and not written:  # it stands; a window is written in place
-            self.window = Window(reading, keys, values, self.prompt)
+        learning = torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)
+        if self.read is reading and not learning:  # a window is written in place, and not worth it for one step
+            if self.window is None or not self.window.fits(keys):
+                self.window = Window(reading.whole(self.prompt, keys.shape[2]), keys, values)
             return self.window.follow(keys, values)
+        self.read, self.window = reading, None
         index = reading.whole(self.prompt, keys.shape[2])
         return rows_of(keys, index), rows_of(values, index)
 

@@ -37,22 +37,19 @@ class Reading:
 class Window:
     """A layer's keys and values as a Reading reads them, gathered once; while it stands, new tokens are put behind.
 
+    Whether it stands is for the layer to know.
+
     Attributes:
-        keys, values: [B, G, R + later tokens, d], views of memory with room for more.
-        held: how many rows of the layer they stand for.
+        held: how many rows of the layer it stands for. width: how many it has, R and those of later tokens.
     """
 
-    def __init__(self, reading: Reading, keys: Tensor, values: Tensor, prompt: int) -> None:
-        self.reading, self.held = reading, keys.shape[2]
-        index = reading.whole(prompt, self.held)
-        self.width = index.shape[1]
+    def __init__(self, index: Tensor, keys: Tensor, values: Tensor) -> None:
+        self.held, self.width = keys.shape[2], index.shape[1]
         self._memory = [_with_room(rows_of(x, index)) for x in (keys, values)]
 
-    def fits(self, reading: Reading, keys: Tensor) -> bool:
-        """Whether this is what `reading` reads of a layer that has grown to `keys` [B, G, held, d]."""
-        if self.reading is not reading or not self.held <= keys.shape[2] <= self.held + ROOM:
-            return False
-        if torch.is_grad_enabled() and keys.requires_grad:  # it is written in place
+    def fits(self, keys: Tensor) -> bool:
+        """Whether it can follow a layer that has grown to `keys` [B, G, held, d]."""
+        if not self.held <= keys.shape[2] <= self.held + ROOM:
             return False
         # what was made under inference mode cannot be written outside of it
         return torch.is_inference_mode_enabled() or not self._memory[0].is_inference()
