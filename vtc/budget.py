@@ -57,6 +57,12 @@ def fitted_grid(height: int, width: int, count: int) -> tuple[int, int]:
     return max(best)[2:]
 
 
+def fitted_frames(grid: tuple[int, int, int], count: int) -> tuple[int, int, int]:
+    """`fitted_grid` of a picture or video (t, h, w), all of whose time steps stay, with a cell each at least."""
+    t, h, w = grid
+    return (t, *fitted_grid(h, w, max(1, count // t)))
+
+
 def check_layer(layer: object, name: str, least: int = 1) -> int | float:
     """Return a place in the language model: an int >= `least` counts decoder layers, a float in (0, 1) is a share."""
     what = "a number of decoder layers (an int), or a share of the depth in (0, 1) (a float)"

@@ -72,6 +72,16 @@ def test_what_is_significant(group):
     assert row(group, "good", 64).versus_full.mean < 0
 
 
+def everywhere(groups):
+    """The same table, wide and narrow, in Markdown and on the page."""
+    return (
+        printed(groups[0], 220),
+        printed(groups[0], 100, wide=False),
+        table.markdown(groups),
+        page.html(groups),
+    )
+
+
 def printed(group, width, wide=True):
     console = Console(width=width, record=True, file=io.StringIO())
     for part in table.terminal(group, wide, width):
@@ -178,12 +188,7 @@ def test_what_cost_everything_is_marked_in_every_form(tmp_path):
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     marked = compare.load(compare.find([tmp_path])[0])
     assert row(marked[0], "downsample", 64).full_cost
-    for text in (
-        printed(marked[0], 220),
-        printed(marked[0], 100, wide=False),
-        table.markdown(marked),
-        page.html(marked),
-    ):
+    for text in everywhere(marked):
         assert "downsample †" in text
         assert "at the cost of all of them" in " ".join(text.split())
 
@@ -345,12 +350,7 @@ def test_videos_of_a_token_per_time_step_are_marked_and_cost_little(tmp_path):
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     marked = compare.load(compare.find([tmp_path])[0])
     assert not row(marked[0], "downsample", 4).full_cost
-    for text in (
-        printed(marked[0], 220),
-        printed(marked[0], 100, wide=False),
-        table.markdown(marked),
-        page.html(marked),
-    ):
+    for text in everywhere(marked):
         assert "downsample ‡" in text
         assert "‡: one token per time step of a video is the least, more than asked for: 8." in " ".join(text.split())
         assert "†" not in text

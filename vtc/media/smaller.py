@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from vtc.budget import check_keep, fitted_grid, token_count
+from vtc.budget import check_keep, fitted_frames, token_count
 from vtc.media.pictures import MAX_ASPECT_RATIO, check_proportions
 from vtc.media.prompts import prepare, seen
 from vtc.media.video import Clip
@@ -180,8 +180,7 @@ def _packed(
     """Media whose patches are exactly the cells of a smaller grid; `grid` is (t, h, w) in patches."""
     own, kind = _own(processor, media), "videos" if isinstance(media, Clip) else "images"
     merge, cell = own.merge_size, own.merge_size * own.patch_size
-    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    height, width = fitted_grid(height, width, max(1, wanted // frames))
+    _, height, width = fitted_frames((grid[0], grid[1] // merge, grid[2] // merge), wanted)
     height, width = min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)  # as they take them
     size = own.size if isinstance(own.size, dict) else vars(own.size)
     # its least number of pixels would make the picture larger again

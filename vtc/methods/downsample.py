@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from vtc.budget import fitted_grid, token_count
+from vtc.budget import fitted_frames, token_count
 from vtc.methods.base.index import Paper
 from vtc.methods.base.pixels import PixelMethod
 
@@ -29,6 +30,4 @@ class Downsample(PixelMethod):
     )
 
     def smaller(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        t, h, w = grid
-        wanted = token_count(self.keep, t * h * w)
-        return (t, *fitted_grid(h, w, max(1, wanted // t)))
+        return fitted_frames(grid, token_count(self.keep, math.prod(grid)))
