@@ -19,6 +19,9 @@ class Downsample(PixelMethod):
     per time step at least. As the proportions of the picture are kept, a grid may have fewer tokens than asked for:
     12 x 16 tokens become 7 x 9 for a budget of 64.
 
+    Source: arXiv 2510.07143, where figure 1 sets it beside five methods; which size is the largest that fits, and how
+    clips are made smaller, is ours.
+
     Wrapped around a model it resizes what the processor has made, which towers of packed patches (Qwen's) allow; for
     the others `vtc.downsample(picture, processor, keep)` does it before the processor, as `vtc eval`, `vtc ask` and the
     demo do for all.

@@ -1,0 +1,145 @@
+"""A checkout as a checklist sees it: its files, read and never imported, so that half-finished work can be looked at."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a checklist: what has to be there and, unless it is, what is missing and how to mend it."""
+
+    what: str
+    missing: str = ""
+
+
+def assigned(body: Iterable[ast.stmt], name: str) -> ast.expr | None:
+    """What statements assign to `name`, alone or in a row of names; None if they do not."""
+    for part in body:
+        targets = part.targets if isinstance(part, ast.Assign) else [getattr(part, "target", None)]
+        value: ast.expr | None = getattr(part, "value", None)
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id == name:
+                return value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                for one, own in zip(target.elts, value.elts, strict=True):
+                    if isinstance(one, ast.Name) and one.id == name:
+                        return own
+    return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A class, and the file it is in (relative to the root)."""
+
+    path: str
+    node: ast.ClassDef
+
+    @property
+    def doc(self) -> str:
+        return ast.get_docstring(self.node) or ""
+
+    @property
+    def bases(self) -> list[str]:
+        """Names of what it derives from, without their modules."""
+        return [ast.unparse(base).rpartition(".")[2] for base in self.node.bases]
+
+    def value(self, name: str) -> Any:
+        """What the class body assigns to `name`, if that is a plain value; None if not."""
+        value = assigned(self.node.body, name)
+        try:
+            return None if value is None else ast.literal_eval(value)
+        except ValueError:
+            return None
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the dataclass fields that the class itself brings."""
+        return [
+            statement.target.id
+            for statement in self.node.body
+            if isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and "ClassVar" not in ast.unparse(statement.annotation)
+        ]
+
+    def defines(self, name: str) -> bool:
+        return any(isinstance(part, ast.FunctionDef) and part.name == name for part in self.node.body)
+
+
+class Tree:
+    """A checkout at `root`; files that are not there are empty."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+
+    def text(self, path: str) -> str:
+        file = self.root / path
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    def files(self, pattern: str) -> list[str]:
+        """Paths that match, relative to the root, in order."""
+        return sorted(str(file.relative_to(self.root)) for file in self.root.glob(pattern) if file.is_file())
+
+    def parsed(self, path: str) -> ast.Module:
+        return ast.parse(self.text(path), filename=path)
+
+    def classes(self, pattern: str) -> Iterator[Found]:
+        """All classes at the top of the files that match."""
+        for path in self.files(pattern):
+            for node in self.parsed(path).body:
+                if isinstance(node, ast.ClassDef):
+                    yield Found(path, node)
+
+    def function(self, path: str, name: str) -> ast.FunctionDef | None:
+        """A function at the top of a file."""
+        found = [part for part in self.parsed(path).body if isinstance(part, ast.FunctionDef) and part.name == name]
+        return found[0] if found else None
+
+    def words(self, path: str) -> set[str]:
+        """Names and strings that a Python file uses: its identifiers, attributes, imports and constants."""
+        found: set[str] = set()
+        for node in ast.walk(self.parsed(path)):
+            if isinstance(node, ast.Name):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                found.add(node.attr)
+            elif isinstance(node, ast.alias):
+                found |= set(node.name.split("."))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+        return found
+
+    def naming(self, pattern: str, *words: str) -> list[str]:
+        """The Python files that use one of these names or strings."""
+        return [path for path in self.files(pattern) if self.words(path) & set(words)]
+
+    def listed(self, path: str, name: str) -> set[str]:
+        """The strings in what a file assigns to `name`: members of a list, keys and values of a table."""
+        value = assigned(self.parsed(path).body, name)
+        constants = [] if value is None else [node for node in ast.walk(value) if isinstance(node, ast.Constant)]
+        return {node.value for node in constants if isinstance(node.value, str)}
+
+    @cached_property
+    def index(self) -> dict[str, dict[str, Any]]:
+        """vtc/methods/index.json by name."""
+        return {entry["name"]: entry for entry in json.loads(self.text("vtc/methods/index.json") or "[]")}
+
+    def row(self, pattern: str, name: str) -> str | None:
+        """The first Markdown file with a table row whose first cell is `name`, in code."""
+        start = re.compile(rf"^\| *`{re.escape(name)}` *\|", re.MULTILINE)
+        return next((path for path in self.files(pattern) if start.search(self.text(path))), None)
+
+    def changelog(self, name: str) -> Line:
+        """Whether CHANGELOG.md names it, in code."""
+        there = f"`{name}`" in self.text("CHANGELOG.md")
+        return Line("CHANGELOG.md", "" if there else f"name `{name}` under Unreleased, in what was added")
