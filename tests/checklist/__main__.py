@@ -33,11 +33,16 @@ def shown(lines: Sequence[Line]) -> str:
 
 def main(words: Sequence[str] | None = None, tree: Tree | None = None) -> int:
     """Print a checklist; the exit status is 1 if anything is missing."""
-    parser = argparse.ArgumentParser(prog="python -m tests.checklist", description="What a new part of vtc still lacks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.checklist", description="What a new part of vtc still lacks."
+    )
     parser.add_argument("kind", choices=LISTS)
     parser.add_argument("name", help="as users write it: divprune, llava, kmeans, clip_vision_model, llama, cache")
     asked = parser.parse_args(words)
-    lines = LISTS[asked.kind](tree or Tree(), asked.name)
+    try:
+        lines = LISTS[asked.kind](tree or Tree(), asked.name)
+    except SyntaxError as error:
+        parser.error(f"{error.filename}, line {error.lineno}, is not Python yet: {error.msg}")
     print(f"{asked.kind} {asked.name}\n{shown(lines)}")
     return int(any(line.missing for line in lines))
 

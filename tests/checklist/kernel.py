@@ -63,4 +63,6 @@ def _tested(tree: Tree, name: str) -> Line:
 
 def _measured(tree: Tree, name: str) -> Line:
     there = BENCH.get(name, name) in tree.listed("eval/bench/suites.py", "OPS")
-    return Line("vtc bench ops", "" if there else "add it to OPS of eval/bench/suites.py, and a case to eval/bench/ops.py")
+    return Line(
+        "vtc bench ops", "" if there else "add it to OPS of eval/bench/suites.py, and a case to eval/bench/ops.py"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 
 from tests.checklist.tree import Found, Line, Tree, assigned
-from tests.methods.claims import claims
 
 REWRITE = "run `python -m vtc.methods.base.write_index` and commit vtc/methods/index.json"
 
@@ -97,7 +96,7 @@ def _defined(tree: Tree, name: str, found: Found) -> Line:
     """By tests that state what the method is; options of base classes are defined once for all methods."""
     shared = {option for base in tree.classes("vtc/methods/base/*.py") for option in base.options}
     own = {*tree.index.get(name, {}).get("defaults", {}), *found.options} - shared - {"keep"}
-    said = [claim for path in tree.files("tests/methods/test_*.py") for claim in claims(tree.text(path))]
+    said = tree.defined()
     covered = {option for claimed, options in said if claimed == name for option in options}
     if name not in {claimed for claimed, _ in said}:
         return Line("definition", f"no test in tests/methods has @defines({name!r}, ...): state the paper in loops")

@@ -46,7 +46,9 @@ def stage(tree: Tree, name: str) -> list[Line]:
     proved = tree.naming("tests/engine/test_*.py", name, found.node.name)
     return [
         Line(f"stage {found.node.name} in {found.path}"),
-        Line("docstring of its file", "" if ast.get_docstring(tree.parsed(found.path)) else "say where its methods act"),
+        Line(
+            "docstring of its file", "" if ast.get_docstring(tree.parsed(found.path)) else "say where its methods act"
+        ),
         Line("named without torch", "" if told else f"add StageName({name!r}, ...) to vtc/stages.py"),
         Line("proof", "" if proved else "a test in tests/engine that holds it against the uncompressed model"),
         tree.changelog(name),
@@ -59,7 +61,9 @@ def _of_type(tree: Tree, pattern: str, name: str) -> Found | None:
 
 def _used(tree: Tree, path: str, name: str) -> Line:
     there = name in tree.words(path) or name.removesuffix("_vision") in tree.listed(path, "FAMILIES")
-    return Line("a family with it", "" if there else f"a tiny model with this tower in {path}: all matrices run over it")
+    return Line(
+        "a family with it", "" if there else f"a tiny model with this tower in {path}: all matrices run over it"
+    )
 
 
 def _named(tree: Tree, pattern: str, name: str, found: Found, what: str) -> Line:

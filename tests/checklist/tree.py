@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tests.methods.claims import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,22 +78,47 @@ class Found:
         return any(isinstance(part, ast.FunctionDef) and part.name == name for part in self.node.body)
 
 
+def _words(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute):
+        return [node.attr]
+    if isinstance(node, ast.alias):
+        return node.name.split(".")
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
 class Tree:
     """A checkout at `root`; files that are not there are empty."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
+        self._texts: dict[str, str] = {}
+        self._parsed: dict[str, ast.Module] = {}
+        self._words: dict[str, set[str]] = {}
+
+    def changed(self, texts: Mapping[str, str]) -> Tree:
+        """The same checkout with other texts in some of its files."""
+        other = Tree(self.root)
+        other._texts = self._texts | dict(texts)
+        other._parsed = {path: module for path, module in self._parsed.items() if path not in texts}
+        other._words = {path: words for path, words in self._words.items() if path not in texts}
+        return other
 
     def text(self, path: str) -> str:
-        file = self.root / path
-        return file.read_text(encoding="utf-8") if file.is_file() else ""
+        if path not in self._texts:
+            file = self.root / path
+            self._texts[path] = file.read_text(encoding="utf-8") if file.is_file() else ""
+        return self._texts[path]
 
     def files(self, pattern: str) -> list[str]:
         """Paths that match, relative to the root, in order."""
         return sorted(str(file.relative_to(self.root)) for file in self.root.glob(pattern) if file.is_file())
 
     def parsed(self, path: str) -> ast.Module:
-        return ast.parse(self.text(path), filename=path)
+        if path not in self._parsed:
+            self._parsed[path] = ast.parse(self.text(path), filename=path)
+        return self._parsed[path]
 
     def classes(self, pattern: str) -> Iterator[Found]:
         """All classes at the top of the files that match."""
@@ -107,17 +134,9 @@ class Tree:
 
     def words(self, path: str) -> set[str]:
         """Names and strings that a Python file uses: its identifiers, attributes, imports and constants."""
-        found: set[str] = set()
-        for node in ast.walk(self.parsed(path)):
-            if isinstance(node, ast.Name):
-                found.add(node.id)
-            elif isinstance(node, ast.Attribute):
-                found.add(node.attr)
-            elif isinstance(node, ast.alias):
-                found |= set(node.name.split("."))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(node.value)
-        return found
+        if path not in self._words:
+            self._words[path] = {word for node in ast.walk(self.parsed(path)) for word in _words(node)}
+        return self._words[path]
 
     def naming(self, pattern: str, *words: str) -> list[str]:
         """The Python files that use one of these names or strings."""
@@ -138,6 +157,11 @@ class Tree:
         """The first Markdown file with a table row whose first cell is `name`, in code."""
         start = re.compile(rf"^\| *`{re.escape(name)}` *\|", re.MULTILINE)
         return next((path for path in self.files(pattern) if start.search(self.text(path))), None)
+
+    def defined(self) -> list[tuple[str, list[str]]]:
+        """What the tests in tests/methods state: (method, options) of each definition."""
+        paths = [path for path in self.files("tests/methods/test_*.py") if "@defines(" in self.text(path)]
+        return [claim for path in paths for claim in claims(self.parsed(path))]
 
     def changelog(self, name: str) -> Line:
         """Whether CHANGELOG.md names it, in code."""

@@ -7,10 +7,10 @@ import ast
 UNRUN = {"full", "skip", "skipif", "xfail"}
 
 
-def claims(source: str) -> list[tuple[str, list[str]]]:
+def claims(source: str | ast.Module) -> list[tuple[str, list[str]]]:
     """The arguments of each `@defines` on a test that runs in `make test`; AssertionError where one cannot be read."""
     found = []
-    for test in ast.parse(source).body:
+    for test in (ast.parse(source) if isinstance(source, str) else source).body:
         if not isinstance(test, ast.FunctionDef) or not test.name.startswith("test_"):
             continue
         attributes = {
