@@ -1,5 +1,6 @@
 # make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
-# make test | test-browser | test-lmms | test-package | test-versions | test-python | test-all
+# make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
+# make check-method | check-family | check-kernel NAME=... | notebooks | dist
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,8 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --keep 0.1
 
-.PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-all \
+.PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
+    check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
     table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
@@ -84,6 +86,37 @@ test-python:
 	$(MAKE) test-newest VENV=.venv-py$(PYTHON_VERSION) PYTHON="$$( \
 	    python$(PYTHON_VERSION) -c 'import sys; print(sys.executable)' 2>/dev/null || \
 	    ls $$HOME/.pyenv/versions/$(PYTHON_VERSION).*/bin/python | tail -n 1)"
+
+# The core with transformers as it is being developed, fetched anew each time, in an environment of its own that looks
+# into .venv for everything else.
+TRANSFORMERS ?= https://github.com/huggingface/transformers/archive/main.zip
+MAIN := .venv-main
+test-main: $(STAMP)
+	test -x $(MAIN)/bin/python || $(BIN)/python -m venv $(MAIN)
+	echo "$(call SITE,$(VENV))" > "$(call SITE,$(MAIN))/main.pth"
+	$(MAIN)/bin/python -m pip install --upgrade "transformers @ $(TRANSFORMERS)"
+	$(MAIN)/bin/python -m pip install --no-deps --editable .
+	$(MAIN)/bin/python $(CORE)
+
+# What a new part still lacks, line by line (CONTRIBUTING.md): make check-method NAME=divprune.
+check-method check-family check-kernel check-tower check-decoder check-stage: $(STAMP)
+	@test -n "$(NAME)" || { echo "say which: make $@ NAME=..." >&2; exit 2; }
+	@$(BIN)/python -m tests.checklist $(@:check-%=%) "$(NAME)"
+
+# The notebooks with the outputs that they show, in place; the tests run them, too, and compare.
+notebooks: $(STAMP)
+	$(BIN)/python -m tests.notebooks.execute
+
+# Wheel and sdist in dist/ as they are published. With TAG=v1.2.3 that must be the version.
+DIST := .venv-dist
+dist:
+	@grep -q "^__version__ = \"$${TAG:+$${TAG#v}\"}" vtc/__init__.py || \
+	    { echo "the tag $$TAG is not that of the version in vtc/__init__.py" >&2; exit 1; }
+	test -x $(DIST)/bin/python || "$(PYTHON)" -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(DIST)/bin/python -m build --outdir dist . && $(TIDY)
+	$(DIST)/bin/python -m twine check --strict dist/*
 
 # Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
 test-all: lint test-versions test-lmms test-browser test-package
@@ -188,4 +221,4 @@ bench-gpu: $(if $(VENV),$(STAMP))
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(OLDEST) .venv-py* runs build dist *.egg-info
+	rm -rf $(VENV) .venv-* runs build dist *.egg-info

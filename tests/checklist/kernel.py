@@ -22,7 +22,7 @@ def kernel(tree: Tree, name: str) -> list[Line]:
 
 
 def _shapes(what: str, function: ast.FunctionDef | None) -> Line:
-    doc = function and ast.get_docstring(function) or ""
+    doc = (function and ast.get_docstring(function)) or ""
     return Line(what, "" if "[" in doc else "say the shapes of what goes in and comes out: [N, D] -> [N]")
 
 

@@ -1,4 +1,4 @@
-"""A checkout as a checklist sees it: its files, read and never imported, so that half-finished work can be looked at."""
+"""A checkout as a checklist sees it: files that are read and never imported, so that half-finished work will do."""
 
 from __future__ import annotations
 
