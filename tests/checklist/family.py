@@ -69,7 +69,7 @@ def _tiny(tree: Tree) -> dict[str, ast.Call]:
     if not isinstance(table, ast.Dict):
         return {}
     pairs = zip(table.keys, table.values, strict=True)
-    return {key.value: made for key, made in pairs if isinstance(key, ast.Constant) and isinstance(made, ast.Call)}
+    return {str(ast.literal_eval(key)): made for key, made in pairs if key is not None and isinstance(made, ast.Call)}
 
 
 def _layouts_tested(tree: Tree, found: Found, adapters: dict[str, Found]) -> Line:

@@ -72,7 +72,9 @@ def _index(tree: Tree, name: str, found: Found) -> Line:
 
 
 def _options(tree: Tree, name: str) -> Line:
-    helped = tree.index.get(name, {}).get("help", {})
+    if name not in tree.index:
+        return Line("docstring: options", "seen once it is in the index")
+    helped = tree.index[name]["help"]
     silent = [option for option, said in helped.items() if not said]
     return Line("docstring: options", f"describe under Args: {', '.join(silent)}" if silent else "")
 

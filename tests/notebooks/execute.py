@@ -47,11 +47,24 @@ def cleaned(notebook: Any) -> Any:
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.execution_count = None
+            cell.outputs = joined(cell.outputs)
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = None
                 keep_smallest(output.get("data", {}))
     return notebook
+
+
+def joined(outputs: Sequence[Any]) -> list[Any]:
+    """Without what went to stderr (bars, hints of other packages); what was printed in pieces is one piece."""
+    found: list[Any] = []
+    for output in outputs:
+        printed = output.output_type == "stream"
+        if printed and found and found[-1].output_type == "stream":
+            found[-1].text += output.text if output.name == "stdout" else ""
+        elif not printed or output.name == "stdout":
+            found.append(output)
+    return found
 
 
 def keep_smallest(data: dict[str, Any]) -> None:
@@ -65,7 +78,7 @@ def said(cell: Any) -> list[str]:
     words = []
     for output in cell.get("outputs", []):
         kinds = output.get("data", {})
-        if output.output_type == "stream" and output.name == "stdout":
+        if output.output_type == "stream":
             words.append(output.text)
         elif any(kind.startswith("image/") for kind in kinds):
             words.append("a picture")
