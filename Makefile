@@ -94,8 +94,8 @@ MAIN := .venv-main
 test-main: $(STAMP)
 	test -x $(MAIN)/bin/python || $(BIN)/python -m venv $(MAIN)
 	echo "$(call SITE,$(VENV))" > "$(call SITE,$(MAIN))/main.pth"
-	$(MAIN)/bin/python -m pip install --upgrade "transformers @ $(TRANSFORMERS)"
-	$(MAIN)/bin/python -m pip install --no-deps --editable .
+	$(MAIN)/bin/python -m pip install --force-reinstall --no-deps "transformers @ $(TRANSFORMERS)"
+	$(MAIN)/bin/python -m pip install --editable .
 	$(MAIN)/bin/python $(CORE)
 
 # What a new part still lacks, line by line (CONTRIBUTING.md): make check-method NAME=divprune.
