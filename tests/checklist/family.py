@@ -21,6 +21,7 @@ def family(tree: Tree, name: str) -> list[Line]:
         _layouts_tested(tree, found, adapters),
         _listed(tree, name),
         _lmms(tree, name),
+        tree.shown(name),
         tree.changelog(name),
     ]
 

@@ -27,6 +27,7 @@ def method(tree: Tree, name: str) -> list[Line]:
         _oracle(tree, name, found),
         _fidelity(tree, name),
         _documented(tree, name),
+        tree.shown(name),
         tree.changelog(name),
     ]
 

@@ -163,6 +163,11 @@ class Tree:
         paths = [path for path in self.files("tests/methods/test_*.py") if "@defines(" in self.text(path)]
         return [claim for path in paths for claim in claims(self.parsed(path))]
 
+    def shown(self, name: str) -> Line:
+        """Whether the listings in docs/cli.md, which commands print, have it."""
+        there = re.search(rf"^{re.escape(name)}  ", self.text("docs/cli.md"), re.MULTILINE)
+        return Line("docs/cli.md", "" if there else "write its listings anew: python -m tests.cli.shown")
+
     def changelog(self, name: str) -> Line:
         """Whether CHANGELOG.md names it, in code."""
         there = f"`{name}`" in self.text("CHANGELOG.md")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.core
 
 DEPTH = 3
 FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
-HAS_CLS = ("llava", "llava_next", "llava_next_video", "internvl")
+HAS_CLS = ("clip_vision_model", "internvl_vision")  # types of towers
 
 
 class Probe(vtc.Method):
@@ -91,7 +91,7 @@ def per_image(family, model, inputs, made) -> dict[str, list[torch.Tensor]]:
     if family.startswith("qwen"):
         return packed(model, inputs["image_grid_thw"], made)
     ((weights, keys),) = made
-    cls = family in HAS_CLS
+    cls = model.config.vision_config.model_type in HAS_CLS
     first = int(cls)
     patches = {
         "received_attention": weights.mean(dim=(1, 2))[:, first:],  # [B, T]
@@ -233,7 +233,7 @@ def test_a_tower_without_cls_is_noted(family):
     with vtc.wrapped(model, "vtc-cls", keep=4):
         model(**batch(family, [[0]]))
         notes = vtc.report(model).notes
-    assert (notes == []) == (family in HAS_CLS)
+    assert (notes == []) == (model.config.vision_config.model_type in HAS_CLS)
     assert all("no CLS token; received attention stands in" in note for note in notes)
 
 
