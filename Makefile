@@ -1,5 +1,4 @@
 # make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
-# make docs
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-all
 # Each sets up .venv first, once; later runs start at once.
 
@@ -15,7 +14,7 @@ CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-all \
-    table table-inside table-video picture vqtoken bench bench-engine bench-gpu docs clean
+    table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -98,6 +97,7 @@ test-package: $(STAMP)
 
 # The documentation as a site in runs/site/, warnings being errors; then what was built is looked at. The variable hushes
 # the notice that mkdocs-material prints of its successor, zensical, whose API reference is not as far yet.
+.PHONY: docs
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m pytest -m site tests/docs
