@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if not (DOCS / picture).exists():
             markdown = re.sub(rf"!\[[^\]]*\]\({re.escape(picture)}\)\n*", "", markdown)
     for link in re.findall(r"\[[^\]]*\]\([^)]+\)", markdown):
-        text, target = re.fullmatch(r"\[(.*)\]\((.*)\)", link).groups()
+        text, target = re.fullmatch(r"\[(.*)\]\((.*)\)", link, re.DOTALL).groups()
         name = target.removeprefix("../").removeprefix("docs/")
         if name in AWAITED and files.get_file_from_path(name) is None:
             markdown = markdown.replace(link, text)
