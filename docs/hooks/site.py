@@ -30,8 +30,9 @@ AT_THE_ROOT = {"README.md": "index.md"} | {
 
 
 def on_config(config: Any) -> Any:
-    """The repository's link in the page's head, where its address is known."""
+    """The addresses of the repository and of the site itself, where they are known."""
     config.repo_url = source_of(URLS)
+    config.site_url = URLS.get("Documentation")
     return config
 
 
