@@ -44,7 +44,7 @@ def test_every_block_runs_or_says_why_not(capsys):
 
 @pytest.fixture
 def _clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder that looks like a clone: relative paths work, and what a block writes or registers goes with the test."""
+    """A folder that looks like a clone: relative paths work; what a block writes or registers goes with the test."""
     stage.stages()  # those that ship are there from now on
     enter_those_that_ship()
     methods.discover()
