@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from docs.hooks.readme import is_relative, relink, source_of  # noqa: E402
 
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+_IMAGE = re.compile(r"""(<img [^>]*?src=")([^"]+)(")""")
 AT_THE_ROOT = {"README.md": "index.md"} | {
     name: f"{name.removesuffix('.md').lower().replace('_', '-')}.md"
     for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
@@ -71,7 +72,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = re.sub(r"<!-- the table of signals: .*? -->", lambda _: _signals(), markdown)
     root = {new: old for old, new in AT_THE_ROOT.items()}
     there = posixpath.dirname(root.get(name, f"docs/{name}"))  # the folder that the page's links are seen from
+    markdown = _IMAGE.sub(lambda found: found[1] + _from_address(found[2], there, page.file.url) + found[3], markdown)
     return relink(markdown, lambda target, image: _from_page(target, there, posixpath.dirname(name), files))
+
+
+def _from_address(target: str, there: str, url: str) -> str:
+    """The source of an <img>, which mkdocs leaves as it is: the same file as seen from the page's address."""
+    if not is_relative(target):
+        return target
+    return posixpath.relpath(posixpath.normpath(posixpath.join(there, target)).removeprefix("docs/"), url or ".")
 
 
 def _signals() -> str:

@@ -27,7 +27,8 @@ FILES = Files("index.md", "cli.md", "extend/index.md", "extend/tower.md", "contr
 
 
 def page(name: str) -> Any:
-    return SimpleNamespace(file=SimpleNamespace(src_uri=name))
+    url = name.removesuffix("index.md") if name.endswith("index.md") else name.replace(".md", "/")
+    return SimpleNamespace(file=SimpleNamespace(src_uri=name, url=url))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,10 @@ def page(name: str) -> Any:
         ("extend/tower.md", "[a](../cli.md)", "[a](../cli.md)"),
         ("extend/tower.md", "[a](../../vtc/ops.py)", "a"),  # a file of the repository, whose address nobody has given
         ("extend/tower.md", "[a](../nothing.md)", "[a](../nothing.md)"),  # mkdocs complains
+        ("cli.md", '<img alt="" src="a.png">', '<img alt="" src="../a.png">'),  # mkdocs leaves HTML as it is
+        ("index.md", '<img src="docs/a.png">', '<img src="a.png">'),
+        ("extend/tower.md", '<img src="../a.png">', '<img src="../../a.png">'),
+        ("cli.md", '<img src="https://example.org/a.png">', '<img src="https://example.org/a.png">'),
         ("cli.md", "[a](https://example.org) [b](#there)", "[a](https://example.org) [b](#there)"),
     ],
 )
