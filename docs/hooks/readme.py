@@ -68,7 +68,7 @@ class EggInfo(egg_info):
 
     def run(self) -> None:
         metadata = self.distribution.metadata
-        urls = dict(metadata.project_urls or {})
+        urls = dict(getattr(metadata, "project_urls", None) or {})
         if metadata.long_description:
             metadata.long_description = absolute(metadata.long_description, urls)
         super().run()

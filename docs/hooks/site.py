@@ -42,6 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
     from docs.generate import pages
 
     added = {new: (ROOT / old).read_text(encoding="utf-8") for old, new in AT_THE_ROOT.items() if (ROOT / old).exists()}
+    added["index.md"] = f"---\nhide: [navigation]\n---\n\n{added['index.md']}"
     for name, text in (added | pages()).items():
         if (there := files.get_file_from_path(name)) is not None:
             files.remove(there)
