@@ -30,7 +30,11 @@ class Block:
 
 
 def pages() -> list[Path]:
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    """README and its like, and what is written in docs/; not what `docs.generate` writes there, which git ignores."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    found = [ROOT / name for name in listed if name and ("/" not in name or name.startswith("docs/"))]
+    return sorted(page for page in found if page.exists())
 
 
 def blocks(text: str) -> list[Block]:
