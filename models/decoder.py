@@ -32,12 +32,15 @@ class Decoder:
     # -- where things are --------------------------------------------------------------------------------------
 
     def layers(self, lm: Any) -> Any:
+        """The decoder layers, first one first."""
         return lm.layers
 
     def attention(self, layer: Any) -> Any:
+        """The attention module of a layer."""
         return layer.self_attn
 
     def feed_forward(self, layer: Any) -> Any:
+        """The module behind a layer's attention."""
         return layer.mlp
 
     def normed(self, layer: Any, hidden: Tensor) -> Tensor:
@@ -45,6 +48,7 @@ class Decoder:
         return layer.input_layernorm(hidden)
 
     def rotary(self, lm: Any) -> Any:
+        """The module that makes the tables of the rotary embedding."""
         return lm.rotary_emb
 
     def final_norm(self, lm: Any) -> Any:

@@ -118,6 +118,7 @@ class Adapter:
         return self.base(model).vision_tower
 
     def language_model(self, model: nn.Module) -> Any:
+        """The language model without its head: what has the decoder layers."""
         return self.base(model).language_model
 
     def feature_layer(self, model: nn.Module) -> int:

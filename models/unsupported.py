@@ -24,7 +24,7 @@ def why_unsupported(model: nn.Module) -> str:
         return f"{name} does not generate text: wrap a whole vision-language model (a ...ForConditionalGeneration)."
     return (
         f"{type(model).__name__} (model type {model_type!r}) has no adapter; "
-        '"How to add a model family" in the README shows how to write one.'
+        'docs/extend/family.md ("How to add a model family") shows how to write one.'
     )
 
 

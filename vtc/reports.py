@@ -114,10 +114,12 @@ class Report:
 
     @property
     def tokens_in(self) -> int:
+        """Visual tokens of all pictures and videos before anything was dropped."""
         return sum(span.tokens_in for span in self.spans)
 
     @property
     def tokens_out(self) -> int:
+        """Visual tokens that are left in the end."""
         return sum(span.tokens_out for span in self.spans)
 
     @property

@@ -58,19 +58,23 @@ class Selection:
 
     @cached_property
     def source(self) -> Tensor:
+        """LongTensor [N], the output that absorbs each input token, or -1 if it is dropped."""
         source = torch.full((self._total,), -1, dtype=torch.long, device=self.anchor.device)
         return source.scatter_(0, self.anchor, torch.arange(self.tokens_out, device=self.anchor.device))
 
     @cached_property
     def weight(self) -> Tensor:
+        """FloatTensor [N], what each input token counts for in its output; 0 where it is dropped."""
         return torch.zeros(self._total, device=self.anchor.device).index_fill_(0, self.anchor, 1.0)
 
     @property
     def tokens_in(self) -> int:
+        """N, the tokens that it chooses among."""
         return self._total
 
     @property
     def tokens_out(self) -> int:
+        """M, the tokens that come out."""
         return self.anchor.numel()
 
     @cached_property

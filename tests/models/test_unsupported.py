@@ -64,7 +64,7 @@ def time_series() -> Any:
 
 
 ALONE = "is a vision model without a language model: vtc wraps whole vision-language models."
-NO_ADAPTER = r"has no adapter; \"How to add a model family\" in the README shows how to write one."
+NO_ADAPTER = r"has no adapter; docs/extend/family.md \(\"How to add a model family\"\) shows how to write one."
 UNSUPPORTED = {
     "a text model": (text_model, r"LlamaForCausalLM \('llama'\) is a text-only model: it has no visual tokens."),
     "a text part": (text_part_of_a_vlm, r"Gemma3ForCausalLM \('gemma3_text'\) is a text-only model: it has no visual"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -124,6 +125,32 @@ def test_the_sdist_holds_the_same_and_no_tests(built):
     assert {name for name in files(built.wheel) if name.startswith("vtc/")} <= inside
     assert not {name for name in inside if name.startswith("tests") or name.endswith("log.jsonl")}
     assert {"LICENSE", "README.md", "pyproject.toml"} <= inside
+
+
+def described(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return archive.read(name).decode()
+
+
+def test_the_description_is_the_readme(built):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for wheel in (built.wheel, built.direct):
+        assert described(wheel).partition("\n\n")[2].strip() == readme.strip()
+
+
+def test_its_links_are_absolute_once_there_are_addresses(built, tmp_path):
+    with tarfile.open(built.sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    project, urls = source / "pyproject.toml", '[project.urls]\nSource = "https://example.org/o/vtc"\n'
+    text = project.read_text().replace("[project.scripts]", f"{urls}\n[project.scripts]")
+    project.write_text(text)
+    (out := tmp_path / "out").mkdir()
+    said = described(build("build_wheel", source, out))
+    assert "](https://example.org/o/vtc/raw/HEAD/docs/opening.png)" in said
+    assert "](https://example.org/o/vtc/blob/HEAD/docs/cli.md)" in said
+    assert not re.findall(r"\]\((?!https://|#)", said)
 
 
 def test_the_version(installed):

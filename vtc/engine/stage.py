@@ -50,10 +50,12 @@ class Facts:
 
     @property
     def language_model(self) -> Any:
+        """The language model without its head."""
         return self.family.language_model(self.model)
 
     @property
     def decoder(self) -> Decoder:
+        """What is known of how its layers attend."""
         return decoder_for(self.language_model)
 
     @property
@@ -63,6 +65,7 @@ class Facts:
 
     @property
     def depth(self) -> int:
+        """The number of decoder layers."""
         return len(self.layers)
 
 

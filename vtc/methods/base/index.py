@@ -18,6 +18,8 @@ FILE = Path(__file__).resolve().parents[1] / "index.json"
 
 
 class Paper(NamedTuple):
+    """The paper that a method follows: its title, and its number on arXiv ("2503.02175")."""
+
     title: str
     arxiv: str
 
