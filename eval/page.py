@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.compare import Group, Row
+from vtc.eval.compare import Row
 from vtc.eval.plot import methods, style
+from vtc.eval.recorded import Compared
 from vtc.eval.table import caption, tables
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def html(groups: Sequence[Group]) -> str:
+def html(groups: Sequence[Compared]) -> str:
     """The page: per group a picture of accuracy over a cost of one's choice with hover, the tables, what they mean."""
     found = {
         "groups": [
@@ -40,7 +41,7 @@ def _row(row: Row) -> dict[str, Any]:
     return asdict(row) | {"compressed": row.compressed}
 
 
-def _table(found: dict[str, list[str]], group: Group) -> dict[str, Any]:
+def _table(found: dict[str, list[str]], group: Compared) -> dict[str, Any]:
     cells = [list(line) for line in zip(*found.values(), strict=True)]
     firsts = [i for i, row in enumerate(group.rows) if i and row.keep != group.rows[i - 1].keep]
     return {"titles": list(found), "cells": cells, "firsts": firsts}

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tests.eval.runs import synthetic
 from vtc.cli.main import main
-from vtc.eval import compare, page, plot, table
+from vtc.eval import compare, page, plot, recorded, table
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_group_a_by_hand(tmp_path):
     assert "16" in other.why_not
     assert other.why_not in table.caption(group)
     assert "33.3 ±" in table.markdown([group])
-    assert json.loads(table.as_json([group]))[0]["rows"][-1]["why_not"] == other.why_not
+    assert json.loads(recorded.write([group]))[0]["rows"][-1]["why_not"] == other.why_not
 
 
 def test_group_a_may_be_empty_or_have_nothing_to_stand_on(tmp_path):
@@ -212,7 +212,7 @@ def test_few_pictures_show_no_interval(tmp_path):
     assert row(groups[0], "good", 64).accuracy.low is None
     assert "±n/a" in printed(groups[0], 220)
     assert "±n/a" in table.markdown(groups)
-    assert json.loads(table.as_json(groups))[0]["rows"][0]["accuracy"]["low"] is None
+    assert json.loads(recorded.write(groups))[0]["rows"][0]["accuracy"]["low"] is None
     plot.pareto(groups, tmp_path / "few.svg")
     assert "NaN" not in page.html(groups)
 
