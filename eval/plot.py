@@ -22,7 +22,7 @@ COSTS = {
     "kv_share": (100.0, "bytes of the KV cache, % of uncompressed"),
 }
 # Okabe and Ito's colours, which all readers can tell apart, then others.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
 _MARKS = "osDv^<>PXph*"
 _DPI = 130
 _SIDE = 6.4  # inches of a panel's width
@@ -37,7 +37,7 @@ def methods(groups: Sequence[Compared]) -> list[str]:
 
 def style(number: int) -> tuple[str, str]:
     """Colour and mark of the method with this number, `random` being 0 and black."""
-    return ("black" if number == 0 else _COLORS[(number - 1) % len(_COLORS)]), _MARKS[number % len(_MARKS)]
+    return ("black" if number == 0 else COLORS[(number - 1) % len(COLORS)]), _MARKS[number % len(_MARKS)]
 
 
 def pareto(groups: Sequence[Compared], file: Path) -> None:
