@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.generate import results
-from docs.generate.markdown import block, table
+from docs.generate.markdown import block, code, table
 from vtc.eval import page
 
 _INTRO = (
@@ -28,10 +28,10 @@ def _around() -> str:
     rows = [
         (
             group.title,
-            f"{len(group.rows)}",
-            f"{group.questions}",
-            f"`{results.TABLES[name][1]}`",
-            f"`results/{name}.json`",
+            str(len(group.rows)),
+            str(group.questions),
+            code(results.TABLES[name][1]),
+            code(f"{name}.json"),
         )
         for name, group in results.groups().items()
     ]

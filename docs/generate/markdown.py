@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -23,12 +24,14 @@ def prose(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    return re.sub(r"([\\*_\[\]<>|#])", r"\\\1", text)
+    """Text in which nothing is markup, to readers of Markdown that differ in which signs a backslash hides."""
+    text = re.sub(r"([\\*_\[\]#])", r"\\\1", text.replace("&", "&amp;"))
+    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
 
 
 def code(text: str) -> str:
-    """Inline code, also within a table, where a bar has to be escaped."""
-    return f"`{text.replace('|', chr(92) + '|')}`"
+    """Inline code, also within a table, where a bar would end the cell."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def block(language: str, *lines: str) -> list[str]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "pictures"
 PICTURE, QUESTION = ROOT / "eval/data/tiny/pictures/0006.webp", "What color is the heart?"
 FOUR = ("vtc-cls", "divprune", "visionzip", "fastv")
-_DPI, _RADIUS, _COLORS = 190, 22, 160
+_DPI, _RADIUS, _COLORS = 190, 22, 256
 _CARD, _INK, _SOFT, _LINE, _DIM = "#171b22", "#eceff4", "#a7b0bc", "#465160", "#2b323c"
 # Stages, and groups of tokens that become one: colours that readers with any colour vision tell apart.
 _HUES = ("#56b4e9", "#e69f00", "#2fbf8f", "#e58ab8", "#f0e442")
@@ -121,6 +121,7 @@ def _selection(axes: Any, x: float, chosen: Any, title: str) -> None:
         _token(axes, x + wide * anchor, 1.78, 0.4, _HUES[m], str(m))
     for i, into in enumerate(source):
         _token(axes, x + wide * i, 2.9, 0.4, _HUES[into] if into >= 0 else _DIM, str(i), into < 0, i in anchors)
+    axes.text(x - 0.12, 3.44, "anchors", color=_SOFT, fontsize=9.5, ha="right", va="center")
     axes.text(x - 0.12, 3.1, "in", color=_SOFT, fontsize=9.5, ha="right", va="center")
     axes.text(x - 0.12, 1.98, "out", color=_SOFT, fontsize=9.5, ha="right", va="center")
     lines = {
@@ -187,24 +188,21 @@ def _row(drawn: list[tuple[Image.Image, str, str, str]]) -> Image.Image:
 
 
 def schedule() -> Image.Image:
-    """Visual tokens that each of 32 layers sees, of 576, under methods whose budget is a quarter at the end."""
+    """Visual tokens that each of 32 layers sees, of 576: before all of them, once, in stages, by the average."""
     from vtc.methods.fastv import FastV
     from vtc.methods.pyramiddrop import PyramidDrop
 
     depth, total = 32, 576
-    ways = {
-        "before all layers (divprune)": [144] * depth,
-        "once, after 2 layers (fastv)": _seen(FastV(keep=0.25), depth, total),
-        "in stages (pyramiddrop)": _seen(PyramidDrop(keep=0.25), depth, total),
-        "in stages, a quarter on average": _seen(PyramidDrop(keep=0.25, average=True), depth, total),
-    }
+    methods = [FastV(keep=0.25), PyramidDrop(keep=0.25), PyramidDrop(keep=288, average=True)]
+    ways = {"divprune(keep=0.25)": [144] * depth} | {str(one): _seen(one, depth, total) for one in methods}
     figure = Figure(figsize=(10.4, 4.4), facecolor=_CARD)
     axes = figure.add_axes((0.07, 0.14, 0.61, 0.76))
     axes.set_facecolor(_CARD)
     for number, (name, seen) in enumerate(ways.items()):
         hue = _HUES[number]
         axes.step([*range(depth), depth], [*seen, seen[-1]], where="post", color=hue, lw=2.2)
-        y, beside = 0.93 - 0.23 * number, {"transform": axes.transAxes}
+        y = 0.93 - 0.23 * number
+        beside: dict[str, Any] = {"transform": axes.transAxes}
         axes.text(1.02, y, name, color=hue, fontsize=11.5, weight="bold", **beside)
         said = f"{seen[-1]} at the end, {sum(seen) / depth:.0f} on average"
         axes.text(1.02, y - 0.08, said, color=_SOFT, fontsize=10.5, **beside)
