@@ -1,7 +1,14 @@
-"""The committed results, docs/results/*.json, each as `vtc compare RUNS --json FILE` wrote it."""
+"""The committed results, docs/results/*.json, each as `vtc compare RUNS --json FILE` wrote it.
+
+After a new one, the tables of docs/results.md are written anew by
+
+    python -m docs.generate.results
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,12 +17,21 @@ from vtc.eval import table
 from vtc.eval.recorded import Recorded, read
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
+PAGE = FOLDER.with_suffix(".md")
+_INSIDE = "Inside the language model, at an equal"
 #: file -> its title, and the command that makes its runs, in the order in which they are shown
 TABLES = {
     "pictures": ("Pictures", "make table TIMING=0"),
-    "inside-average": ("Inside the language model, at an equal average", "make table-inside TIMING=0"),
-    "inside-final": ("Inside the language model, at an equal number at the end", "make table-inside TIMING=0"),
+    "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
+    "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
     "video": ("Videos", "make table-video TIMING=0"),
+}
+#: file -> the heading of docs/results.md under which all of its numbers stand
+HEADINGS = {
+    "pictures": "All numbers",
+    "inside-average": f"{_INSIDE} average",
+    "inside-final": f"{_INSIDE} number of tokens at the end",
+    "video": "All numbers of videos",
 }
 # Columns of a method's own rows.
 _COLUMNS = (
@@ -51,3 +67,31 @@ def rows_of(method: str) -> dict[str, dict[str, list[str]]]:
             columns = {title: [cells[title][i] for i in shown] for title in _COLUMNS if title in cells}
             found[name] = {title: column for title, column in columns.items() if any(cell.strip() for cell in column)}
     return found
+
+
+def body(name: str) -> str:
+    """The tables of one file and what they mean, as Markdown, without a heading."""
+    return table.markdown([groups()[name]]).partition("\n\n")[2].strip() + "\n"
+
+
+def rewritten(page: str) -> str:
+    """docs/results.md with the tables of the files that are there: from the first table under a heading to its end."""
+    for name in groups():
+        found = re.search(rf"^#+ {re.escape(HEADINGS[name])}\n(?:(?!#|\|).*\n)*", page, re.MULTILINE)
+        if found:
+            rest = re.search(r"^#", page[found.end() :], re.MULTILINE)
+            after = page[found.end() + rest.start() :] if rest else ""
+            page = page[: found.end()] + body(name) + (f"\n{after}" if after else "")
+    return page
+
+
+def main() -> int:
+    """Write the tables of docs/results.md anew."""
+    old = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(new := rewritten(old), encoding="utf-8")
+    print(f"{PAGE} {'is as it was' if new == old else 'has new tables'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,10 +25,10 @@ def test_what_is_committed():
 @pytest.mark.parametrize("name", ["stages", "selection", "schedule", "keep"])
 def test_they_are_drawn_as_they_are_committed(name):
     """Up to what another version of matplotlib does to letters."""
-    drawn = pictures.PICTURES[name]().convert("RGB")
+    drawn = pictures.PICTURES[name]()
     with Image.open(pictures.FOLDER / f"{name}.png") as stored:
         assert stored.size == drawn.size
-        small = [one.convert("RGB").resize((130, 50)).tobytes() for one in (drawn, stored)]
+        small = [one.convert("RGBA").resize((130, 50)).tobytes() for one in (drawn, stored)]
     assert sum(abs(a - b) for a, b in zip(*small, strict=True)) / len(small[0]) < 2
 
 

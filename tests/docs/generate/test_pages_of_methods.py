@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 import vtc
 from docs.generate import __main__ as generate
 from docs.generate import fidelity, markdown, methods, results
+from vtc.eval import recorded
 from vtc.methods.base.index import shipped
 from vtc.signals import SIGNALS
 
@@ -95,6 +96,31 @@ def test_what_is_committed_fits():
     assert {file.stem for file in files} <= set(results.TABLES)
     assert {"pictures", "inside-average"} <= {file.stem for file in files}
     assert sum(file.stat().st_size for file in files) < 300_000
+
+
+def test_the_page_of_results_has_the_tables_of_the_files():
+    page = results.PAGE.read_text(encoding="utf-8")
+    assert results.rewritten(page) == page, "write it anew: python -m docs.generate.results"
+
+
+def test_tables_are_replaced_under_their_heading_and_nowhere_else(monkeypatch, tmp_path, capsys):
+    before = "# Results\n\nWords.\n\n| a |\n|---|\n\n### All numbers\n\nBy some command.\n\n"
+    after = "## All numbers of videos\n\n| c |\n|---|\n"
+    monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
+    results.PAGE.write_text(f"{before}| old |\n|---|\n| 1 |\n\nOld words.\n\n{after}")
+    monkeypatch.setattr(results, "groups", cache(lambda: {"pictures": read("pictures")}))
+    assert results.main() == 0
+    assert "has new tables" in capsys.readouterr().out
+    new = results.PAGE.read_text()
+    assert new == f"{before}{results.body('pictures')}\n{after}"
+    assert new.count("| divprune | 0.1 |") == 1
+    assert results.main() == 0
+    assert (results.PAGE.read_text(), "is as it was" in capsys.readouterr().out) == (new, True)
+
+
+def read(name):
+    (group,) = recorded.read(results.FOLDER / f"{name}.json")
+    return group
 
 
 def blocks(text: str, language: str) -> list[str]:
