@@ -19,7 +19,8 @@ def test_what_is_committed():
         with Image.open(file) as drawn:
             alpha = drawn.convert("RGBA").getchannel("A")
             assert drawn.width >= 1600
-            assert (alpha.getpixel((0, 0)), alpha.getpixel((drawn.width // 2, 8))) == (0, 255)  # round corners
+            assert alpha.getpixel((0, 0)) == 0  # round corners
+            assert alpha.getpixel((drawn.width // 2, 8)) > 250
 
 
 @pytest.mark.parametrize("name", ["stages", "selection", "schedule", "keep"])
