@@ -109,7 +109,7 @@ def _facts(info: MethodInfo) -> list[str]:
         "Paper": _paper(info),
         "Class": f"`vtc.{info.class_name}`, defined in `{info.module}`",
     }
-    return table(("", ""), [(f"**{name}**", said) for name, said in facts.items()])
+    return [f"* **{name}:** {said}" for name, said in facts.items()]
 
 
 def runs_on(info: MethodInfo) -> list[str]:
@@ -156,12 +156,14 @@ def _example(info: MethodInfo) -> list[str]:
 
 
 def _options(info: MethodInfo) -> list[str]:
-    rows = []
+    """A list, as names of options and their words do not fit the columns of a table on a phone."""
+    lines = []
     for name in in_order(info):
         default: Any = info.default_keep if name == "keep" else info.defaults[name]
-        kind = info.types.get(name, "").replace(" | ", " or ")
-        rows.append((code(name), code(_value(default)), kind, prose(info.help.get(name, ""))))
-    return table(("option", "default", "type", "meaning"), rows)
+        kind = escaped(info.types.get(name, "").replace(" | ", " or "))
+        said = prose(info.help.get(name, ""))
+        lines.append(f"* **{code(name)}** = {code(_value(default))}, {kind}: {said}")
+    return lines
 
 
 def _value(default: Any) -> str:
@@ -175,29 +177,23 @@ def _needs(info: MethodInfo) -> list[str]:
     find(info.name)  # its module may add signals of its own
     if not info.needs:
         return ["The tokens alone: no attention, no text, no grid."]
-    rows = [
-        (code(name), f"{code('[' + ', '.join(signal.shape) + ']')} " if signal.shape else "", signal)
-        for name in info.needs
-        for signal in [SIGNALS[name]]
-    ]
-    lines = table(
-        ("signal", "what it is", "measured"),
-        [(name, shape + prose(signal.doc), _PLACES.get(signal.place, signal.place)) for name, shape, signal in rows],
-    )
-    return ["Signals, which are measured only where a wrapped method asks for them:", "", *lines]
+    lines = ["Signals, which are measured only where a wrapped method asks for them:", ""]
+    for name in info.needs:
+        signal = SIGNALS[name]
+        shape = f"{code('[' + ', '.join(signal.shape) + ']')}, " if signal.shape else ""
+        lines.append(f"* **{code(name)}** {shape}{_PLACES.get(signal.place, signal.place)}: {prose(signal.doc)}")
+    return lines
 
 
 def _fidelity(info: MethodInfo) -> list[str]:
     row, options = fidelity.compared(info.name), fidelity.options(info.name)
-    lines = table(
-        ("", ""),
-        [
-            ("**Authors' code**", row["authors' code"]),
-            ("**Compared**", row["compared"]),
-            ("**Agreement when it was reviewed**", row["agreement at f65360d"]),
-            ("**Now**", row["now"]),
-        ],
-    )
+    said = {
+        "Authors' code": row["authors' code"],
+        "Compared": row["compared"],
+        "Agreement when it was reviewed": row["agreement at f65360d"],
+        "Now": row["now"],
+    }
+    lines = [f"* **{name}:** {cell}" for name, cell in said.items()]
     if options:
         lines += ["", "Options that do what the released code does where that is not the default:", ""]
         lines += [line(("option", "the released code", "the default")), "|---|---|---|", *map(line, options)]

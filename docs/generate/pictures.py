@@ -199,8 +199,8 @@ def schedule() -> Image.Image:
     axes = figure.add_axes((0.07, 0.14, 0.57, 0.76))
     axes.set_facecolor(_CARD)
     for number, (name, seen) in enumerate(ways.items()):
-        hue = _HUES[number]
-        axes.step([*range(depth), depth], [*seen, seen[-1]], where="post", color=hue, lw=5 - 1.4 * (number % 2) * 2)
+        hue, wide = _HUES[number], (8, 5.5, 3.5, 1.8)[number]  # so that none hides another
+        axes.step([*range(depth), depth], [*seen, seen[-1]], where="post", color=hue, lw=wide)
         y = 0.93 - 0.23 * number
         beside: dict[str, Any] = {"transform": axes.transAxes}
         axes.text(1.02, y, name, color=hue, fontsize=10.5, weight="bold", **beside)

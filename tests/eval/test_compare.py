@@ -439,7 +439,9 @@ def test_every_cell_of_the_page_that_is_filled_has_a_value_to_sort_by(group):
         for cells, values in zip(found["cells"], found["values"], strict=True):
             for title, cell, value in zip(found["titles"], cells, values, strict=True):
                 assert (value is not None) == bool(cell.strip()), title
-                said = cell.strip().split()[0].rstrip("BkM") if cell.strip() else ""
+                if not cell.strip():
+                    continue
+                said = cell.split()[0]
                 if title in ("keep", "tokens", "mean", "TTFT ms", "tok/s", "TokDense"):
                     assert float(said) == pytest.approx(value, abs=0.5)
                 elif title in ("accuracy", "vs full", "vs random", "retention", "loyalty", "task1"):
