@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vtc.models import tiny
 
 if TYPE_CHECKING:
     from vtc.eval.compare import Group
+    from vtc.eval.recorded import Compared
 
 _SHOWN = 10  # broken questions that are listed
 _GLANCE = 100  # questions that are asked where neither a set nor their number is named
@@ -70,7 +71,9 @@ def add_commands(commands: Any, running: argparse.ArgumentParser) -> None:
 
     about = "compare what vtc eval has measured"
     own = commands.add_parser("compare", help=about, description=_compare.__doc__)
-    own.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders")
+    own.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, folders of such folders, or files that --json wrote"
+    )
     own.add_argument("--markdown", metavar="FILE", help="write the tables here")
     own.add_argument("--json", metavar="FILE", help="write all numbers here")
     own.add_argument("--plot", metavar="FILE.png", help="draw accuracy over TTFT, FLOPs and KV bytes into this picture")
@@ -196,26 +199,29 @@ def _tell_broken(broken: dict[str, str]) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     """One table of runs side by side, with which differences are significant; also as Markdown, picture and page."""
-    from vtc.eval import compare, page, plot, table
+    from vtc.eval import compare, page, plot, recorded, table
 
     arguments.check_file("--plot", options.plot, (".png", ".svg", ".pdf"))
     for name in ("markdown", "json", "html"):
         arguments.check_file(f"--{name}", getattr(options, name))
-    paths, notes = compare.find(options.runs)
-    groups = compare.load(paths)
+    files = [run for run in options.runs if Path(run).suffix.lower() == ".json"]
+    written = [group for file in files for group in recorded.read(file)]
+    paths, notes = compare.find([run for run in options.runs if run not in files])
+    runs = compare.load(paths)
+    groups = [*runs, *written]
     if not any(group.rows for group in groups):
         raise ValueError("none of these runs has an answered question")
     arguments.existing_folders(options.markdown, options.json, options.plot, options.html)
     if options.markdown:
         Path(options.markdown).write_text(table.markdown(groups), encoding="utf-8")
     if options.json:
-        Path(options.json).write_text(table.as_json(groups), encoding="utf-8")
+        Path(options.json).write_text(recorded.write(groups), encoding="utf-8")
     if options.plot:
         plot.pareto(groups, Path(options.plot))
     if options.html:
         Path(options.html).write_text(page.html(groups), encoding="utf-8")
     _show(groups, options.wide)
-    for note in [*notes, *_mixed(groups)]:
+    for note in [*notes, *_mixed(runs)]:
         print(f"note: {note}", file=sys.stderr)
 
 
@@ -231,7 +237,7 @@ def _mixed(groups: list[Group]) -> list[str]:
     return found
 
 
-def _show(groups: list[Group], wide: bool) -> None:
+def _show(groups: Sequence[Compared], wide: bool) -> None:
     from rich.console import Console
 
     from vtc.eval import table

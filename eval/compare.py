@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from vtc.eval.command import command, versions
 from vtc.eval.results import Run
 from vtc.eval.settings import BASELINES, BLIND, DOWNSAMPLE, FULL, RANDOM
 from vtc.eval.statistics import Difference, Score, holm
@@ -36,6 +37,7 @@ class Row:
             wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
         full_cost: whether pictures that were made smaller were made larger again, and have cost more tokens than asked
             for. least: numbers of tokens of videos that were made as small as they can be, more than asked for, too.
+        command: makes the row again.
     """
 
     label: str
@@ -66,6 +68,7 @@ class Row:
     tasks: dict[str, Score]
     extras: dict[str, dict[str, float]]
     broken: int
+    command: str
 
     @property
     def name(self) -> str:
@@ -141,6 +144,11 @@ class Group:
         """What the questions are about, in the plural."""
         kinds = self.runs[0].config["kinds"]
         return "pictures and videos" if len(kinds) > 1 else "videos" if kinds == ["video"] else "pictures"
+
+    @property
+    def made(self) -> list[str]:
+        """Code, versions and machine that the runs come from, each once."""
+        return list(dict.fromkeys(said for run in self.runs if (said := versions(run.config))))
 
     @property
     def questions(self) -> int:
@@ -229,6 +237,7 @@ def _row(
         tasks={task: score for task, score in scores.items() if score is not None},
         extras={task: dict(found) for task, found in run.extras.items()},
         broken=len(run.broken),
+        command=command(run.config, run.timing.get("samples") or 0),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.compare import Group, Row, frontier
+from vtc.eval.compare import Row, frontier
+from vtc.eval.recorded import Compared
 from vtc.eval.settings import FULL
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ COSTS = {
     "kv_share": (100.0, "bytes of the KV cache, % of uncompressed"),
 }
 # Okabe and Ito's colours, which all readers can tell apart, then others.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
 _MARKS = "osDv^<>PXph*"
 _DPI = 130
 _SIDE = 6.4  # inches of a panel's width
@@ -29,22 +30,22 @@ _ASIDE = 4.5  # points from one method to the next of the same cost
 _ALMOST = 0.9
 
 
-def methods(groups: Sequence[Group]) -> list[str]:
+def methods(groups: Sequence[Compared]) -> list[str]:
     """What is drawn, by label, `random` first: its place here is the number that `style` wants."""
     return list(dict.fromkeys(["random", *(row.label for group in groups for row in group.rows if row.compressed)]))
 
 
 def style(number: int) -> tuple[str, str]:
     """Colour and mark of the method with this number, `random` being 0 and black."""
-    return ("black" if number == 0 else _COLORS[(number - 1) % len(_COLORS)]), _MARKS[number % len(_MARKS)]
+    return ("black" if number == 0 else COLORS[(number - 1) % len(COLORS)]), _MARKS[number % len(_MARKS)]
 
 
-def pareto(groups: Sequence[Group], file: Path) -> None:
+def pareto(groups: Sequence[Compared], file: Path) -> None:
     """Draw `picture` into a file."""
     picture(groups).savefig(file, dpi=_DPI)
 
 
-def picture(groups: Sequence[Group]) -> Figure:
+def picture(groups: Sequence[Compared]) -> Figure:
     """A row of panels per group: accuracy over time to first token, FLOPs and bytes of the KV cache.
 
     Scales of cost are logarithmic. A line per method runs through its budgets, with 95 % intervals; methods of one cost
@@ -84,7 +85,7 @@ def picture(groups: Sequence[Group]) -> Figure:
     return figure
 
 
-def shown(groups: Sequence[Group]) -> list[str]:
+def shown(groups: Sequence[Compared]) -> list[str]:
     """The costs that have a panel."""
     rows = [row for group in groups for row in group.rows]
     found: list[str] = []
@@ -110,7 +111,7 @@ def drawn(row: Row, cost: str) -> bool:
     )
 
 
-def _panel(axes: Any, group: Group, cost: str, names: list[str], handles: dict[str, Any]) -> Callable[[], None]:
+def _panel(axes: Any, group: Compared, cost: str, names: list[str], handles: dict[str, Any]) -> Callable[[], None]:
     """Draw one panel; what it returns writes the labels, once the figure has its final size."""
     rows = [row for row in group.rows if drawn(row, cost) and (row.compressed or row.label == FULL)]
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -175,7 +176,7 @@ def _panel(axes: Any, group: Group, cost: str, names: list[str], handles: dict[s
     return lambda: _write(axes, [(row, aside[row.label].transform(at(row))) for row in best if row.compressed])
 
 
-def _range(group: Group) -> tuple[float, float]:
+def _range(group: Compared) -> tuple[float, float]:
     """Of accuracies in %, intervals included: marks that stand aside are not seen by matplotlib's own."""
     scores = [row.accuracy for row in group.rows]
     low = 100 * min(score.mean - score.errors[0] for score in scores)

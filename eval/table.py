@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vtc.eval.compare import LEVEL, Group, Row
+from vtc.eval.compare import LEVEL, Row
+from vtc.eval.recorded import Compared
 from vtc.eval.statistics import FEWEST, Score
 from vtc.speedup import SpeedUp
 
@@ -91,7 +90,7 @@ _NAMES = 22  # its longest line of a method's name; longer names take several
 _GAP = 3  # between columns
 
 
-def _meaning(group: Group) -> dict[str, str]:
+def _meaning(group: Compared) -> dict[str, str]:
     """What a column shows, for those whose title does not say all."""
     kind = group.kind
     paired = f"{_BETTER} better, {_WORSE} worse: p < {LEVEL}, paired over {kind}, Holm-corrected over the table"
@@ -119,7 +118,7 @@ def _meaning(group: Group) -> dict[str, str]:
     }
 
 
-def caption(group: Group, titles: Collection[str] = ()) -> str:
+def caption(group: Compared, titles: Collection[str] = ()) -> str:
     """What the numbers under these titles are, by default under all."""
     broken = max((row.broken for row in group.rows), default=0)
     meaning, every = _meaning(group), columns(group)
@@ -140,7 +139,7 @@ def caption(group: Group, titles: Collection[str] = ()) -> str:
     return ". ".join(part[0].upper() + part[1:] if part in said else part for part in parts if part) + "."
 
 
-def _least(group: Group) -> str:
+def _least(group: Compared) -> str:
     """How few tokens the videos of marked rows have."""
     numbers = sorted({number for row in group.rows for number in row.least})
     if not numbers:
@@ -149,19 +148,19 @@ def _least(group: Group) -> str:
     return f"‡: one token per time step of a video is the least, more than asked for: {said}"
 
 
-def _no_group_a(group: Group) -> str:
+def _no_group_a(group: Compared) -> str:
     """Why rows have none."""
     reasons = list(dict.fromkeys(row.why_not for row in group.rows if row.why_not))
     return f"Group A is blank where {'; '.join(reasons)}" if reasons else ""
 
 
-def columns(group: Group) -> dict[str, list[str]]:
+def columns(group: Compared) -> dict[str, list[str]]:
     """The main table, column by column; those that are empty throughout are left out."""
     found = {title: [cell(row) for row in group.rows] for title, cell in _COLUMNS.items()}
     return {title: cells for title, cells in found.items() if any(cell.strip() for cell in cells)}
 
 
-def narrow(group: Group, width: int = _WIDTH) -> dict[str, list[str]]:
+def narrow(group: Compared, width: int = _WIDTH) -> dict[str, list[str]]:
     """As many columns of the main table as `width` characters hold."""
     found, left, chosen = columns(group), width - 2 + _GAP, set()
     found[_METHOD] = [_folded(name, _NAMES) for name in found[_METHOD]]
@@ -184,7 +183,7 @@ def _folded(name: str, width: int) -> str:
     return "\n".join(line[i : i + width] for line in lines for i in range(0, len(line), width))
 
 
-def task_columns(group: Group) -> dict[str, list[str]]:
+def task_columns(group: Compared) -> dict[str, list[str]]:
     """Scores by task, and what a task's metric says beside its score."""
     found = {_METHOD: [row.name for row in group.rows], "tokens": [_number(row.tokens) for row in group.rows]}
     for task in group.tasks:
@@ -195,7 +194,7 @@ def task_columns(group: Group) -> dict[str, list[str]]:
     return found
 
 
-def tables(group: Group) -> list[dict[str, list[str]]]:
+def tables(group: Compared) -> list[dict[str, list[str]]]:
     """The main table and, where it says more, the breakdown by task."""
     return [
         columns(group),
@@ -203,7 +202,7 @@ def tables(group: Group) -> list[dict[str, list[str]]]:
     ]
 
 
-def terminal(group: Group, wide: bool = True, width: int = _WIDTH) -> list[Table | Text]:
+def terminal(group: Compared, wide: bool = True, width: int = _WIDTH) -> list[Table | Text]:
     """For rich: the tables, a section per budget, winners over `random` in bold, and what the numbers are.
 
     Args:
@@ -218,7 +217,7 @@ def terminal(group: Group, wide: bool = True, width: int = _WIDTH) -> list[Table
     return [Text(group.title, "italic"), _rich(group, found), about]
 
 
-def _rich(group: Group, found: dict[str, list[str]]) -> Table:
+def _rich(group: Compared, found: dict[str, list[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in found:
         table.add_column(escape(name), justify="left" if name == _METHOD else "right", no_wrap=True)
@@ -231,7 +230,7 @@ def _rich(group: Group, found: dict[str, list[str]]) -> Table:
     return table
 
 
-def markdown(groups: Sequence[Group]) -> str:
+def markdown(groups: Sequence[Compared]) -> str:
     """All groups as Markdown: each its table, its breakdown by task, and what the numbers are."""
     pages = []
     for group in groups:
@@ -255,18 +254,3 @@ def plain(text: str) -> str:
     """Text, such as the name of a file or a task, that Markdown shows as it is and in one line."""
     text = re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
     return re.sub(r"^([-+]|\d+[.)])(?= |$)", r"\\\1", text)
-
-
-def as_json(groups: Sequence[Group]) -> str:
-    """Every row with its intervals and p-values."""
-    found = [
-        {
-            "model": group.model,
-            "data": group.data,
-            "questions": group.questions,
-            "caption": caption(group),
-            "rows": [asdict(row) for row in group.rows],
-        }
-        for group in groups
-    ]
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"

@@ -138,6 +138,12 @@ def register_decoder(cls: type[Decoder]) -> type[Decoder]:
     return cls
 
 
+def known_decoders() -> list[str]:
+    """Model types (`config.model_type`) of the language models that vtc knows, those of a user's own included."""
+    enter_those_that_ship()
+    return sorted(_DECODERS)
+
+
 def decoder_for(lm: nn.Module) -> Decoder:
     """The facts about a language model: those registered for its type, else the default ones, which may be wrong."""
     config: Any = lm.config

@@ -121,6 +121,12 @@ def tower_for(tower: nn.Module) -> Tower:
     return _TOWERS[model_type]
 
 
+def facts_of(model_type: str) -> Tower:
+    """Facts about the towers of a `config.model_type` out of `known_towers()`."""
+    enter_those_that_ship()
+    return _TOWERS[model_type]
+
+
 class CLIPTower(Tower):
     model_types = ("clip_vision_model",)
     has_cls = True

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tests.eval.runs import synthetic
 from vtc.cli.main import main
-from vtc.eval import compare, page, plot, table
+from vtc.eval import compare, page, plot, recorded, table
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_group_a_by_hand(tmp_path):
     assert "16" in other.why_not
     assert other.why_not in table.caption(group)
     assert "33.3 ±" in table.markdown([group])
-    assert json.loads(table.as_json([group]))[0]["rows"][-1]["why_not"] == other.why_not
+    assert json.loads(recorded.write([group]))[0]["rows"][-1]["why_not"] == other.why_not
 
 
 def test_group_a_may_be_empty_or_have_nothing_to_stand_on(tmp_path):
@@ -212,7 +212,7 @@ def test_few_pictures_show_no_interval(tmp_path):
     assert row(groups[0], "good", 64).accuracy.low is None
     assert "±n/a" in printed(groups[0], 220)
     assert "±n/a" in table.markdown(groups)
-    assert json.loads(table.as_json(groups))[0]["rows"][0]["accuracy"]["low"] is None
+    assert json.loads(recorded.write(groups))[0]["rows"][0]["accuracy"]["low"] is None
     plot.pareto(groups, tmp_path / "few.svg")
     assert "NaN" not in page.html(groups)
 
@@ -398,12 +398,54 @@ def test_brackets_are_no_markup(tmp_path, capsys):
 
 def test_the_page_is_complete_in_itself(group):
     text = page.html([group])
-    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]+)""", text)) == {"data:,"}
+    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]+)""", text)) == {"data:,", "#table"}
     assert set(re.findall(r"\w+://[^\s\"']+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not a request
     assert not re.search(r"@import|fetch\(|XMLHttpRequest|url\(", text)
-    data = json.loads(re.search(r"const DATA = (.*);\n", text).group(1))  # type: ignore[union-attr]
+    data = data_of(text)
     assert data["groups"][0]["rows"][0]["label"] == "full"
-    assert set(data["colors"]) == {"random", "good", "poor"}
+    assert set(data["groups"][0]["colors"]) == set(data["groups"][0]["shapes"]) == {"random", "good", "poor"}
+
+
+def test_marks_on_the_page_differ_where_colours_return(tmp_path):
+    for number in range(24):
+        synthetic(tmp_path, f"m{number}", 64, 0.9, count=6)
+    found = data_of(page.html(compare.load(compare.find([tmp_path])[0])))["groups"][0]
+    assert len({(found["colors"][name], found["shapes"][name]) for name in found["colors"]}) == 25
+
+
+def data_of(text):
+    return json.loads(re.search(r"const DATA = (.*);\n", text).group(1))  # type: ignore[union-attr]
+
+
+def test_the_page_knows_what_a_row_is_found_sorted_and_made_by(tmp_path):
+    synthetic(tmp_path, "full", None, 0.9)
+    synthetic(tmp_path, "random", 64, 0.5)
+    synthetic(tmp_path, "one", 64, 0.9, method="prunevid(ratio=0.5)")
+    synthetic(tmp_path, "two", 64, 0.9, method="mine")
+    groups = compare.load(compare.find([tmp_path])[0])
+    data = data_of(page.html(groups, "Title", "Intro", {groups[0].title: "make it"}, lambda name: f"to/{name}"))
+    assert (data["title"], data["intro"], data["groups"][0]["by"]) == ("Title", "Intro", "make it")
+    assert data["stages"] == ["pixels", "input", "layer", "cache"]
+    rows = {row["label"]: row for row in data["groups"][0]["rows"]}
+    named = rows["prunevid(ratio=0.5)"]
+    assert (named["stage"], named["link"]) == ("input+layer+cache", "to/prunevid")
+    assert named["summary"].startswith("Merges still places")
+    assert (rows["mine"]["stage"], rows["mine"]["link"], rows["full"]["link"]) == ("", None, None)
+    assert "--methods 'prunevid(ratio=0.5)' --keep 64" in named["command"]
+
+
+def test_every_cell_of_the_page_that_is_filled_has_a_value_to_sort_by(group):
+    for found in data_of(page.html([group]))["groups"][0]["tables"]:
+        for cells, values in zip(found["cells"], found["values"], strict=True):
+            for title, cell, value in zip(found["titles"], cells, values, strict=True):
+                assert (value is not None) == bool(cell.strip()), title
+                if not cell.strip():
+                    continue
+                said = cell.split()[0]
+                if title in ("keep", "tokens", "mean", "TTFT ms", "tok/s", "TokDense"):
+                    assert float(said) == pytest.approx(value, abs=0.5)
+                elif title in ("accuracy", "vs full", "vs random", "retention", "loyalty", "task1"):
+                    assert float(said) == pytest.approx(100 * value, abs=0.1)
 
 
 def test_nothing_in_the_data_ends_the_script(tmp_path):

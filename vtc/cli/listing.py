@@ -17,7 +17,7 @@ from vtc.methods.base.index import MethodInfo
 from vtc.methods.base.notation import write_method
 from vtc.models.families import FamilyInfo, family_infos
 
-_STAGES = {
+STAGES = {
     "pixels": "before the vision tower",
     "input": "before the language model",
     "layer": "between its layers",
@@ -30,8 +30,8 @@ _WIDEST = 100
 
 def add_commands(commands: Any) -> None:
     """Put `methods` and `families` into a parser's subcommands."""
-    kinds = (("methods", "method", "methods", _methods), ("families", "family", "model families", _families))
-    for name, what, plural, run in kinds:
+    lists = (("methods", "method", "methods", _methods), ("families", "family", "model families", _families))
+    for name, what, plural, run in lists:
         own = commands.add_parser(name, help=f"list the {plural}, or tell about one", description=run.__doc__)
         own.add_argument(what, nargs="?", metavar="NAME", help=f"a {what}; default: all, a line each")
         own.add_argument("--json", action="store_true", help="everything that is known, as JSON")
@@ -48,7 +48,7 @@ def _methods(options: argparse.Namespace) -> None:
 def _families(options: argparse.Namespace) -> None:
     """List the model families that can be wrapped, by `config.model_type`. With NAME, everything about one."""
     known = {info.model_type: info for info in family_infos()}
-    rows = [(info.model_type, info.title, _kinds(info.modality), info.tokens) for info in known.values()]
+    rows = [(info.model_type, info.title, kinds(info.modality), info.tokens) for info in known.values()]
     _show(options, "family", known, rows, _family_page)
 
 
@@ -91,10 +91,10 @@ def _method_page(info: MethodInfo) -> list[str]:
     """Everything about one method, in lines."""
     paper = f"{info.paper.title} (arXiv {info.paper.arxiv})" if info.paper else "none"
     count = "exactly `keep`" if info.exact_count else "`keep`, or as its own rules have it"
-    stages = ", then ".join(f"{stage} ({_STAGES.get(stage, stage)})" for stage in info.stage.split("+"))
+    stages = ", then ".join(f"{stage} ({STAGES.get(stage, stage)})" for stage in info.stage.split("+"))
     facts = {
         "stage": stages,
-        "acts on": _kinds(info.modality),
+        "acts on": kinds(info.modality),
         "signals": ", ".join(info.needs) or "none: the tokens alone",
         "question": "is read" if info.query_aware else "is not read",
         "count": count,
@@ -106,7 +106,7 @@ def _method_page(info: MethodInfo) -> list[str]:
     lines = [f"{info.name}: {info.summary}", ""]
     lines += [line for name, said in facts.items() for line in _fact(name, said)]
     lines += ["", "options"]
-    for name in _in_order(info):
+    for name in in_order(info):
         default = info.default_keep if name == "keep" else info.defaults[name]
         lines += _option(name, default, info.types.get(name, ""), info.help.get(name, ""))
     lines += ["", "example", *_example(info)]
@@ -116,7 +116,7 @@ def _method_page(info: MethodInfo) -> list[str]:
     return lines
 
 
-def _in_order(info: MethodInfo) -> list[str]:
+def in_order(info: MethodInfo) -> list[str]:
     """The method's own options, after `keep` and before those that every method has."""
     own = [name for name in info.options if name not in _EVERYWHERE]
     return ["keep", *own, *(name for name in _EVERYWHERE[1:] if name in info.options)]
@@ -150,7 +150,7 @@ def example_text(info: MethodInfo) -> str:
 
 def _family_page(info: FamilyInfo) -> list[str]:
     """Everything about one family, in lines."""
-    facts = {"model type": info.model_type, "reads": _kinds(info.modality), "tokens": info.tokens, "notes": info.notes}
+    facts = {"model type": info.model_type, "reads": kinds(info.modality), "tokens": info.tokens, "notes": info.notes}
     lines = [info.title, ""]
     lines += [line for name, said in facts.items() if said for line in _fact(name, said)]
     if info.checkpoint:
@@ -166,7 +166,8 @@ def _family_page(info: FamilyInfo) -> list[str]:
     return lines
 
 
-def _kinds(modality: Sequence[str]) -> str:
+def kinds(modality: Sequence[str]) -> str:
+    """What a method or family takes, in words."""
     return ", ".join(_KINDS.get(kind, kind) for kind in modality) or "as its adapter says"
 
 

@@ -1,0 +1,144 @@
+"""The page of model families: from the registries, and transformers' own defaults of what a family is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from docs.generate.markdown import block, code, prose, table
+from vtc.cli.listing import kinds
+from vtc.models.families import SHIPPED
+
+_TAKES = {
+    "square": "crops of one size, square",
+    "rectangle": "crops of one size, of any proportions",
+    "packed": "pictures of any size",
+}
+# What is refused. That it is, tests/engine, tests/models and tests/methods hold, under the same words.
+REFUSED = (
+    (
+        "a model without visual tokens, a part of a model, or one of no known family",
+        "there is nothing to compress, or nobody knows where it lies: [an adapter](extend/family.md) makes one known",
+    ),
+    (
+        "`downsample` around a model that takes crops of one size",
+        "its processor has filled the crops by then: `vtc.downsample(picture, processor, keep)` is for that",
+    ),
+    (
+        "a language model that attends within a sliding window, or has layers without attention to everything",
+        "its KV cache drops tokens by itself, or its state cannot leave tokens out",
+    ),
+    (
+        "methods that read attention, in a language model whose attention is other than vtc's account of it",
+        "what they would read is not what the model does; this is tried out at `wrap`",
+    ),
+    ("`cls=True` where no CLS token reaches the projector", "there is nothing to pass on"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides which methods a family's models can be wrapped with.
+
+    Attributes:
+        tower, decoder: `config.model_type` of the vision tower and of the language model that come with it.
+        cls: whether the tower has a CLS token. packed: whether it takes pictures of any size, packed into a row.
+        projects: whether the CLS token can be passed on to the language model.
+    """
+
+    model_type: str
+    tower: str
+    decoder: str
+    cls: bool
+    packed: bool
+    projects: bool
+
+
+@cache
+def facts() -> list[Facts]:
+    """One per family that ships, by model type."""
+    from transformers import AutoConfig
+
+    from vtc.models.registry import adapter_of, list_families
+    from vtc.models.tower import facts_of
+
+    found = []
+    for model_type in [name for name in list_families() if name in SHIPPED]:
+        config = AutoConfig.for_model(model_type)
+        tower = facts_of(config.vision_config.model_type)
+        found.append(
+            Facts(
+                model_type,
+                config.vision_config.model_type,
+                config.text_config.model_type,
+                tower.has_cls,
+                tower.takes == "packed",
+                adapter_of(model_type).projects_cls and tower.has_cls,
+            )
+        )
+    return found
+
+
+def pages() -> dict[str, str]:
+    """families.md."""
+    lines = [
+        *("# Model families", ""),
+        "A family is what `config.model_type` of a checkpoint says. Every method of the stages `input`, `layer` and",
+        "`cache` runs on every family that reads what the method is for; the tables say what else differs.",
+        *("", *block("bash", "vtc families", "vtc families qwen2_5_vl  # the same on the command line")),
+        *_families(),
+        *_towers(),
+        *_decoders(),
+        *("## What is refused, and why", ""),
+        "Each with one sentence, before anything is changed or computed:",
+        *("", *table(("what", "why"), REFUSED), ""),
+        "Another family is a file of facts of your own: [how to add one](extend/family.md).",
+        "",
+    ]
+    return {"families.md": "\n".join(lines)}
+
+
+def _families() -> list[str]:
+    rows = []
+    for one in facts():
+        info = SHIPPED[one.model_type]
+        cls = "yes" + (", and passes it on" if one.projects else "") if one.cls else "no: received attention stands in"
+        smaller = "in the wrapped model" if one.packed else "before the processor"
+        rows.append((code(one.model_type), info.title, kinds(info.modality), prose(info.tokens), cls, smaller))
+    titles = ("model type", "family", "reads", "a picture becomes", "CLS attention", "`downsample`")
+    lines = ["## Families", "", *table(titles, rows), ""]
+    for one in facts():
+        info = SHIPPED[one.model_type]
+        lines += [f"**{info.title}** ({code(one.model_type)}). {prose(info.notes)}".rstrip(), ""]
+        lines += [f"Comes with the tower {code(one.tower)} and the language model {code(one.decoder)}", ""]
+        lines[-2] += f"; for example {code(info.checkpoint)}." if info.checkpoint else "."
+    return lines
+
+
+def _towers() -> list[str]:
+    from vtc.models.tower import facts_of, known_towers
+
+    rows = []
+    for name in known_towers():
+        tower = facts_of(name)
+        own = ", ".join(code(one.model_type) for one in facts() if one.tower == name)
+        rows.append((code(name), _TAKES[tower.takes], "yes" if tower.has_cls else "no", own))
+    return [
+        *("## Vision towers", ""),
+        "A family's checkpoint may have any of them; methods ask the tower, not the family.",
+        *("", *table(("model type", "takes", "CLS token", "comes with"), rows), ""),
+    ]
+
+
+def _decoders() -> list[str]:
+    from vtc.models.decoder import known_decoders
+
+    names = ", ".join(map(code, known_decoders()))
+    return [
+        *("## Language models", ""),
+        "What a method reads inside a language model has to be what its own attention computes. For these a test holds",
+        f"vtc's account of it against the model's eager attention: {names}. Any other is tried out when it is wrapped:",
+        "what vtc computes has to be what the model computes, or methods that read attention are refused, and the",
+        "others run.",
+        "",
+    ]

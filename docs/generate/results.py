@@ -1,0 +1,97 @@
+"""The committed results, docs/results/*.json, each as `vtc compare RUNS --json FILE` wrote it.
+
+After a new one, the tables of docs/results.md are written anew by
+
+    python -m docs.generate.results
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from vtc.eval import table
+from vtc.eval.recorded import Recorded, read
+
+FOLDER = Path(__file__).resolve().parents[1] / "results"
+PAGE = FOLDER.with_suffix(".md")
+_INSIDE = "Inside the language model, at an equal"
+#: file -> its title, and the command that makes its runs, in the order in which they are shown
+TABLES = {
+    "pictures": ("Pictures", "make table TIMING=0"),
+    "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
+    "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
+    "video": ("Videos", "make table-video TIMING=0"),
+}
+#: file -> the heading of docs/results.md under which all of its numbers stand
+HEADINGS = {
+    "pictures": "All numbers",
+    "inside-average": f"{_INSIDE} average",
+    "inside-final": f"{_INSIDE} number of tokens at the end",
+    "video": "All numbers of videos",
+}
+# Columns of a method's own rows.
+_COLUMNS = (
+    *("method", "keep", "tokens", "mean", "FLOPs %", "KV %", "TTFT ms", "TTFT gain"),
+    *("accuracy", "vs full", "vs random", "group A", "retention", "loyalty"),
+)
+
+
+@cache
+def groups() -> dict[str, Recorded]:
+    """The tables that are there, by the name of their file; each is one group, under the title that it has here."""
+    found = {}
+    for name, (title, _) in TABLES.items():
+        if (FOLDER / f"{name}.json").is_file():
+            (group,) = read(FOLDER / f"{name}.json")
+            found[name] = replace(group, title=f"{title}: {group.model} on {group.data}")
+    return found
+
+
+def name_of(label: str) -> str:
+    """The method of a row's label, without options."""
+    return label.partition("(")[0]
+
+
+def rows_of(method: str) -> dict[str, dict[str, list[str]]]:
+    """Name of a table -> its columns, cut to the rows of a method, behind that of the uncompressed model."""
+    found = {}
+    for name, group in groups().items():
+        own = [i for i, row in enumerate(group.rows) if name_of(row.label) == method]
+        if own:
+            shown = [i for i, row in enumerate(group.rows) if row.label == "full"] + own
+            cells = table.columns(group)
+            columns = {title: [cells[title][i] for i in shown] for title in _COLUMNS if title in cells}
+            found[name] = {title: column for title, column in columns.items() if any(cell.strip() for cell in column)}
+    return found
+
+
+def body(name: str) -> str:
+    """The tables of one file and what they mean, as Markdown, without a heading."""
+    return table.markdown([groups()[name]]).partition("\n\n")[2].strip() + "\n"
+
+
+def rewritten(page: str) -> str:
+    """docs/results.md with the tables of the files that are there: from the first table under a heading to its end."""
+    for name in groups():
+        found = re.search(rf"^#+ {re.escape(HEADINGS[name])}\n(?:(?!#|\|).*\n)*", page, re.MULTILINE)
+        if found:
+            rest = re.search(r"^#", page[found.end() :], re.MULTILINE)
+            after = page[found.end() + rest.start() :] if rest else ""
+            page = page[: found.end()] + body(name) + (f"\n{after}" if after else "")
+    return page
+
+
+def main() -> int:
+    """Write the tables of docs/results.md anew."""
+    old = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(new := rewritten(old), encoding="utf-8")
+    print(f"{PAGE} {'is as it was' if new == old else 'has new tables'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The page of results in a real browser: the one of `vtc compare`, and the leaderboard of the documentation."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.generate import leaderboard, results
+
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("site") / "leaderboard.html"
+    file.write_text(leaderboard.html(), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1366, "light"), (1366, "dark"), (390, "light"), (390, "dark")], ids=str)
+def page(browser, file, request):
+    """The leaderboard as it opens; a script that breaks, or anything asked of elsewhere, fails the test."""
+    width, scheme = request.param
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(("file:", "data:")) else None)
+    page.goto(file)
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
+    page.close()
+    assert wrong == []
+
+
+def column(page: Any, title: str) -> list[str]:
+    titles = [found.strip() for found in page.locator("thead th").all_inner_texts()]
+    at = titles.index(title)
+    return [row.locator("th, td").nth(at).inner_text().strip() for row in page.locator("tbody tr:not(.more)").all()]
+
+
+def test_sorting_by_mouse_and_key(page):
+    before = column(page, "method")
+    page.click("thead button:has-text('accuracy')")
+    found = [float(cell.split()[0]) for cell in column(page, "accuracy")]
+    assert found == sorted(found, reverse=True)
+    assert page.locator("[aria-sort=descending]").count() == 1
+    page.keyboard.press("Enter")  # the button that was clicked has the focus still
+    found = [float(cell.split()[0]) for cell in column(page, "accuracy")]
+    assert found == sorted(found)
+    page.keyboard.press("Enter")
+    assert column(page, "method") == before
+    page.click("thead button:has-text('vs random')")
+    cells = column(page, "vs random")
+    assert "" not in cells[: cells.index("")]  # what has no number stands last
+    assert set(cells[cells.index("") :]) == {""}
+
+
+def test_filters(page):
+    group = results.groups()["inside-average"]
+    page.select_option("#which select", "1")
+    assert group.title in page.inner_text("h2")
+    page.fill("input", "prompt ATTENDS")  # of the summary
+    assert {name.split("(")[0] for name in column(page, "method")} == {"full", "fastv", "pyramiddrop"}
+    page.fill("input", "")
+    page.click("#stages button:has-text('layer')")
+    assert not any(name.startswith(("fastv", "todre")) for name in column(page, "method"))
+    assert any(name.startswith("divprune") for name in column(page, "method"))
+    page.click("#stages button:has-text('layer')")
+    page.select_option("#budget select", "192")
+    assert set(column(page, "keep")) == {"", "192"}
+    page.fill("input", "no such thing")
+    assert column(page, "method") == ["full"]
+    assert "1 of" in page.inner_text("[role=status]")
+    page.fill("input", "dart")
+    page.reload()  # the address keeps what was chosen
+    assert {name.split("(")[0] for name in column(page, "method")} == {"full", "dart"}
+
+
+def test_scores_by_task_and_another_cost(page):
+    page.select_option("#columns select", "1")
+    assert "reading" in " ".join(page.locator("thead th").all_inner_texts())
+    page.select_option("#task select", "reading")
+    page.select_option("#cost select", "average")
+    assert "visual tokens" in page.locator(".chart > svg").get_attribute("aria-label")
+
+
+def test_a_row_opens_to_its_command(page):
+    row = next(row for row in results.groups()["pictures"].rows if row.label == "divprune" and row.keep == 0.1)
+    page.fill("input", "divprune")
+    page.select_option("#budget select", "0.1")
+    opener = page.locator("tbody th button", has_text="divprune")
+    opener.press("Enter")
+    assert opener.get_attribute("aria-expanded") == "true"
+    assert " ".join(page.inner_text(".more code").split()) == row.command
+    assert page.locator(".more a").get_attribute("href") == "methods/divprune/"
+    opener.press("Enter")
+    assert page.locator(".more").count() == 0
+
+
+def test_a_point_tells_its_numbers_to_mouse_and_key(page):
+    point = page.locator(".point").nth(4)
+    point.focus()
+    name, value = point.get_attribute("aria-label").split(":")[:2]
+    assert name.split()[0] in page.inner_text(".tip")
+    assert value.split()[0] in page.inner_text(".tip")
+    assert page.locator("tbody tr.named").count() == 1
+    page.locator("input").focus()
+    assert page.locator(".tip").count() == 0
+    count = page.locator(".point").count()
+    page.locator("#keys button").first.click()
+    assert page.locator(".point").count() < count
+
+
+def test_nobody_is_shut_out(page):
+    """axe-core finds nothing serious, also where a row is open and a point tells its numbers."""
+    script = Path(sys.prefix) / "axe-core" / "axe.min.js"
+    if not script.is_file():
+        pytest.skip("there is no axe-core: `make test-browser` fetches it")
+    page.evaluate(script.read_text(encoding="utf-8"))
+    page.locator("tbody th button").nth(3).click()
+    page.locator(".point").nth(3).focus()
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(it => it.violations)")
+    assert [
+        f"{rule['id']}: {node['html'][:160]} {node['failureSummary']}" for rule in found for node in rule["nodes"]
+    ] == []

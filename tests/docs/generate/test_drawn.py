@@ -1,0 +1,56 @@
+"""The pictures of "How it works" are drawn by a command, small, and show what the library computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs.generate import pictures
+from vtc.methods.fastv import FastV
+from vtc.methods.pyramiddrop import PyramidDrop
+from vtc.stages import stage_names
+
+
+def test_what_is_committed():
+    files = {file.stem: file for file in pictures.FOLDER.glob("*.png")}
+    assert set(files) == set(pictures.PICTURES)
+    assert sum(file.stat().st_size for file in files.values()) < 400_000
+    for file in files.values():
+        with Image.open(file) as drawn:
+            alpha = np.asarray(drawn.convert("RGBA"))[..., 3]
+            assert drawn.width >= 1600
+        assert alpha[0, 0] == 0  # round corners
+        assert alpha[8, 400:-400].min() > 250
+
+
+@pytest.mark.parametrize("name", ["stages", "selection", "schedule", "keep"])
+def test_they_are_drawn_as_they_are_committed(name):
+    """Up to what another version of matplotlib does to letters."""
+    drawn = pictures.PICTURES[name]()
+    with Image.open(pictures.FOLDER / f"{name}.png") as stored:
+        assert stored.size == drawn.size
+        small = [one.convert("RGBA").resize((130, 50)).tobytes() for one in (drawn, stored)]
+    assert sum(abs(a - b) for a, b in zip(*small, strict=True)) / len(small[0]) < 2
+
+
+def test_the_schedules_by_hand():
+    assert pictures._seen(FastV(keep=0.25), 32, 576) == [576] * 2 + [144] * 30
+    staged = pictures._seen(PyramidDrop(keep=0.25), 32, 576)
+    assert (staged[:8], staged[24:]) == ([576] * 8, [144] * 8)
+    assert sorted(staged, reverse=True) == staged
+    average = pictures._seen(PyramidDrop(keep=288, average=True), 32, 576)
+    assert sum(average) / 32 == pytest.approx(288, abs=1)
+
+
+def test_every_stage_has_its_colour():
+    assert len(pictures._HUES) >= len(stage_names())
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "new")
+    assert pictures.main(["keep"]) == 0
+    assert "keep.png" in capsys.readouterr().out
+    assert (tmp_path / "new" / "keep.png").stat().st_size < 40_000
+    assert pictures.main(["none"]) == 2
+    assert "there are stages, selection" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""The page of families names every family, tower and language model that is known, with what holds for it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.generate import families, methods
+from vtc.methods.base.index import shipped
+from vtc.models.decoder import known_decoders
+from vtc.models.families import SHIPPED
+from vtc.models.registry import list_families
+from vtc.models.tower import known_towers
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return families.pages()["families.md"]
+
+
+def section(page: str, title: str) -> str:
+    return re.split(r"^## ", page.partition(f"## {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_everything_that_is_known_is_named(page):
+    own = [name for name in list_families() if name in SHIPPED]
+    assert [one.model_type for one in families.facts()] == own == list(SHIPPED)
+    for name in own:
+        assert section(page, "Families").count(f"`{name}`") >= 2
+        assert SHIPPED[name].title in page
+    for name in known_towers():
+        assert f"| `{name}` | " in section(page, "Vision towers")
+    for name in known_decoders():
+        assert f"`{name}`" in section(page, "Language models")
+
+
+def test_the_facts_are_those_of_a_model():
+    """Of a model of each family with random weights, as the tests of the engine build them."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    from tests.families import FAMILIES
+
+    for one in families.facts():
+        name = (
+            one.model_type if one.model_type in FAMILIES else next(f for f in FAMILIES if f.startswith(one.model_type))
+        )
+        config = FAMILIES[name].config()
+        assert config.model_type == one.model_type
+        assert type(AutoConfig.for_model(one.model_type)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        assert config.text_config.model_type == one.decoder
+        assert config.vision_config.model_type == one.tower
+
+
+def test_who_reads_what(page):
+    """By hand: LLaVA-1.5 reads no videos, Qwen's towers take any size and have no CLS token."""
+    rows = {
+        cells[1].strip("` "): cells for line in page.splitlines() if (cells := line.split("|"))[0] == "" and cells[1:]
+    }
+    assert [cell.strip() for cell in rows["llava"][3:7]] == [
+        "pictures", "one square crop", "yes, and passes it on", "before the processor"
+    ]  # fmt: skip
+    assert [cell.strip() for cell in rows["qwen2_5_vl"][3:7]] == [
+        "pictures, videos", "a grid of its own size", "no: received attention stands in", "in the wrapped model"
+    ]  # fmt: skip
+    assert rows["internvl"][5].strip() == "yes"
+
+
+def test_methods_run_on_what_they_are_for():
+    assert methods.runs_on(shipped()["downsample"]) == ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+    assert "llava" not in methods.runs_on(shipped()["evs"])
+    assert methods.runs_on(shipped()["fastv"]) == list(SHIPPED)
+    assert methods.model_for(shipped()["evs"]) == methods.model_for(shipped()["downsample"]) == "tiny-qwen"
