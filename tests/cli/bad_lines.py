@@ -136,6 +136,7 @@ LINES: list[tuple[list[str], str]] = [
     (["ask", "--image", PICTURE, "--question", "a <image>?"], "placeholder '<image>'"),
     (_ask("--question", "And?"), "--question: given twice"),
     (_ask("--frames", "3"), "--frames is about videos"),
+    (_ask("--any-size"), "--any-size is about videos"),
     (_ask("--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
     # methods and budgets
     (_ask("--method", ""), "does not name a method"),
