@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import contextmanager
@@ -81,8 +82,7 @@ class Door:
         """
         names = {_name(text, "--allow-host") for text in allowed}
         for frame in frames:
-            parts = urlsplit(frame)
-            if parts.scheme not in ("http", "https") or not parts.hostname or frame.rstrip("/") != _origin(parts):
+            if not re.fullmatch(r"https?://[\w.\-]+(:\d+)?/?", frame, re.ASCII):
                 raise ValueError(f"--allow-frame {frame!r} is not an origin: write it as in https://example.org")
         everywhere = host in ("0.0.0.0", "::", "")
         own = () if everywhere else (host.strip("[]").lower(),)
@@ -114,10 +114,6 @@ def _hostname(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         return ""
-
-
-def _origin(parts: Any) -> str:
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _is_address(name: str) -> bool:
@@ -370,16 +366,15 @@ def _bounded(receive: Receive, most: int) -> Receive:
 
 async def _whole(receive: Receive, length: int | None, most: int) -> bytes:
     """The body of a request."""
-    body = bytearray()
-    while len(body) <= most and (length is None or length <= most):
+    body, more = bytearray(), True
+    while more and max(len(body), length or 0) <= most:
         message = await receive()
         if message["type"] != "http.request":
             raise Refused(400, "The request broke off.")
         body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    else:
-        raise Refused(413, f"This is longer than {most // 1024} kB, the maximum allowed size.")
+        more = message.get("more_body", False)
+    if max(len(body), length or 0) > most:
+        raise Refused(413, f"This is longer than {most / 1000:g} kB, the maximum allowed size.")
     return bytes(body)
 
 

@@ -31,6 +31,7 @@ class Presence:
         self._news: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
         self._stops: dict[str, WeakSet[threading.Event]] = {}
+        self._drops: set[asyncio.Task[None]] = set()
 
     @contextmanager
     def here(self, page: str, news: bool) -> Iterator[None]:
@@ -75,7 +76,9 @@ class Presence:
 
         def look() -> None:
             if not self._news[page] and self._has_work(page):
-                self._dropping = asyncio.ensure_future(self._drop(page))
+                task = asyncio.ensure_future(self._drop(page))
+                self._drops.add(task)  # the loop itself would let go of it
+                task.add_done_callback(self._drops.discard)
 
         asyncio.get_running_loop().call_later(_NEVER_CAME, look)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -86,7 +87,7 @@ def running(
 
     door = Door.of(host, allow_hosts, allow_frames)
     for name, value, least in (("--uploads", uploads, 64), ("--memory", memory, 64), ("--waiting", waiting, 1)):
-        check_number(value, name, least, 2**20, integer=True)
+        check_number(value, name, least, 100_000, integer=True)
     _check_port(host, port)
     with (
         temporary_folder() as folder,
@@ -148,7 +149,12 @@ def _close(page: Any) -> None:
     """Stop the server, without waiting for streams that are open, and the tunnel of --share."""
     if getattr(page, "server", None) is not None:
         page.server.force_exit = True
-    page.close(verbose=False)
+    log = logging.getLogger("uvicorn.error")  # which would tell of each stream that is cut
+    log.disabled = True
+    try:
+        page.close(verbose=False)
+    finally:
+        log.disabled = False
     from gradio.tunneling import CURRENT_TUNNELS
 
     for tunnel in [tunnel for tunnel in CURRENT_TUNNELS if tunnel.local_port == page.server_port]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,11 +87,12 @@ def test_hostile_clips_are_refused_before_they_are_decoded(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"^many\.mp4 has more than 20,000 frames, which is the limit: make it"):
         load_media(tmp_path / "many.mp4")
     clip = write(tmp_path / "a.mp4", 12, (640, 480))
-    for limit, says in (
+    limits: list[tuple[dict[str, Any], str]] = [
         ({"frame_pixels": 300_000}, r"^a\.mp4 has frames of 640 × 480 pixels, and 300,000 are the limit: make it"),
         ({"decoded_pixels": 10**6}, r"^a\.mp4 has 12 frames of 640 × 480 pixels, and 1 million pixels in all are the"),
         ({"seconds": 1e-6}, r"^a\.mp4 takes more than 1e-06 s to read: make it shorter or smaller\.$"),
-    ):
+    ]
+    for limit, says in limits:
         monkeypatch.setattr(media, "CLIP_LIMITS", vtc.ClipLimits(**limit))
         with pytest.raises(ValueError, match=says):
             load_media(clip)

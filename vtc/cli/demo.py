@@ -30,9 +30,7 @@ def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
         ("--allow-host", "HOST", "answer to this name, such as demo.example.org; may repeat"),
         ("--allow-frame", "ORIGIN", "let pages of this origin show it in a frame; may repeat"),
     ):
-        command.add_argument(
-            name, action="append", default=[], metavar="HOST" if "host" in name else "ORIGIN", help=what
-        )
+        command.add_argument(name, action="append", default=[], metavar=kind, help=what)
     for name, what, usual in (
         ("--uploads", "MB of disk for uploads", UPLOADS),
         ("--memory", "MB of memory for what visitors have sent", MEMORY),
