@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vtc.cli import mistakes
@@ -15,12 +17,23 @@ ANSWERING = "vtc-demo-answer"  # name of threads in which a model is at work
 _PATIENCE = 5.0  # s for them to come to the end of a step
 
 
-def listen() -> None:
-    """From now on these signals raise KeyboardInterrupt, the first of them: what is tidied up then is left in peace."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """These signals raise KeyboardInterrupt, the first of them: what is tidied up then is left in peace."""
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody listen
+        yield
+        return
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-    for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if not mistakes.was_interrupted():
+                signal.signal(number, handler)
 
 
 def _end(number: int, frame: Any) -> None:

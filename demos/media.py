@@ -32,7 +32,7 @@ CLIP_LIMITS = ClipLimits(
     side=640,
 )
 MOST_SCANS = 100  # of a progressive JPEG, each of which goes over the whole picture; cameras and tools make 10
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")  # whatever the name says: Pillow reads fifty others
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the name says: Pillow reads fifty others
 _BMFF = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # how MP4 and QuickTime begin, after a length
 _AT_ONCE = threading.BoundedSemaphore(2)  # files that are decoded at the same time, so that memory is bounded
 
@@ -130,7 +130,7 @@ def _check_picture(file: Path, content: bytes) -> None:
         raise ValueError(f"{file.name} has too many pixels: {MAX_PIXELS // 10**6} million are the limit.") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{file.name} is not a picture that is read here: use PNG, JPEG, WebP, GIF or BMP.") from None
-    except Exception:
+    except (OSError, SyntaxError, EOFError, ValueError):
         return  # reading it says what is wrong
     if width * height > MAX_PIXELS:
         raise ValueError(

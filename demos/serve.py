@@ -44,9 +44,8 @@ def serve(
     Raises:
         ImportError: gradio is not installed. OSError: the port is taken. Whatever `vtc.load` raises.
     """
-    ending.listen()
     try:
-        with running(models, port, host, share, device, dtype, methods, **more) as address:
+        with ending.listening(), running(models, port, host, share, device, dtype, methods, **more) as address:
             print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
             while True:
                 time.sleep(3600)
