@@ -29,7 +29,7 @@ _POLICY = (
 _JOIN, _UPLOAD, _NEWS = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/queue/data"
 _POSTS = {_JOIN, _UPLOAD, "/gradio_api/cancel", "/gradio_api/reset"}
 _CLOSED = ("/gradio_api/proxy=", "/proxy=", "/monitoring", "/gradio_api/stream/", "/gradio_api/call/")
-_HEARTBEAT = "/gradio_api/heartbeat/"
+_HEARTBEAT, _PROGRESS = "/gradio_api/heartbeat/", "/gradio_api/upload_progress"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -176,12 +176,19 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # the page uses none
             return
-        send = self._telling(send)
+        tell, begun = self._telling(send), False
+
+        async def telling(message: dict[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await tell(message)
+
         try:
             self._check(scope)
-            await self._serve(scope, receive, send)
+            await self._serve(scope, receive, telling)
         except Refused as refused:
-            await self._refuse(scope, receive, send, refused)
+            if not begun:  # else the connection is cut
+                await self._refuse(scope, receive, tell, refused)
 
     async def _refuse(self, scope: Any, receive: Receive, send: Send, refused: Refused) -> None:
         """Answer with the sentence, once what is being sent is through, within reason: else it would not be read."""
@@ -200,14 +207,14 @@ class Guard:
         """Raise Refused if the request comes from another site, or asks for what the page does not need."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
-        for name in (host, *filter(None, [headers.get("x-forwarded-host")])):
+        forwarded = [part.strip() for part in headers.get("x-forwarded-host", "").split(",") if part.strip()]
+        for name in (host, *forwarded):
             if not self.door.knows(name):
                 raise Refused(
                     421, f"This server does not answer to the name {name[:100]!r}: start it with --allow-host."
                 )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        own = headers.get("x-forwarded-host", host)
-        if origin is not None and not (self.door.lets_in(origin, own) or self.door.lets_in(origin, host)):
+        if origin is not None and not any(self.door.lets_in(origin, name) for name in (host, *forwarded)):
             raise Refused(403, "Requests from pages of other sites are refused.")
         abroad = origin is None and site in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate"
         if abroad:
@@ -228,10 +235,10 @@ class Guard:
             if path == _JOIN:
                 self._join(body, client)
             await self.app(scope, _once(body, receive), send)
-        elif path == _NEWS or path.startswith(_HEARTBEAT):
+        elif path in (_NEWS, _PROGRESS) or path.startswith(_HEARTBEAT):
             most, said = self.limits.streams_of_one, "Too many pages are open from this address: close some."
             with self.crowd.one_of(self.crowd.streams, client, most, said):
-                await self._stream(scope, receive, send)
+                await (self.app if path == _PROGRESS else self._stream)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -260,7 +267,7 @@ class Guard:
             page = json.loads(body).get("session_hash")
         except (ValueError, AttributeError, RecursionError):
             raise Refused(400, "This is not a question.") from None
-        if not isinstance(page, str) or not 1 <= len(page) <= 64 or not page.isalnum():
+        if not isinstance(page, str) or not re.fullmatch(r"[\w-]{1,64}", page, re.ASCII):
             raise Refused(400, "This is not a question of a page.")
         if self.sessions.put_away(page):
             raise Refused(410, "This page was left alone for long, and its picture was put away: load the page again.")

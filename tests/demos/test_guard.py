@@ -144,6 +144,18 @@ def test_sizes(guard):
     assert asyncio.run(request(guard, "/gradio_api/cancel", [b"x" * 60, b"x" * 40])).text == "100"
 
 
+def test_a_question_of_a_page_is_passed_on_whole(guard):
+    body = b'{"session_hash": "7d7e0c-5a"}'
+    assert asyncio.run(request(guard, JOIN, [body[:9], body[9:]])).text == str(len(body))
+
+
+def test_all_proxies_on_the_way_have_to_be_known(guard):
+    guard.door = Door.of("127.0.0.1", ["a.org", "b.org"])
+    own = {"origin": "https://a.org", "x_forwarded_host": "a.org, b.org:8080"}
+    assert asyncio.run(request(guard, **own)).status == 200
+    assert asyncio.run(request(guard, x_forwarded_host="a.org, c.org")).status == 421
+
+
 def test_who_sends_nothing_is_not_waited_for(guard):
     assert asyncio.run(request(guard, UPLOAD, [b"x", None], content_length="900")).status == 408
     assert asyncio.run(request(guard, JOIN, [b"{", None])).status == 408
