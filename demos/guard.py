@@ -65,11 +65,13 @@ class Door:
 
     Attributes:
         hosts: names, in lower case; "*" = any.
+        proxied: those of them that are a proxy's before this server, which may rewrite what a page calls it.
         addresses: whether any IP address will do, as on a server that listens on all of its own.
         frames: origins, "https://huggingface.co".
     """
 
     hosts: set[str]
+    proxied: frozenset[str] = frozenset()
     addresses: bool = False
     frames: Sequence[str] = ()
 
@@ -86,7 +88,8 @@ class Door:
                 raise ValueError(f"--allow-frame {frame!r} is not an origin: write it as in https://example.org")
         everywhere = host in ("0.0.0.0", "::", "")
         own = () if everywhere else (host.strip("[]").lower(),)
-        return cls({*_LOCAL, *own, *names}, everywhere, tuple(frame.rstrip("/") for frame in frames))
+        shown = tuple(frame.rstrip("/") for frame in frames)
+        return cls({*_LOCAL, *own, *names}, frozenset(names), everywhere, shown)
 
     def knows(self, host: str) -> bool:
         """Whether the page may be asked for under this host, "example.org:7860"."""
@@ -98,7 +101,7 @@ class Door:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             return False  # "null", of sandboxed frames and files
-        return parts.netloc.lower() == host.lower() or parts.hostname in self.hosts - set(_LOCAL)
+        return parts.netloc.lower() == host.lower() or parts.hostname in self.proxied
 
 
 def _name(text: str, option: str) -> str:

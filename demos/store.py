@@ -14,7 +14,7 @@ from pathlib import Path
 _FRESH = 30.0  # s in which an upload is read, and during which it stays
 _STUCK = 300.0  # s without a byte after which what lies there is no upload any more
 _SHARE = 4  # an address may fill a quarter with fresh uploads
-_BLOCK = 4096  # bytes that the smallest file takes
+_BLOCK = 2**16  # bytes that a file counts for at least: going through many small ones takes time
 
 
 class Full(Exception):

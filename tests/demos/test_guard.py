@@ -51,6 +51,7 @@ def test_hosts(host, allowed, asked, known):
         ([], "http://127.0.0.1:7860", "127.0.0.1:7860", True),
         ([], "http://127.0.0.1:8888", "127.0.0.1:7860", False),
         ([], "http://localhost:7860", "127.0.0.1:7860", False),
+        ([], "http://192.168.0.3:8888", "192.168.0.3:7860", False),
         ([], "null", "127.0.0.1:7860", False),
         ([], "file://127.0.0.1:7860", "127.0.0.1:7860", False),
         (["demo.example.org"], "https://demo.example.org", "127.0.0.1:7860", True),  # behind a proxy
@@ -58,7 +59,8 @@ def test_hosts(host, allowed, asked, known):
     ],
 )
 def test_origins(allowed, origin, host, let_in):
-    assert Door.of("127.0.0.1", allowed).lets_in(origin, host) is let_in
+    for listening in ("127.0.0.1", "192.168.0.3", "0.0.0.0"):
+        assert Door.of(listening, allowed).lets_in(origin, host) is let_in
 
 
 @pytest.mark.parametrize("name", ["", "a b", "http://a.org", "a.org/x", "ä.org"])
@@ -101,7 +103,7 @@ async def application(scope, receive, send):
 @pytest.fixture
 def guard(tmp_path):
     limits = Limits(upload=1000, message=100, uploads_of_one=2, uploads_at_once=3, streams_of_one=2, patience=0.05)
-    return Guard(application, Door.of("127.0.0.1"), limits, Store(tmp_path, 10**6), Sessions(10**6, 9), Presence())
+    return Guard(application, Door.of("127.0.0.1"), limits, Store(tmp_path, 10**7), Sessions(10**6, 9), Presence())
 
 
 async def request(guard, path: str = "/", bodies: Any = (), source: str = "10.0.0.1", **headers: str) -> Made:
@@ -226,25 +228,25 @@ def test_refusals_carry_the_headers_too(guard):
 
 
 def test_the_store_lets_the_oldest_go(tmp_path):
-    store = Store(tmp_path, 100_000, fresh=10)
+    store = Store(tmp_path, 500_000, fresh=10)
 
     def put(name: str, age: float) -> None:
         file = tmp_path / name / "a.png"
         file.parent.mkdir()
-        file.write_bytes(b"x" * 20_000)
+        file.write_bytes(b"x" * 100_000)
         os.utime(file, (file.stat().st_mtime - age,) * 2)
 
     for name, age in (("old", 300), ("older", 600), ("young", 1)):
         put(name, age)
     (tmp_path / "part").write_bytes(b"an upload that broke off")
     os.utime(tmp_path / "part", (0, 0))
-    with store.room(20_000, "a"), store.room(20_000, "b"):
+    with store.room(100_000, "a"), store.room(100_000, "b"):
         assert {file.name for file in tmp_path.iterdir()} == {"old", "older", "young"}
-        with store.room(20_000, "c"):
+        with store.room(100_000, "c"):
             assert {file.name for file in tmp_path.iterdir()} == {"old", "young"}
-            with store.room(20_000, "d"), pytest.raises(Full, match="There is no room"), store.room(20_000, "e"):
+            with store.room(100_000, "d"), pytest.raises(Full, match="There is no room"), store.room(100_000, "e"):
                 pass
-    with pytest.raises(Full, match="Much was uploaded from this address"), store.room(20_000, "a"):
+    with pytest.raises(Full, match="Much was uploaded from this address"), store.room(100_000, "a"):
         pass
 
 
