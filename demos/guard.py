@@ -186,25 +186,26 @@ class Guard:
             begun = True
             await tell(message)
 
+        body = Body(receive, self.limits.patience)
         try:
             self._check(scope)
-            await self._serve(scope, receive, telling)
+            await self._serve(scope, body.receive if scope["method"] == "POST" else receive, telling)
         except Refused as refused:
             if not begun:  # else the connection is cut
-                await self._refuse(scope, receive, tell, refused)
+                await self._refuse(scope, body, tell, refused)
 
-    async def _refuse(self, scope: Any, receive: Receive, send: Send, refused: Refused) -> None:
-        """Answer with the sentence, once what is being sent is through, within reason: else it would not be read."""
-        with contextlib.suppress(Refused):
-            length = _length(scope) or 0
-            if scope["method"] == "POST" and refused.status != 408 and length <= 3 * self.limits.upload:
-                await _drain(_patient(receive, self.limits.patience), 3 * self.limits.upload)
+    async def _refuse(self, scope: Any, body: Body, send: Send, refused: Refused) -> None:
+        """Answer with the sentence, once what is being sent is through, within reason."""
+        most = 3 * self.limits.upload
+        if scope["method"] == "POST" and refused.status != 408 and (_length(scope) or 0) <= most:
+            with contextlib.suppress(Refused):
+                await body.drain(most)
         as_json = scope["path"].rstrip("/") == _JOIN
-        body = json.dumps({"detail": refused.said}, ensure_ascii=False) if as_json else refused.said
+        text = json.dumps({"detail": refused.said}, ensure_ascii=False) if as_json else refused.said
         kind = b"application/json" if as_json else b"text/plain; charset=utf-8"
-        headers = [(b"content-type", kind), (b"content-length", str(len(body.encode())).encode())]
+        headers = [(b"content-type", kind), (b"content-length", str(len(text.encode())).encode())]
         await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body.encode()})
+        await send({"type": "http.response.body", "body": text.encode()})
 
     def _check(self, scope: Any) -> None:
         """Raise Refused if the request comes from another site, or asks for what the page does not need."""
@@ -230,7 +231,6 @@ class Guard:
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
         path, client = scope["path"].rstrip("/"), _client(scope)
-        receive = _patient(receive, self.limits.patience) if scope["method"] == "POST" else receive
         if scope["method"] == "POST" and path == _UPLOAD:
             await self._upload(scope, receive, send, client)
         elif scope["method"] == "POST":
@@ -349,14 +349,30 @@ def _length(scope: Any) -> int | None:
     return int(text) if text.isdigit() and len(text) < 19 else None
 
 
-def _patient(receive: Receive, patience: float) -> Receive:
-    async def patiently() -> dict[str, Any]:
-        try:
-            return await asyncio.wait_for(receive(), patience)
-        except TimeoutError:
-            raise Refused(408, f"Nothing came for {patience:g} s: try again.") from None
+class Body:
+    """`receive` of a request that sends something, with patience.
 
-    return patiently
+    Attributes:
+        ended: whether all of it has come; what comes after that is only that the client goes.
+    """
+
+    def __init__(self, receive: Receive, patience: float) -> None:
+        self._receive, self._patience, self.ended = receive, patience, False
+
+    async def receive(self) -> dict[str, Any]:
+        if self.ended:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._patience)
+        except TimeoutError:
+            raise Refused(408, f"Nothing came for {self._patience:g} s: try again.") from None
+        self.ended = not message.get("more_body")
+        return message
+
+    async def drain(self, most: int) -> None:
+        """Forget what is still to come: who is not heard to the end does not listen to the answer."""
+        while not self.ended and most > 0:
+            most -= len((await self.receive()).get("body", b""))
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
@@ -406,12 +422,3 @@ async def _until_gone(receive: Receive, gone: asyncio.Event) -> None:
     while not gone.is_set():
         if (await receive())["type"] == "http.disconnect":
             gone.set()
-
-
-async def _drain(receive: Receive, most: int) -> None:
-    """Read what is left of a request, and forget it."""
-    left, more = most, True
-    while more and left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        more = message.get("more_body", False)

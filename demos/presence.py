@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
+_REMEMBERED = 10_000  # pages that have gone
 _NEVER_CAME = 10.0  # s after a question by which its page must listen
 
 
@@ -31,6 +32,7 @@ class Presence:
         self._news: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
         self._stops: dict[str, WeakSet[threading.Event]] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()  # pages that nothing is done for until they are back
         self._drops: set[asyncio.Task[None]] = set()
 
     @contextmanager
@@ -40,6 +42,8 @@ class Presence:
         with self._lock:
             for counter in counters:
                 counter[page] += 1
+            if news:
+                self._gone.pop(page, None)
         try:
             yield
         finally:
@@ -73,6 +77,8 @@ class Presence:
 
     def joined(self, page: str) -> None:
         """A page has asked something: unless it comes to hear the answer, it is dropped; for the event loop."""
+        with self._lock:
+            self._gone.pop(page, None)
 
         def look() -> None:
             if not self._news[page] and self._has_work(page):
@@ -90,6 +96,9 @@ class Presence:
     async def _drop(self, page: str) -> None:
         with self._lock:
             stops = list(self._stops.pop(page, ()))
+            self._gone[page] = None
+            while len(self._gone) > _REMEMBERED:
+                self._gone.popitem(last=False)
         for stop in stops:
             stop.set()
         if self.queue is not None:
@@ -103,6 +112,8 @@ class Presence:
         event, page = threading.Event(), _page_being_served()
         if page is not None:
             with self._lock:
+                if page in self._gone:
+                    event.set()
                 self._stops.setdefault(page, WeakSet()).add(event)
                 for other in [name for name, events in self._stops.items() if not len(events)]:
                     del self._stops[other]

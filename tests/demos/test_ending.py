@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -71,7 +70,8 @@ def test_while_it_answers_and_somebody_uploads(demo):
     visitor = Visitor(demo.started())
     visitor.take(PICTURES / "0006.webp")
     assert visitor.join("load", "Describe the picture.").status_code == 200
-    threading.Thread(target=lambda: [*visitor.news()], daemon=True).start()
+    told = visitor.news()
+    next(told)
     sent = upload(demo.port)
     uploads = demo.folders()[0] / "uploads"
     end = time.monotonic() + 60

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -156,6 +157,14 @@ def test_all_proxies_on_the_way_have_to_be_known(guard):
     own = {"origin": "https://a.org", "x_forwarded_host": "a.org, b.org:8080"}
     assert asyncio.run(request(guard, **own)).status == 200
     assert asyncio.run(request(guard, x_forwarded_host="a.org, c.org")).status == 421
+
+
+def test_a_refusal_does_not_wait_for_what_has_come(guard):
+    guard.limits = Limits(patience=30)
+    begun = time.monotonic()
+    assert asyncio.run(request(guard, JOIN, [b"[]"])).status == 400
+    assert asyncio.run(request(guard, UPLOAD, [b"x", b"y"], host="evil.example")).status == 421
+    assert time.monotonic() - begun < 10
 
 
 def test_who_sends_nothing_is_not_waited_for(guard):
