@@ -50,7 +50,7 @@ class Limits:
 
     upload: int = 21 * 2**20
     message: int = 2**20
-    uploads_at_once: int = 16
+    uploads_at_once: int = 64
     uploads_of_one: int = 4
     waiting: int = 64
     waiting_of_one: int = 24

@@ -60,7 +60,15 @@ class Presence:
 
     def busy(self) -> set[str]:
         """Pages that are being answered, or wait for it; for the event loop."""
-        return {page for page, asked in self.queue.pending_event_ids_session.items() if asked} if self.queue else set()
+        return {event.session_hash for event in [*self._in_line(), *self._at_work()]}
+
+    def _in_line(self) -> list[Any]:
+        lines = self.queue.event_queue_per_concurrency_id.values() if self.queue else ()
+        return [event for line in lines for event in line.queue]
+
+    def _at_work(self) -> list[Any]:
+        jobs = self.queue.active_jobs if self.queue else ()
+        return [event for job in jobs for event in job or ()]
 
     def waiting(self, client: str, page: str, client_of: Callable[[Any], str]) -> tuple[int, int]:
         """Questions in line from an address and of a page; for the event loop.
@@ -68,8 +76,7 @@ class Presence:
         Args:
             client_of: the address of an ASGI scope.
         """
-        lines = [line.queue for line in self.queue.event_queue_per_concurrency_id.values()] if self.queue else []
-        events = [event for line in lines for event in line]
+        events = self._in_line()
         return (
             sum(client_of(event.request.scope) == client for event in events),
             sum(event.session_hash == page for event in events),
@@ -81,7 +88,7 @@ class Presence:
             self._gone.pop(page, None)
 
         def look() -> None:
-            if not self._news[page] and self._has_work(page):
+            if not self._news[page] and page in self.busy():
                 task = asyncio.ensure_future(self._drop(page))
                 self._drops.add(task)  # the loop itself would let go of it
                 task.add_done_callback(self._drops.discard)
@@ -103,9 +110,7 @@ class Presence:
             stop.set()
         if self.queue is not None:
             await self.queue.clean_events(session_hash=page)
-
-    def _has_work(self, page: str) -> bool:
-        return bool(self.queue and self.queue.pending_event_ids_session.get(page))
+            self.queue.pending_event_ids_session.pop(page, None)  # which gradio keeps for as long as it runs
 
     def stop_event(self) -> threading.Event:
         """An event that is set when the page that is being answered has gone; outside of gradio's calls, never."""

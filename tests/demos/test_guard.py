@@ -297,8 +297,10 @@ def test_those_who_wait_are_counted():
     presence = Presence()
     assert presence.waiting("10.0.0.1", "q", _client) == (0, 0)
     presence.queue = SimpleNamespace(
-        event_queue_per_concurrency_id={i: SimpleNamespace(queue=line) for i, line in enumerate(lines)}
+        event_queue_per_concurrency_id={i: SimpleNamespace(queue=line) for i, line in enumerate(lines)},
+        active_jobs=[None, [event("10.0.0.3", "r")]],
     )
+    assert presence.busy() == {"p", "q", "r"}
     assert presence.waiting("10.0.0.1", "q", _client) == (2, 2)
 
 
