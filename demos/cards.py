@@ -10,8 +10,8 @@ from PIL import Image
 import vtc
 from vtc.demos.draw import thumbnail, uri
 from vtc.demos.media import Media
+from vtc.demos.sentences import presentable
 from vtc.demos.studio import Run
-from vtc.demos.words import presentable
 from vtc.methods.base.notation import read_methods
 
 WHERE = {

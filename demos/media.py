@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import vtc
-from vtc.demos.words import presentable
+from vtc.demos.sentences import presentable
 from vtc.media.limits import ClipLimits, TooLarge
 
 MAX_BYTES = 20 * 2**20

@@ -26,7 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 import vtc
 from vtc.demos.media import Media
 from vtc.demos.presence import PRESENCE
-from vtc.demos.words import presentable
+from vtc.demos.sentences import presentable
 from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 _log = logging.getLogger("vtc")

@@ -14,7 +14,7 @@ import vtc
 from vtc.demos import media
 from vtc.demos.examples import shipped_clips, shipped_pictures
 from vtc.demos.media import load_media
-from vtc.demos.words import presentable
+from vtc.demos.sentences import presentable
 
 
 def test_a_picture(tmp_path):
