@@ -48,7 +48,10 @@ class Visitor:
                 return []
             if part["type"] == "textbox" and question is not None:
                 return question
-            return part["props"].get("value") if part["type"] != "state" else None
+            held = part["props"].get("value") if part["type"] != "state" else None
+            if isinstance(held, str) and '"methods"' in held:  # what is chosen, as JSON
+                return json.dumps(json.loads(held) | {"methods": []})
+            return held
 
         data = [value(parts[number]) for number in event["inputs"]]
         job = {"fn_index": event["id"], "data": data, "session_hash": self.page, "trigger_id": None, "event_data": None}
