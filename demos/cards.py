@@ -10,6 +10,7 @@ from PIL import Image
 import vtc
 from vtc.demos.draw import thumbnail, uri
 from vtc.demos.media import Media
+from vtc.demos.sentences import presentable
 from vtc.demos.studio import Run
 from vtc.methods.base.notation import read_methods
 
@@ -210,4 +211,4 @@ def notice(kind: str, *sentences: str) -> str:
     if not sentences:
         return ""
     role = "alert" if kind == "error" else "status"
-    return f'<div class="notice {kind}" role="{role}">{" ".join(map(escape, sentences))}</div>'
+    return f'<div class="notice {kind}" role="{role}">{" ".join(map(escape, map(presentable, sentences)))}</div>'

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vtc.checks import check_number
+from vtc.demos import ending
+from vtc.demos.folder import temporary_folder
 
 PORT = 7860
 MOST_METHODS = 5  # side by side
+UPLOADS, MEMORY = 512, 1024  # MB
+WAITING = 24  # questions of one address
+MOST_SESSIONS = 500
 _INSTALL = 'the demo needs gradio: pip install "vtc-vlm[demo]"'
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'"
-)
 _SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 _MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
 _STYLE = Path(__file__).with_name("style.css")  # goes into the head: gradio would rewrite its selectors
-
-
-class OwnOrigin:
-    """ASGI middleware: tells browsers to load nothing that this server does not serve."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                extra = [
-                    (b"content-security-policy", _POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
-            await send(message)
-
-        await self.app(scope, receive, guarded if scope["type"] == "http" else send)
 
 
 def serve(
@@ -56,19 +37,22 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
     methods: Sequence[str] = (),
+    **more: Any,
 ) -> None:
-    """Load the first model, open the page, and stay until Ctrl-C.
+    """Load the first model, open the page, and stay until Ctrl-C or SIGTERM; `more`: as for `running`.
 
     Raises:
         ImportError: gradio is not installed. OSError: the port is taken. Whatever `vtc.load` raises.
     """
-    with running(models, port, host, share, device, dtype, methods) as address:
-        print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
-        for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup wants it
-                signal.signal(ending, signal.default_int_handler)  # tidies up, as Ctrl-C does
-        while True:
-            time.sleep(3600)
+    try:
+        with ending.listening(), running(models, port, host, share, device, dtype, methods, **more) as address:
+            print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
+            while True:
+                time.sleep(3600)
+    except KeyboardInterrupt as error:
+        if not ending.settle():
+            ending.leave(error)
+        raise
 
 
 @contextmanager
@@ -80,13 +64,34 @@ def running(
     device: str | None = None,
     dtype: str | None = None,
     methods: Sequence[str] = (),
+    allow_hosts: Sequence[str] = (),
+    allow_frames: Sequence[str] = (),
+    uploads: int = UPLOADS,
+    waiting: int = WAITING,
+    memory: int = MEMORY,
 ) -> Iterator[str]:
-    """The demo at an address, for the length of a with block; afterwards uploads are deleted."""
+    """The demo at an address, for the length of a with block; afterwards uploads are deleted.
+
+    Args:
+        models: of which visitors choose; the first is loaded.
+        allow_hosts: names under which browsers may ask for the page, besides those of this machine; "*" = any.
+        allow_frames: origins whose pages may show it in a frame.
+        uploads: MB that uploads may take on the disk. memory: MB for what sessions hold.
+        waiting: questions of one address that may wait.
+
+    Raises:
+        ValueError: a number or a name will not do. Otherwise as `serve`.
+    """
+    from vtc.demos.guard import Door, Guard, Limits
+
+    door = Door.of(host, allow_hosts, allow_frames)
+    for name, value, least in (("--uploads", uploads, 64), ("--memory", memory, 64), ("--waiting", waiting, 1)):
+        check_number(value, name, least, 100_000, integer=True)
     _check_port(host, port)
     with (
-        tempfile.TemporaryDirectory(prefix="vtc-demo-", ignore_cleanup_errors=True) as folder,
+        temporary_folder() as folder,
         # gradio reads these when it is imported, when parts of the page are made, and at every upload
-        _environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
+        _environment(GRADIO_TEMP_DIR=str(folder), GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"),
     ):
         try:
             import gradio  # noqa: F401, says whether it is here
@@ -97,11 +102,18 @@ def running(
 
         from vtc.demos.app import build
         from vtc.demos.media import MAX_BYTES
+        from vtc.demos.presence import PRESENCE
+        from vtc.demos.sessions import Sessions
+        from vtc.demos.store import Store
         from vtc.demos.studio import Studio
 
         studio = Studio(models, device, dtype, methods)
         studio.load(studio.names[0])
         page = build(studio)
+        limits = Limits(upload=MAX_BYTES + 2**16, waiting=max(64, waiting), waiting_of_one=waiting)
+        page.queue(max_size=limits.waiting, api_open=False)
+        sessions = Sessions(memory * 2**20, MOST_SESSIONS)
+        parts = (door, limits, Store(folder, uploads * 2**20), sessions, PRESENCE)
         try:
             _, local, public = page.launch(
                 server_name=host,
@@ -111,8 +123,8 @@ def running(
                 quiet=True,
                 show_error=False,
                 max_file_size=MAX_BYTES,
-                state_session_capacity=200,
-                app_kwargs={"middleware": [Middleware(OwnOrigin)]},
+                state_session_capacity=2 * MOST_SESSIONS,  # of which `sessions` keeps fewer, and says so
+                app_kwargs={"middleware": [Middleware(Guard, *parts)]},
                 theme=Base(primary_hue="indigo", font=_SYSTEM_FONT, font_mono=_MONO_FONT),
                 head=f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
                 footer_links=[],
@@ -122,9 +134,32 @@ def running(
                 pwa=False,
                 run_history=False,
             )
+            PRESENCE.queue, sessions.holder = page._queue, page.state_holder
+            if public:
+                door.hosts.add(urlsplit(public).hostname or "")
             yield public or local
         finally:
-            page.close(verbose=False)
+            PRESENCE.stop_all()
+            PRESENCE.queue = None
+            _close(page)
+
+
+def _close(page: Any) -> None:
+    """Stop the server, without waiting for streams that are open, and the tunnel of --share."""
+    if getattr(page, "server", None) is not None:
+        page.server.force_exit = True
+    log = logging.getLogger("uvicorn.error")  # which would tell of each stream that is cut
+    log.disabled = True
+    try:
+        page.close(verbose=False)
+    finally:
+        log.disabled = False
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    for tunnel in [tunnel for tunnel in CURRENT_TUNNELS if tunnel.local_port == page.server_port]:
+        if tunnel.proc is not None:
+            tunnel.proc.terminate()
+            tunnel.proc = None
 
 
 @contextmanager

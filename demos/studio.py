@@ -25,6 +25,8 @@ from transformers.generation.streamers import BaseStreamer
 
 import vtc
 from vtc.demos.media import Media
+from vtc.demos.presence import PRESENCE
+from vtc.demos.sentences import presentable
 from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 _log = logging.getLogger("vtc")
@@ -162,7 +164,7 @@ class Studio:
             return
         key = _key(name, media, question, method, keep)
         news: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
-        stop = threading.Event()
+        stop = PRESENCE.stop_event()
 
         def work() -> None:
             try:
@@ -310,7 +312,7 @@ class _Stopped(StoppingCriteria):
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = presentable(str(error)) or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         text = "the device has no memory left for this: take a smaller picture, or keep fewer tokens"
     text = text[0].upper() + text[1:]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
+    from vtc.media.limits import ClipLimits
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
     from vtc.media.smaller import Resized, downsample, downsample_all
@@ -76,6 +77,7 @@ __all__ = [
     "Adapter",
     "CacheMethod",
     "Clip",
+    "ClipLimits",
     "DivPrune",
     "Downsample",
     "DyCoke",
@@ -151,6 +153,7 @@ _HOME = {
     "Adapter": "vtc.models.family",
     "CacheMethod": "vtc.methods.base.cache",
     "Clip": "vtc.media.video",
+    "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
     "Downsample": "vtc.methods.downsample",
     "DyCoke": "vtc.methods.dycoke",

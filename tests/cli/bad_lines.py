@@ -136,6 +136,7 @@ LINES: list[tuple[list[str], str]] = [
     (["ask", "--image", PICTURE, "--question", "a <image>?"], "placeholder '<image>'"),
     (_ask("--question", "And?"), "--question: given twice"),
     (_ask("--frames", "3"), "--frames is about videos"),
+    (_ask("--any-size"), "--any-size is about videos"),
     (_ask("--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
     # methods and budgets
     (_ask("--method", ""), "does not name a method"),
@@ -211,6 +212,11 @@ LINES: list[tuple[list[str], str]] = [
     (["demo", "--method", "pool + fastv"], "are several methods"),
     (["demo", "--method", "todre(keep=0.1)"], "leave keep out, which the page has a slider for"),
     (["demo", *(["--method", "pool"] * 6)], "6 times --method, and 5 fit side by side"),
+    (["demo", "--allow-host", "http://a.org/"], "'http://a.org/' is not the name of a host"),
+    (["demo", "--allow-frame", "a.org"], "--allow-frame 'a.org' is not an origin"),
+    (["demo", "--uploads", "3"], "--uploads=3 is not a whole number in [64, 100000]"),
+    (["demo", "--memory", "0"], "'0' is not a whole number of 1 or more"),
+    (["demo", "--waiting", "200000"], "--waiting=200000 is not a whole number in [1, 100000]"),
     (["demo", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
     # values of options, which only the method itself can check
     (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from PIL import Image
 
@@ -69,6 +71,15 @@ def test_mistakes(folder, capsys, tmp_path):
     clip = ["--question", "what ?", "--video", str(folder / "clip.mp4")]
     assert main(["ask", "--model", "tiny-llava", *clip]) == 2
     assert "tiny-llava does not read videos: leave --model out for tiny-qwen" in capsys.readouterr().err
+
+
+def test_a_video_beyond_the_limits_is_refused_unless_it_is_wanted(folder, capsys, monkeypatch):
+    monkeypatch.setattr("vtc.media.limits.ClipLimits", partial(vtc.ClipLimits, frames=3))
+    ask = ["ask", "--model", str(folder), "--question", "what moves ?", "--video", str(folder / "clip.mp4")]
+    assert main(ask) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("clip.mp4 has more than 3 frames, which is the limit: make it smaller, or give --any-size\n")
+    assert main([*ask, "--any-size", "--max-new-tokens", "1"]) == 0
 
 
 def test_the_shipped_model_that_reads_videos_is_the_default(folder, capsys):

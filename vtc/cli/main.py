@@ -12,15 +12,14 @@ from pathlib import Path
 import vtc
 from vtc.cli import arguments, media, mistakes
 from vtc.cli.completion import add_command as completion_command
+from vtc.cli.demo import add_command as demo_command
 from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
 from vtc.cli.train import add_command as train_command
-from vtc.demos.serve import MOST_METHODS, PORT, serve
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
 from vtc.methods.base.card import read_card
-from vtc.methods.base.notation import read_methods
 from vtc.models import tiny
 
 _FOR_PICTURES, _FOR_VIDEOS = "tiny-llava", "tiny-qwen"  # of those that ship
@@ -53,8 +52,9 @@ def _ask(options: argparse.Namespace) -> None:
         raise ValueError(f"{given} is about what a method keeps: give --method too (`vtc methods` lists them)")
     if not options.image and not options.video:
         raise ValueError("there is nothing to ask about: give --image or --video")
-    if not options.video and (options.frames or options.fps):
-        raise ValueError(f"--{'frames' if options.frames else 'fps'} is about videos: give --video too")
+    if not options.video and (options.frames or options.fps or options.any_size):
+        given = "frames" if options.frames else "fps" if options.fps else "any-size"
+        raise ValueError(f"--{given} is about videos: give --video too")
     arguments.check_file("--save", options.save, _DRAWN)
     from vtc.media.prompts import check_question
 
@@ -64,7 +64,7 @@ def _ask(options: argparse.Namespace) -> None:
     if options.video and tiny.reads_videos(name) is False:
         raise ValueError(f"{name} does not read videos: leave --model out for {_FOR_VIDEOS}, or give one that does")
     pictures = media.pictures(options.image)
-    clips = media.clips(options.video, options.frames, options.fps)
+    clips = media.clips(options.video, options.frames, options.fps, options.any_size)
     model, processor = load(name, options.device, options.dtype)
     from vtc.cli.ask import ask, save_overlays, show
 
@@ -97,18 +97,6 @@ def _check_kinds(names: Sequence[str], options: argparse.Namespace) -> None:
     if there and not any(able[name] & there for name in names):
         kind, wanted = ("videos", "--video") if "video" in able[names[0]] else ("pictures", "--image")
         raise ValueError(f"{names[0]} acts on {kind} only: give {wanted}, or another method")
-
-
-def _demo(options: argparse.Namespace) -> None:
-    """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
-    arguments.check_methods(options.method)
-    if len(options.method) > MOST_METHODS:
-        raise ValueError(f"{len(options.method)} times --method, and {MOST_METHODS} fit side by side: give fewer")
-    if own := [text for text in options.method if "keep" in read_methods(text)[0][1]]:
-        raise ValueError(f"--method {own[0]}: leave keep out, which the page has a slider for")
-    check(options.model, options.device)
-    models = list(dict.fromkeys([options.model, *tiny.names()]))
-    serve(models, options.port, options.host, options.share, options.device, options.dtype, options.method)
 
 
 def _import_plugin(name: str | None) -> None:
@@ -154,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--frames", type=arguments.count, metavar="N", help="so many of each video; default: 8")
     command.add_argument("--fps", type=arguments.positive, metavar="F", help="so many per second instead")
+    command.add_argument("--any-size", action="store_true", help="read a video however large it is")
     command.add_argument("--question", required=True, help="what is asked")
     command.add_argument("--method", help="compress with this method, too: todre, 'todre(keep=0.1, mode=kcenter)'")
     command.add_argument(
@@ -171,18 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     bench_command(commands)
     train_command(commands, shipped)
 
-    about = "show in a browser what methods keep"
-    command = commands.add_parser("demo", parents=[shipped], help=about, description=_demo.__doc__)
-    command.add_argument(
-        "--method",
-        action="append",
-        default=[],
-        metavar="METHOD",
-        help="tick this one, such as 'todre(mode=kcenter)'; may repeat",
-    )
-    command.add_argument("--port", type=arguments.count, default=PORT, metavar="P", help="default: %(default)s")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
-    command.add_argument("--share", action="store_true", help="also through a public address of gradio's")
-    command.set_defaults(run=_demo)
+    demo_command(commands, shipped)
     completion_command(commands, parser)
     return parser

@@ -27,12 +27,16 @@ def pictures(names: Sequence[str]) -> list[Image.Image]:
     return [_read(name, "picture", vtc.load_picture) for name in names]
 
 
-def clips(names: Sequence[str], frames: int | None, fps: float | None) -> list[Clip]:
-    """Videos, sampled as `vtc.load_clip` does; errors as for pictures."""
+def clips(names: Sequence[str], frames: int | None, fps: float | None, any_size: bool = False) -> list[Clip]:
+    """Videos, sampled as `vtc.load_clip` does; errors as for pictures. any_size: without its limits."""
+    from vtc.media.limits import ClipLimits, TooLarge
 
     def read(file: Any) -> Clip:
-        with _quiet():
-            return vtc.load_clip(file, frames, fps)
+        try:
+            with _quiet():
+                return vtc.load_clip(file, frames, fps, limits=None if any_size else ClipLimits())
+        except TooLarge as error:
+            raise ValueError(f"{error.said}: make it smaller, or give --any-size") from None
 
     return [_read(name, "video", read) for name in names]
 

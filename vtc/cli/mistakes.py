@@ -14,19 +14,21 @@ STATUS = {
     3: "failed at work: out of memory, or an error that was not expected",
     130: "stopped by Ctrl-C",
     141: "whatever read the output has gone",
+    143: "stopped by SIGTERM (vtc demo)",
 }
-DONE, UNANSWERED, REFUSED, FAILED, STOPPED, UNREAD = STATUS
+DONE, UNANSWERED, REFUSED, FAILED, STOPPED, UNREAD, ENDED = STATUS
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 _MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 _LONGEST = 400  # letters of an error that is not ours
 _interrupted = False
+_stopped_with = STOPPED
 
 
-def note_interrupt() -> None:
+def note_interrupt(status: int = STOPPED) -> None:
     """Remember that Ctrl-C was pressed: an import that it breaks may fail with an error of another name."""
-    global _interrupted
-    _interrupted = True
+    global _interrupted, _stopped_with
+    _interrupted, _stopped_with = True, status
 
 
 def was_interrupted() -> bool:
@@ -46,7 +48,7 @@ def tell(error: BaseException) -> int:
 def _judge(error: BaseException) -> tuple[int, str]:
     text = " ".join(str(error).split())
     if was_interrupted() or isinstance(error, KeyboardInterrupt):
-        return STOPPED, text if text and isinstance(error, KeyboardInterrupt) else "stopped"
+        return _stopped_with, text if text and isinstance(error, KeyboardInterrupt) else "stopped"
     if isinstance(error, BrokenPipeError):
         return UNREAD, ""
     if isinstance(error, OSError) and error.strerror:

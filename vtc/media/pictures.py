@@ -41,7 +41,7 @@ def load_picture(source: str | PathLike[str] | Image.Image) -> Image.Image:
         raise ValueError(f"{path} is empty (0 bytes): fetch or export the picture again")
     try:
         with open_large(path) as picture:
-            frames = getattr(picture, "n_frames", 1)
+            moving = getattr(picture, "is_animated", False)  # counting the frames of a GIF reads all of them
             picture.load()
             rgb = _upright_rgb(picture, str(path))
     except UnidentifiedImageError:
@@ -50,8 +50,8 @@ def load_picture(source: str | PathLike[str] | Image.Image) -> Image.Image:
         raise ValueError(f"{path} has more pixels than Pillow's safety limit: make it smaller") from None
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on cut or damaged files
         raise ValueError(f"{path} is truncated or damaged ({error}): fetch or export the picture again") from None
-    if frames > 1:
-        _log.warning("%s has %d frames: only the first is used", path, frames)
+    if moving:
+        _log.warning("%s has several frames: only the first is used", path)
     return rgb
 
 

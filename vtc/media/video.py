@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from vtc.checks import check_number
+from vtc.media.limits import ClipLimits, Guard
 from vtc.media.video_readers import DecordReader, PyAVReader, Unreadable
 
 READERS = {"decord": DecordReader, "av": PyAVReader}
+_LIMITS = ClipLimits()
 _INSTALL = "reading videos needs decord or PyAV: pip install 'vtc-vlm[video]'"
 
 
@@ -70,6 +72,7 @@ def load_clip(
     start: float = 0.0,
     end: float | None = None,
     reader: str | None = None,
+    limits: ClipLimits | None = _LIMITS,
 ) -> Clip:
     """Sample frames of a video file by their own times, so that variable frame rates come out right.
 
@@ -79,17 +82,22 @@ def load_clip(
         start, end: seconds; None = to the end.
         reader: "decord" or "av"; None = decord where it is installed and can read the file, else PyAV. Either decodes
             the file from its beginning: by seeking, decord hits wrong frames in files of several kinds.
+        limits: on the file's frames and their pixels; None = none. They are held against what the file says of itself
+            (which takes PyAV) and against each frame. Only PyAV refuses a frame before it is decoded where a file says
+            other than it has: read files of strangers with reader="av".
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one sentence on what is wrong with the file or the arguments.
+        FileNotFoundError, TypeError, ValueError: one sentence on what is wrong with the file or the arguments. A
+            `vtc.media.limits.TooLarge` (a ValueError) if it is beyond the limits.
         ImportError: neither reader is installed.
     """
     file = Path(path)
     _check(file, frames, fps, start, end, reader)
+    guard = Guard(file, limits)
     problem: Exception | None = None
     for name in READERS if reader is None else (reader,):
         try:
-            clip = _sample(READERS[name](file), name, frames, fps, start, end)
+            clip = _sample(READERS[name](file, guard), guard, name, frames, fps, start, end)
         except ImportError as error:
             problem = problem or error
             continue
@@ -123,7 +131,13 @@ def _check(
 
 
 def _sample(
-    source: DecordReader | PyAVReader, name: str, frames: int | None, fps: float | None, start: float, end: float | None
+    source: DecordReader | PyAVReader,
+    guard: Guard,
+    name: str,
+    frames: int | None,
+    fps: float | None,
+    start: float,
+    end: float | None,
 ) -> Clip:
     times = source.times
     if not len(times):
@@ -144,6 +158,7 @@ def _sample(
     chosen = np.unique(chosen)
     if fps is None and len(chosen) < (frames or 8):
         notes.append(f"{frames or 8} frames were asked for; {len(inside)} are there, {len(chosen)} of them different.")
+    guard.promise(len(chosen))
     taken = source.read(chosen.tolist())
     missing = len(chosen) - len(taken)
     if not taken:
