@@ -72,17 +72,17 @@ def file(path: str) -> dict:
 
 def test_files_outside_the_upload_folder_cannot_be_asked_about(client):
     picture = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny" / "pictures" / "0001.webp"
-    news = call(client, "upload", [file(str(picture)), "tiny-llava", [], [], [], []])
+    news = call(client, "upload", [file(str(picture)), "tiny-llava"])
     assert not news["success"]
     sent = upload(client, "mine.webp", picture.read_bytes()).json()[0]
-    news = call(client, "upload", [file(sent), "tiny-llava", [], [], [], []])
+    news = call(client, "upload", [file(sent), "tiny-llava"])
     assert news["success"]
     assert "mine.webp is in place" in json.dumps(news)
 
 
 def test_a_broken_upload_is_a_sentence(client):
     sent = upload(client, "broken.png", b"\x89PNG\r\n\x1a\nnonsense").json()[0]
-    said = json.dumps(call(client, "upload", [file(sent), "tiny-llava", [], [], [], []]))
+    said = json.dumps(call(client, "upload", [file(sent), "tiny-llava"]))
     assert "broken.png is truncated or damaged" in said
     assert sent not in said
 
