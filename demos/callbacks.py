@@ -97,7 +97,7 @@ class Callbacks:
             depth = self.studio.load(name).depth
         except MISTAKES as error:
             return self.refused(sentence(error))
-        return {self.parts.layer: gr.HTML(str(depth), depth=depth), self.parts.go: next(self._count)}
+        return {self.parts.layer: f"{depth}/{depth}", self.parts.go: next(self._count)}
 
     def wish(self, token: str, name: str, text: str, settings: str, request: gr.Request) -> None:
         """What a visitor wants now: answers to anything else end (`_outdated`)."""
@@ -160,7 +160,7 @@ class Callbacks:
         return changes | {
             p.note: cards.notice("", *view.media.notes),
             p.verdict: self._verdict(view),
-            p.layer: gr.HTML(str(view.layer), depth=view.layer, visible=inside),
+            p.layer: gr.HTML(f"{view.layer}/{view.layer}", visible=inside),
             p.film: gr.HTML(visible=view.media.clip is not None),
             p.legend: gr.HTML(visible=len(runs) > 1),
             p.numbers: cards.table([]),
@@ -196,13 +196,14 @@ class Callbacks:
             return gr.skip()
         if (name, settings) != (view.model, view.settings):
             return {self.parts.go: next(self._count)}
-        return gr.skip() if str(view.layer) == layer else self.look(view, layer)
+        return gr.skip() if layer.startswith(f"{view.layer}/") else self.look(view, layer)
 
     def look(self, view: View | None, layer: str) -> Changes:
         """Draw the cards again, for another layer."""
-        if view is None or not str(layer).isdecimal():
+        at = str(layer).partition("/")[0]
+        if view is None or not at.isdecimal():
             return gr.skip()
-        now = replace(view, layer=min(int(layer), view.runs[0].depth))
+        now = replace(view, layer=min(int(at), view.runs[0].depth))
         return {self.parts.slots[i]: self._card(now, i) for i, run in enumerate(now.runs) if run.report is not None}
 
     def refused(self, text: str) -> Changes:

@@ -48,9 +48,7 @@ def card(
     )
 
 
-def _figure(
-    run: Run, picture: Image.Image | None, shape: tuple[int, int], layer: int, seconds: Sequence[float]
-) -> str:
+def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer: int, seconds: Sequence[float]) -> str:
     steps = max(1, len(seconds))
     ratio = f"aspect-ratio:{shape[0] // steps}/{shape[1]}"
     if picture is None:
@@ -63,7 +61,8 @@ def _figure(
         if seconds:
             each = run.report.tokens_in // steps
             news = [
-                f"{second:.1f} s: {count} of {each} tokens" for second, count in zip(seconds, held_by_step(run, layer), strict=True)
+                f"{second:.1f} s: {count} of {each} tokens"
+                for second, count in zip(seconds, held_by_step(run, layer), strict=True)
             ]
             counts = f' data-steps="{escape(json.dumps(news))}"'
     name = run.method or "all visual tokens"

@@ -13,7 +13,6 @@ from vtc.demos.media import CLIPS, PICTURES, Media
 from vtc.demos.serve import MOST_METHODS
 from vtc.demos.words import MOST_LETTERS
 
-_SCRIPT = Path(__file__).with_name("page.js")
 _PICKED = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-index]');
     if (button) trigger('click', {index: Number(button.dataset.index)});
@@ -24,21 +23,8 @@ _LEGEND = (
 )
 _LAYER = (
     "<div class='bar-of'><label for='layer'>Decoder layer</label>"
-    "<input type='range' id='layer' min='0' max='${depth}'><output for='layer'></output></div>"
+    "<input type='range' id='layer' min='0' max='1'><output for='layer'></output></div>"
 )
-_LAYER_SCRIPT = """const slider = () => element.querySelector('input');
-function show() {
-    const at = Number(slider().value), depth = Number(props.depth);
-    const said = at ? `${at} of ${depth}` : 'vision tower';
-    element.querySelector('output').textContent = said;
-    slider().setAttribute('aria-valuetext', said);
-    slider().style.setProperty('--at', at / depth);
-}
-function set() { slider().value = props.value; show(); }
-element.addEventListener('input', show);
-element.addEventListener('change', () => { props.value = slider().value; trigger('input'); });
-watch(['value', 'depth'], set);
-set();"""
 _FILM = (
     "<div class='bar-of film-bar'><button type='button' class='play'>Pause</button>"
     "<input type='range' min='0' max='1' value='0' aria-label='Time step'><output></output></div>"
@@ -52,7 +38,8 @@ class Parts:
     Attributes:
         token: what the question is about, as the page remembers it: "example:3", or the key of an upload.
         media: the upload itself, on the server. view: what the cards show. go: a new number asks.
-        settings: % to keep and methods, as JSON. slots: the cards.
+        settings: % to keep and methods, as JSON. layer: which one the cards show, and of how many, as "3/4".
+        slots: the cards.
     """
 
     token: gr.Textbox
@@ -94,9 +81,9 @@ def lay_out(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
         "go": gr.State(0),
     }
     html(
-        "<header class='top'><h1>vtc</h1><p>What does a vision-language model still know of a picture "
-        "when most of its visual tokens are gone?</p></header>",
-        js_on_load=_SCRIPT.read_text(encoding="utf-8"),
+        "<header class='top'><h1>vtc</h1><p>What does a model still know of a picture when most of "
+        "its visual tokens are gone?</p></header>",
+        js_on_load=_script("page"),
     )
     with gr.Row(elem_classes="page"):
         with gr.Column(elem_classes="controls", min_width=280):
@@ -109,6 +96,10 @@ def lay_out(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
 def html(value: str = "", **options: Any) -> gr.HTML:
     """Markup without gradio's own styles."""
     return gr.HTML(value, apply_default_css=False, **options)
+
+
+def _script(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8")
 
 
 def _asking(items: list[tuple[Media, str]], models: list[str], own: tuple[str, ...]) -> dict[str, Any]:
@@ -134,7 +125,7 @@ def _asking(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
         html_template="${markup}",
         markup=settings.markup(own, chosen),
         kind="image",
-        js_on_load=settings.SCRIPT.read_text(encoding="utf-8"),
+        js_on_load=_script("settings"),
         elem_classes="settings",
     )
     return parts
@@ -149,7 +140,7 @@ def _answering(depth: int) -> dict[str, Any]:
         with gr.Tab("Side by side"):
             with gr.Row(elem_classes="bars"):
                 parts["layer"] = html(
-                    str(depth), html_template=_LAYER, depth=depth, js_on_load=_LAYER_SCRIPT, visible=False
+                    f"{depth}/{depth}", html_template=_LAYER, js_on_load=_script("layer"), visible=False
                 )
                 parts["film"] = html(_FILM, visible=False)
             with gr.Row(elem_classes="cards"):

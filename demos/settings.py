@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import vtc
@@ -14,7 +13,6 @@ from vtc.demos.words import Group, groups, info_of
 STEPS = (1, 2, 5, 10, 25, 50, 75, 100)  # % of the visual tokens
 FIRST_STEP = 10
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
-SCRIPT = Path(__file__).with_name("settings.js")
 
 
 def write_settings(percent: float, methods: Sequence[str]) -> str:
@@ -49,7 +47,7 @@ def markup(own: Sequence[str], chosen: Sequence[str]) -> str:
     slider = (
         '<div class="keep"><label for="keep">Keep <output for="keep"></output></label>'
         f'<input type="range" id="keep" min="0" max="{len(STEPS) - 1}" step="1" value="{at}" '
-        f"data-steps='{json.dumps(STEPS)}'><div class=\"ticks\" aria-hidden=\"true\">{ticks}</div></div>"
+        f'data-steps=\'{json.dumps(STEPS)}\'><div class="ticks" aria-hidden="true">{ticks}</div></div>'
     )
     listed = "".join(_group(group, chosen, first=i == 0) for i, group in enumerate(groups(own)))
     return (

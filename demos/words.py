@@ -21,7 +21,10 @@ RECOMMENDED = ("vtc-cls", "todre", "divprune", "visionzip", "pyramiddrop")
 _GROUPS = {
     "pixels": ("A smaller picture", "The model is shown fewer pixels: what any method has to beat."),
     "input": ("Before the language model", "Tokens are chosen or merged once, before the language model reads any."),
-    "layer": ("Inside the language model", "Its first layers read everything; later ones keep what the question needs."),
+    "layer": (
+        "Inside the language model",
+        "Its first layers read everything; later ones keep what the question needs.",
+    ),
     "cache": ("In its memory", "Everything is read once, and a part of it is remembered while the answer is written."),
 }
 

@@ -14,10 +14,15 @@ def test_settings_come_back_as_they_were():
 
 
 def test_what_is_not_offered_is_left_out():
-    assert read_settings('{"keep": 5, "methods": ["evs", "pool", "pool", "/etc"]}', offered("image", ())) == (5, ["pool"])
+    assert read_settings('{"keep": 5, "methods": ["evs", "pool", "pool", "/etc"]}', offered("image", ())) == (
+        5,
+        ["pool"],
+    )
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"keep": "x", "methods": []}', '{"keep": 1, "methods": 3}', "[1"])
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", "{}", '{"keep": "x", "methods": []}', '{"keep": 1, "methods": 3}', "[1"]
+)
 def test_what_no_page_wrote_is_one_sentence(text):
     with pytest.raises(ValueError, match=r"^What to keep and which methods to use did not arrive: reload the page\.$"):
         read_settings(text, [])

@@ -288,7 +288,5 @@ def test_too_little_memory_is_a_sentence(studio, heart, monkeypatch, error):
     assert loaded.encoded
     monkeypatch.setattr(loaded.model, "generate", fail)
     run = last(studio, heart, f"Is there a cone, {type(error).__name__}?", "random", 0.5)
-    assert run.text == (
-        "The device has no memory left for this: take a smaller picture, or keep fewer tokens."
-    )
+    assert run.text == ("The device has no memory left for this: take a smaller picture, or keep fewer tokens.")
     assert not loaded.encoded

@@ -60,14 +60,14 @@ FASTER, UNSURE, SLOWER = SpeedUp(1.6, 1.4, 1.8), SpeedUp(1.6, 0.9, 2.0), SpeedUp
             "Same answer with 55 % of the visual tokens, averaged over its layers: fastv. "
             "random and pool answer differently.",
         ),
-        ([BASE, run("pool", "star")], "pool does not give the same answer at 10 %: keep more."),
+        ([BASE, run("pool", "star")], "pool does not give the same answer at 10 %. Keep more."),
         (
             [BASE, run("pool", "star"), run("tome", "moon")],
-            "None of 2 methods gives the same answer at 10 %: keep more.",
+            "None of 2 methods gives the same answer at 10 %. Keep more.",
         ),
-        ([BASE, run("pool", state="failed")], "No method could answer: the cards say why."),
+        ([BASE, run("pool", state="failed")], "No method could answer. The cards say why."),
         ([BASE, run("pool", state="failed"), run("tome")], "Same answer with 10 % of the visual tokens: tome."),
-        ([BASE, replace(run("pool", "star"), keep=0.005)], "pool does not give the same answer at 0.5 %: keep more."),
+        ([BASE, replace(run("pool", "star"), keep=0.005)], "pool does not give the same answer at 0.5 %. Keep more."),
     ],
 )
 def test_the_verdict(runs, says):
