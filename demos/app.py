@@ -35,6 +35,7 @@ def _choosing(calls: Callbacks) -> None:
     taken = [p.token, p.media, p.shown, p.strip, p.file, p.model, p.settings, p.question, *p.answers]
     p.strip.click(calls.pick, p.model, [*taken, p.go], **_LOOK)
     p.file.upload(calls.upload, [p.file, p.model], taken, **_LOOK).then(None, js="() => window.vtc.next()", **_QUIET)
+    p.top.select(calls.too_large, None, p.answers, **_LOOK)
     p.model.input(calls.switch, p.model, [*p.answers, p.go], **_QUIET)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from vtc.demos import cards, words
 from vtc.demos.draw import drawn, plain, seconds
 from vtc.demos.layout import Parts
-from vtc.demos.media import Media, load_media
+from vtc.demos.media import MAX_BYTES, Media, load_media
 from vtc.demos.settings import offered, read_settings
 from vtc.demos.snippet import snippet
 from vtc.demos.studio import MISTAKES, Recent, Run, Studio, sentence
@@ -70,6 +70,11 @@ class Callbacks:
             return self.refused(sentence(error)) | {self.parts.file: None}
         ask = gr.Textbox("", placeholder=f"Ask about {media.name}")
         return self._cleared() | changes | {self.parts.question: ask}
+
+    def too_large(self, event: gr.EventData) -> Changes:
+        """A file that the page did not send."""
+        name, size = str(event._data.get("name")), float(event._data.get("bytes") or 0) / 2**20
+        return self.refused(f"{name} has {size:.0f} MB, and {MAX_BYTES // 2**20} MB is the limit: make it smaller.")
 
     def _take(self, media: Media, index: int | None, name: str) -> Changes:
         """Show what is going to be asked about; a model that cannot read it makes way for one that can."""

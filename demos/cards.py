@@ -57,7 +57,7 @@ def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer
     if run.report is not None:
         held = run.tokens(layer - 1) if layer else sum(span.source.numel() for span in run.report.spans)
         place = f"layer {layer} of {run.depth}" if layer else "from the vision tower"
-        text = f"{place}: {held} of {run.report.tokens_in} tokens"
+        text = f"{place}: {held} of {run.report.tokens_in}{'' if seconds else ' tokens'}"
         if seconds:
             each = run.report.tokens_in // steps
             news = [

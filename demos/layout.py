@@ -1,4 +1,4 @@
-"""The parts of the page and where they stand: asking on the left, answers on the right; on a phone one below the other."""
+"""The parts of the page and where they stand: asking on the left, answers on the right, or below it on a phone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from vtc.demos import cards, settings
-from vtc.demos.media import CLIPS, PICTURES, Media
+from vtc.demos.media import CLIPS, MAX_BYTES, PICTURES, Media
 from vtc.demos.serve import MOST_METHODS
 from vtc.demos.words import MOST_LETTERS
 
@@ -46,6 +46,7 @@ class Parts:
     media: gr.State
     view: gr.State
     go: gr.State
+    top: gr.HTML
     shown: gr.HTML
     strip: gr.HTML
     file: gr.File
@@ -80,8 +81,8 @@ def lay_out(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
         "view": gr.State(None),
         "go": gr.State(0),
     }
-    html(
-        "<header class='top'><h1>vtc</h1><p>What does a model still know of a picture when most of "
+    held["top"] = html(
+        f"<header class='top' data-most='{MAX_BYTES}'><h1>vtc</h1><p>What does a model still know of a picture when most of "
         "its visual tokens are gone?</p></header>",
         js_on_load=_script("page"),
     )

@@ -94,6 +94,22 @@ setInterval(() => {
     draw();
 }, 100);
 
+// Files that the server would refuse are not sent
+function weigh(event, files) {
+    const large = [...files ?? []].find(file => file.size > Number(find('.top').dataset.most));
+    if (!large) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (event.type === 'change') event.target.value = '';
+    trigger('select', {name: large.name, bytes: large.size});
+}
+document.addEventListener('change', event => {
+    if (event.target.matches('.drop input[type=file]')) weigh(event, event.target.files);
+}, true);
+document.addEventListener('drop', event => {
+    if (event.target.closest('.drop')) weigh(event, event.dataTransfer?.files);
+}, true);
+
 // The server: whatever cannot be reached is said, and what was on its way will not come
 function lost() {
     const place = find('#vtc-lost');

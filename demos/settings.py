@@ -61,7 +61,8 @@ def _group(group: Group, chosen: Sequence[str], first: bool) -> str:
     title = escape(group.title)
     return (
         f'<details class="group"{" open" if first else ""}><summary><b>{title}</b> <i class="count"></i>'
-        f'<small>{escape(group.sentence)}</small></summary><div role="group" aria-label="{title}">{rows}</div></details>'
+        f"<small>{escape(group.sentence)}</small></summary>"
+        f'<div role="group" aria-label="{title}">{rows}</div></details>'
     )
 
 

@@ -107,7 +107,13 @@ class Visitor:
     """One browser window of its own, without cookies of others; or a tab beside another one, with its cookies."""
 
     def __init__(
-        self, browser: Any, address: str, width: int, height: int, options: dict[str, Any], beside: Visitor | None
+        self,
+        browser: Any,
+        address: str,
+        width: int,
+        height: int,
+        options: dict[str, Any],
+        beside: Visitor | None = None,
     ) -> None:
         size = {"width": width, "height": height}
         self.context = beside.context if beside else browser.new_context(viewport=size, **options)

@@ -150,7 +150,7 @@ def test_uploads(pictures, visit, tmp_path):
     visitor.refused("film.mp4 cannot be read as a video")
     (tmp_path / "large.png").write_bytes(b"x" * (21 * 2**20))
     visitor.upload(tmp_path / "large.png")
-    visitor.page.get_by_text("maximum allowed size").first.wait_for()
+    visitor.refused("large.png has 21 MB, and 20 MB is the limit: make it smaller.")
     visitor.upload(PICTURE)
     visitor.page.get_by_text("0006.webp is in place").wait_for()
     assert visitor.cards() == []
