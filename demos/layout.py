@@ -82,8 +82,8 @@ def lay_out(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
         "go": gr.State(0),
     }
     held["top"] = html(
-        f"<header class='top' data-most='{MAX_BYTES}'><h1>vtc</h1><p>What does a model still know of a picture when most of "
-        "its visual tokens are gone?</p></header>",
+        f"<header class='top' data-most='{MAX_BYTES}'><h1>vtc</h1><p>What does a model still know of a picture when "
+        "most of its visual tokens are gone?</p></header>",
         js_on_load=_script("page"),
     )
     with gr.Row(elem_classes="page"):

@@ -155,7 +155,7 @@ class Visitor:
         """Choose these methods and no others."""
         self.page.locator("details:not([open]) > summary").evaluate_all("all => all.forEach(s => s.click())")
         for method in set(self.chosen()) ^ set(methods):
-            self.page.get_by_role("checkbox", name=method).set_checked(method in methods)
+            self.page.locator(f'.method input[value="{method}"]').set_checked(method in methods)
 
     def choose(self, *methods: str) -> None:
         """Choose these methods and no others, and wait for their answers."""
@@ -177,7 +177,7 @@ class Visitor:
         self.page.locator(".ticks span", has_text=re.compile(f"^{percent}$")).click()
 
     def ask(self, question: str) -> None:
-        self.page.get_by_label("Question").fill(question)
+        self.page.get_by_label("Question", exact=True).fill(question)
         self.page.get_by_role("button", name="Ask", exact=True).click()
 
     def verdict(self) -> str:

@@ -56,9 +56,8 @@ def test_an_example_is_asked_about_and_streamed(pictures, visit):
         new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});
     }""")
     visitor.page.get_by_role("button", name="Describe the picture.").click()
-    visitor.until(
-        lambda: visitor.page.get_by_label("Question").input_value() == "Describe the picture.", "the question"
-    )
+    question = visitor.page.get_by_label("Question", exact=True)
+    visitor.until(lambda: question.input_value() == "Describe the picture.", "the question")
     visitor.said("full", "puzzle")
     visitor.settled()
     end = visitor.card("full").locator("q").inner_text()
@@ -154,7 +153,7 @@ def test_uploads(pictures, visit, tmp_path):
     visitor.upload(PICTURE)
     visitor.page.get_by_text("0006.webp is in place").wait_for()
     assert visitor.cards() == []
-    assert visitor.page.get_by_label("Question").input_value() == ""
+    assert visitor.page.get_by_label("Question", exact=True).input_value() == ""
     assert visitor.page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     visitor.ask("What shape is red?")
     visitor.said("full", "heart")
@@ -296,13 +295,13 @@ def test_clips(clips, visit, tmp_path):
     from tests.media.test_video import write
 
     visitor = visit(clips)
-    visitor.page.get_by_label("Model").click()
+    visitor.page.get_by_label("Model", exact=True).click()
     visitor.page.get_by_role("option", name="tiny-llava").click()
     visitor.said("full", "below")
     visitor.upload(write(tmp_path / "clip.mp4", 16, (112, 84)))
     visitor.page.get_by_text("tiny-llava does not read clips, so small-qwen answers.").wait_for()
-    assert "/" not in visitor.page.get_by_label("Model").input_value()
-    visitor.page.get_by_label("Question").fill("what moves ?")
+    assert "/" not in visitor.page.get_by_label("Model", exact=True).input_value()
+    visitor.page.get_by_label("Question", exact=True).fill("what moves ?")
     visitor.choose("evs", "pyramiddrop")
     visitor.said("evs", "layer 3 of 3")
     visitor.page.get_by_role("button", name="Pause").click()
