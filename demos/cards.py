@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -44,7 +45,7 @@ def card(
     return (
         f'<article class="{kind}" data-method="{escape(run.method or "full")}" data-state="{run.state}" '
         f'aria-busy="{str(run.busy).lower()}">'
-        f"<header><h3>{escape(run.method or 'All tokens')}</h3><span>{where}</span></header>{body}</article>"
+        f"<header><h2>{escape(run.method or 'All tokens')}</h2><span>{where}</span></header>{body}</article>"
     )
 
 
@@ -143,7 +144,7 @@ def table(runs: Sequence[Run]) -> str:
     if not done:
         return notice("", "Ask something first: the numbers of every answer are listed here.")
     names = [name for name, _, _ in measures(done[0])]
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "Answer", *names, "Tokens per layer"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Method", "Answer", *names, "Tokens per layer"))
     rows, notes = "", []
     for run in done:
         assert run.report is not None
@@ -182,7 +183,7 @@ def method_list() -> str:
                 paper = f"<cite>{escape(info.paper.title)}, arXiv {info.paper.arxiv}</cite>" if info.paper else ""
                 only = "" if "image" in info.modality else " Clips only."
                 items += f"<dt>{info.name}</dt><dd>{escape(info.summary)}{only} {paper}</dd>"
-        parts.append(f"<section><h3>{where[0].upper()}{where[1:]}</h3><dl>{items}</dl></section>")
+        parts.append(f"<section><h2>{where[0].upper()}{where[1:]}</h2><dl>{items}</dl></section>")
     return f'<div class="methods">{"".join(parts)}</div>'
 
 
@@ -213,7 +214,10 @@ def preview(media: Media) -> str:
 
 def headline(text: str, more: str = "") -> str:
     """The verdict, over the cards."""
-    return f'<p class="verdict">{escape(text)}{f" <span>{escape(more)}</span>" if more else ""}</p>' if text else ""
+    if not text:
+        return ""
+    said = re.sub(r"(\([\d.]+–[\d.]+\))", r"<i>\1</i>", escape(text))  # an interval stays on one line
+    return f'<p class="verdict">{said}{f" <span>{escape(more)}</span>" if more else ""}</p>'
 
 
 def notice(kind: str, *sentences: str) -> str:

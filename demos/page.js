@@ -92,6 +92,7 @@ let tick = 0;
 setInterval(() => {
     if (film.plays && !document.hidden && ++tick % 5 === 0) film.step += 1;
     draw();
+    find('.drop button[aria-label]')?.removeAttribute('aria-label');  // it says "Upload", which its text does, too
 }, 100);
 
 // Files that the server would refuse are not sent

@@ -248,7 +248,7 @@ def test_a_keyboard(pictures, visit):
     tab_to("What shape is red?")
     page.keyboard.press("Enter")
     visitor.said("full", "heart")
-    tab_to("upload")
+    tab_to("Upload")
     tab_to("TEXTAREA")
     page.keyboard.press("Control+A")
     page.keyboard.type("Which color is the triangle?")
