@@ -111,31 +111,36 @@ document.addEventListener('drop', event => {
     if (event.target.closest('.drop')) weigh(event, event.dataTransfer?.files);
 }, true);
 
-// The server: whatever cannot be reached is said, and what was on its way will not come
-function lost() {
+// The server: when it cannot be reached the page says so, and shows no answers to anything else meanwhile
+function lost(asked) {
     const place = find('#vtc-lost');
-    if (!place.hidden) return;
+    place.textContent = 'The connection to the demo was lost: once it is back, ask again.';
     place.hidden = false;
-    place.textContent = 'The connection to the demo was lost. What is not answered here will not come: '
-        + 'once the demo runs again, ask again.';
-    for (const card of document.querySelectorAll('article[aria-busy=true]')) {
+    const cards = document.querySelectorAll(asked ? 'article.card' : 'article[aria-busy=true]');
+    if (cards.length) find('.verdict')?.classList.add('lost');
+    for (const card of cards) {
+        card.classList.add('lost');
         card.setAttribute('aria-busy', 'false');
-        card.dataset.state = 'lost';
     }
+}
+
+function found(asked) {
+    find('#vtc-lost').hidden = true;
+    if (asked) for (const part of document.querySelectorAll('.lost')) part.classList.remove('lost');
 }
 
 const reach = window.fetch;
 window.fetch = async (...what) => {
+    const asked = String(what[0]?.url ?? what[0]).includes('/queue/join');
     try {
         const answer = await reach(...what);
-        find('#vtc-lost').hidden = true;
+        found(asked);
         return answer;
     } catch (error) {
-        if (error?.name !== 'AbortError') lost();
+        if (error?.name !== 'AbortError') lost(asked);
         throw error;
     }
 };
-addEventListener('offline', lost);
 
 element.insertAdjacentHTML('beforeend', '<p id="vtc-lost" class="notice error" role="alert" hidden></p>'
     + '<p id="vtc-said" role="status"></p>');

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtc
+from tests.browser.conftest import demo
 
 pytestmark = pytest.mark.browser
 FIRST = ["full", "vtc-cls", "visionzip", "pyramiddrop"]
@@ -201,16 +202,27 @@ def test_two_tabs_of_one_visitor(pictures, visit):
 
 def test_a_dropped_connection(pictures, visit):
     visitor = visit(pictures)
-    lost = visitor.page.locator("#vtc-lost")
-    assert not lost.is_visible()
+    lost, answers = visitor.page.locator("#vtc-lost"), visitor.page.locator("article .answer:visible, .verdict:visible")
+    assert answers.count() == 5
     visitor.context.set_offline(True)
-    visitor.page.get_by_text("The connection to the demo was lost.").wait_for()
-    assert visitor.page.locator("article[aria-busy=true]").count() == 0
+    visitor.ask("What word is printed?")
+    lost.get_by_text("The connection to the demo was lost").wait_for()
+    visitor.until(lambda: answers.count() == 0, "answers to the question of before to go")
     visitor.context.set_offline(False)
     visitor.until(lambda: not lost.is_visible(), "the sentence to go")
     visitor.ask("What word is printed?")
-    visitor.settled()
-    visitor.said("full", "576")
+    visitor.said("full", "PLAY")
+    visitor.until(lambda: answers.count() == 5, "answers")
+
+
+def test_a_demo_that_has_ended_says_so(visit):
+    """In the middle of an answer."""
+    with demo() as address:
+        visitor = visit(address)
+        visitor.ask("Describe the picture.")
+        visitor.page.locator("article[aria-busy=true]").first.wait_for()
+    visitor.page.get_by_text("The connection to the demo was lost").wait_for()
+    visitor.until(lambda: visitor.page.locator("article[aria-busy=true]").count() == 0, "nobody to wait for more")
 
 
 def test_a_phone(pictures, visit):
