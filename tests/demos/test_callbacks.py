@@ -186,7 +186,8 @@ def test_a_closer_look_draws_again(calls):
 def test_methods_with_options_are_offered_and_ticked(calls, monkeypatch):
     monkeypatch.setattr(calls.studio, "methods", ("todre(mode=kcenter)", "evs(first=0.5)"))
     components = build(calls.studio).config["components"]
-    (settings,) = [part["props"] for part in components if "methods-box" in str(part["props"].get("markup"))]
+    (settings,) = [part["props"] for part in components if "methods-box" in str(part["props"])]
     assert settings["value"] == write_settings(10, ["todre(mode=kcenter)", "evs(first=0.5)"])
-    assert 'value="todre(mode=kcenter)" checked' in settings["markup"]
-    assert 'value="todre"' in settings["markup"]
+    markup = settings["props"]["markup"]
+    assert 'value="todre(mode=kcenter)" checked' in markup
+    assert 'value="todre"' in markup
