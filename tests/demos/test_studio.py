@@ -283,10 +283,10 @@ def test_too_little_memory_is_a_sentence(studio, heart, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    loaded = studio.load(MODEL)
-    last(studio, heart, "Is there a cone?")
+    loaded, question = studio.load(MODEL), f"Is there a cone, {type(error).__name__}?"
+    last(studio, heart, question)
     assert loaded.encoded
     monkeypatch.setattr(loaded.model, "generate", fail)
-    run = last(studio, heart, f"Is there a cone, {type(error).__name__}?", "random", 0.5)
+    run = last(studio, heart, question, "random", 0.5)
     assert run.text == ("The device has no memory left for this: take a smaller picture, or keep fewer tokens.")
     assert not loaded.encoded
