@@ -360,7 +360,8 @@ def sentence(error: BaseException) -> str:
     """What to tell a visitor about a mistake."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = _NO_MEMORY if _no_memory(error) else text
-    text = text[0].upper() + text[1:]
+    if "." not in text.split()[0]:  # names of files stay as they are
+        text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
