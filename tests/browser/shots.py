@@ -35,11 +35,13 @@ def _asked(visitor: Visitor) -> Visitor:
     visitor.said("full", "heart")
     visitor.settled()
     visitor.page.wait_for_timeout(1000)  # until the page has gone to the answer
+    visitor.page.evaluate("scrollTo(0, 0)")
     return visitor
 
 
 def _write(visitor: Visitor, file: Path) -> None:
     """As a PNG of 256 colours."""
+    visitor.page.evaluate("document.activeElement.blur()")
     picture = Image.open(io.BytesIO(visitor.page.screenshot())).convert("RGB")
     picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, optimize=True)
     visitor.leave()
