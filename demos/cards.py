@@ -2,76 +2,86 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
 import vtc
-from vtc.demos.draw import thumbnail, uri
+from vtc.demos.draw import held_by_step, thumbnail, uri
 from vtc.demos.media import Media
 from vtc.demos.sentences import presentable
 from vtc.demos.studio import Run
-from vtc.methods.base.notation import read_methods
-
-WHERE = {
-    "pixels": "before the vision tower",
-    "input": "before the LLM",
-    "layer": "inside the LLM",
-    "cache": "in the KV cache",
-}
-
-
-def stage_of(info: vtc.MethodInfo) -> str:
-    """Where a method is listed, by a key of `WHERE`; methods of several stages stand under "layer"."""
-    return "layer" if "layer" in info.stage else info.stage.split("+")[0]
-
-
-def info_of(method: str | None) -> vtc.MethodInfo | None:
-    """Of the method that a string names, with options or without."""
-    name = None if method is None else read_methods(method)[0][0]
-    return next((info for info in vtc.list_methods() if info.name == name), None)
+from vtc.demos.words import WHERE, info_of, same_answer, stage_of
 
 
 def card(
-    run: Run, base: Run | None, picture: Image.Image | None, shape: tuple[int, int], layer: int, when: str = ""
+    run: Run,
+    base: Run | None,
+    picture: Image.Image | None,
+    shape: tuple[int, int],
+    layer: int,
+    seconds: Sequence[float] = (),
+    code: str = "",
+    save_as: str = "",
 ) -> str:
     """One answer, its picture and its numbers.
 
     Args:
         base: the answer with all visual tokens, once there is one.
-        picture: None while there is none: its place, of size `shape`, stays free.
-        layer: what the picture shows, as for `draw.drawn`. when: the second it is from, if it is of a clip.
+        picture: None while there is none: its place, of size `shape`, stays free. Of a clip, all time steps in a row.
+        layer: what the picture shows, as for `draw.drawn`. seconds: of a clip's time steps.
+        code: a program that gives this answer. save_as: a name for the picture's file.
     """
-    title = run.method or "All tokens"
     info = info_of(run.method)
     where = WHERE[stage_of(info)] if info else "uncompressed"
     if run.state == "failed":
         body = f'<p class="failed" role="alert">{escape(run.text)}</p>'
     else:
-        body = _figure(run, picture, shape, layer, when) + _answer(run, base) + _numbers(run)
+        body = _answer(run, base) + _figure(run, picture, shape, layer, seconds) + _numbers(run)
+        body += _actions(code, save_as) if run.report is not None and code else ""
     kind = "card base" if info is None else "card"
     return (
         f'<article class="{kind}" data-method="{escape(run.method or "full")}" data-state="{run.state}" '
-        f'aria-busy="{str(run.state in ("waiting", "running")).lower()}">'
-        f"<header><h3>{escape(title)}</h3><span>{where}</span></header>{body}</article>"
+        f'aria-busy="{str(run.busy).lower()}">'
+        f"<header><h2>{escape(run.method or 'All tokens')}</h2><span>{where}</span></header>{body}</article>"
     )
 
 
-def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer: int, when: str) -> str:
-    ratio = f"aspect-ratio:{shape[0]}/{shape[1]}"
+def _figure(run: Run, picture: Image.Image | None, shape: tuple[int, int], layer: int, seconds: Sequence[float]) -> str:
+    steps = max(1, len(seconds))
+    ratio = f"aspect-ratio:{shape[0] // steps}/{shape[1]}"
     if picture is None:
         return f'<figure><div class="blank" style="{ratio}"></div><figcaption>&nbsp;</figcaption></figure>'
-    text = f"{when}as the model sees it"
+    text, counts = "as the model sees it", ""
     if run.report is not None:
-        total = run.report.tokens_in
         held = run.tokens(layer - 1) if layer else sum(span.source.numel() for span in run.report.spans)
         place = f"layer {layer} of {run.depth}" if layer else "from the vision tower"
-        text = f"{when}{place}: {held} of {total}" + ("" if when else " tokens")
+        text = f"{place}: {held} of {run.report.tokens_in}{'' if seconds else ' tokens'}"
+        if seconds:
+            each = run.report.tokens_in // steps
+            news = [
+                f"{second:.1f} s: {count} of {each} tokens"
+                for second, count in zip(seconds, held_by_step(run, layer), strict=True)
+            ]
+            counts = f' data-steps="{escape(json.dumps(news))}"'
     name = run.method or "all visual tokens"
+    image = f'<img src="{uri(picture)}" decoding="sync" alt="{escape(name)}, {escape(text)}">'
+    shown = f'<span class="film" style="{ratio};--n:{steps}"{counts}>{image}</span>'
+    if run.method:  # a tap shows the original in its place
+        shown = (
+            f'<button type="button" class="flip" aria-pressed="false">{shown}'
+            '<span class="badge"><span class="hidden">Press for the </span>original</span></button>'
+        )
+    return f'<figure>{shown}<figcaption><span class="when"></span><span>{escape(text)}</span></figcaption></figure>'
+
+
+def _actions(code: str, save_as: str) -> str:
     return (
-        f'<figure><img src="{uri(picture)}" style="{ratio}" decoding="sync" alt="{escape(name)}, {escape(text)}">'
-        f"<figcaption>{escape(text)}</figcaption></figure>"
+        f'<div class="actions"><button type="button" class="copy" data-code="{escape(code)}">Copy this as code</button>'
+        f'<button type="button" class="save" data-name="{escape(save_as)}">Save picture</button></div>'
     )
 
 
@@ -79,8 +89,8 @@ def _answer(run: Run, base: Run | None) -> str:
     if run.state == "waiting":
         return '<p class="answer waiting">waiting for its turn…</p>'
     mark = ""
-    if run.state == "done" and run.method and base is not None and base.state == "done":
-        same = run.text.casefold() == base.text.casefold()
+    if run.report is not None and run.method and base is not None and base.report is not None:
+        same = same_answer(run, base)
         mark = '<span class="same">same answer</span>' if same else '<span class="other">another answer</span>'
     caret = '<i class="caret"></i>' if run.state == "running" else ""
     size = "answer long" if len(run.text) > 48 else "answer"
@@ -131,11 +141,11 @@ def _si(value: float) -> str:
 
 def table(runs: Sequence[Run]) -> str:
     """All numbers side by side, with means over layers and what the methods have to say."""
-    done = [run for run in runs if run.state == "done"]
+    done = [run for run in runs if run.report is not None]
     if not done:
         return notice("", "Ask something first: the numbers of every answer are listed here.")
     names = [name for name, _, _ in measures(done[0])]
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "Answer", *names, "Tokens per layer"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Method", "Answer", *names, "Tokens per layer"))
     rows, notes = "", []
     for run in done:
         assert run.report is not None
@@ -174,7 +184,7 @@ def method_list() -> str:
                 paper = f"<cite>{escape(info.paper.title)}, arXiv {info.paper.arxiv}</cite>" if info.paper else ""
                 only = "" if "image" in info.modality else " Clips only."
                 items += f"<dt>{info.name}</dt><dd>{escape(info.summary)}{only} {paper}</dd>"
-        parts.append(f"<section><h3>{where[0].upper()}{where[1:]}</h3><dl>{items}</dl></section>")
+        parts.append(f"<section><h2>{where[0].upper()}{where[1:]}</h2><dl>{items}</dl></section>")
     return f'<div class="methods">{"".join(parts)}</div>'
 
 
@@ -196,14 +206,19 @@ def preview(media: Media) -> str:
         frames = media.frames[:: max(1, len(media.frames) // 4)][:4]
         pictures = "".join(f'<img src="{thumbnail(Image.fromarray(frame), 160)}" alt="">' for frame in frames)
         about = f"{media.name}, {len(media.clip)} frames of {media.clip.duration:.1f} s"
-        return f'<figure class="preview strip"><div>{pictures}</div><figcaption>{escape(about)}</figcaption></figure>'
-    width, height = media.still.size
-    about = f"{media.name}, {width} × {height}"
-    source = thumbnail(media.still, 640)
-    return (
-        f'<figure class="preview"><img src="{source}" alt="The chosen picture">'
-        f"<figcaption>{escape(about)}</figcaption></figure>"
-    )
+        kind, shown = "preview strip", f'<div role="img" aria-label="Four frames of the chosen clip">{pictures}</div>'
+    else:
+        about = f"{media.name}, {media.still.width} × {media.still.height}"
+        kind, shown = "preview", f'<img src="{thumbnail(media.still, 640)}" alt="The chosen picture">'
+    return f'<figure class="{kind}" data-kind="{media.kind}">{shown}<figcaption>{escape(about)}</figcaption></figure>'
+
+
+def headline(text: str, more: str = "") -> str:
+    """The verdict, over the cards."""
+    if not text:
+        return ""
+    said = re.sub(r"(\([\d.]+–[\d.]+\))", r"<i>\1</i>", escape(text))  # an interval stays on one line
+    return f'<p class="verdict">{said}{f" <span>{escape(more)}</span>" if more else ""}</p>'
 
 
 def notice(kind: str, *sentences: str) -> str:

@@ -19,11 +19,24 @@ _ASKED = {  # of eval/data/tiny/pictures
     "0005": "Describe the picture.",
 }
 _MOST_CLIPS = 3
+_PATHS: dict[str, str] = {}  # of what was loaded, by key
 
 
 def shipped_pictures() -> list[tuple[Media, str]]:
     """Pictures, each with a question."""
-    return [(load_media(_DATA / "tiny" / "pictures" / f"{name}.webp"), asked) for name, asked in _ASKED.items()]
+    return [(_load(_DATA / "tiny" / "pictures" / f"{name}.webp"), asked) for name, asked in _ASKED.items()]
+
+
+def shipped_path(media: Media) -> str | None:
+    """Path of one of the examples, from the package's own folder; None of what a visitor uploads."""
+    return _PATHS.get(media.key)
+
+
+def _load(path: Path) -> Media:
+    media = load_media(path)
+    if path.is_relative_to(_DATA):
+        _PATHS[media.key] = f"eval/data/{path.relative_to(_DATA).as_posix()}"
+    return media
 
 
 def shipped_clips(data: Path = _DATA) -> list[tuple[Media, str]]:
@@ -39,6 +52,6 @@ def shipped_clips(data: Path = _DATA) -> list[tuple[Media, str]]:
                 if len(found) == _MOST_CLIPS:
                     break
     try:
-        return [(load_media(path), question) for path, question in found.items()]
+        return [(_load(path), question) for path, question in found.items()]
     except ImportError:  # neither decord nor PyAV is here
         return []

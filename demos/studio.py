@@ -34,7 +34,9 @@ _log = logging.getLogger("vtc")
 MAX_NEW_TOKENS = 64
 _PATIENCE = 4.0  # s of measuring, after which no more rounds begin
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError)
+MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError, MemoryError)
+_NO_MEMORY = "the device has no memory left for this: take a smaller picture, or keep fewer tokens"
+_CPU_SAYS = ("can't allocate memory", "not enough memory")  # torch, on a CPU
 
 Value = TypeVar("Value")
 
@@ -45,7 +47,7 @@ class Run:
 
     Attributes:
         method: name, or None for all visual tokens. keep: fraction of the visual tokens.
-        state: "waiting", "running", "done" or "failed".
+        state: "waiting", "running", "answered" (and not timed yet), "done" or "failed".
         text: the answer, or the sentence that says why there is none.
         seconds: to the first token, vision tower included. speed: how much sooner it comes than with all tokens.
         report: of `vtc.report`.
@@ -62,6 +64,11 @@ class Run:
     shown: Media | None = None
 
     @property
+    def busy(self) -> bool:
+        """Whether more of it is to come."""
+        return self.state in ("waiting", "running", "answered")
+
+    @property
     def resizes(self) -> bool:
         """Whether the picture is made smaller before the model sees it, and the model stays as it is."""
         return (self.method or "").partition("(")[0] == "downsample"
@@ -75,6 +82,12 @@ class Run:
         """Visual tokens that decoder layer `layer` holds."""
         assert self.report is not None
         return sum(span.tokens_out for span in self.report.at(layer))
+
+    def share(self) -> float:
+        """Visual tokens that a decoder layer holds on average, as a fraction of all."""
+        assert self.report is not None
+        held = sum(self.tokens(layer) for layer in range(self.depth))
+        return held / max(1, self.depth * self.report.tokens_in)
 
 
 @dataclass(eq=False)
@@ -152,14 +165,17 @@ class Studio:
         """The answer, if it has been given before."""
         return self._answers.get(_key(name, media, question, method, keep))
 
-    def answer(self, name: str, media: Media, question: str, method: str | None, keep: float = 1.0) -> Iterator[Run]:
+    def answer(
+        self, name: str, media: Media, question: str, method: str | None, keep: float = 1.0, timed: bool = True
+    ) -> Iterator[Run]:
         """Answer greedily, a word at a time; an expected mistake ends as a Run in state "failed".
 
         Args:
             method: None = with all visual tokens. keep: fraction of the visual tokens.
+            timed: whether to measure how long it takes, too; else the last Run is in state "answered".
         """
         known = self.recall(name, media, question, method, keep)
-        if known is not None:
+        if known is not None and (known.state == "done" or not timed):
             yield known
             return
         key = _key(name, media, question, method, keep)
@@ -170,13 +186,18 @@ class Studio:
             try:
                 loaded = self.load(name)
                 with self._turn:
-                    if not stop.is_set():
+                    run = known
+                    if run is None and not stop.is_set():
                         run = _answer(loaded, media, question, Run(method, keep, "running"), news.put, stop)
-                        if not stop.is_set():
-                            self._answers.put(key, run)
-                        news.put(run)
-            except _MISTAKES as error:
-                news.put(Run(method, keep, "failed", _sentence(error)))
+                        self._remember(key, run, stop)
+                    if run is not None and timed and not stop.is_set():
+                        run = _timed(loaded, media, question, run, stop)
+                        self._remember(key, run, stop)
+                    news.put(run)
+            except MISTAKES as error:
+                if _no_memory(error):
+                    self._free()
+                news.put(Run(method, keep, "failed", sentence(error)))
             except Exception as error:
                 _log.exception("an answer failed")
                 text = f"This is a mistake in the demo, not yours ({type(error).__name__}): the server's log has more."
@@ -184,13 +205,24 @@ class Studio:
             finally:
                 news.put(None)
 
-        yield Run(method, keep)
+        yield known or Run(method, keep)
         threading.Thread(target=work, daemon=True, name="vtc-demo-answer").start()
         try:
             while (run := news.get()) is not None:
                 yield run
         finally:
             stop.set()  # whoever listened has gone
+
+    def _remember(self, key: Hashable, run: Run, stop: threading.Event) -> None:
+        if not stop.is_set():  # else it is half of one
+            self._answers.put(key, run)
+
+    def _free(self) -> None:
+        """Give back what is held for later alone."""
+        for loaded in self._models.values():
+            loaded.encoded.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _load(self, source: str) -> Loaded:
         model, processor = vtc.load(source, device=self._device, dtype=self._dtype)
@@ -216,24 +248,39 @@ def _answer(
     smaller, options, notes = _made_smaller(loaded, media, run)
     inputs = _inputs(loaded, smaller or media, question, options)
     given = _encoded(loaded, smaller or media, inputs, run)
-    whole = inputs if smaller is None else _inputs(loaded, media, question, {})
     at_work = run.method is not None and not run.resizes
-    wrapped = partial(vtc.wrapped, model, run.method or "", run.keep) if at_work else nullcontext
-
-    with torch.inference_mode(), wrapped():
+    with torch.inference_mode(), _wrapped(loaded, run)():
         stream = _Stream(processor, lambda text: news(replace(run, text=text)))
         more: Any = {"streamer": stream, "stopping_criteria": [_Stopped(stop)]}
         model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **more)
         run = replace(run, text=stream.text or "(nothing)", report=vtc.report(model) if at_work else None)
-    news(run)
     if smaller is not None:
-        run = replace(run, report=_account(model, inputs).made_smaller(_account(model, whole), notes), shown=smaller)
+        whole = _account(model, _inputs(loaded, media, question, {}))
+        run = replace(run, report=_account(model, inputs).made_smaller(whole, notes), shown=smaller)
     elif run.report is None:
         run = replace(run, report=_account(model, inputs))
-    works = [partial(first_token, model, whole), partial(first_token, model, inputs, wrapped)]
+    return replace(run, state="answered")
+
+
+def _timed(loaded: Loaded, media: Media, question: str, run: Run, stop: threading.Event) -> Run:
+    """The same answer, with how long its first token takes, in turns with that of all visual tokens."""
+    smaller, options, _ = _made_smaller(loaded, media, run)
+    inputs = _inputs(loaded, smaller or media, question, options)
+    whole = inputs if smaller is None else _inputs(loaded, media, question, {})
+    works = [
+        partial(first_token, loaded.model, whole),
+        partial(first_token, loaded.model, inputs, _wrapped(loaded, run)),
+    ]
     times = in_turns(works if run.method else works[1:], least=1, seconds=_PATIENCE, go_on=lambda: not stop.is_set())
     speed = speed_up(times[0], times[1]) if run.method else None
     return replace(run, state="done", seconds=statistics.median(times[-1]), speed=speed)
+
+
+def _wrapped(loaded: Loaded, run: Run) -> Callable[[], Any]:
+    """Opens what the answer is made in: the model at work with the method, or as it is."""
+    if run.method is None or run.resizes:
+        return nullcontext
+    return partial(vtc.wrapped, loaded.model, run.method, run.keep)
 
 
 def _account(model: Any, inputs: Any) -> vtc.Report:
@@ -311,9 +358,14 @@ class _Stopped(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
-def _sentence(error: Exception) -> str:
-    text = presentable(str(error)) or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError):
-        text = "the device has no memory left for this: take a smaller picture, or keep fewer tokens"
-    text = text[0].upper() + text[1:]
+def sentence(error: BaseException) -> str:
+    """What to tell a visitor about a mistake."""
+    text = " ".join(presentable(str(error)).split()) or type(error).__name__
+    text = _NO_MEMORY if _no_memory(error) else text
+    if "." not in text.split()[0]:  # names of files stay as they are
+        text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _no_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _CPU_SAYS)

@@ -5,6 +5,7 @@ Whatever a test does, it fails if the page asks anything of another machine or i
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,14 @@ import pytest
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 90_000  # ms that an answer may take, on a busy machine
+
+
+def axe() -> Path:
+    """The script of axe-core, in the environment."""
+    script = Path(sys.prefix) / "axe-core" / "axe.min.js"
+    if not script.is_file():
+        pytest.skip("there is no axe-core: `make test-browser` fetches it")
+    return script
 
 
 @contextmanager
@@ -83,20 +92,32 @@ def visit(browser: Any) -> Iterator[Callable[..., Visitor]]:
     """Call it with an address (and a viewport) to come as a new visitor."""
     visitors: list[Visitor] = []
 
-    def come(address: str, width: int = 1366, height: int = 900, **options: Any) -> Visitor:
-        visitors.append(Visitor(browser, address, width, height, options))
+    def come(
+        address: str, width: int = 1366, height: int = 900, beside: Visitor | None = None, **options: Any
+    ) -> Visitor:
+        visitors.append(Visitor(browser, address, width, height, options, beside))
         return visitors[-1]
 
     yield come
-    for visitor in visitors:
+    for visitor in reversed(visitors):  # tabs before windows
         visitor.leave()
 
 
 class Visitor:
-    """One browser window of its own, without cookies of others."""
+    """One browser window of its own, without cookies of others; or a tab beside another one, with its cookies."""
 
-    def __init__(self, browser: Any, address: str, width: int, height: int, options: dict[str, Any]) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    def __init__(
+        self,
+        browser: Any,
+        address: str,
+        width: int,
+        height: int,
+        options: dict[str, Any],
+        beside: Visitor | None = None,
+    ) -> None:
+        size = {"width": width, "height": height}
+        self.context = beside.context if beside else browser.new_context(viewport=size, **options)
+        self.beside = beside
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.abroad: list[str] = []
@@ -109,7 +130,9 @@ class Visitor:
 
     def leave(self) -> None:
         failed = self.page.locator("[data-testid=status-tracker] .error").count()  # an event raised something
-        self.context.close()
+        self.page.close()
+        if not self.beside:
+            self.context.close()
         assert not failed
         assert not self.abroad
         assert not self.broken
@@ -130,8 +153,9 @@ class Visitor:
 
     def tick(self, *methods: str) -> None:
         """Choose these methods and no others."""
+        self.page.locator("details:not([open]) > summary").evaluate_all("all => all.forEach(s => s.click())")
         for method in set(self.chosen()) ^ set(methods):
-            self.page.get_by_role("checkbox", name=method, exact=True).set_checked(method in methods, force=True)
+            self.page.locator(f'.method input[value="{method}"]').set_checked(method in methods)
 
     def choose(self, *methods: str) -> None:
         """Choose these methods and no others, and wait for their answers."""
@@ -147,7 +171,33 @@ class Visitor:
         self.until(there, f"cards of {methods}")  # whatever was asked on the way is over, too
 
     def chosen(self) -> list[str]:
-        return self.page.locator(".chips input:checked").evaluate_all("all => all.map(box => box.name)")
+        return self.page.locator(".method input:checked").evaluate_all("all => all.map(box => box.value)")
+
+    def keep(self, percent: int) -> None:
+        self.page.locator(".ticks span", has_text=re.compile(f"^{percent}$")).click()
+
+    def ask(self, question: str) -> None:
+        self.page.get_by_label("Question", exact=True).fill(question)
+        self.page.get_by_role("button", name="Ask", exact=True).click()
+
+    def verdict(self) -> str:
+        return self.page.locator("#verdict").inner_text()
+
+    def refused(self, text: str) -> None:
+        """Wait until a sentence says why there is no answer, and nothing older stands beside it."""
+        self.page.locator(".notice.error:visible").get_by_text(text).wait_for()
+        self.until(lambda: self.cards() == [] and self.verdict() == "", f"nothing but {text!r}")
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds serious or critical."""
+        self.page.evaluate(axe().read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(it => it.violations)")
+        return [
+            f"{rule['id']}: {node['html'][:200]} {node['failureSummary']}"
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
 
     def said(self, method: str, text: str) -> None:
         """Wait until a card says `text`."""
@@ -162,7 +212,7 @@ class Visitor:
         raise AssertionError(f"waited in vain for {what}; cards: {self.cards()}; page: {self.page.inner_text('body')}")
 
     def slider(self, name: str) -> Any:
-        return self.page.get_by_role("slider", name=f"range slider for {name}")
+        return self.page.get_by_role("slider", name=name)
 
     def upload(self, file: Path | dict[str, Any]) -> None:
         self.page.set_input_files("input[type=file]", file)

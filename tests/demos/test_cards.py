@@ -13,6 +13,7 @@ import vtc
 from vtc.demos import cards
 from vtc.demos.media import Media
 from vtc.demos.studio import Run
+from vtc.demos.words import WHERE, stage_of
 from vtc.speedup import SpeedUp
 
 VOID = {"img", "br", "input"}
@@ -70,6 +71,7 @@ def test_a_card_says_what_was_measured(runs):
         assert expected in tree.text
     assert "a <b>star</b>" in tree.text  # escaped
     assert "same answer" in tree.text
+    assert tree.text.index("same answer") < tree.text.index("576 → 58")
     full, kept = runs[1].report.flops
     assert f"{full / kept:.1f}× less" in tree.text
     assert "another answer" in card(replace(runs[1], text="no"), runs[0]).text
@@ -99,10 +101,19 @@ def test_cards_on_the_way(runs):
 
 
 def test_pictures_have_words(runs):
-    tree = card(runs[1], runs[0], when="1.5 s, ")
+    tree = card(runs[1], runs[0])
     (picture,) = [a for tag, a in tree.tags if tag == "img"]
-    assert picture["alt"] == "divprune, 1.5 s, layer 4 of 4: 58 of 576"
+    assert picture["alt"] == "divprune, layer 4 of 4: 58 of 576 tokens"
     assert picture["src"].startswith("data:image/webp;base64,")
+
+
+def test_cards_turn_over_and_can_be_taken_away(runs):
+    tree = card(runs[1], runs[0], code='print("<i>")', save_as="a.webp")
+    buttons = {a["class"]: a for tag, a in tree.tags if tag == "button"}
+    assert buttons["flip"]["aria-pressed"] == "false"
+    assert buttons["copy"]["data-code"] == 'print("<i>")'
+    assert buttons["save"]["data-name"] == "a.webp"
+    assert "flip" not in {a["class"] for tag, a in card(runs[0], runs[0]).tags if tag == "button"}  # is the original
 
 
 def test_the_table(runs):
@@ -116,7 +127,7 @@ def test_every_method_is_listed():
     tree = Tree(cards.method_list())
     for info in vtc.list_methods():
         assert info.name in tree.text
-        assert cards.stage_of(info) in cards.WHERE
+        assert stage_of(info) in WHERE
 
 
 def test_names_are_escaped():

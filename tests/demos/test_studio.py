@@ -14,7 +14,7 @@ import vtc
 from tests.small_qwen import save
 from vtc.api import ATTRIBUTE
 from vtc.demos import cards
-from vtc.demos.draw import drawn, plain, second, uri
+from vtc.demos.draw import drawn, held_by_step, plain, seconds
 from vtc.demos.examples import shipped_pictures
 from vtc.demos.studio import Recent, Run, Studio
 
@@ -62,7 +62,7 @@ def test_a_smaller_picture_is_shown_before_the_processor(heart):
     assert run.report.kv_bytes[0] == full.report.kv_bytes[0] > run.report.kv_bytes[1]
     assert run.report.notes == [small.note]
     assert f"layer 1 of {run.depth}: {small.tokens} of {small.whole}" in cards.card(
-        run, full, drawn(heart, loaded.processor, run, 1, 0), (1, 1), 1
+        run, full, drawn(heart, loaded.processor, run, 1), (1, 1), 1
     )
     assert run.shown.still.size == small.media.size
 
@@ -70,6 +70,7 @@ def test_a_smaller_picture_is_shown_before_the_processor(heart):
 def test_an_answer_grows_and_ends_with_its_numbers(studio, heart):
     runs = list(studio.answer(MODEL, heart, "Describe the picture.", None))
     assert [run.state for run in (runs[0], runs[1], runs[-1])] == ["waiting", "running", "done"]
+    assert [run.busy for run in (runs[0], runs[1], runs[-1])] == [True, True, False]
     texts = [run.text for run in runs[1:]]
     assert len(texts) > 3
     assert all(after.startswith(before) for before, after in pairwise(texts))
@@ -92,7 +93,7 @@ def test_methods_answer_as_without_the_studio(studio, heart, method):
         assert run.text == processor.batch_decode([ids], skip_special_tokens=True)[0].strip()
         assert run.report is not None
         assert run.report.as_dict()["spans"] == vtc.report(model).as_dict()["spans"]
-    assert drawn(heart, processor, run, run.depth, 0).size == plain(heart, processor).size
+    assert drawn(heart, processor, run, run.depth).size == plain(heart, processor).size
 
 
 def test_a_method_with_options_has_a_look_of_its_own(studio, heart):
@@ -101,19 +102,6 @@ def test_a_method_with_options_has_a_look_of_its_own(studio, heart):
         run = last(studio, heart, "What is red?", method, 0.2)
         assert run.state == "done", run.text
         assert run.method == method
-
-
-def test_methods_with_options_are_offered_and_ticked(studio, monkeypatch):
-    pytest.importorskip("gradio")
-    from vtc.demos.app import build
-
-    monkeypatch.setattr(studio, "methods", ("todre(mode=kcenter)", "evs(first=0.5)"))
-    parts = [part["props"] for part in build(studio).config["components"] if part["type"] == "checkboxgroup"]
-    choices = [choice for part in parts for choice, _ in part["choices"]]
-    assert "todre(mode=kcenter)" in choices
-    assert "todre" in choices
-    assert "evs(first=0.5)" not in choices  # the first example is a picture
-    assert [name for part in parts for name in part["value"]] == ["todre(mode=kcenter)"]
 
 
 def test_another_budget_does_not_look_at_the_picture_again(studio, heart, monkeypatch):
@@ -145,6 +133,20 @@ def test_a_method_takes_turns_with_all_tokens(studio, heart, monkeypatch):
     seconds[False] = 0.1
     assert str(last(studio, heart, "Is there a square?", "divprune", 0.1).speed) == "no clear difference"
     assert last(studio, heart, "Is there a square?").speed is None
+
+
+def test_an_answer_can_be_had_before_it_is_timed(studio, heart, monkeypatch):
+    begun = []
+    monkeypatch.setattr("vtc.demos.studio.first_token", lambda *_, **__: begun.append(1) or 0.5)
+    answered = list(studio.answer(MODEL, heart, "Is there a sun?", "divprune", 0.1, timed=False))[-1]
+    assert (answered.state, answered.seconds, answered.tokens(0)) == ("answered", None, 58)
+    assert answered.busy
+    assert not begun
+    after = list(studio.answer(MODEL, heart, "Is there a sun?", "divprune", 0.1))
+    assert after[0] == answered
+    assert (after[-1].state, after[-1].seconds, after[-1].text) == ("done", 0.5, answered.text)
+    assert begun
+    assert list(studio.answer(MODEL, heart, "Is there a sun?", "divprune", 0.1, timed=False)) == [after[-1]]
 
 
 def test_a_known_answer_comes_at_once(studio, heart):
@@ -233,9 +235,18 @@ def test_clips(tmp_path):
     assert run.report is not None, run.text
     assert run.report.spans[0].grid[0] == 8
     processor = studio.load("small-qwen").processor
-    pictures = {uri(drawn(film, processor, run, run.depth, step)) for step in range(4)}
-    assert len(pictures) == 4
-    assert [second(film, run, step) for step in range(4)] == ["0.0 s, ", "0.2 s, ", "0.4 s, ", "0.6 s, "]
+    strip, bare = drawn(film, processor, run, run.depth), plain(film, processor, 8)
+    assert strip.size == bare.size == (8 * 320, 240)
+    frames = [strip.crop((320 * step, 0, 320 * step + 320, 240)).tobytes() for step in range(8)]
+    assert len(set(frames)) == 8
+    assert seconds(film, run)[:4] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    (span,) = run.report.spans
+    expected = [0] * 8
+    for index in span.kept.tolist():
+        expected[index // (span.grid[1] * span.grid[2])] += 1
+    assert held_by_step(run, run.depth) == expected
+    assert held_by_step(run, 0) == [span.grid[1] * span.grid[2]] * 8
+    assert drawn(film, processor, run, 0).tobytes() == bare.tobytes()
     assert studio.load("small-qwen").reads_clips
     assert not studio.load(MODEL).reads_clips
     assert "does not read videos" in last(studio, film, model=MODEL).text
@@ -257,9 +268,25 @@ def test_recent_forgets_what_was_used_longest_ago():
     assert list(recent) == ["c", "b"]
 
 
-def test_time_on_a_device_with_too_little_memory(studio, heart, monkeypatch):
-    def fail(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_too_little_memory_is_a_sentence(studio, heart, monkeypatch, error):
+    """And what was held for later is given back."""
 
-    monkeypatch.setattr(studio.load(MODEL).model, "generate", fail)
-    assert "The device has no memory left for this" in last(studio, heart, "Is there a cone?", "random", 0.5).text
+    def fail(*_, **__):
+        raise error
+
+    loaded, question = studio.load(MODEL), f"Is there a cone, {type(error).__name__}?"
+    last(studio, heart, question)
+    assert loaded.encoded
+    monkeypatch.setattr(loaded.model, "generate", fail)
+    run = last(studio, heart, question, "random", 0.5)
+    assert run.text == ("The device has no memory left for this: take a smaller picture, or keep fewer tokens.")
+    assert not loaded.encoded
