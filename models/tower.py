@@ -45,6 +45,10 @@ class Tower:
         """Its transformer blocks, first one first."""
         return tower.encoder.layers
 
+    def encoder(self, tower: Any) -> nn.Module:
+        """What is handed the embedded patches and runs the blocks on them, of towers that take no packed pictures."""
+        return tower.encoder
+
     def attentions(self, tower: Any) -> list[Any]:
         """The attention module of each block."""
         return [block.self_attn for block in self.blocks(tower)]

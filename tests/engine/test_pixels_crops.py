@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -159,3 +160,21 @@ def test_a_count_for_pictures_of_one_crop() -> None:
     with vtc.wrapped(model, "pixelprune", keep=7):
         model(**inputs)
         assert [span.tokens_out for span in vtc.report(model).spans] == [7, 7]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_gradients_are_those_without_checkpointing(family: str) -> None:
+    model, inputs = copy.deepcopy(model_of(family)).train(), batch(family, [[0], [1]])
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        with vtc.wrapped(model, "pixelprune", keep=0.5), torch.enable_grad():
+            model(**inputs, use_cache=False).logits[:, -1].square().sum().backward()
+        tower = model.model.visual if family.startswith("qwen") else model.model.vision_tower
+        found.append({name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert sum(bool(gradient.any()) for gradient in found[0].values()) > 10
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)

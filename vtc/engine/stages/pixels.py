@@ -199,7 +199,8 @@ class PixelStage(Stage):
         yield tower.register_forward_hook(after)
         yield tower.register_forward_hook(self._close, always_call=True)
         if not self.packed:
-            yield tower_for(tower).blocks(tower)[0].register_forward_pre_hook(self._before_blocks)
+            encoder = tower_for(tower).encoder(tower)
+            yield encoder.register_forward_pre_hook(self._before_blocks, with_kwargs=True)
 
     # -- around a tower of packed patches ----------------------------------------------------------------------
 
@@ -274,9 +275,15 @@ class PixelStage(Stage):
         context.push(self, TowerInput(chosen=chosen, crops=len(pixels), rows=rows))
 
     @uncompiled
-    def _before_blocks(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def _before_blocks(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
         before: TowerInput | None = context.top(self)
-        return None if before is None or before.rows is None else (take(args[0], before.rows), *args[1:])
+        if before is None or before.rows is None:
+            return None
+        (kwargs,) = given
+        if args:
+            return (take(args[0], before.rows), *args[1:]), kwargs
+        name = next(name for name in ("inputs_embeds", "hidden_states") if name in kwargs)
+        return args, {**kwargs, name: take(kwargs[name], before.rows)}
 
     @uncompiled
     def _after_crops(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
