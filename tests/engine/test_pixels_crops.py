@@ -78,7 +78,8 @@ def equal_to_oracle(family: str, attention: str, items: Any, side: str, methods:
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matrix(family: str, rows: Any, attention: str) -> None:
-    report = equal_to_oracle(family, attention, *rows, vtc.PixelPrune(keep=0.4), 0.4)
+    items, side = rows
+    report = equal_to_oracle(family, attention, items, side, vtc.PixelPrune(keep=0.4), 0.4)
     assert report.tokens_out < report.tokens_in
     if "next" not in family:  # crops are cut to the picture, and have separators
         for span in report.spans:
