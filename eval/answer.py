@@ -173,7 +173,7 @@ class Answerer:
         return list(parts.values())
 
     def _work(self, items: list[Item], specs: Sequence[Spec], limit: int) -> Iterator[Outcome]:
-        shared: _Ready | None = None  # by all runs that show what there is
+        shared: dict[bool, _Ready] = {}  # by all runs that show what there is: encoded already, or not
         for spec in specs:
             problem = ""
             lines: list[Line] = []
@@ -182,12 +182,13 @@ class Answerer:
                     for part, options in self.shown(items, spec):
                         lines += self._generate(part, self._prepare(part, (), options), spec, limit)
                 else:
-                    shared = shared or self._prepare(items, specs)
-                    lines = self._generate(items, shared, spec, limit)
+                    if spec.before_tower not in shared:
+                        shared[spec.before_tower] = self._prepare(items, specs, encode=not spec.before_tower)
+                    lines = self._generate(items, shared[spec.before_tower], spec, limit)
             except Exception as error:  # of any kind: a question that breaks the model is told apart by halving
                 problem = _reason(error)
                 if out_of_memory(error):
-                    shared = None
+                    shared = {}
                     self._shrink(len(items))
             if not problem:
                 yield spec, lines
@@ -221,13 +222,17 @@ class Answerer:
 
     @torch.inference_mode()
     def _prepare(
-        self, items: Sequence[Item], specs: Sequence[Spec], options: Mapping[str, Any] | None = None
+        self,
+        items: Sequence[Item],
+        specs: Sequence[Spec],
+        options: Mapping[str, Any] | None = None,
+        encode: bool = True,
     ) -> _Ready:
         inputs = self.processed(items, options)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
-        if self._takes_encoded:  # the vision tower runs once for all methods and all questions about one thing
-            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps]
+        if self._takes_encoded and encode:  # the tower runs once for all methods and all questions about one thing
+            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps and not s.before_tower]
             first: dict[str, int] = {}  # of each thing asked about, in reading order
             for number, item in enumerate(items):
                 first.setdefault(item.question.media.name, number)

@@ -56,6 +56,11 @@ class Spec:
         return self.compressed and not self.resizes
 
     @property
+    def before_tower(self) -> bool:
+        """Whether the method that is wrapped around the model acts before its vision tower, whatever else it does."""
+        return self.wraps and any(i.name == self.method and "pixels" in i.stage.split("+") for i in vtc.list_methods())
+
+    @property
     def label(self) -> str:
         """The method and its options as `vtc.resolve` reads them: "todre(mode=kcenter)"; the budget stands beside."""
         return write_method(self.method, self.options)

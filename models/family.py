@@ -101,6 +101,8 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
     placement: ClassVar[str] = "row"
+    #: of which modalities tokens are mixed from neighbouring patches behind the tower, by pooling or interpolation
+    mixes: ClassVar[tuple[str, ...]] = ()
     #: whether `cls_tokens` is there: the projector makes something of a CLS token on its own
     projects_cls: ClassVar[bool] = False
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
@@ -161,6 +163,10 @@ class Adapter:
         Crop by crop. Where several make one they are averaged (`mean`) or added up.
         """
         return values.flatten(0, 1)
+
+    def fold(self, model: nn.Module) -> int:
+        """How many patches of a side of its tower, of a fixed grid, become one token."""
+        return 1
 
     def cls_tokens(self, model: nn.Module, output: Any) -> Tensor:
         """[crops, D]: the CLS token of each crop in the tower's `output`, from the layer of the features, projected."""

@@ -22,8 +22,12 @@ class InternVLAdapter(Adapter):
     model_types = ("internvl",)
     joins_pieces = True
 
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return round(1 / config.downsample_ratio)
+
     def tokens_from_patches(self, model: nn.Module, values: Tensor, mean: bool) -> Tensor:
-        fold = round(1 / model.config.downsample_ratio)
+        fold = self.fold(model)
         side = round(values.shape[1] ** 0.5)
         cells = values.unflatten(1, (side // fold, fold, side // fold, fold))  # [B, h, f, w, f, ...]
         folded = cells.mean(dim=(2, 4)) if mean else cells.sum(dim=(2, 4))

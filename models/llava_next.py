@@ -119,6 +119,7 @@ class LlavaNextAdapter(LlavaAdapter):
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
     model_types = ("llava_onevision",)
+    mixes = ("image", "video")
 
     def max_crops(self, model: nn.Module) -> int | None:
         config: Any = model.config
@@ -136,6 +137,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
 class LlavaNextVideoAdapter(LlavaNextAdapter):
     model_types = ("llava_next_video",)
+    mixes = ("video",)
 
     def video_layout(self, model: nn.Module, features: Tensor) -> ImageLayout:
         side, config = self._side(model), model.config

@@ -12,7 +12,7 @@ from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
 from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, register_tower
-from vtc.models.tower_qwen import Qwen25Tower, QwenTower
+from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
 from vtc.models.unsupported import why_unsupported
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -36,7 +36,7 @@ for _family in (
 ):
     register_adapter(_family)
 
-for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower):
+for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower, Qwen3Tower):
     register_tower(_tower)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from vtc.models import enter_those_that_ship
+from vtc.transfer import upload
 
 Takes = Literal["square", "rectangle", "packed"]
 
@@ -32,6 +33,9 @@ class Tower:
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
     #: or pictures of any size, packed one after another into one row, with their grids in `grid_thw`
     takes: ClassVar[Takes] = "square"
+    #: what the published processors of its family subtract from each channel's pixels in [0, 1], and divide them by
+    mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
+    deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
 
     def packing(self, tower: Any) -> Packing:
         """How its rows hold pictures, of towers that take packed ones."""
@@ -40,6 +44,10 @@ class Tower:
     def blocks(self, tower: Any) -> Any:
         """Its transformer blocks, first one first."""
         return tower.encoder.layers
+
+    def encoder(self, tower: Any) -> nn.Module:
+        """What is handed the embedded patches and runs the blocks on them, of towers that take no packed pictures."""
+        return tower.encoder
 
     def attentions(self, tower: Any) -> list[Any]:
         """The attention module of each block."""
@@ -79,12 +87,36 @@ class Tower:
         """LongTensor [N]: the token that stands at each place while the blocks run; None: that of the place."""
         return None
 
-    def tokens_from_patches(self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+    def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """Keyword arguments of its call by which it takes the patches of some tokens alone, of towers that take packed
+        ones: what it would make of `grid_thw`, cut to them.
+
+        Args:
+            grid_thw: LongTensor [images, 3] of patches. kept: BoolTensor [N], the tokens; all in main memory.
+        """
+        raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define cut_to().")
+
+    def stretches(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> list[list[int]]:
+        """Per block, how many patches attend within themselves, stretch after stretch, of towers that take packed
+        pictures; `grid_thw` and `kept` as in `cut_to`."""
+        raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define stretches().")
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
         """Values per patch [B, T, ...] (CLS left out, in the blocks' order) -> per token it hands over, [B, N, ...].
 
         Where several patches make one token their values are averaged (`mean`) or added up.
+
+        Args:
+            kept: BoolTensor in main memory, what `values` are there for, while all others get 0: of towers that take
+                packed pictures the tokens, [N], of others the patches, [B, T], equally many a row. None = everything.
         """
-        return values
+        if kept is None:
+            return values
+        at = upload(kept.flatten().nonzero()[:, 0], values.device)
+        full = values.new_zeros(kept.numel(), *values.shape[2:]).index_copy(0, at, values.flatten(0, 1))
+        return full.view(*kept.shape, *values.shape[2:])
 
 
 _TOWERS: dict[str, Tower] = {}
@@ -136,6 +168,7 @@ class SiglipTower(Tower):
     """Its pooling head has a query of its own, but none of its tokens is a CLS token."""
 
     model_types = ("siglip_vision_model",)
+    mean = deviation = (0.5, 0.5, 0.5)
 
 
 class InternVLTower(Tower):
@@ -144,6 +177,7 @@ class InternVLTower(Tower):
     model_types = ("internvl_vision",)
     has_cls = True
     takes = "rectangle"
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def blocks(self, tower: Any) -> Any:
         return tower.encoder.layer

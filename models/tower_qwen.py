@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from vtc.transfer import upload
 class QwenTower(Tower):
     """Rotary positions, frames that do not see each other, 2 x 2 patches merged into a token at its end."""
 
-    model_types = ("qwen2_vl_vision", "qwen3_vl_vision")
+    model_types = ("qwen2_vl_vision",)
     takes = "packed"
 
     def packing(self, tower: Any) -> Packing:
@@ -41,23 +42,66 @@ class QwenTower(Tower):
         cos, sin = (x.float().unsqueeze(1) for x in inputs["position_embeddings"])  # [t, 1, d]
         assert grid_thw is not None
         lengths: Any = [h * w for t, h, w in grid_thw.tolist() for _ in range(t)]  # patches of each frame
-        if len(lengths) != len(inputs["cu_seqlens"]) - 1:  # a block that attends within windows
+        if len(lengths) != len(inputs["cu_seqlens"]) - 1 or sum(lengths) != t:  # within windows, or patches are gone
             lengths = self.segments(inputs)
         packed = [_rotate(x.float(), cos, sin).transpose(0, 1).split(lengths, dim=1) for x in (queries, keys)]
         return [(a.unsqueeze(0), b.unsqueeze(0)) for a, b in zip(*packed, strict=True)]
 
-    def tokens_from_patches(self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+    def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        from transformers.vision_utils import get_vision_position_ids
+
+        merge = tower.spatial_merge_size
+        positions = get_vision_position_ids(grid_thw, merge)
+        return {
+            "cu_seqlens": _boundaries(_left(kept, _frames(grid_thw, merge)), merge**2),
+            "position_ids": positions[kept.repeat_interleave(merge**2)],
+        }
+
+    def stretches(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> list[list[int]]:
+        merge = tower.spatial_merge_size
+        lengths = [merge**2 * n for n in _left(kept, _frames(grid_thw, merge))]
+        return [lengths] * len(self.blocks(tower))
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
         assert grid_thw is not None
         merged = tower.spatial_merge_size**2
-        groups = values.unflatten(1, (-1, merged))  # [1, N, 4, ...]
+        groups = values.unflatten(1, (-1, merged))  # [1, N, 4, ...], N tokens that are there
+        sizes = (grid_thw.prod(dim=1) // merged).cpu()  # [images], tokens of each
+        if kept is not None:
+            sizes = torch.stack([own.sum() for own in kept.split(sizes.tolist())])
         if mean:
             tokens = groups.mean(dim=2)
         else:  # all images of a call are one packed row; an image's attention must not depend on its neighbours
-            patches = grid_thw.prod(dim=1).cpu()  # [images]
-            share = (patches / patches.sum()).repeat_interleave(patches // merged)  # [N]
+            share = (sizes / sizes.sum()).repeat_interleave(sizes)  # [N]
             tokens = groups.sum(dim=2) / upload(share.to(groups.dtype), groups.device)
         order = self.order(tower, grid_thw)
-        return tokens if order is None else tokens[:, upload(order.argsort(), tokens.device)]
+        if order is not None:
+            order = order if kept is None else _ranked(order, kept)
+            tokens = tokens[:, upload(order.argsort(), tokens.device)]
+        if kept is None:
+            return tokens
+        at = upload(kept.nonzero()[:, 0], tokens.device)
+        return tokens.new_zeros(1, len(kept), *tokens.shape[2:]).index_copy(1, at, tokens)
+
+
+class Qwen3Tower(QwenTower):
+    """Learned positions, resampled to each picture's grid, are added to the patches."""
+
+    model_types = ("qwen3_vl_vision",)
+    mean = deviation = (0.5, 0.5, 0.5)
+
+    def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
+        merge = tower.spatial_merge_size
+        patches = kept.repeat_interleave(merge**2)
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grid_thw, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners, merge
+        )
+        cut = {"interp_indices": indices[patches], "interp_weights": weights[patches]}
+        return {**super().cut_to(tower, grid_thw, kept), **cut}
 
 
 class Qwen25Tower(QwenTower):
@@ -69,12 +113,30 @@ class Qwen25Tower(QwenTower):
         return max(tower.fullatt_block_indexes)
 
     def order(self, tower: Any, grid_thw: Tensor) -> Tensor | None:
+        return torch.cat(self._windows(tower, grid_thw))
+
+    def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        windows = self._windows(tower, grid_thw)
+        order = torch.cat(windows)
+        cut = {
+            "window_index": _ranked(order, kept),
+            "cu_window_seqlens": _boundaries(_left(kept[order], list(map(len, windows))), tower.spatial_merge_size**2),
+        }
+        return {**super().cut_to(tower, grid_thw, kept), **cut}
+
+    def stretches(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> list[list[int]]:
+        windows = self._windows(tower, grid_thw)
+        own = [tower.spatial_merge_size**2 * n for n in _left(kept[torch.cat(windows)], list(map(len, windows)))]
+        frames = super().stretches(tower, grid_thw, kept)
+        return [frame if i in tower.fullatt_block_indexes else own for i, frame in enumerate(frames)]
+
+    def _windows(self, tower: Any, grid_thw: Tensor) -> list[Tensor]:
         window = tower.window_size // tower.spatial_merge_size // tower.patch_size
-        return window_order(grid_thw, tower.spatial_merge_size, window)
+        return windows_of(grid_thw, tower.spatial_merge_size, window)
 
 
-def window_order(grid_thw: Tensor, merge: int, window: int) -> Tensor:
-    """LongTensor [N]: token that stands at each place of the window-by-window order, over all images."""
+def windows_of(grid_thw: Tensor, merge: int, window: int) -> list[Tensor]:
+    """LongTensors: the tokens of each window, window by window, over all images."""
     parts, start = [], 0
     for t, h, w in grid_thw.tolist():
         h, w = h // merge, w // merge
@@ -82,7 +144,34 @@ def window_order(grid_thw: Tensor, merge: int, window: int) -> Tensor:
         for frame in index:
             parts += [cell.flatten() for band in frame.split(window, dim=0) for cell in band.split(window, dim=1)]
         start += t * h * w
-    return torch.cat(parts)
+    return parts
+
+
+def _frames(grid_thw: Tensor, merge: int) -> list[int]:
+    """How many tokens each frame has."""
+    return [h * w // merge**2 for t, h, w in grid_thw.tolist() for _ in range(t)]
+
+
+def _left(kept: Tensor, lengths: list[int]) -> list[int]:
+    """How many tokens are left of stretches of so many, if only those `kept` [N] are there. Stretches of which nothing
+    is left are no stretches: attention kernels cannot take empty ones.
+
+    Example: of stretches of 3, 2 and 1 tokens 1 0 1 / 0 0 / 1 stay: 2, 1.
+    """
+    return [n for own in kept.split(lengths) if (n := int(own.sum()))]
+
+
+def _boundaries(lengths: list[int], unit: int) -> Tensor:
+    """IntTensor [S + 1]: where stretches of so many tokens, `unit` patches each, begin and end in a packed row."""
+    return torch.tensor([0, *accumulate(unit * n for n in lengths)], dtype=torch.int32)
+
+
+def _ranked(order: Tensor, kept: Tensor) -> Tensor:
+    """An order of all tokens, LongTensor [N], as one of those that are `kept` [N]: the number of each among them.
+
+    Example: order 2 0 3 1, of which 0, 2 and 3 are kept: 1 0 2.
+    """
+    return (kept.cumsum(0) - 1)[order[kept[order]]]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class _Play:
             for layer, choices in self.made.steps:
                 mine = [(r, c) for r in range(self.batch) for c in choices if c.row == r // (self.batch // self.rows)]
                 stage = _Stage(layer, self.batch, mine, self.stages[-1].dropped)
-                self.stages = [*self.stages, stage] if layer else [stage]
+                self.stages = [*self.stages, stage] if layer or self.stages[0].mine else [stage]
         # as dense rows, because which of them are added depends on the layer
         self.deepstack: list[Tensor] = []
         if kwargs.get("visual_pos_masks") is not None:
@@ -175,9 +175,10 @@ class _Play:
         i = module.self_attn.layer_idx
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
         stage, hidden = self.stages[number], args[0]
-        if self.seen == self.start and stage.first == i:
-            hidden = stage.merge(hidden)
-            self.deepstack = [stage.merge(x, beside=True) for x in self.deepstack]
+        for one in self.stages:
+            if self.seen == self.start and one.first == i:
+                hidden = one.merge(hidden)
+                self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
         end = self.seen + self.length
         visible = self.user.clone()
         for r in range(self.batch):

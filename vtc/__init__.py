@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
+    from vtc.methods.base.patches import PatchMethod
     from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
     from vtc.methods.dycoke import DyCoke
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
+    from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.h2o import H2O
     from vtc.methods.holitom import HoliTom
     from vtc.methods.mustdrop import MustDrop
+    from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
     from vtc.methods.prunevid import PruneVid
     from vtc.methods.pyramiddrop import PyramidDrop
@@ -83,6 +86,7 @@ __all__ = [
     "DyCoke",
     "Encoded",
     "FastV",
+    "FrameDedupe",
     "FrameFusion",
     "HoliTom",
     "LayerMethod",
@@ -91,8 +95,10 @@ __all__ = [
     "MustDrop",
     "OpenClipScorer",
     "Paper",
+    "PatchMethod",
     "PiToMe",
     "PixelMethod",
+    "PixelPrune",
     "Pool",
     "PruneVid",
     "PyramidDrop",
@@ -159,6 +165,7 @@ _HOME = {
     "DyCoke": "vtc.methods.dycoke",
     "Encoded": "vtc.engine.encoded",
     "FastV": "vtc.methods.fastv",
+    "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
     "HoliTom": "vtc.methods.holitom",
     "LayerMethod": "vtc.methods.base.layer",
@@ -168,7 +175,9 @@ _HOME = {
     "OpenClipScorer": "vtc.methods.shared.clip_scorer",
     "Paper": "vtc.methods.base.index",
     "PiToMe": "vtc.methods.tome",
+    "PatchMethod": "vtc.methods.base.patches",
     "PixelMethod": "vtc.methods.base.pixels",
+    "PixelPrune": "vtc.methods.pixelprune",
     "Pool": "vtc.methods.pool",
     "PruneVid": "vtc.methods.prunevid",
     "PyramidDrop": "vtc.methods.pyramiddrop",

@@ -1,16 +1,18 @@
 """Where the time goes until the first word of an answer about a video file: with all of its tokens and with fewer.
 
-Reading and decoding the file, the processor, vision tower and projector, choosing, the language model's prefill. Every
-round times the uncompressed model and each method one after the other; speed-ups are ratios within a round and count
-everything from the file on.
+Reading and decoding the file, the processor, vision tower and projector (with what a method does before it), choosing,
+the language model's prefill. Every round times the uncompressed model and each method one after the other; speed-ups
+are ratios within a round and count everything from the file on.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 import vtc
 from vtc.eval.bench.model import FULL, check, wrapped
 from vtc.eval.bench.roofs import clock
+from vtc.methods.base.notation import read_methods
+from vtc.models import adapter_for
 
 PARTS = ("read", "process", "encode", "prefill")
 COLUMNS = {
@@ -68,9 +72,29 @@ class Asked:
         return vtc.encode(self.model, methods, **inputs)
 
     def prefill(self, inputs: Any, encoded: Any) -> Any:
+        """The forward; with its vision tower where nothing has been `encoded`."""
+        if encoded is None:
+            return self.model(**inputs, use_cache=True, logits_to_keep=1)
         names = ("input_ids", "attention_mask", "mm_token_type_ids")
         given = {name: inputs[name] for name in names if name in inputs}
         return self.model(**given, **encoded.take([0]), use_cache=True, logits_to_keep=1)
+
+    @contextmanager
+    def tower_watched(self, device: torch.device) -> Iterator[list[float]]:
+        """Notes when the vision tower begins and when it ends, with what a method does before and behind it."""
+        tower, ticks = adapter_for(self.model).tower(self.model), []
+
+        def tick(*_: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            ticks.append(time.perf_counter())
+
+        handles = [tower.register_forward_pre_hook(tick, prepend=True), tower.register_forward_hook(tick)]
+        try:
+            yield ticks
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def time(self, methods: Sequence[str], device: torch.device) -> dict[str, float]:
         """Seconds of each part of the way, from the file on."""
@@ -83,9 +107,21 @@ class Asked:
 
         clip = timed("read", self.read)
         inputs = timed("process", lambda: self.process(clip))
+        if before_tower(methods):
+            with self.tower_watched(device) as ticks:
+                timed("prefill", lambda: self.prefill(inputs, None))
+            spent["encode"] = ticks[1] - ticks[0]
+            spent["prefill"] -= spent["encode"]
+            return spent
         encoded = timed("encode", lambda: self.encode(inputs, methods))
         timed("prefill", lambda: self.prefill(inputs, encoded))
         return spent
+
+
+def before_tower(methods: Sequence[str]) -> bool:
+    """Whether one of these acts before the vision tower, which then cannot run before the method is there."""
+    names = {name for method in methods for name, _ in read_methods(method)}
+    return any(info.name in names and "pixels" in info.stage.split("+") for info in vtc.list_methods())
 
 
 @torch.inference_mode()
@@ -104,11 +140,13 @@ def measure(
     device = asked.model.device
     names = list(dict.fromkeys(method for method, _ in settings))
     inputs = asked.process(asked.read())
-    encoded = asked.encode(inputs, names)
+    encoded = asked.encode(inputs, [name for name in names if not before_tower([name])] or ["random"])
     with vtc.wrapped(asked.model, "random", 1.0):
         asked.prefill(inputs, encoded)
         tokens = vtc.report(asked.model).tokens_in
-    check(asked.model, names, lambda: asked.prefill(inputs, encoded), tokens)
+    for name in names:
+        source = None if before_tower([name]) else encoded
+        check(asked.model, [name], partial(asked.prefill, inputs, source), tokens)
     lines = [Line(FULL, None, tokens), *(Line(method, keep) for method, keep in settings)]
     for number in range(rounds + 1):
         for position, line in enumerate(lines):

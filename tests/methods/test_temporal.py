@@ -99,7 +99,7 @@ def test_scopes_that_are_none(method, scope):
         method(scope=scope)
 
 
-TEMPORAL = ["dycoke", "evs", "framefusion", "holitom", "prunevid", "quota", "uniform-frames"]
+TEMPORAL = ["dycoke", "evs", "framededupe", "framefusion", "holitom", "prunevid", "quota", "uniform-frames"]
 
 
 def test_temporal_methods_say_so():

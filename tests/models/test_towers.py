@@ -15,7 +15,7 @@ import vtc
 from tests.families import FAMILIES, IMAGE, TEXT, VISION, batch, model_of
 from vtc.models import adapter_for, register_tower, tower, tower_for
 from vtc.models.tower import Tower, known_towers
-from vtc.models.tower_qwen import window_order
+from vtc.models.tower_qwen import windows_of
 
 #: a family whose tiny model has the tower
 SERVES = {
@@ -111,13 +111,13 @@ def test_windows_of_qwen2_5(monkeypatch):
         module.fullatt_block_indexes = [2]
 
 
-def test_window_order_equals_transformers():
+def test_windows_equal_transformers():
     rng = random.Random(0)
     for _ in range(40):
         images = [[rng.choice([1, 1, 2]), 2 * rng.randint(1, 30), 2 * rng.randint(1, 30)] for _ in range(3)]
         grids = torch.tensor(images)
         want, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=112, patch_size=14)
-        assert torch.equal(window_order(grids, 2, 4), want), images
+        assert torch.equal(torch.cat(windows_of(grids, 2, 4)), want), images
 
 
 def test_every_known_tower_is_tested():

@@ -185,6 +185,8 @@ class Flow:
                 self.chosen[i] = Selection.prune(index, before.tokens_in, before.ascending and selection.ascending)
             else:
                 self.chosen[i] = before.then(selection)
+        if self.found is not None:  # a stage before the one that chooses among the tokens
+            self.found = self.found._replace(places=plan.outputs, features=plan.merged(self.found.features))
         self.places = plan.outputs
         self.history.append((first, list(self.chosen)))
         positions, shift = plan.positions(now.positions, self.compact)

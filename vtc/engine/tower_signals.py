@@ -21,6 +21,7 @@ from vtc import ops
 from vtc.engine import context
 from vtc.engine.context import uncompiled
 from vtc.engine.tower_call import ITEM, pack
+from vtc.engine.tower_patches import patches_there
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
@@ -192,7 +193,9 @@ class TowerSignals:
         signal, first = SIGNALS[name], 1 if self.facts.has_cls else 0
         parts = [signal.of(segment)[:, first:] for segment in segments]
         values, mean = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], signal.fold == "mean"
-        values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean)
+        there = patches_there()
+        some = {} if there is None else {"kept": there}
+        values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean, **some)
         return self.adapter.tokens_from_patches(self.model, values, mean)
 
     @uncompiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
 from vtc.layout import VisualSpan
-from vtc.reports import Report, ReportSpan, RowReport, StageReport, Stopwatch
+from vtc.reports import Elapsed, Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
 from vtc.selection import Selection
 
 
@@ -43,7 +44,7 @@ class StageTrace:
     layer: int | None
     tokens_in: float
     tokens_out: float | Tensor
-    watches: list[Stopwatch]
+    watches: Sequence[Stopwatch | Elapsed]
     flops: int = 0
 
     def report(self) -> StageReport:
@@ -70,6 +71,7 @@ class Trace:
     evictions: list[Eviction] = field(default_factory=list)
     cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
+    tower: Callable[[], TowerReport] | None = None  # what the vision tower was spared, where anything was
     active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
 
     def begin(self, flow: Flow) -> None:
@@ -85,7 +87,7 @@ class Trace:
         layer: int | None,
         before: float,
         after: float | Tensor,
-        watches: list[Stopwatch],
+        watches: Sequence[Stopwatch | Elapsed],
         flops: int = 0,
     ) -> None:
         """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
@@ -151,6 +153,7 @@ class Trace:
             head_flops=len(full) * cost.head_flops(),
             rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
             notes=self._notes(),
+            tower=None if self.tower is None else self.tower(),
         )
 
     def _row(

@@ -17,6 +17,7 @@ NAMES = sorted(registry.discover())
 WORDS = (
     *("compact", "original", "frame", "clip", "all"),
     *("selection", "kcenter", "random", "released", "mean", "hash", "uniform"),
+    *("mae", "coded"),
 )
 TRIED: tuple[Any, ...] = (
     *(True, False, 3, 1, 2, 0.35, 0.2),

@@ -1,9 +1,15 @@
-"""Stage `pixels`: pictures are made smaller before the vision tower's first block.
+"""Stage `pixels`: pictures are made smaller, or lose patches, before the vision tower's first block.
 
 Towers of packed patches take pictures of any size, so theirs are unpacked to pixels, resized and packed again. What the
 tower makes of the small grid is spread over the places of the whole one, frame by frame the last ones, as the model
-counts its placeholders. Before the language model the others leave as if they had never been written, and positions
+counts its placeholders. TowerInput the language model the others leave as if they had never been written, and positions
 become those of a prompt for the small picture. Later stages see that picture and nothing else.
+
+Of what is left, methods that choose leave blocks out (`PatchMethod`): the tower is handed the patches of the others,
+with the positions and the boundaries of frames and windows that these have in the whole grid. Towers of a fixed grid
+embed all patches, and lose these before their first block. The output is spread over the whole grid again, as the model
+counts it, and before the language model the places without patches leave, as the stage `input` drops tokens: every
+other token keeps its position, and later stages see that some are gone.
 
 The tower may run before the forward that reads its features (`generate` does that): what was done to its input travels
 with its output.
@@ -14,6 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,72 +30,108 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
 from vtc.engine.context import uncompiled
+from vtc.engine.crop_rows import patches_of, put_back, rows_of, take
 from vtc.engine.find_layout import MISMATCH, Seen, images_of, pieces_of
 from vtc.engine.forward import Forward
-from vtc.engine.plan import Places, Plan
+from vtc.engine.pixel_blocks import Chosen, choose_crops, choose_packed
+from vtc.engine.plan import Plan
+from vtc.engine.resized import Piece, Resized, kept_of, repacked, small_positions
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.tower_call import PIXEL_ITEM
+from vtc.engine.tower_input import TowerInput, tower_report
+from vtc.engine.tower_patches import close_patches, open_patches
 from vtc.engine.versions import length_of
+from vtc.layout import VisualSpan
+from vtc.methods.base.method import Method
+from vtc.methods.base.patches import PatchMethod
 from vtc.methods.base.pixels import PixelMethod
-from vtc.models.family import GRIDS
-from vtc.models.tower import Packing, tower_for
-from vtc.reports import Stopwatch
+from vtc.models.tower import tower_for
+from vtc.reports import Elapsed, Stopwatch
 from vtc.selection import Selection
 from vtc.transfer import upload
 
-_PREPARED = ("position_ids", "cu_seqlens", "cu_window_seqlens", "window_index", "max_seqlen", "max_window_seqlen")
+#: what a caller may have made of the grid for the tower
+_PREPARED = (
+    *("position_ids", "cu_seqlens", "cu_window_seqlens", "window_index", "max_seqlen", "max_window_seqlen"),
+    *("interp_indices", "interp_weights"),
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """One picture or video in one row of a batch, all in main memory.
+class Done:
+    """What was done to a forward's pictures: the tower's runs by modality, and `resized` where a method resizes."""
 
-    Attributes:
-        index: LongTensor [N], where its placeholders are. kept: LongTensor [M], which of these stand for the small one.
-        number: of the picture or video among those of its modality, as the tower saw them.
-    """
+    resized: Resized | None
+    runs: dict[str, TowerInput]
 
-    row: int
-    modality: str
-    number: int
-    index: Tensor
-    kept: Tensor
+    @property
+    def chosen(self) -> list[Chosen]:
+        return [run.chosen for run in self.runs.values() if run.chosen is not None]
 
-
-@dataclass(frozen=True, eq=False)
-class Resized:
-    """What was done to a forward's pictures: pieces in reading order, row by row; by modality (grids as the processor
-    made them, small ones), each LongTensor [pictures, 3] of patches in main memory."""
-
-    pieces: list[Piece]
-    grids: dict[str, tuple[Tensor, Tensor]]
+    def of_span(self, span: VisualSpan) -> Tensor:
+        """BoolTensor [methods, N]: its tokens that are left after each method; separators always are."""
+        run = self.runs[span.modality] if len(self.runs) > 1 else next(iter(self.runs.values()))
+        assert run.chosen is not None
+        return run.chosen.kept[:, span.patch.clamp(min=0)] | (span.patch < 0)
 
 
 class PixelRun(Run):
     def __init__(self, stage: Any, forward: Forward) -> None:
         super().__init__(stage, forward)
-        self.resized: Resized | None = forward.early.get(stage) if self.flow.spans else None
-        if self.resized is not None:  # before other stages begin, and count the prompt's words
-            self.flow.left = _left(self.resized.pieces, self.flow.rows, self.flow.length)
+        self.done: Done | None = forward.early.get(stage) if self.flow.spans else None
+        if self.done is not None and self.done.resized is not None:  # before other stages count the prompt's words
+            self.flow.left = self.done.resized.left(self.flow.rows, self.flow.length)
 
     def enter(self, kwargs: dict[str, Any]) -> None:
-        flow, forward = self.flow, self.forward
-        if self.resized is None:
+        if self.done is None:
             return
-        pieces = self.resized.pieces
+        facts = self.stage.facts
+        tower, fold = facts.family.tower(facts.model), facts.family.fold(facts.model)
+        self.forward.trace.tower = partial(tower_report, tower, tower_for(tower), fold, [*self.done.runs.values()])
+        if self.done.resized is not None:
+            self._leave_out(self.done.resized, kwargs)
+        if self.done.chosen:
+            self._drop(self.done, kwargs)
+
+    def _leave_out(self, resized: Resized, kwargs: dict[str, Any]) -> None:
+        """What is left over of pictures that were made smaller."""
+        flow, forward, pieces = self.flow, self.forward, resized.pieces
         forward.trace.whole = [len(one.index) for one in pieces]
         embeds: Tensor = kwargs["inputs_embeds"]
-        watch, after = Stopwatch(embeds.device), sum(len(one.kept) for one in pieces)
-        if after < sum(forward.trace.whole):
+        title = " + ".join(method.title for method in self.stage.resizers)
+        watch, (before, after) = Stopwatch(embeds.device), resized.sizes
+        if after < before:
             kept = [Selection.prune(upload(one.kept, embeds.device), len(one.index), True) for one in pieces]
-            plan = Plan.of(flow.rows, flow.length, _places(pieces, embeds.device), kept)
+            plan = Plan.of(flow.rows, flow.length, resized.places(embeds.device), kept)
+            given = kwargs.get("position_ids")
             assert flow.left is not None
-            positions, shift = self.stage.positions(forward, kwargs.get("position_ids"), flow.left, self.resized)
+            positions, shift = small_positions(self.stage.facts, title, forward, given, flow.left, resized)
             kwargs["inputs_embeds"] = flow.leave_out(embeds, plan, positions, shift)
             if forward.companions is not None:
                 forward.companions.shorten(plan, 0)
-        titles = " + ".join(method.title for method in self.stage.methods)
-        forward.trace.note_stage(titles, None, sum(forward.trace.whole), after, [watch.stop()])
+        forward.trace.note_stage(title, None, before, after, [watch.stop()])
+
+    def _drop(self, done: Done, kwargs: dict[str, Any]) -> None:
+        """The places of blocks that the tower has not seen."""
+        flow, forward = self.flow, self.forward
+        embeds: Tensor = kwargs["inputs_embeds"]
+        watch, left = Stopwatch(embeds.device), [done.of_span(span) for span in flow.spans]
+        selections = [
+            Selection.prune(upload(own[-1].nonzero()[:, 0], embeds.device), own.shape[1], ascending=True)
+            for own in left
+        ]
+        forward.trace.steps.append((0, selections))
+        if not all(bool(own[-1].all()) for own in left):
+            kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
+            plan = flow.part.plan
+            if forward.companions is not None and plan is not None:
+                forward.companions.shorten(plan, 0)
+        before, spent = sum(own.shape[1] for own in left), [watch.stop()]
+        for i, method in enumerate(self.stage.choosers):
+            after = sum(int(own[i].sum()) for own in left)
+            chosen = [Elapsed(one.ms[i]) for one in done.chosen]
+            forward.trace.note_stage(method.title, None, before, after, [*chosen, *spent])
+            before, spent = after, []
 
 
 class PixelStage(Stage):
@@ -96,23 +140,72 @@ class PixelStage(Stage):
 
     def __init__(self, facts: Facts, methods: Sequence[PixelMethod]) -> None:
         super().__init__(facts, methods)
-        if tower_for(facts.family.tower(facts.model)).takes != "packed":
-            name = getattr(facts.model.config, "model_type", "this model")
+        self.choosers = [method for method in self.methods if isinstance(method, PatchMethod)]
+        self.resizers = [method for method in self.methods if not isinstance(method, PatchMethod)]
+        for one, two in pairwise(self.methods):
+            if one in self.choosers and two in self.resizers:
+                raise ValueError(
+                    f"{two.title} resizes whole pictures, and {one.title} leaves holes in them: name {two.title} first."
+                )
+        self.packed = tower_for(facts.family.tower(facts.model)).takes == "packed"
+        if not self.packed:
+            self._check_fixed()
+
+    def _check_fixed(self) -> None:
+        """Raise ValueError if a method cannot work before a tower of a fixed grid."""
+        family, name = self.facts.family, getattr(self.facts.model.config, "model_type", "this model")
+        for method in self.resizers:
             raise ValueError(
-                f"{self.methods[0].title} resizes patches that are packed as Qwen's are, and {name} takes pictures of "
-                "a fixed size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
+                f"{method.title} resizes patches that are packed as Qwen's are, and {name} takes pictures of a fixed "
+                "size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
             )
+        for method in self.choosers:
+            if "image" not in method.modality:
+                raise ValueError(
+                    f"{method.title} compares the frames of a video, and the vision tower of {name} is given them as "
+                    "single pictures; evs does it behind the tower."
+                )
+            if "image" in family.mixes:
+                raise ValueError(
+                    f"{method.title} leaves patches out, and {name} makes its visual tokens of several patches each, "
+                    "by resizing; choose a method of the stage 'input'."
+                )
+            if method.by_threshold and method.tau is not None:
+                raise ValueError(
+                    f"{method.title} by a threshold leaves differently much of each picture, and the vision tower of "
+                    f"{name} takes equally much of all: give a budget, such as keep=0.5."
+                )
+            several = family.joins_pieces or family.crop_projector(self.facts.model) is not None
+            if several and isinstance(method.keep, int):
+                raise ValueError(
+                    f"{method.title} chooses before it is known how many crops a picture of {name} has: give keep as a "
+                    "share of each, such as keep=0.5."
+                )
+
+    def check_beside(self, others: Sequence[Method]) -> None:
+        for other in others:
+            if self.choosers and other.stage == "input" and "grid" in other.requires():
+                raise ValueError(
+                    f"{other.title} needs the whole grid, in which {self.choosers[0].title} leaves holes: use one of "
+                    "them."
+                )
 
     def attach(self) -> Iterator[RemovableHandle]:
         tower = self.facts.family.tower(self.facts.model)
-        yield tower.register_forward_pre_hook(self._before_tower, with_kwargs=True)
-        yield tower.register_forward_hook(self._after_tower)
+        before, after = (
+            (self._before_packed, self._after_packed) if self.packed else (self._before_crops, self._after_crops)
+        )
+        yield tower.register_forward_pre_hook(before, with_kwargs=True)
+        yield tower.register_forward_hook(after)
         yield tower.register_forward_hook(self._close, always_call=True)
+        if not self.packed:
+            encoder = tower_for(tower).encoder(tower)
+            yield encoder.register_forward_pre_hook(self._before_blocks, with_kwargs=True)
 
-    # -- around the tower --------------------------------------------------------------------------------------
+    # -- around a tower of packed patches ----------------------------------------------------------------------
 
     @uncompiled
-    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
+    def _before_packed(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
         if not given:  # another thread's run, while this one attached the hook
             return None
         kwargs = dict(given[0])
@@ -121,12 +214,18 @@ class PixelStage(Stage):
         named = "hidden_states" if "hidden_states" in kwargs else "pixel_values"
         pixels: Tensor = args[0] if args else kwargs.pop(named)
         grid: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
-        packing = tower_for(module).packing(module)
-        whole = grid.cpu()
+        facts, whole = tower_for(module), grid.cpu()
+        packing = facts.packing(module)
         small = torch.tensor([self._smaller(thw, packing.merge) for thw in whole.tolist()], dtype=whole.dtype)
-        context.push(self, {"whole": whole, "small": small})
         if bool((whole != small).any()):
             pixels, grid = repacked(pixels, whole.tolist(), small.tolist(), packing), upload(small, grid.device)
+        chosen = choose_packed(self.choosers, pixels, small.tolist(), packing, facts) if self.choosers else None
+        context.push(self, TowerInput(whole, small, chosen))
+        if chosen is not None and not bool(chosen.last.all()):
+            kwargs |= {name: upload(x, pixels.device) for name, x in facts.cut_to(module, small, chosen.last).items()}
+            there = chosen.last.repeat_interleave(packing.merge**2).nonzero()[:, 0]
+            pixels = pixels.index_select(0, upload(there, pixels.device))
+            open_patches(chosen.last)
         return (pixels, *args[2:]), {**kwargs, "grid_thw": grid}
 
     def _smaller(self, thw: Sequence[int], merge: int) -> list[int]:
@@ -137,15 +236,18 @@ class PixelStage(Stage):
         return [t, h * merge, w * merge]
 
     @uncompiled
-    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        grids: dict[str, Tensor] | None = context.top(self)
-        if grids is None or not hasattr(output, "pooler_output"):
+    def _after_packed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        before: TowerInput | None = context.top(self)
+        if before is None or before.whole is None or before.small is None or not hasattr(output, "pooler_output"):
             return
         merge = tower_for(module).packing(module).merge
-        kept = [kept_of(w, s, merge) for w, s in zip(grids["whole"].tolist(), grids["small"].tolist(), strict=True)]
-        totals = [math.prod(thw) // merge**2 for thw in grids["whole"].tolist()]
+        whole, small = before.whole.tolist(), before.small.tolist()
+        totals = [math.prod(thw) // merge**2 for thw in whole]
         starts = torch.tensor([0, *totals]).cumsum(0)[:-1]
-        at = upload(torch.cat([own + start for own, start in zip(kept, starts, strict=True)]), output[0].device)
+        places = torch.cat([kept_of(w, s, merge) + at for w, s, at in zip(whole, small, starts, strict=True)])
+        if before.chosen is not None:
+            places = places[before.chosen.last]
+        at = upload(places, output[0].device)
 
         def spread(x: Tensor) -> Tensor:
             return x.new_zeros(sum(totals), x.shape[-1]).index_copy(0, at.to(x.device), x)
@@ -153,18 +255,65 @@ class PixelStage(Stage):
         output["pooler_output"] = spread(output.pooler_output)
         if getattr(output, "deepstack_features", None) is not None:
             output["deepstack_features"] = [spread(x) for x in output.deepstack_features]
-        output[PIXEL_ITEM] = grids
+        output[PIXEL_ITEM] = before.as_item()
+
+    # -- around a tower of a fixed grid ------------------------------------------------------------------------
+
+    @uncompiled
+    def _before_crops(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> None:
+        if not given:
+            return
+        pixels: Tensor = args[0] if args else given[0]["pixel_values"]
+        facts, config = tower_for(module), module.config
+        size: Any = config.patch_size  # type: ignore[union-attr]
+        fold, patch = self.facts.family.fold(self.facts.model), size[0] if isinstance(size, list | tuple) else size
+        chosen, rows = choose_crops(self.choosers, pixels, patch * fold, facts), None
+        if not bool(chosen.last.all()):
+            patches = patches_of(chosen.last, len(pixels), pixels.shape[3] // (patch * fold), fold)
+            rows = upload(rows_of(patches, int(facts.has_cls)), pixels.device)
+            open_patches(patches)
+        context.push(self, TowerInput(chosen=chosen, crops=len(pixels), rows=rows))
+
+    @uncompiled
+    def _before_blocks(self, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
+        before: TowerInput | None = context.top(self)
+        if before is None or before.rows is None:
+            return None
+        (kwargs,) = given
+        if args:
+            return (take(args[0], before.rows), *args[1:]), kwargs
+        name = next(name for name in ("inputs_embeds", "hidden_states") if name in kwargs)
+        return args, {**kwargs, name: take(kwargs[name], before.rows)}
+
+    @uncompiled
+    def _after_crops(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        before: TowerInput | None = context.top(self)
+        if before is None or not hasattr(output, "last_hidden_state"):
+            return
+        assert before.chosen is not None
+        if before.rows is not None:
+            facts, fold = tower_for(module), self.facts.family.fold(self.facts.model)
+            put_back(output, before.rows, int(facts.has_cls) + before.chosen.last.numel() // len(before.rows) * fold**2)
+        output[PIXEL_ITEM] = before.as_item()
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         context.pop(self)
+        close_patches()
 
     # -- before the language model -----------------------------------------------------------------------------
 
     def check(self, forward: Forward) -> None:
-        if not any(bool(prompt.visual.any()) for prompt in forward.prompts):
+        there = [prompt.modality for prompt in forward.prompts if bool(prompt.visual.any())]
+        for modality in there:
+            if self.choosers and modality in self.facts.family.mixes:
+                raise ValueError(
+                    f"{self.choosers[0].title} leaves patches out, and {self.facts.family.model_types[0]} makes the "
+                    f"tokens of a {modality} of several patches each, by pooling; choose a method of the stage 'input'."
+                )
+        if not there or not self.resizers:
             return
-        title = self.methods[0].title
+        title = self.resizers[0].title
         if length_of(forward.cache):
             raise ValueError(f"{title} takes pictures in the first turn only: begin a new conversation for this one.")
         if forward.host.get("input_ids") is None:
@@ -172,10 +321,9 @@ class PixelStage(Stage):
 
     def seen(self, forward: Forward, seen: list[Seen], outputs: list[Any]) -> list[Seen]:
         """What the tower saw: small pictures, at the last placeholders of each frame."""
-        tower = self.facts.family.tower(self.facts.model)
-        merge = tower_for(tower).packing(tower).merge
         pieces: list[Piece] = []
         grids: dict[str, tuple[Tensor, Tensor]] = {}
+        runs: dict[str, TowerInput] = {}
         found = []
         for one, output in zip(seen, outputs, strict=True):
             if not bool(one.visual.any()):
@@ -186,119 +334,31 @@ class PixelStage(Stage):
                     f"{self.methods[0].title} acts before the vision tower, which has run already: hand in pixels, "
                     "not encoded features, or make pictures smaller before (vtc.downsample)."
                 )
-            whole, small = output[PIXEL_ITEM]["whole"], output[PIXEL_ITEM]["small"]
-            own = pieces_of(one.visual.nonzero(), one.pooled)
-            numbers = images_of([int(piece[0, 0]) for piece in own], max(1, len(own) // len(whole)))
-            if numbers is None or max(numbers) != len(whole) - 1:
-                raise ValueError(MISMATCH)
-            visual, pooled = torch.zeros_like(one.visual), []
-            for piece, number, features in zip(own, numbers, one.pooled, strict=True):
-                kept = kept_of(whole[number].tolist(), small[number].tolist(), merge)
-                row, index = int(piece[0, 0]), piece[:, 1]
-                pieces.append(Piece(row, one.modality, number, index, kept))
-                visual[row, index[kept]] = True
-                pooled.append(features[: len(kept)])  # only their number counts
-            grids[one.modality] = whole, small
-            found.append(one._replace(visual=visual, pooled=pooled, grid_thw=small))
-        if pieces:
+            before = runs[one.modality] = TowerInput.of_item(output[PIXEL_ITEM])
+            if self.resizers:
+                assert before.whole is not None
+                assert before.small is not None
+                grids[one.modality] = before.whole, before.small
+                one = self._small(one, before.whole, before.small, pieces)
+            found.append(one)
+        if runs:
             pieces.sort(key=lambda one: (one.row, int(one.index[0])))
-            forward.early[self] = Resized(pieces, grids)
+            forward.early[self] = Done(Resized(pieces, grids) if grids else None, runs)
         return found
 
-    def positions(
-        self, forward: Forward, given: Tensor | None, left: Tensor, resized: Resized
-    ) -> tuple[Tensor, Tensor]:
-        """Positions of the whole prompt's tokens as if it were one for the small pictures.
-
-        Args:
-            given: those that the language model was handed, None = consecutive ones.
-            left: BoolTensor [B, L] in main memory, placeholders that are left over.
-
-        Returns:
-            [3, B, L]; LongTensor [B], how far down what follows the prompt moves.
-        """
-        host, more = forward.host, forward.given
-        types, ids = host.get("mm_token_type_ids"), host["input_ids"]
-        device = more["input_ids"].device if given is None else given.device
-        told = isinstance(more.get("position_ids"), Tensor)
-        if types is None or not (told or any(more.get(GRIDS[modality]) is not None for modality in resized.grids)):
-            gone = upload(left, device).cumsum(dim=1)  # the model counts visual tokens like words
-            base = torch.arange(left.shape[1], device=device).expand(3, *left.shape) if given is None else given[-3:]
-            return base - gone, gone[:, -1]
-        types = torch.nn.functional.pad(types, (0, ids.shape[1] - types.shape[1]))
-        real = host["attention_mask"].bool() if "attention_mask" in host else torch.ones_like(ids, dtype=torch.bool)
-        orders = {m: [one.number for one in resized.pieces if one.modality == m] for m in resized.grids}
-        whole, small = ({m: grids[i][orders[m]] for m, grids in resized.grids.items()} for i in (0, 1))
-        seconds = self._seconds(forward, orders.get("video", []))
-        before = self.facts.family.prompt_positions(self.facts.model, ids, types, real, whole, seconds)
-        if told and bool((more["position_ids"][-3:].cpu() - before)[:, real].any()):
-            raise ValueError(
-                f"{self.methods[0].title} numbers a prompt anew as the model itself does, and position_ids are other "
-                "than that: leave them out."
-            )
-        stays = real & ~left
-        width = int(stays.sum(dim=1).max())
-        order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, -width:]  # what stays, on the right
-        there = stays.gather(1, order)
-        after = self.facts.family.prompt_positions(
-            self.facts.model, ids.gather(1, order), types.gather(1, order), there, small, seconds
-        )
-        order = order.expand(3, -1, -1)
-        new = before.scatter(2, order, torch.where(there, after, before.gather(2, order)))
-        ends = [torch.where(valid, own, -1).amax(dim=(0, 2)) for own, valid in ((before, real), (after, there))]
-        return upload(new, device), upload(ends[0] - ends[1], device)
-
-    def _seconds(self, forward: Forward, order: Sequence[int]) -> Tensor | None:
-        """Seconds per time step of the videos `order`, where the processor told."""
-        seconds = forward.given.get("second_per_grid_ts")
-        if seconds is None or not order:
-            return None
-        seconds = torch.as_tensor(seconds).cpu()
-        return seconds if len(seconds) == len(order) else seconds[list(order)]
-
-
-def kept_of(whole: Sequence[int], small: Sequence[int], merge: int) -> Tensor:
-    """LongTensor [M]: which of a picture's tokens stand for those of its small grid: the last ones of each frame.
-
-    Example: two frames of 2 x 3 tokens each that become 1 x 2: tokens 4 and 5, and 10 and 11.
-    """
-    frame, own = (thw[1] * thw[2] // merge**2 for thw in (whole, small))
-    return torch.arange(whole[0] * frame).view(whole[0], frame)[:, frame - own :].flatten()
-
-
-def repacked(
-    pixels: Tensor, whole: Sequence[Sequence[int]], small: Sequence[Sequence[int]], packing: Packing
-) -> Tensor:
-    """Packed patches [P, C * T * p * p] of pictures of grids `whole`, (t, h, w) in patches, resized to grids `small`.
-
-    A patch holds T frames of p x p pixels, and merge x merge of them that become a token follow each other.
-    """
-    own = pixels.split([math.prod(thw) for thw in whole])
-    return torch.cat([x if a == b else _resized(x, a, b, packing) for x, a, b in zip(own, whole, small, strict=True)])
-
-
-def _resized(x: Tensor, whole: Sequence[int], small: Sequence[int], packing: Packing) -> Tensor:
-    merge, frames, side = packing
-    t, h, w = whole
-    cells = x.view(t, h // merge, w // merge, merge, merge, -1, frames, side, side)
-    picture = cells.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, -1, h * side, w * side)
-    size = small[1] * side, small[2] * side
-    done = torch.nn.functional.interpolate(picture.float(), size=size, mode="bicubic", antialias=True).to(x.dtype)
-    cells = done.view(t, frames, -1, small[1] // merge, merge, side, small[2] // merge, merge, side)
-    return cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(math.prod(small), -1)
-
-
-def _places(pieces: Sequence[Piece], device: torch.device) -> Places:
-    sizes = tuple(len(one.index) for one in pieces)
-    rows = torch.tensor([one.row for one in pieces]).repeat_interleave(torch.tensor(sizes))
-    at = torch.stack([rows, torch.cat([one.index for one in pieces])])
-    return Places(tuple(one.row for one in pieces), sizes, upload(at, device))
-
-
-def _left(pieces: Sequence[Piece], rows: int, length: int) -> Tensor:
-    """BoolTensor [B, L] in main memory: placeholders that stand for nothing."""
-    left = torch.zeros(rows, length, dtype=torch.bool)
-    for one in pieces:
-        left[one.row, one.index] = True
-        left[one.row, one.index[one.kept]] = False
-    return left
+    def _small(self, seen: Seen, whole: Tensor, small: Tensor, pieces: list[Piece]) -> Seen:
+        """What is known of the small pictures; their `pieces` are added to the list."""
+        tower = self.facts.family.tower(self.facts.model)
+        merge = tower_for(tower).packing(tower).merge
+        own = pieces_of(seen.visual.nonzero(), seen.pooled)
+        numbers = images_of([int(piece[0, 0]) for piece in own], max(1, len(own) // len(whole)))
+        if numbers is None or max(numbers) != len(whole) - 1:
+            raise ValueError(MISMATCH)
+        visual, pooled = torch.zeros_like(seen.visual), []
+        for piece, number, features in zip(own, numbers, seen.pooled, strict=True):
+            kept = kept_of(whole[number].tolist(), small[number].tolist(), merge)
+            row, index = int(piece[0, 0]), piece[:, 1]
+            pieces.append(Piece(row, seen.modality, number, index, kept))
+            visual[row, index[kept]] = True
+            pooled.append(features[: len(kept)])  # only their number counts
+        return seen._replace(visual=visual, pooled=pooled, grid_thw=small)

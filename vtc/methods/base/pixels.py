@@ -21,14 +21,13 @@ class PixelMethod(Method):
     stage: ClassVar[str] = "pixels"
     exact_count: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("clip",)
+    #: why positions are not for the user to choose
+    place: ClassVar[str] = "positions are those of the small picture, which has no gaps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.positions == "compact":
-            raise ValueError(
-                f"{self.title} cannot renumber: positions are those of the small picture, which has no gaps; use "
-                'positions="original".'
-            )
+            raise ValueError(f'{self.title} cannot renumber: {self.place}; use positions="original".')
 
     def smaller(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """The grid (t, h, w) of tokens that a picture or video of `grid` gets."""
