@@ -78,7 +78,7 @@ def run(block: Block, page: str, namespace: dict[str, Any], folder: Path) -> Non
         if name := re.match(r"# (\w+\.py)\n", block.code):  # "save this as ..."
             (folder / name.group(1)).write_text(block.code)
         padded = "\n" * block.line + block.code  # so that a traceback shows the page's line numbers
-        exec(compile(padded, page, "exec"), namespace)
+        exec(compile(padded, page, "exec", dont_inherit=True), namespace)  # not with this file's __future__
     elif (lines := commands(block.code)) is not None:
         for line in lines:
             try:
