@@ -63,11 +63,11 @@ class Presence:
         return {event.session_hash for event in [*self._in_line(), *self._at_work()]}
 
     def _in_line(self) -> list[Any]:
-        lines = self.queue.event_queue_per_concurrency_id.values() if self.queue else ()
+        lines = self.queue.event_queue_per_concurrency_id.values() if self.queue is not None else ()
         return [event for line in lines for event in line.queue]
 
     def _at_work(self) -> list[Any]:
-        jobs = self.queue.active_jobs if self.queue else ()
+        jobs = self.queue.active_jobs if self.queue is not None else ()  # an empty one is false
         return [event for job in jobs for event in job or ()]
 
     def waiting(self, client: str, page: str, client_of: Callable[[Any], str]) -> tuple[int, int]:

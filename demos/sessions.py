@@ -59,7 +59,7 @@ class Sessions:
         seen: set[int] = set()
         total = 0
         for number, page in enumerate(latest):
-            total += held(list(self._state(page).values()), seen)
+            total += sum(held(value, seen) for value in self._state(page).values())
             if (total > self.most_bytes or number >= self.most) and page not in busy:
                 with self.holder.lock:
                     data.pop(page, None)
@@ -71,7 +71,11 @@ class Sessions:
 
 
 def held(value: Any, seen: set[int]) -> int:
-    """Bytes of pictures, arrays, tensors and texts within a value, each counted once; `seen`: what has been counted."""
+    """Bytes of pictures, arrays, tensors and texts within a value, each counted once.
+
+    Args:
+        seen: ids of what has been counted; all of it must live on, as ids of what is gone are given again.
+    """
     if value is None or isinstance(value, int | float | type) or id(value) in seen:
         return 0
     seen.add(id(value))

@@ -271,6 +271,19 @@ def session(size: int) -> Any:
     return SimpleNamespace(state_data={1: np.zeros(size, dtype=np.uint8)})
 
 
+def test_sessions_of_many_pages_are_all_counted(monkeypatch):
+    monkeypatch.setattr("vtc.demos.sessions._OFTEN", 0.0)
+    sessions = Sessions(950, 1000)
+    pages = [f"p{i:02}" for i in range(40)]
+    sessions.holder = SimpleNamespace(
+        session_data=OrderedDict((page, session(100)) for page in pages),
+        time_last_used={page: i for i, page in enumerate(pages)},
+        lock=threading.Lock(),
+    )
+    sessions.trim()
+    assert [*sessions.holder.session_data] == pages[-9:]
+
+
 def test_sessions_are_put_away_oldest_first_but_open_pages_last(monkeypatch):
     monkeypatch.setattr("vtc.demos.sessions._OFTEN", 0.0)
     sessions = Sessions(350, 100)
@@ -289,6 +302,13 @@ def test_sessions_are_put_away_oldest_first_but_open_pages_last(monkeypatch):
     assert sessions.put_away("e")
 
 
+class Line(SimpleNamespace):
+    """As gradio's: as long as those who wait are many, and so false while all are at work."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def test_those_who_wait_are_counted():
     def event(source: str, page: str) -> Any:
         return SimpleNamespace(request=SimpleNamespace(scope={"client": (source, 1)}), session_hash=page)
@@ -296,7 +316,7 @@ def test_those_who_wait_are_counted():
     lines = [[event("10.0.0.1", "p"), event("10.0.0.1", "q")], [event("10.0.0.2", "q")]]
     presence = Presence()
     assert presence.waiting("10.0.0.1", "q", _client) == (0, 0)
-    presence.queue = SimpleNamespace(
+    presence.queue = Line(
         event_queue_per_concurrency_id={i: SimpleNamespace(queue=line) for i, line in enumerate(lines)},
         active_jobs=[None, [event("10.0.0.3", "r")]],
     )

@@ -32,6 +32,7 @@ class Visitor:
         self.client = httpx.Client(base_url=address, transport=transport, timeout=200)
         self.page = secrets.token_hex(6)
         self.config: dict[str, Any] = self.client.get("/config").json()
+        self.told: dict[int, str] = {}  # texts of fields that an event has changed
 
     def event(self, target: str) -> dict[str, Any]:
         """The event whose first trigger is `target`: "load" asks, "upload" takes a file."""
@@ -46,8 +47,10 @@ class Visitor:
                 return {"path": path, "meta": {"_type": "gradio.FileData"}}
             if part["type"] == "checkboxgroup":
                 return []
-            if part["type"] == "textbox" and question is not None:
+            if part["type"] == "textbox" and part["props"].get("label") == "Question" and question is not None:
                 return question
+            if part["id"] in self.told:
+                return self.told[part["id"]]
             held = part["props"].get("value") if part["type"] != "state" else None
             if isinstance(held, str) and '"methods"' in held:  # what is chosen, as JSON
                 return json.dumps(json.loads(held) | {"methods": []})
@@ -83,6 +86,10 @@ class Visitor:
         assert sent.status_code == 200, sent.text
         ended = self.end_of("upload", path=sent.json()[0])
         assert ended["success"], ended
+        texts = {part["id"] for part in self.config["components"] if part["type"] == "textbox"}
+        for number, value in zip(self.event("upload")["outputs"], ended["output"]["data"], strict=True):
+            if number in texts and isinstance(value, str):
+                self.told[number] = value
         return json.dumps(ended, ensure_ascii=False)
 
     def ask(self, question: str) -> str:
