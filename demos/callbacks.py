@@ -105,7 +105,7 @@ class Callbacks:
         return {self.parts.layer: f"{depth}/{depth}", self.parts.go: next(self._count)}
 
     def wish(self, token: str, name: str, text: str, settings: str, request: gr.Request) -> None:
-        """What a visitor wants now: answers to anything else end (`_outdated`)."""
+        """What a visitor wants now: answers to anything else end."""
         self._wishes.put(request.session_hash, (token, name, text, settings))
 
     def ask(
@@ -113,6 +113,7 @@ class Callbacks:
     ) -> Iterator[Changes]:
         """Answer with all visual tokens, then by each method; then measure how long each takes."""
         wanted = (token, name, text, settings)
+        self._wishes.put(request.session_hash, wanted)  # more may have been typed since the wish
         try:
             media = self._media(token, uploaded)
             percent, methods = read_settings(settings, offered(media.kind, self.studio.methods))
@@ -125,7 +126,7 @@ class Callbacks:
             view = View(media, name, text, runs, loaded.depth, settings)
             yield self._begun(view)
             for i, run in self._answers(view):
-                if self._wishes.get(request.session_hash, wanted) != wanted:
+                if self._wishes.get(request.session_hash) not in (wanted, None):
                     return
                 runs[i] = run
                 if run.state == "failed" and i == 0:  # then the others cannot answer, either

@@ -111,22 +111,24 @@ document.addEventListener('drop', event => {
     if (event.target.closest('.drop')) weigh(event, event.dataTransfer?.files);
 }, true);
 
-// The server: when it cannot be reached the page says so, and shows no answers to anything else meanwhile
-function lost(asked) {
+// The server: while it cannot be reached the page says so and shows no answers, which could be to another question;
+// those that were on their way stay away until something is asked again
+function lost() {
     const place = find('#vtc-lost');
     place.textContent = 'The connection to the demo was lost: once it is back, ask again.';
     place.hidden = false;
-    const cards = document.querySelectorAll(asked ? 'article.card' : 'article[aria-busy=true]');
-    if (cards.length) find('.verdict')?.classList.add('lost');
-    for (const card of cards) {
-        card.classList.add('lost');
+    for (const card of document.querySelectorAll('article[aria-busy=true]')) {
+        card.classList.add('cut');
         card.setAttribute('aria-busy', 'false');
     }
+    for (const part of document.querySelectorAll('article.card, .verdict')) part.classList.add('lost');
 }
 
 function found(asked) {
     find('#vtc-lost').hidden = true;
-    if (asked) for (const part of document.querySelectorAll('.lost')) part.classList.remove('lost');
+    if (asked) for (const card of document.querySelectorAll('.cut')) card.classList.remove('cut');
+    if (!find('.cut')) find('.verdict.lost')?.classList.remove('lost');
+    for (const card of document.querySelectorAll('article.lost:not(.cut)')) card.classList.remove('lost');
 }
 
 const reach = window.fetch;
@@ -137,7 +139,7 @@ window.fetch = async (...what) => {
         found(asked);
         return answer;
     } catch (error) {
-        if (error?.name !== 'AbortError') lost(asked);
+        if (error?.name !== 'AbortError') lost();
         throw error;
     }
 };

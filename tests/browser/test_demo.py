@@ -213,7 +213,7 @@ def test_a_dropped_connection(pictures, visit):
     visitor.context.set_offline(False)
     visitor.until(lambda: not lost.is_visible(), "the sentence to go")
     visitor.ask("What word is printed?")
-    visitor.said("full", "PLAY")
+    visitor.settled()
     visitor.until(lambda: answers.count() == 5, "answers")
 
 

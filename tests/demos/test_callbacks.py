@@ -146,6 +146,12 @@ def test_what_is_wished_for_ends_what_was(calls):
     assert page_after(ask(calls, question="Is there a cat?", visitor="b"))[calls.parts.view] is not None
 
 
+def test_what_was_typed_since_the_wish_is_answered(calls):
+    request: Any = SimpleNamespace(session_hash="d")
+    calls.wish("example:2", MODEL, "Is there a", SETTINGS, request)
+    assert page_after(ask(calls, question="Is there a dog?", visitor="d"))[calls.parts.view] is not None
+
+
 def test_an_upload_takes_the_old_question_along(calls, tmp_path):
     Image.new("RGB", (64, 48), "red").save(tmp_path / "mine.png")
     changes = calls.upload(str(tmp_path / "mine.png"), MODEL)
