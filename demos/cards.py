@@ -116,6 +116,8 @@ def measures(run: Run) -> list[tuple[str, str, float | None]]:
     total, left = report.tokens_in, run.tokens(run.depth - 1)
     tokens = f"{total} → {left}" if run.method else f"{total}"
     first = "…" if run.seconds is None else f"{1000 * run.seconds:.0f} ms"
+    if run.whole_seconds:  # of the same rounds: another card's were measured at another moment
+        first = f"{1000 * run.whole_seconds:.0f} → {first}"
     if run.speed:
         first += f" <small>{run.speed}</small>"
     ratio = 1 / run.speed.ratio if run.speed else 1.0 if run.seconds and not run.method else None

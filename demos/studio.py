@@ -49,7 +49,8 @@ class Run:
         method: name, or None for all visual tokens. keep: fraction of the visual tokens.
         state: "waiting", "running", "answered" (and not timed yet), "done" or "failed".
         text: the answer, or the sentence that says why there is none.
-        seconds: to the first token, vision tower included. speed: how much sooner it comes than with all tokens.
+        seconds: to the first token, vision tower included. whole_seconds: the same with all tokens, in the same rounds.
+        speed: how much sooner it comes than with all tokens.
         report: of `vtc.report`.
         shown: what the model was shown, if that was made smaller.
     """
@@ -61,6 +62,7 @@ class Run:
     seconds: float | None = None
     speed: SpeedUp | None = None
     report: vtc.Report | None = None
+    whole_seconds: float | None = None
     shown: Media | None = None
 
     @property
@@ -266,14 +268,17 @@ def _timed(loaded: Loaded, media: Media, question: str, run: Run, stop: threadin
     """The same answer, with how long its first token takes, in turns with that of all visual tokens."""
     smaller, options, _ = _made_smaller(loaded, media, run)
     inputs = _inputs(loaded, smaller or media, question, options)
-    whole = inputs if smaller is None else _inputs(loaded, media, question, {})
+    all_tokens = inputs if smaller is None else _inputs(loaded, media, question, {})
     works = [
-        partial(first_token, loaded.model, whole),
+        partial(first_token, loaded.model, all_tokens),
         partial(first_token, loaded.model, inputs, _wrapped(loaded, run)),
     ]
     times = in_turns(works if run.method else works[1:], least=1, seconds=_PATIENCE, go_on=lambda: not stop.is_set())
-    speed = speed_up(times[0], times[1]) if run.method else None
-    return replace(run, state="done", seconds=statistics.median(times[-1]), speed=speed)
+    if not run.method:
+        return replace(run, state="done", seconds=statistics.median(times[0]))
+    whole, own = times
+    found = {"whole_seconds": statistics.median(whole), "seconds": statistics.median(own), "speed": speed_up(whole, own)}
+    return replace(run, state="done", **found)
 
 
 def _wrapped(loaded: Loaded, run: Run) -> Callable[[], Any]:

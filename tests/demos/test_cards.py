@@ -51,8 +51,8 @@ def runs():
         with vtc.wrapped(model, method, keep):
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
             speed = SpeedUp(2.0, 1.8, 2.1)
-            found.append(Run(method, keep, "done", "a <b>star</b>", 0.1, speed, vtc.report(model)))
-    return [replace(found[0], method=None, seconds=0.2, speed=None), *found[1:]]
+            found.append(Run(method, keep, "done", "a <b>star</b>", 0.1, speed, vtc.report(model), 0.2))
+    return [replace(found[0], method=None, seconds=0.2, speed=None, whole_seconds=None), *found[1:]]
 
 
 def card(run, base, layer=4, **more):
@@ -66,7 +66,7 @@ def test_a_card_says_what_was_measured(runs):
         "before the LLM",
         "576 → 58",
         "layer 4 of 4: 58 of 576",
-        "100 ms  2.0× faster (1.8–2.1)",
+        "200 → 100 ms  2.0× faster (1.8–2.1)",
     ):
         assert expected in tree.text
     assert "a <b>star</b>" in tree.text  # escaped
