@@ -6,15 +6,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from vtc.cli import mistakes
-
-ANSWERING = "vtc-demo-answer"  # name of threads in which a model is at work
-_PATIENCE = 5.0  # s for them to come to the end of a step
 
 
 @contextmanager
@@ -43,17 +39,12 @@ def _end(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def settle() -> bool:
-    """Wait for models that are at work; whether they have stopped."""
-    end = time.monotonic() + _PATIENCE
-    for thread in threading.enumerate():
-        if thread.name == ANSWERING:
-            thread.join(max(0.0, end - time.monotonic()))
-    return not any(thread.name == ANSWERING for thread in threading.enumerate())
-
-
 def leave(error: BaseException) -> None:
-    """End the process here: Python would wait for, or fall over, a model in the middle of a step."""
+    """End the process here, with its status and one sentence.
+
+    Python's own end would fall over a model in the middle of a step; and it takes the status for that of Ctrl-C if the
+    signal came within an `exec`, as dataclasses have it while they are imported.
+    """
     status = mistakes.tell(error)
     for stream in (sys.stdout, sys.stderr):
         try:

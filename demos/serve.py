@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vtc.checks import check_number
+from vtc.cli import mistakes
 from vtc.demos import ending
 from vtc.demos.folder import temporary_folder
 
@@ -49,8 +50,8 @@ def serve(
             print(f"vtc demo: {address} (Ctrl-C stops it)", flush=True)
             while True:
                 time.sleep(3600)
-    except KeyboardInterrupt as error:
-        if not ending.settle():
+    except BaseException as error:  # imports that a signal broke may fail in any way
+        if mistakes.was_interrupted():
             ending.leave(error)
         raise
 
