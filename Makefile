@@ -1,6 +1,6 @@
 # make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
-# make check-method | check-family | check-kernel NAME=... | notebooks | dist
+# make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

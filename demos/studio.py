@@ -277,8 +277,8 @@ def _timed(loaded: Loaded, media: Media, question: str, run: Run, stop: threadin
     if not run.method:
         return replace(run, state="done", seconds=statistics.median(times[0]))
     whole, own = times
-    found = {"whole_seconds": statistics.median(whole), "seconds": statistics.median(own), "speed": speed_up(whole, own)}
-    return replace(run, state="done", **found)
+    run = replace(run, whole_seconds=statistics.median(whole), seconds=statistics.median(own))
+    return replace(run, state="done", speed=speed_up(whole, own))
 
 
 def _wrapped(loaded: Loaded, run: Run) -> Callable[[], Any]:
