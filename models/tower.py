@@ -27,6 +27,8 @@ class Tower:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: "module.Class" of towers that have no model type (timm's, open_clip's); subclasses of these count
+    class_names: ClassVar[tuple[str, ...]] = ()
     #: whether the first token of each picture is a trained CLS token
     has_cls: ClassVar[bool] = False
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
@@ -52,6 +54,58 @@ class Tower:
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         """Modules of an attention whose outputs `queries_keys` reads; twice the same one where it is fused."""
         return attention.q_proj, attention.k_proj
+
+    # -- between its blocks (the stage `encoder`) ----------------------------------------------------------------
+
+    def prefix(self, tower: Any) -> int:
+        """How many tokens stand before a picture's patches: CLS, registers, a distillation token."""
+        return int(self.has_cls)
+
+    def listened(self, block: Any, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """Modules of a block that run before its first residual addition, whose outputs `heads` makes queries and keys
+        of: the `projections`, or what comes before them where they are no modules."""
+        return self.projections(attention)
+
+    def heads(self, attention: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [B, H, T, d] before any rotation, of the outputs of what is `listened` to."""
+        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        return queries, keys
+
+    def metric(self, attention: Any, k: Tensor) -> Tensor:
+        """[B, T, d]: the keys of `heads`, averaged over heads, from the second module's output alone."""
+        return k.unflatten(-1, (attention.num_heads, -1)).mean(dim=-2)
+
+    def width(self, attention: Any) -> int:
+        """Width of an attention's queries, all heads together."""
+        return attention.num_heads * attention.head_dim
+
+    def check_bias(self, tower: Any) -> None:
+        """Raise ValueError if the attention takes no bias per key (`with_bias`)."""
+        kind = str(getattr(getattr(tower, "config", None), "_attn_implementation", None) or "sdpa")
+        if kind not in ("sdpa", "eager"):
+            raise ValueError(
+                f"the vision tower attends by {kind}, which takes no bias per key, but a merged patch is to weigh as "
+                "much as the patches in it: give proportional=False, or load with attn_implementation='sdpa'."
+            )
+
+    def with_bias(self, attention: Any, kwargs: dict[str, Any], bias: Tensor) -> dict[str, Any]:
+        """Keyword arguments of an attention's call under which bias [B, T] is added to the logits of each key."""
+        given, bias = kwargs.get("attention_mask"), bias[:, None, None]
+        return {**kwargs, "attention_mask": bias if given is None else given + bias}
+
+    def checkpoints(self, tower: Any) -> bool:
+        """Whether its blocks are computed again for their gradients."""
+        return any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.blocks(tower))
+
+    def with_rows(self, kwargs: dict[str, Any], anchor: Tensor, prefix: int) -> dict[str, Any]:
+        """Keyword arguments of a block's call for the rows that are left.
+
+        Args:
+            anchor: LongTensor [B, T], which of the whole picture's tokens each row stands at, the `prefix` included.
+        """
+        return kwargs
+
+    # -- its attention, as signals read it -----------------------------------------------------------------------
 
     def segments(self, inputs: dict[str, Any]) -> list[int] | None:
         """Lengths of the stretches of a packed row (pictures, frames, windows) that attend within themselves.
@@ -87,7 +141,8 @@ class Tower:
         return values
 
 
-_TOWERS: dict[str, Tower] = {}
+_TOWERS: dict[str, Tower] = {}  # by model type
+_CLASSES: dict[str, Tower] = {}  # by class, "module.Class"
 
 
 def register_tower(cls: type[Tower]) -> type[Tower]:
@@ -95,13 +150,16 @@ def register_tower(cls: type[Tower]) -> type[Tower]:
     enter_those_that_ship()  # before the user's, which may stand in for one of them
     for model_type in cls.model_types:
         _TOWERS[model_type] = cls()
+    for name in cls.class_names:
+        _CLASSES[name] = cls()
     return cls
 
 
 def known_towers(takes: Takes | None = None) -> list[str]:
     """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures."""
     enter_those_that_ship()
-    return sorted(name for name, tower in _TOWERS.items() if takes in (None, tower.takes))
+    everyone = {**_TOWERS, **{name.rsplit(".", 1)[1]: tower for name, tower in _CLASSES.items() if takes is None}}
+    return sorted(name for name, tower in everyone.items() if takes in (None, tower.takes))
 
 
 def tower_type(tower: nn.Module) -> str | None:
@@ -113,12 +171,58 @@ def tower_for(tower: nn.Module) -> Tower:
     """Facts about a tower, by its own `config.model_type`; ValueError with the known ones if there are none."""
     model_type = tower_type(tower)
     enter_those_that_ship()
-    if model_type not in _TOWERS:
-        raise ValueError(
-            f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
-            f"it knows {', '.join(known_towers())}, and what vtc.models.register_tower adds."
-        )
-    return _TOWERS[model_type]
+    if model_type in _TOWERS:
+        return _TOWERS[model_type]
+    for cls in type(tower).__mro__:
+        if found := _CLASSES.get(f"{cls.__module__}.{cls.__qualname__}"):
+            return found
+    raise ValueError(
+        f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
+        f"it knows {', '.join(known_towers())}, and what vtc.models.register_tower adds."
+    )
+
+
+def find_tower(model: nn.Module) -> nn.Module:
+    """The vision tower that `model` is, or that is inside of it (a whole CLIP, a classifier); ValueError if there is
+    none, or more than one."""
+    found, below = [], [model]
+    while below:
+        module = below.pop(0)
+        if _is_tower(module):
+            found.append(module)
+        else:
+            below.extend(module.children())
+    if len(found) == 1:
+        return found[0]
+    name = type(model).__name__
+    if found:
+        raise ValueError(f"{name} holds {len(found)} vision towers: wrap one of them, not the whole.")
+    for module in model.modules():
+        for words, why in NO_TOWERS.items():
+            if any(word in type(module).__name__ for word in words):
+                raise ValueError(f"{name} {why}.")
+    tower_for(model)  # raises
+    raise ValueError(f"{name} is a part of a vision tower, or its blocks are not where those of its kind are.")
+
+
+#: what towers of other kinds cannot be compressed for, by what their classes are called
+NO_TOWERS = {
+    ("Swin", "Hiera", "MViT", "Mvit", "PVT", "Pvt", "PoolFormer"): (
+        "is hierarchical: it shrinks a grid of patches stage by stage and attends within windows of it, so that single "
+        "patches cannot leave"
+    ),
+    ("ConvNeXt", "ConvNext", "ResNet", "EfficientNet", "RegNet", "MobileNet"): (
+        "is convolutional: it has no patch tokens that could merge or leave"
+    ),
+}
+
+
+def _is_tower(module: nn.Module) -> bool:
+    try:
+        facts = tower_for(module)
+        return len(facts.attentions(module)) > 0
+    except (ValueError, AttributeError):
+        return False
 
 
 class CLIPTower(Tower):

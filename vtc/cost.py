@@ -1,7 +1,8 @@
-"""Cost model: FLOPs and KV-cache bytes of a decoder-only language model, from its config alone."""
+"""Cost model: FLOPs and KV-cache bytes of a decoder-only language model from its config, FLOPs of a vision tower."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +57,33 @@ class DecoderCost:
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that `tokens` leave in the cache, all layers."""
         return self.layers * self.layer_kv_bytes(tokens)
+
+
+@dataclass(frozen=True)
+class TowerCost:
+    """The sizes that decide the cost of one block of a vision tower.
+
+    Attributes:
+        attention, rest: weights that each row is multiplied with in the attention, and outside of it.
+        width: of all its heads together.
+    """
+
+    attention: int
+    rest: int
+    width: int
+
+    @classmethod
+    def of(cls, block: Any, attention: Any, width: int) -> TowerCost:
+        """Read a block's weights; vectors (norms, biases) are left out, as they are in FLOP counts."""
+        every, own = (sum(p.numel() for p in part.parameters() if p.dim() > 1) for part in (block, attention))
+        return cls(own, every - own, width)
+
+    def flops(self, before: int, after: int, segments: Sequence[int] = ()) -> int:
+        """Multiply-adds count twice.
+
+        Args:
+            before: rows in the attention. after: rows in the feed-forward part.
+            segments: rows that attend within themselves, `before` of them in all; () = all of them together.
+        """
+        products = sum(n * n for n in segments) if segments else before * before
+        return 2 * before * self.attention + 4 * products * self.width + 2 * after * self.rest

@@ -25,6 +25,7 @@ __all__ = [
     "bipartite_match",
     "bipartite_pairs",
     "dpc_knn",
+    "energy",
     "gather_rows",
     "greedy_diversity",
     "kmeans",
@@ -169,7 +170,9 @@ def kmeans(
     return _run("kmeans", features.detach(), k, metric, iterations, lengths)
 
 
-def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, lengths: Tensor | None = None) -> Tensor:
+def bipartite_match(
+    features: Tensor, r: int | Tensor, margin: float | None, lengths: Tensor | None = None, protected: int = 0
+) -> Tensor:
     """Which tokens to merge: features [B, N, D] -> LongTensor [B, N], the token each one joins (itself if it stays).
 
     Args:
@@ -178,17 +181,34 @@ def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, len
             the 2r tokens of highest energy, which every second one of joins its most similar other one (PiToMe, arXiv
             2405.16148, section 3.2): the mean over all tokens of ELU(cosine - margin).
         lengths: LongTensor [B], tokens of each picture; what fills up the others joins nobody.
+        protected: without a margin, how many of each picture's first tokens (CLS) neither join nor are joined; they are
+            counted when every second token is taken, but not among those of which at most half go.
     """
     b, n, _ = features.shape
     lengths = torch.full((b,), n) if lengths is None else lengths
     r = torch.full((b,), r) if isinstance(r, int) else r
-    if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths).any()):
+    if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths - protected).any()):
         raise ValueError(f"r={r.tolist()} of {lengths.tolist()} tokens: at most half of them can be merged away.")
-    return _run("bipartite_match", features.detach(), r, margin, upload(lengths, features.device))
+    return _run("bipartite_match", features.detach(), r, margin, upload(lengths, features.device), protected)
 
 
-def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def energy(features: Tensor, margin: float) -> Tensor:
+    """How crowded each token's surroundings are (PiToMe's energy): the mean over all tokens of ELU(cosine - margin).
+
+    Features [B, N, D] -> [B, N] in fp64, rounded so that what is equal but for rounding is equal.
+    """
+    module = _load("bipartite_match", "reference")
+    assert module is not None
+    x, scale = module.numbers(features.detach(), exact=True)
+    lengths = torch.full((len(x),), x.shape[1], device=x.device)
+    return (module.energy(x, scale, margin, lengths) * 2**28).round() / 2**28
+
+
+def bipartite_pairs(features: Tensor, protected: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of which `bipartite_match` takes the best (ToMe's): features [B, N, D], N >= 2.
+
+    Args:
+        protected: as there.
 
     Returns:
         LongTensors [B, ceil(N / 2)]: every second token, the other one that is most similar to it, and its rank, 0 for
@@ -197,7 +217,7 @@ def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b, n, _ = features.shape
     module = _load("bipartite_match", "reference")
     assert module is not None
-    return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device))
+    return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device), protected)
 
 
 def gather_rows(index: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -90,6 +90,29 @@ class RowReport:
     kv_bytes: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class TowerReport:
+    """The vision tower's blocks, of all pictures of a run.
+
+    Attributes:
+        pictures: that went through it (crops, frames); 0 = it did not run.
+        tokens: patches of a picture. tokens_by_block: of all pictures, those left behind each block.
+        flops_by_block: (uncompressed, compressed) FLOPs of each block; embedding, last norm and head are left out.
+        restored: whether what follows the tower was handed all patches again.
+    """
+
+    pictures: int
+    tokens: int
+    tokens_by_block: tuple[int, ...]
+    flops_by_block: tuple[tuple[int, int], ...]
+    restored: bool = True
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """(uncompressed, compressed) FLOPs of the blocks."""
+        return sum(full for full, _ in self.flops_by_block), sum(kept for _, kept in self.flops_by_block)
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """What happened: spans in reading order, stages in order of execution, and the cost model's account.
@@ -100,6 +123,7 @@ class Report:
         kv_bytes_by_layer: (uncompressed, compressed) bytes of each layer's KV cache, padding left out.
         head_flops: FLOPs of one row of logits per row.
         rows: the same account for each batch row.
+        tower: the vision tower's account, where something was done inside of it; None elsewhere.
         notes: sentences about anything a reader should know, such as a signal that stood in for another.
     """
 
@@ -111,6 +135,7 @@ class Report:
     head_flops: int = 0
     rows: list[RowReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tower: TowerReport | None = None
 
     @property
     def tokens_in(self) -> int:
@@ -185,6 +210,14 @@ class Report:
             "flops": {"full": self.flops[0], "compressed": self.flops[1]},
             "module_flops": self.module_flops,
             "kv_bytes": {"full": self.kv_bytes[0], "compressed": self.kv_bytes[1]},
+            "tower": self.tower
+            and {
+                "pictures": self.tower.pictures,
+                "tokens": self.tower.tokens,
+                "tokens_by_block": list(self.tower.tokens_by_block),
+                "flops": {"full": self.tower.flops[0], "compressed": self.tower.flops[1]},
+                "restored": self.tower.restored,
+            },
             "flops_by_layer": [{"full": full, "compressed": kept} for full, kept in self.flops_by_layer],
             "kv_bytes_by_layer": [{"full": full, "compressed": kept} for full, kept in self.kv_bytes_by_layer],
             "stages": [vars(stage) | {"ms": round(stage.ms, 4)} for stage in self.stages],
@@ -231,6 +264,14 @@ class Report:
             console.print(
                 f"visual tokens  {self.tokens_average:.1f} on average over {len(self.tokens_by_layer)} layers"
             )
+        if self.tower is not None:
+            flops = self.tower.flops
+            console.print(f"tower FLOPs    {_si(flops[0])}  →  {_si(flops[1])}   ({_times(flops)})")
+        if not self.flops_by_layer:  # a tower alone
+            for note in self.notes:
+                console.print(f"note: {note}")
+            assert isinstance(console.file, StringIO)
+            return console.file.getvalue().rstrip()
         console.print(f"prefill FLOPs  {_si(self.flops[0])}  →  {_si(self.flops[1])}   ({_times(self.flops)})")
         if self.module_flops:
             console.print(f"module FLOPs   {_si(self.module_flops)}  (the method's own, besides)")

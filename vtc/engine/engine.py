@@ -47,6 +47,7 @@ from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of, length_of
 from vtc.engine.wrappers import check_in_place, hooked_modules
 from vtc.layout import VisualSpan
+from vtc.methods.base.encoder import placed
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
 from vtc.models.family import PIXELS
@@ -66,8 +67,9 @@ class Engine:
     def __init__(
         self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None, around: tuple[nn.Module, ...] = ()
     ) -> None:
-        self.model, self.methods, self.around = model, methods, around
         self.family = adapter_for(model)
+        methods = tuple(placed(method, "input") for method in methods)
+        self.model, self.methods, self.around = model, methods, around
         self.frame_marks = self.family.frame_marks(processor)
         facts = self.facts = Facts(model, self.family)
         parts = tuple(part for method in methods for part in method.parts())

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper
+from vtc.methods.base.encoder import BlockTokens, EncoderMethod, Joined
+from vtc.methods.base.method import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -17,11 +18,11 @@ ORDERS = ("raster", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds(Method):
+class Rounds(EncoderMethod):
     """Base of methods that merge pairs of similar tokens, round by round, until the budget is met.
 
     Args:
-        rate: share of the tokens left that merges away in a round, at most 0.5.
+        rate: at the stage "input", the share of the tokens left that merges away in a round, at most 0.5.
     """
 
     keep: int | float = 0.25
@@ -62,15 +63,20 @@ class ToMe(Rounds):
 
     Bipartite soft matching: half of the tokens look for the most similar of the other half; the best pairs merge.
 
-    Source: arXiv 2210.09461, section 3. There a few pairs merge in every block of the vision tower, by their keys; here
-    they do so in rounds behind the projector, by features, until the budget is met. A merged token is the mean of all
-    tokens in it, as the paper's size-weighted means come to, and stands where the last of them absorbed the others.
+    Source: arXiv 2210.09461, section 3. At the stage "encoder" as there: some pairs merge in every block, between
+    attention and feed-forward part, by the mean of their heads' keys (before any rotation), into size-weighted means of
+    hidden states. The CLS token is counted when every second token is taken, and never merges; nor do registers and a
+    distillation token. The number of pairs per block follows from `keep` and `schedule`, where the paper is given it.
+
+    At the stage "input" pairs merge in rounds behind the projector, by features, until the budget is met. A merged
+    token is the mean of all tokens in it, as size-weighted means of means come to. In both it stands where the last of
+    its tokens absorbed the others.
 
     Args:
-        order: in which the tokens meet the next round, where every second one looks for a partner: "raster", that of
-            the picture; or "released", which the authors' code leaves behind (without a CLS token): those that looked
-            and did not merge, the best pair's first, then those that were looked at. Tokens come out in raster order
-            either way.
+        order: in which the tokens meet the next round or block, where every second one looks for a partner: "raster",
+            that of the picture; or "released", which the authors' code leaves behind: those that looked and did not
+            merge (the best pair's first; ascending where there is a CLS token), then those that were looked at.
+            Tokens come out in raster order either way.
     """
 
     name = "tome"
@@ -91,6 +97,21 @@ class ToMe(Rounds):
         target = torch.arange(len(tokens), device=tokens.device)
         target[looks[by_rank[:merged]]] = partner[by_rank[:merged]]
         return target, torch.cat([looks[by_rank[merged:]], torch.arange(1, len(tokens), 2, device=tokens.device)])
+
+    def join(self, tokens: BlockTokens) -> Joined:
+        keys, gone, prefix = tokens.keys, tokens.gone, tokens.prefix
+        if self.order == "raster":
+            return Joined(ops.bipartite_match(keys, gone, margin=None, protected=prefix))
+        looks, partner, rank = ops.bipartite_pairs(keys, prefix)
+        b, t = keys.shape[:2]
+        by_rank = looks.scatter(1, rank, torch.arange(looks.shape[1], device=keys.device).expand(b, -1))
+        goes, looked = by_rank[:, :gone], looks.gather(1, by_rank[:, gone:])
+        own = torch.arange(t, device=keys.device).repeat(b, 1)
+        target = own.scatter(1, looks.gather(1, goes), partner.gather(1, goes))
+        if prefix:  # what does not merge comes last of those that look, and first of all
+            looked = looked.sort(dim=1).values
+        parts = [own[:, :prefix], looked[:, (prefix + 1) // 2 :], own[:, 1::2][:, prefix // 2 :]]
+        return Joined(target, torch.cat(parts, dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)

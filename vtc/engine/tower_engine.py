@@ -1,0 +1,84 @@
+"""TowerEngine: compression inside a vision tower that is wrapped alone, or as a part of a CLIP or a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vtc.engine.compiled import forget_graphs
+from vtc.engine.forward import Traces
+from vtc.engine.tower_blocks import TowerBlocks, TowerTrace
+from vtc.engine.tower_report import tower_report
+from vtc.engine.wrappers import hooked_modules
+from vtc.methods.base.encoder import EncoderMethod, placed
+from vtc.methods.base.method import Method
+from vtc.models.tower import find_tower
+from vtc.reports import Report
+
+
+class TowerEngine:
+    """Compression of one tower by one method; `attach` and `detach` are exact opposites.
+
+    Args:
+        model: the tower, or what it is a part of; its features, intermediate ones included, keep their length.
+    """
+
+    def __init__(self, model: nn.Module, methods: tuple[Method, ...]) -> None:
+        self.model, self.tower = model, find_tower(model)
+        self.methods = tuple(placed(method, "encoder") for method in methods)
+        parts = [part for method in self.methods for part in method.parts()]
+        self.blocks = blocks_for(self.tower, parts, None, self._begin)
+        self.handles: list[RemovableHandle] = []
+        self.hooked: dict[str, nn.Module] = {}
+        self.traces: Traces = Traces()
+
+    def attach(self) -> None:
+        if TowerBlocks.on(self.tower) not in (None, self.blocks):
+            raise ValueError(
+                "this tower is already wrapped through another model object; vtc.unwrap that one first."
+            )
+        for handle in self.blocks.attach():
+            self.handles.append(handle)
+        self.hooked = hooked_modules(self.model, self.handles)
+        forget_graphs()
+
+    def detach(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.hooked = {}
+        self.blocks.close()
+        forget_graphs()
+
+    def _begin(self, trace: TowerTrace) -> None:
+        self.traces.keep(trace, None)
+
+    def report(self) -> Report:
+        trace: Any = self.traces.last
+        if not isinstance(trace, TowerTrace):
+            return Report()
+        return tower_report(trace, self.blocks)
+
+
+def blocks_for(tower: nn.Module, parts: list[Method], last: int | None, begun: Any) -> TowerBlocks:
+    """The hooks for the one method `parts` of the stage `encoder`; ValueError with one sentence if it cannot be.
+
+    Args:
+        last: number of the last block that counts; None = all do.
+    """
+    for part in parts:
+        if part.stage != "encoder":
+            raise ValueError(
+                f"{part.title} works at stage {part.stage!r}, and a vision tower alone has the stage 'encoder' only: "
+                "use tome, pitome, or a method with stage='encoder'."
+            )
+        if not isinstance(part, EncoderMethod):
+            raise ValueError(f"{part.title} says stage='encoder', but does not derive from vtc.EncoderMethod.")
+    if len(parts) > 1:
+        raise ValueError(f"{' and '.join(part.title for part in parts)} both act inside the vision tower: give one.")
+    (method,) = parts
+    assert isinstance(method, EncoderMethod)
+    return TowerBlocks(tower, method, last, begun)
+

@@ -1,0 +1,44 @@
+"""What a run of a vision tower came to, as a report says it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vtc.cost import TowerCost
+from vtc.engine.tower_blocks import TowerBlocks, TowerTrace
+from vtc.layout import single_span
+from vtc.reports import Report, ReportSpan, StageReport, TowerReport
+
+
+def tower_part(trace: TowerTrace, blocks: TowerBlocks) -> TowerReport:
+    """The tower's account: tokens and FLOPs block by block."""
+    whole, flops, left = trace.prefix + trace.tokens, [], []
+    for i, (before, after) in enumerate(trace.lengths):
+        cost = TowerCost.of(blocks.blocks[i], blocks.attentions[i], blocks.facts.width(blocks.attentions[i]))
+        flops.append((trace.batch * cost.flops(whole, whole), trace.batch * cost.flops(before, after)))
+        left.append(trace.batch * (after - trace.prefix))
+    return TowerReport(trace.batch, trace.tokens, tuple(left), tuple(flops))
+
+
+def tower_report(trace: TowerTrace, blocks: TowerBlocks) -> Report:
+    """The report of a tower that is wrapped alone: each picture is a span, of its patches."""
+    part = tower_part(trace, blocks)
+    side = math.isqrt(trace.tokens)
+    span = single_span(trace.tokens, (1, side, side) if side * side == trace.tokens else None)
+    spans = []
+    for row in range(trace.batch):
+        anchor = source = torch.arange(trace.tokens)
+        if trace.rows is not None:
+            anchor = trace.rows.anchor[row, trace.prefix :].cpu() - trace.prefix
+            source = trace.rows.shown[row, trace.prefix :].cpu() - trace.prefix
+            order = anchor.argsort()
+            anchor, source = anchor[order], order.argsort()[source]
+            if trace.rows.gone is not None:
+                source = torch.where(trace.rows.gone[row, trace.prefix :].cpu(), -1, source)
+        spans.append(ReportSpan(row, "image", span.grid, anchor, source, span.tiles, span.boxes()))
+    after = part.tokens_by_block[-1] if part.tokens_by_block else trace.batch * trace.tokens
+    ms = sum(watch.ms for watch in trace.watches)
+    stage = StageReport(blocks.method.title, None, trace.batch * trace.tokens, after, ms)
+    return Report(spans=spans, stages=[stage], tower=part)
