@@ -95,17 +95,15 @@ class TowerReport:
     """The vision tower's blocks, of all pictures of a run.
 
     Attributes:
-        pictures: that went through it (crops, frames); 0 = it did not run.
-        tokens: patches of a picture. tokens_by_block: of all pictures, those left behind each block.
+        pictures: that went through it (crops, frames). tokens: their patches.
+        tokens_by_block: those left behind each block; what follows the last one is handed all of them again.
         flops_by_block: (uncompressed, compressed) FLOPs of each block; embedding, last norm and head are left out.
-        restored: whether what follows the tower was handed all patches again.
     """
 
     pictures: int
     tokens: int
     tokens_by_block: tuple[int, ...]
     flops_by_block: tuple[tuple[int, int], ...]
-    restored: bool = True
 
     @property
     def flops(self) -> tuple[int, int]:
@@ -216,7 +214,6 @@ class Report:
                 "tokens": self.tower.tokens,
                 "tokens_by_block": list(self.tower.tokens_by_block),
                 "flops": {"full": self.tower.flops[0], "compressed": self.tower.flops[1]},
-                "restored": self.tower.restored,
             },
             "flops_by_layer": [{"full": full, "compressed": kept} for full, kept in self.flops_by_layer],
             "kv_bytes_by_layer": [{"full": full, "compressed": kept} for full, kept in self.kv_bytes_by_layer],

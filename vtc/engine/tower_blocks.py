@@ -64,8 +64,8 @@ class Passed:
 class Visit:
     """One block in one forward: what its modules have said, and what comes of it."""
 
-    def __init__(self, passed: Passed) -> None:
-        self.passed, self.rows = passed, passed.rows
+    def __init__(self, passed: Passed, proportional: bool) -> None:
+        self.passed, self.rows, self.proportional = passed, passed.rows, proportional
         self.heard: dict[str, Tensor] = {}
         self.joint: Joint | None = None
         self.lengths = (0, 0)
@@ -95,15 +95,14 @@ class TowerBlocks:
         self.last = len(self.blocks) - 1 if last is None else last
         self.attentions = self.facts.attentions(tower)
 
-    @staticmethod
-    def on(tower: nn.Module) -> TowerBlocks | None:
-        """Those that have hooks on this tower, if any do."""
-        for block in tower_for(tower).blocks(tower):
-            for hook in block._forward_pre_hooks.values():
-                owner = getattr(getattr(hook, "func", None), "__self__", None)
-                if isinstance(owner, TowerBlocks):
-                    return owner
-        return None
+    def check_free(self) -> None:
+        """Raise ValueError if others have hooks on this tower."""
+        for hook in self.blocks[0]._forward_pre_hooks.values():
+            owner = getattr(getattr(hook, "func", None), "__self__", None)
+            if isinstance(owner, TowerBlocks) and owner is not self:
+                raise ValueError(
+                    "this vision tower is already wrapped through another model object; vtc.unwrap that one first."
+                )
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
@@ -131,7 +130,7 @@ class TowerBlocks:
         kwargs = given[0]
         named = None if args else next(iter(kwargs))
         x: Tensor = args[0] if named is None else kwargs[named]
-        visit = Visit(self._arrive(i, x))
+        visit = Visit(self._arrive(i, x), self.method.proportional)
         passed, rows = visit.passed, visit.rows
         context.push(self, visit)
         x = x if passed.short is None else passed.short
@@ -225,3 +224,9 @@ class TowerBlocks:
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         context.pop(self)
 
+
+def rows_here() -> tuple[TowerRows | None, bool]:
+    """The rows that the block now running was given, None where every token has its own; whether a row attracts as much
+    attention as the tokens in it."""
+    visit = next((x for x in context.states() if isinstance(x, Visit)), None)
+    return (None, True) if visit is None else (visit.rows, visit.proportional)

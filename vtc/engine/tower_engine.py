@@ -9,10 +9,11 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.engine.compiled import forget_graphs
 from vtc.engine.forward import Traces
-from vtc.engine.tower_blocks import TowerBlocks, TowerTrace
+from vtc.engine.stages.encoder import blocks_for
+from vtc.engine.tower_blocks import TowerTrace
 from vtc.engine.tower_report import tower_report
 from vtc.engine.wrappers import hooked_modules
-from vtc.methods.base.encoder import EncoderMethod, placed
+from vtc.methods.base.encoder import placed
 from vtc.methods.base.method import Method
 from vtc.models.tower import find_tower
 from vtc.reports import Report
@@ -35,10 +36,7 @@ class TowerEngine:
         self.traces: Traces = Traces()
 
     def attach(self) -> None:
-        if TowerBlocks.on(self.tower) not in (None, self.blocks):
-            raise ValueError(
-                "this tower is already wrapped through another model object; vtc.unwrap that one first."
-            )
+        self.blocks.check_free()
         for handle in self.blocks.attach():
             self.handles.append(handle)
         self.hooked = hooked_modules(self.model, self.handles)
@@ -60,25 +58,4 @@ class TowerEngine:
         if not isinstance(trace, TowerTrace):
             return Report()
         return tower_report(trace, self.blocks)
-
-
-def blocks_for(tower: nn.Module, parts: list[Method], last: int | None, begun: Any) -> TowerBlocks:
-    """The hooks for the one method `parts` of the stage `encoder`; ValueError with one sentence if it cannot be.
-
-    Args:
-        last: number of the last block that counts; None = all do.
-    """
-    for part in parts:
-        if part.stage != "encoder":
-            raise ValueError(
-                f"{part.title} works at stage {part.stage!r}, and a vision tower alone has the stage 'encoder' only: "
-                "use tome, pitome, or a method with stage='encoder'."
-            )
-        if not isinstance(part, EncoderMethod):
-            raise ValueError(f"{part.title} says stage='encoder', but does not derive from vtc.EncoderMethod.")
-    if len(parts) > 1:
-        raise ValueError(f"{' and '.join(part.title for part in parts)} both act inside the vision tower: give one.")
-    (method,) = parts
-    assert isinstance(method, EncoderMethod)
-    return TowerBlocks(tower, method, last, begun)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -12,19 +13,24 @@ from vtc.layout import single_span
 from vtc.reports import Report, ReportSpan, StageReport, TowerReport
 
 
-def tower_part(trace: TowerTrace, blocks: TowerBlocks) -> TowerReport:
-    """The tower's account: tokens and FLOPs block by block."""
-    whole, flops, left = trace.prefix + trace.tokens, [], []
-    for i, (before, after) in enumerate(trace.lengths):
-        cost = TowerCost.of(blocks.blocks[i], blocks.attentions[i], blocks.facts.width(blocks.attentions[i]))
-        flops.append((trace.batch * cost.flops(whole, whole), trace.batch * cost.flops(before, after)))
-        left.append(trace.batch * (after - trace.prefix))
-    return TowerReport(trace.batch, trace.tokens, tuple(left), tuple(flops))
+def tower_part(traces: Sequence[TowerTrace], blocks: TowerBlocks) -> TowerReport:
+    """The tower's account of one forward, whose pictures and videos may be a run each: block by block."""
+    depth = max(len(trace.lengths) for trace in traces)
+    left, full, kept = ([0] * depth for _ in range(3))
+    for trace in traces:
+        whole = trace.prefix + trace.tokens
+        for i, (before, after) in enumerate(trace.lengths):
+            cost = TowerCost.of(blocks.blocks[i], blocks.attentions[i], blocks.facts.width(blocks.attentions[i]))
+            left[i] += trace.batch * (after - trace.prefix)
+            full[i] += trace.batch * cost.flops(whole, whole)
+            kept[i] += trace.batch * cost.flops(before, after)
+    pictures, tokens = sum(trace.batch for trace in traces), sum(trace.batch * trace.tokens for trace in traces)
+    return TowerReport(pictures, tokens, tuple(left), tuple(zip(full, kept, strict=True)))
 
 
 def tower_report(trace: TowerTrace, blocks: TowerBlocks) -> Report:
     """The report of a tower that is wrapped alone: each picture is a span, of its patches."""
-    part = tower_part(trace, blocks)
+    part = tower_part([trace], blocks)
     side = math.isqrt(trace.tokens)
     span = single_span(trace.tokens, (1, side, side) if side * side == trace.tokens else None)
     spans = []

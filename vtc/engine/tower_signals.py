@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from vtc import ops
 from vtc.engine import context
 from vtc.engine.context import uncompiled
+from vtc.engine.tower_blocks import rows_here
 from vtc.engine.tower_call import ITEM, pack
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
@@ -38,11 +39,14 @@ class Segment:
     Attributes:
         q, k: [B, H, T, d], as the attention uses them; the first is the CLS token, if there is one.
         share: of all patches of the run.
+        copies: [B, T], how many copies of each token there are, where the attention has seen one of them only; None
+            where it has seen all, or one that attracted as much attention as all.
     """
 
     q: Tensor
     k: Tensor
     share: float = 1.0
+    copies: Tensor | None = None
 
     @property
     def scale(self) -> float:
@@ -50,11 +54,20 @@ class Segment:
 
     def rows(self, q: Tensor) -> Tensor:
         """[B, R, T]: attention (mean over heads) of the queries q [B, H, R, d]."""
-        return ops.attention_rows(q, self.k, self.scale)
+        return ops.attention_rows(*self._weighed(q), self.scale)
 
     def received(self) -> Tensor:
         """[B, T]: mean attention that each token receives from all of them."""
-        return ops.received_attention(self.q, self.k, self.scale)
+        return ops.received_attention(*self._weighed(self.q), self.scale)
+
+    def _weighed(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and the keys under which all copies of a token share what one of them attracts: one more channel
+        takes the logarithm of their number off the logits."""
+        if self.copies is None:
+            return q, self.k
+        less = self.copies.log().to(self.k)[:, None, :, None].expand(*self.k.shape[:3], 1)
+        one = torch.full_like(q[..., :1], 1 / self.scale)  # `scale` is given, and not that of one channel more
+        return torch.cat([q, one], dim=-1), torch.cat([self.k, -less], dim=-1)
 
 
 @dataclass(eq=False)
@@ -181,9 +194,14 @@ class TowerSignals:
         kwargs, _ = given
         q = run.projected.pop((layer, "q")).detach()
         k = run.projected.pop((layer, "k"), q).detach()
+        rows, proportional = rows_here()
+        copies = None
+        if rows is not None:  # patches have merged before this block: each is read as the row that stands for it
+            q, k = rows.expand(q), rows.expand(k)
+            copies = None if proportional else rows.size.gather(1, rows.shown)
         pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)
         total = sum(q.shape[2] for q, _ in pairs)
-        segments = [Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0) for q, k in pairs]
+        segments = [Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, copies) for q, k in pairs]
         for name in self.wanted[layer]:
             run.call.signals[name, layer] = self._measure(name, segments, run.call.grid_thw)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
 from vtc.layout import VisualSpan
-from vtc.reports import Report, ReportSpan, RowReport, StageReport, Stopwatch
+from vtc.reports import Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
 from vtc.selection import Selection
 
 
@@ -70,6 +71,7 @@ class Trace:
     evictions: list[Eviction] = field(default_factory=list)
     cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
+    tower: Callable[[], TowerReport] | None = None  # the vision tower's account
     active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
 
     def begin(self, flow: Flow) -> None:
@@ -151,6 +153,7 @@ class Trace:
             head_flops=len(full) * cost.head_flops(),
             rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
             notes=self._notes(),
+            tower=None if self.tower is None else self.tower(),
         )
 
     def _row(

@@ -60,11 +60,14 @@ class EncoderMethod(Method):
             each ("geometric"). No block takes more than half.
         proportional: at the stage "encoder", whether a merged patch attracts as much attention as the patches in it
             (the logarithm of their number is added to its logits, in all later blocks).
+        shorten: at the stage "encoder" of a vision-language model, whether the language model reads what has merged as
+            one token, where each patch makes one; else it reads a copy for every patch, as where several make one.
     """
 
     stage: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     schedule: str = "constant"
     proportional: bool = True
+    shorten: bool = True
 
     #: where the method can act
     places: ClassVar[tuple[str, ...]] = ("input", "encoder")
