@@ -11,9 +11,11 @@ from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, find_tower, register_tower
+from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, register_tower
+from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
+from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen25Tower, QwenTower
-from vtc.models.tower_timm import TimmTower
+from vtc.models.tower_timm import EvaTower, TimmTower
 from vtc.models.unsupported import why_unsupported
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -37,7 +39,20 @@ for _family in (
 ):
     register_adapter(_family)
 
-for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower, TimmTower):
+for _tower in (
+    CLIPTower,
+    SiglipTower,
+    Siglip2Tower,
+    InternVLTower,
+    DinoTower,
+    Dino3Tower,
+    PixtralTower,
+    QwenTower,
+    Qwen25Tower,
+    TimmTower,
+    EvaTower,
+    OpenClipTower,
+):
     register_tower(_tower)
 
 

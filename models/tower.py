@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vtc.models import enter_those_that_ship
 
-Takes = Literal["square", "rectangle", "packed"]
+Takes = Literal["square", "rectangle", "row", "packed"]
 
 
 class Packing(NamedTuple):
@@ -18,6 +18,13 @@ class Packing(NamedTuple):
     merge: int
     frames: int
     side: int
+
+
+class Groups(NamedTuple):
+    """Sizes of the groups that a packed row is made of: as it came, and now."""
+
+    whole: list[int]
+    now: list[int]
 
 
 class Tower:
@@ -32,7 +39,7 @@ class Tower:
     #: whether the first token of each picture is a trained CLS token
     has_cls: ClassVar[bool] = False
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
-    #: or pictures of any size, packed one after another into one row, with their grids in `grid_thw`
+    #: or pictures of any size, packed one after another into one row, alone or ("packed") with grids in `grid_thw`
     takes: ClassVar[Takes] = "square"
 
     def packing(self, tower: Any) -> Packing:
@@ -61,6 +68,10 @@ class Tower:
         """How many tokens stand before a picture's patches: CLS, registers, a distillation token."""
         return int(self.has_cls)
 
+    def cls_first(self, tower: Any) -> bool:
+        """Whether the first of them is a trained CLS token."""
+        return self.has_cls
+
     def listened(self, block: Any, attention: Any) -> tuple[nn.Module, nn.Module]:
         """Modules of a block that run before its first residual addition, whose outputs `heads` makes queries and keys
         of: the `projections`, or what comes before them where they are no modules."""
@@ -68,16 +79,23 @@ class Tower:
 
     def heads(self, attention: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [B, H, T, d] before any rotation, of the outputs of what is `listened` to."""
-        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        queries, keys = (x.unflatten(-1, (self.heads_of(attention), -1)).transpose(1, 2) for x in (q, k))
         return queries, keys
+
+    def heads_of(self, attention: Any) -> int:
+        """How many heads an attention has."""
+        return attention.num_heads
 
     def metric(self, attention: Any, k: Tensor) -> Tensor:
         """[B, T, d]: the keys of `heads`, averaged over heads, from the second module's output alone."""
-        return k.unflatten(-1, (attention.num_heads, -1)).mean(dim=-2)
+        return k.unflatten(-1, (self.heads_of(attention), -1)).mean(dim=-2)
 
     def width(self, attention: Any) -> int:
         """Width of an attention's queries, all heads together."""
-        return attention.num_heads * attention.head_dim
+        return self.heads_of(attention) * attention.head_dim
+
+    def check(self, tower: Any) -> None:
+        """Raise ValueError if nothing can merge inside of this one."""
 
     def check_bias(self, tower: Any) -> None:
         """Raise ValueError if the attention takes no bias per key (`with_bias`)."""
@@ -97,13 +115,44 @@ class Tower:
         """Whether its blocks are computed again for their gradients."""
         return any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.blocks(tower))
 
-    def with_rows(self, kwargs: dict[str, Any], anchor: Tensor, prefix: int) -> dict[str, Any]:
+    def with_rows(self, kwargs: dict[str, Any], anchor: Tensor, prefix: int, groups: Groups | None) -> dict[str, Any]:
         """Keyword arguments of a block's call for the rows that are left.
 
         Args:
             anchor: LongTensor [B, T], which of the whole picture's tokens each row stands at, the `prefix` included.
+            groups: what rows merge within, of packed rows; None elsewhere.
         """
         return kwargs
+
+    # Of packed rows (one batch row, in which several patches make a token and stay together):
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """What a block is given or puts out -> [B, T, D] of what merges as a whole."""
+        return x
+
+    def from_rows(self, x: Tensor) -> Tensor:
+        """The other way round."""
+        return x
+
+    def groups(self, tower: Any, kwargs: dict[str, Any]) -> list[int]:
+        """Sizes of the stretches within which rows of `as_rows` merge, from the arguments of the first block's call:
+        no larger than what any block attends within."""
+        raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define groups().")
+
+    #: whether `with_bias` needs queries and keys of more channels, which `widened` makes, and `narrowed` cuts off
+    widens: ClassVar[bool] = False
+
+    def joints(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """The module whose output is to be `widened`, and the one whose input is to be `narrowed`."""
+        raise TypeError(f"{type(self).__name__} widens, but does not define joints().")
+
+    def widened(self, attention: Any, output: Tensor, bias: Tensor) -> Tensor:
+        """Queries, keys and values whose products have bias [B, T] of `as_rows` in them."""
+        return output
+
+    def narrowed(self, attention: Any, x: Tensor) -> Tensor:
+        """Values without the channels that `widened` has added."""
+        return x
 
     # -- its attention, as signals read it -----------------------------------------------------------------------
 
@@ -126,8 +175,7 @@ class Tower:
             inputs: keyword arguments of the attention's call.
             grid_thw: LongTensor [images, 3] of patches in main memory, for towers that take it.
         """
-        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
-        return [(queries, keys)]
+        return [self.heads(attention, q, k)]
 
     def order(self, tower: Any, grid_thw: Tensor) -> Tensor | None:
         """LongTensor [N]: the token that stands at each place while the blocks run; None: that of the place."""
@@ -234,6 +282,13 @@ class SiglipTower(Tower):
     """Its pooling head has a query of its own, but none of its tokens is a CLS token."""
 
     model_types = ("siglip_vision_model",)
+
+
+class Siglip2Tower(SiglipTower):
+    """Pictures of any size, of as many patches each as the longest has, or padded to that."""
+
+    model_types = ("siglip2_vision_model",)
+    takes = "rectangle"
 
 
 class InternVLTower(Tower):

@@ -29,6 +29,8 @@ __all__ = [
     "gather_rows",
     "greedy_diversity",
     "kmeans",
+    "nearest",
+    "passed_attention",
     "provider",
     "received_attention",
     "segment_mean",
@@ -118,6 +120,12 @@ def received_attention(
     return _run("received_attention", q, k, scale, at, seen)
 
 
+def passed_attention(q: Tensor, k: Tensor, scale: float, weight: Tensor) -> Tensor:
+    """What each key collects of the weights that queries hand out, head by head: q [B, H, R, d], k [B, H, N, d],
+    weight [B, H, R] -> [B, H, N] in fp32, the sum over queries of weight * softmax."""
+    return _run("passed_attention", q.detach(), k.detach(), scale, weight)
+
+
 def dpc_knn(features: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor]:
     """Density-peaks clustering: features [N, D] -> centres LongTensor [clusters], member LongTensor [N] (which one).
 
@@ -202,6 +210,16 @@ def energy(features: Tensor, margin: float) -> Tensor:
     x, scale = module.numbers(features.detach(), exact=True)
     lengths = torch.full((len(x),), x.shape[1], device=x.device)
     return (module.energy(x, scale, margin, lengths) * 2**28).round() / 2**28
+
+
+def nearest(features: Tensor, others: Tensor) -> Tensor:
+    """Which of `others` [B, M, D] each of features [B, N, D] is most like, by cosine: LongTensor [B, N]; ties: the
+    lowest."""
+    module = _load("bipartite_match", "reference")
+    assert module is not None
+    x, _ = module.numbers(features.detach(), exact=True)
+    y, scale = module.numbers(others.detach(), exact=True)
+    return module.nearest(x, y, scale, torch.full((len(y),), y.shape[1]))[1]
 
 
 def bipartite_pairs(features: Tensor, protected: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,9 +80,7 @@ def bipartite_pairs(features: Tensor, lengths: Tensor, protected: int = 0) -> tu
     return left, right.gather(1, where), rank
 
 
-def bipartite_match(
-    features: Tensor, r: Tensor, margin: float | None, lengths: Tensor, protected: int = 0
-) -> Tensor:
+def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor, protected: int = 0) -> Tensor:
     """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins: itself
     unless it is one of the r that are merged. The first `protected` ones stay as they are (without a margin only)."""
     b, n = features.shape[:2]

@@ -58,4 +58,3 @@ class TowerEngine:
         if not isinstance(trace, TowerTrace):
             return Report()
         return tower_report(trace, self.blocks)
-

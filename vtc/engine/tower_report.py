@@ -15,15 +15,15 @@ from vtc.reports import Report, ReportSpan, StageReport, TowerReport
 
 def tower_part(traces: Sequence[TowerTrace], blocks: TowerBlocks) -> TowerReport:
     """The tower's account of one forward, whose pictures and videos may be a run each: block by block."""
-    depth = max(len(trace.lengths) for trace in traces)
+    depth = max(len(trace.steps) for trace in traces)
     left, full, kept = ([0] * depth for _ in range(3))
     for trace in traces:
-        whole = trace.prefix + trace.tokens
-        for i, (before, after) in enumerate(trace.lengths):
+        whole, patches = trace.prefix + trace.tokens, 4 if blocks.packed else 1
+        for i, (before, after, every, own) in enumerate(trace.steps):
             cost = TowerCost.of(blocks.blocks[i], blocks.attentions[i], blocks.facts.width(blocks.attentions[i]))
             left[i] += trace.batch * (after - trace.prefix)
-            full[i] += trace.batch * cost.flops(whole, whole)
-            kept[i] += trace.batch * cost.flops(before, after)
+            full[i] += trace.batch * cost.flops(patches * whole, patches * whole, every)
+            kept[i] += trace.batch * cost.flops(patches * before, patches * after, own)
     pictures, tokens = sum(trace.batch for trace in traces), sum(trace.batch * trace.tokens for trace in traces)
     return TowerReport(pictures, tokens, tuple(left), tuple(zip(full, kept, strict=True)))
 

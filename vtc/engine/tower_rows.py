@@ -64,11 +64,12 @@ class TowerRows:
         own = torch.arange(tokens, device=device).expand(batch, -1)
         return cls(own, own, torch.ones(batch, tokens, device=device))
 
-    def step(self, joined: Joined, left: int, nearest: Tensor | None = None) -> tuple[TowerRows, Step]:
+    def step(self, joined: Joined, left: int, keys: Tensor | None = None, prefix: int = 0) -> tuple[TowerRows, Step]:
         """The rows after a block, `left` of each picture, and how to make them.
 
         Args:
-            nearest: LongTensor [B, T], the row that stands in for each row if that is dropped; None = none is dropped.
+            keys: [B, T, d], where rows are dropped: the one that stays (behind the first `prefix`) and whose key is
+                most like that of a dropped one is shown in its place.
         """
         target, index = joined
         own = torch.arange(target.shape[1], device=target.device)
@@ -77,7 +78,10 @@ class TowerRows:
         place = torch.zeros_like(target).scatter_(1, index, own[:left].expand(len(target), -1))
         source = shown = place.gather(1, target.clamp(min=0))
         weight, gone = None, self.gone
-        if nearest is not None:
+        if keys is not None:
+            stays = index[:, prefix:]
+            left_keys = keys.gather(1, stays[..., None].expand(-1, -1, keys.shape[-1]))
+            nearest = stays.gather(1, ops.nearest(keys, left_keys))
             source = torch.where(target >= 0, source, -1)
             shown = torch.where(target >= 0, shown, place.gather(1, nearest))
             lost = (target < 0).gather(1, self.shown)

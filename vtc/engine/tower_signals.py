@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vtc import ops
 from vtc.engine import context
 from vtc.engine.context import uncompiled
-from vtc.engine.tower_blocks import rows_here
+from vtc.engine.tower_blocks import visit_here
 from vtc.engine.tower_call import ITEM, pack
+from vtc.engine.tower_segment import Segment
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
@@ -30,44 +30,6 @@ from vtc.signals import SIGNALS, of_place
 from vtc.transfer import upload
 
 Pair = tuple[str, int]  # (signal of the vision tower, layer)
-
-
-@dataclass
-class Segment:
-    """Patches that attend within themselves, as signals of the place `tower` read them.
-
-    Attributes:
-        q, k: [B, H, T, d], as the attention uses them; the first is the CLS token, if there is one.
-        share: of all patches of the run.
-        copies: [B, T], how many copies of each token there are, where the attention has seen one of them only; None
-            where it has seen all, or one that attracted as much attention as all.
-    """
-
-    q: Tensor
-    k: Tensor
-    share: float = 1.0
-    copies: Tensor | None = None
-
-    @property
-    def scale(self) -> float:
-        return self.q.shape[-1] ** -0.5
-
-    def rows(self, q: Tensor) -> Tensor:
-        """[B, R, T]: attention (mean over heads) of the queries q [B, H, R, d]."""
-        return ops.attention_rows(*self._weighed(q), self.scale)
-
-    def received(self) -> Tensor:
-        """[B, T]: mean attention that each token receives from all of them."""
-        return ops.received_attention(*self._weighed(self.q), self.scale)
-
-    def _weighed(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and the keys under which all copies of a token share what one of them attracts: one more channel
-        takes the logarithm of their number off the logits."""
-        if self.copies is None:
-            return q, self.k
-        less = self.copies.log().to(self.k)[:, None, :, None].expand(*self.k.shape[:3], 1)
-        one = torch.full_like(q[..., :1], 1 / self.scale)  # `scale` is given, and not that of one channel more
-        return torch.cat([q, one], dim=-1), torch.cat([self.k, -less], dim=-1)
 
 
 @dataclass(eq=False)
@@ -154,9 +116,9 @@ class TowerSignals:
         attentions = self.facts.attentions(tower) if self.wanted else []
         for layer in self.wanted:
             q, k = self.facts.projections(attentions[layer])
-            yield q.register_forward_hook(partial(self._after_projection, layer, "q"))
+            yield q.register_forward_hook(partial(self._after_projection, layer, "q"), prepend=True)
             if k is not q:
-                yield k.register_forward_hook(partial(self._after_projection, layer, "k"))
+                yield k.register_forward_hook(partial(self._after_projection, layer, "k"), prepend=True)
             yield attentions[layer].register_forward_hook(partial(self._after_attention, layer), with_kwargs=True)
 
     def close(self) -> None:
@@ -194,14 +156,21 @@ class TowerSignals:
         kwargs, _ = given
         q = run.projected.pop((layer, "q")).detach()
         k = run.projected.pop((layer, "k"), q).detach()
-        rows, proportional = rows_here()
-        copies = None
-        if rows is not None:  # patches have merged before this block: each is read as the row that stands for it
-            q, k = rows.expand(q), rows.expand(k)
-            copies = None if proportional else rows.size.gather(1, rows.shown)
+        visit, copies = visit_here(), None
+        if visit is not None and visit.passed.rows is not None:
+            # patches have merged before this block: each is read as the row that stands for it
+            rows, facts, kwargs = visit.passed.rows, self.facts, {**kwargs, **visit.given}
+            q, k = (facts.from_rows(rows.expand(facts.as_rows(x))) for x in (q, k))
+            if not visit.weighs:
+                copies = rows.size.gather(1, rows.shown)  # [B, N], of packed rows for each four patches
+                copies = copies.repeat_interleave(q.shape[0] // copies.shape[1], dim=1) if facts.widens else copies
         pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)
         total = sum(q.shape[2] for q, _ in pairs)
-        segments = [Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, copies) for q, k in pairs]
+        shared = [None] * len(pairs) if copies is None else copies.split([q.shape[2] for q, _ in pairs], dim=1)
+        segments = [
+            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own)
+            for (q, k), own in zip(pairs, shared, strict=True)
+        ]
         for name in self.wanted[layer]:
             run.call.signals[name, layer] = self._measure(name, segments, run.call.grid_thw)
 

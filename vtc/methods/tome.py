@@ -9,16 +9,17 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
-from vtc.methods.base.encoder import BlockTokens, EncoderMethod, Joined
+from vtc.methods.base.encoder import BlockTokens, Joined, MergingMethod
 from vtc.methods.base.method import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 ORDERS = ("raster", "released")
+MODES = ("protected", "bipartite", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds(EncoderMethod):
+class Rounds(MergingMethod):
     """Base of methods that merge pairs of similar tokens, round by round, until the budget is met.
 
     Args:
@@ -27,7 +28,6 @@ class Rounds(EncoderMethod):
 
     keep: int | float = 0.25
     rate: float = 0.25
-    merges = True
     positions_default = "compact"
 
     def __post_init__(self) -> None:
@@ -98,10 +98,15 @@ class ToMe(Rounds):
         target[looks[by_rank[:merged]]] = partner[by_rank[:merged]]
         return target, torch.cat([looks[by_rank[merged:]], torch.arange(1, len(tokens), 2, device=tokens.device)])
 
+    @property
+    def packs(self) -> bool:
+        return self.order == "raster"
+
     def join(self, tokens: BlockTokens) -> Joined:
         keys, gone, prefix = tokens.keys, tokens.gone, tokens.prefix
         if self.order == "raster":
-            return Joined(ops.bipartite_match(keys, gone, margin=None, protected=prefix))
+            return Joined(ops.bipartite_match(keys, gone, None, tokens.lengths, prefix))
+        assert isinstance(gone, int)
         looks, partner, rank = ops.bipartite_pairs(keys, prefix)
         b, t = keys.shape[:2]
         by_rank = looks.scatter(1, rank, torch.arange(looks.shape[1], device=keys.device).expand(b, -1))
@@ -120,20 +125,47 @@ class PiToMe(Rounds):
 
     As ToMe, but only tokens in crowds merge: those of highest energy; loners are protected.
 
-    Source: arXiv 2405.16148, section 3.2. Energy is the mean over all tokens of ELU(cosine - margin). The paper lowers
-    the margin from 0.9 to 0 with depth; behind the projector there is one, halfway.
+    Source: arXiv 2405.16148, section 3.2. Energy is the mean over all patches of ELU(cosine - margin), with the cosines
+    of keys at the stage "encoder". The paper lowers the margin from 0.9 to 0 with depth, which is done there; behind
+    the projector there is one, halfway. Of the 2r patches of highest energy every second one joins the most similar of
+    the others; the rest is protected. The released code merges otherwise in the first half of the blocks (`mode`), and
+    by unweighted means without proportional attention in CLIP, which the paper does not say and is not done here.
 
     Args:
-        margin: cosine above which tokens count as company.
+        margin: cosine above which tokens count as company; at the stage "encoder" the mean over the blocks, from twice
+            that in the first one down.
+        mode: at the stage "encoder", who may merge: "protected", the 2r patches of highest energy only; "bipartite",
+            all of them, every second one in the order of energy looking among the others, of which the r best pairs
+            merge as in ToMe; "released", bipartite in the first half of the blocks and protected in the second.
     """
 
     name = "pitome"
     margin: float = 0.45
+    mode: str = "protected"
     paper = Paper("Accelerating Transformers with Spectrum-Preserving Token Merging", "2405.16148")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.margin, "margin", -1, 1, what="a cosine")
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} of {self.title} is not one of {', '.join(MODES)}.")
+
+    @property
+    def packs(self) -> bool:
+        return self.mode == "protected"
+
+    def join(self, tokens: BlockTokens) -> Joined:
+        keys, gone, prefix = tokens.keys[:, tokens.prefix :], tokens.gone, tokens.prefix
+        margin = 2 * self.margin * (1 - tokens.block / tokens.depth)
+        if self.mode == "protected" or (self.mode == "released" and 2 * tokens.block >= tokens.depth):
+            target = ops.bipartite_match(keys, gone, margin, tokens.lengths)
+        else:
+            order = ops.energy(keys, margin).argsort(dim=1, descending=True, stable=True)
+            ranked = keys.gather(1, order[..., None].expand_as(keys))
+            target = ops.bipartite_match(ranked, gone, margin=None)  # of places in that order
+            target = torch.empty_like(order).scatter_(1, order, order.gather(1, target))
+        first = torch.arange(prefix, device=keys.device).expand(len(keys), -1)
+        return Joined(torch.cat([first, target + prefix], dim=1))
 
     def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
         return _as_they_lie(ops.bipartite_match(tokens[None], merged, self.margin)[0], merged)

@@ -62,7 +62,8 @@ class EncoderRun(Run):
             trace.steps.append((0, chosen))
             kwargs["inputs_embeds"] = flow.shorten(kwargs["inputs_embeds"], chosen, 0)
             plan = flow.part.plan
-            assert plan is not None and flow.found is not None
+            assert plan is not None
+            assert flow.found is not None
             flow.found = flow.found._replace(places=plan.outputs, features=flow.found.features[plan.taken])
             if self.forward.companions is not None:
                 self.forward.companions.shorten(plan, 0)
