@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import vtc
-from tests.engine.towers import PATCHES, TOWERS, pictures, run, tower
+from tests.engine.towers import PATCHES, SIZES, TOWERS, pictures, run, tower
 from vtc.models.tower import tower_for
 
 Row = list[float]
 NAMES = list(TOWERS)
+ROTARY = ("dinov3", "eva-rotary", "eva-mixed")  # where copies at other places have other keys
 
 
 def cosine(a: Row, b: Row) -> float:
@@ -128,7 +129,7 @@ def count_hooks(model: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ROTARY])
 def test_merging_exact_copies_changes_nothing(name: str):
     """Every second token after the embedding is a copy of the one before it: ToMe merges those, and with proportional
     attention nobody can tell."""
@@ -222,11 +223,239 @@ def test_gradients_reach_the_pixels_and_the_weights():
 def test_the_released_order_is_followed():
     """As the authors' code leaves them: those that looked in vain, then those that were looked at."""
     tokens = torch.tensor([[9.0, 0, 0], [0, 1, 0.2], [1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 0, 1], [1, 1, 1]])
-    from vtc.methods.base.encoder import BlockTokens
-
-    block = BlockTokens(tokens[None], torch.ones(1, 7), 1, 1, 0, 1)
-    joined = vtc.ToMe(order="released").join(block)
+    joined = vtc.ToMe(order="released").join(block_of(tokens, prefix=1, gone=1))
     assert joined.stays is not None
     joins = pairs(tokens.tolist(), 1, 1)
     assert joined.target[0].tolist() == [joins.get(i, i) for i in range(7)]
     assert joined.stays[0].tolist() == [i for i in (0, 2, 4, 6) if i not in joins] + [1, 3, 5]
+
+
+def block_of(keys: Tensor, prefix: int, gone: int, block: int = 0, depth: int = 1, **more: Any) -> vtc.BlockTokens:
+    n = len(keys)
+    ways: dict[str, Any] = {"attention": lambda: None, "pictures": list, **more}
+    return vtc.BlockTokens(keys[None], torch.ones(1, n), prefix, prefix > 0, gone, n - prefix, block, depth, **ways)
+
+
+# -- dropping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropped_patches_equal_masked_ones(name: str):
+    """The tower that keeps all patches, but in which later blocks do not see those that were dropped."""
+    model = tower(name)
+    facts, at = tower_for(model), 1
+    vtc.wrap(model, vtc.Random(keep=0.5, block=at))
+    short = run(model, pictures())
+    spans = vtc.report(model).spans
+    vtc.unwrap(model)
+    prefix = facts.prefix(model)
+    hidden = torch.zeros(2, prefix + PATCHES)
+    for row, span in enumerate(spans):
+        assert span.tokens_out == PATCHES // 2
+        hidden[row, prefix:] = torch.where(span.source < 0, -torch.inf, 0.0)
+    handles = [
+        attention.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, facts.with_bias(module, kwargs, hidden)), with_kwargs=True
+        )
+        for attention in facts.attentions(model)[at + 1 :]
+    ]
+    expected = run(model, pictures())
+    for handle in handles:
+        handle.remove()
+    for row, span in enumerate(spans):
+        kept = torch.cat([torch.arange(prefix), prefix + span.kept])
+        torch.testing.assert_close(short[row, kept], expected[row, kept], atol=1e-4, rtol=1e-4)
+        assert all(any(torch.equal(x, short[row, i]) for i in kept[prefix:]) for x in short[row, prefix:])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "timm", "open-clip", "eva-rotary", "dinov3"])
+def test_vtc_cls_drops_by_the_attention_of_blocks_so_far(name: str):
+    model = tower(name)
+    facts, seen = tower_for(model), {}
+    prefix = facts.prefix(model)
+    for i, attention in enumerate(facts.attentions(model)[:3]):  # the tower's own queries and keys
+        block = facts.blocks(model)[i]
+        for which, module in zip("qk", facts.listened(block, attention), strict=True):
+            module.register_forward_hook(lambda m, a, out, key=(i, which): seen.__setitem__(key, out))
+        attention.register_forward_pre_hook(
+            lambda m, a, kwargs, i=i: seen.__setitem__((i, "kwargs"), kwargs), with_kwargs=True
+        )
+    run(model, pictures())
+    scores = torch.zeros(2, PATCHES)
+    for i in (1, 2):
+        attention = facts.attentions(model)[i]
+        ((q, k),) = facts.queries_keys(attention, seen[i, "q"], seen[i, "k"], seen[i, "kwargs"], None)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)  # [B, T, T]
+        scores += (weights[:, 0] if facts.cls_first(model) else weights.mean(dim=1))[:, prefix:]
+    vtc.wrap(model, "vtc-cls", keep=5, block=2, start_layer=1)
+    run(model, pictures())
+    for row, span in enumerate(vtc.report(model).spans):
+        assert span.kept.tolist() == scores[row].topk(5).indices.sort().values.tolist()
+
+
+# -- whole models, and what is refused ---------------------------------------------------------------------------------
+
+
+def test_a_whole_clip_and_classifiers_are_wrapped_by_the_same_call():
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    text = CLIPTextConfig(**SIZES, vocab_size=50, eos_token_id=49)
+    vision = CLIPVisionConfig(**SIZES, image_size=16, patch_size=4)
+    model: Any = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).eval()
+    ids = torch.tensor([[1, 2, 49], [3, 4, 49]])
+    whole = model(input_ids=ids, pixel_values=pictures(3))
+    vtc.wrap(model, "tome", keep=0.5)
+    short = model(input_ids=ids, pixel_values=pictures(3))
+    assert short.logits_per_image.shape == (3, 2)
+    torch.testing.assert_close(short.text_embeds, whole.text_embeds)
+    assert not torch.allclose(short.image_embeds, whole.image_embeds)
+    assert [span.tokens_out for span in vtc.report(model).spans] == [8, 8, 8]
+
+
+def test_an_open_clip_is_wrapped_with_its_text_tower_left_alone():
+    import open_clip
+
+    vision = dict(image_size=16, patch_size=4, width=24, layers=3, head_width=12)
+    text = dict(context_length=8, vocab_size=40, width=16, heads=2, layers=2)
+    model: Any = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval()
+    words = torch.randint(0, 40, (2, 8))
+    whole, named = model.encode_image(pictures()), model.encode_text(words)
+    vtc.wrap(model, "tome", keep=0.5)
+    assert not torch.allclose(model.encode_image(pictures()), whole)
+    assert torch.equal(model.encode_text(words), named)
+    states = model.visual.forward_intermediates(pictures())["image_intermediates"]
+    assert [x.shape for x in states] == [(2, 24, 4, 4)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convnext_atto", r"ConvNeXt is convolutional: it has no patch tokens"),
+        ("resnet10t", r"ResNet is convolutional: it has no patch tokens"),
+        ("swin_tiny_patch4_window7_224", r"SwinTransformer is hierarchical: .* single patches cannot leave\.$"),
+    ],
+)
+def test_towers_without_patch_tokens_are_refused(name: str, message: str):
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ValueError, match=message) as caught:
+        vtc.wrap(model, "tome")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("divprune", r"divprune works at the stage 'input', and a vision tower alone has the stage 'encoder' only"),
+        ("tome(stage=input)", r"tome works at the stage 'input', and a vision tower alone"),
+        ("fastv", r"fastv works at the stage 'layer', and a vision tower alone"),
+        (["tome", "vtc-cls"], r"tome and vtc-cls both act inside the vision tower: give one\."),
+        ("vtc-cls(block=4)", r"block=4 of vtc-cls: only blocks 0 to 3 of this tower count\."),
+        ("zerotprune(blocks=(1, 9))", r"only blocks 0 to 3 of this tower count\."),
+    ],
+)
+def test_methods_that_cannot_act_in_a_tower_are_refused(method: Any, message: str):
+    model = tower("timm")
+    hooks = count_hooks(model)
+    with pytest.raises(ValueError, match=message):
+        vtc.wrap(model, method)
+        run(model, pictures())
+    vtc.unwrap(model)
+    assert count_hooks(model) == hooks
+
+
+def test_a_budget_out_of_reach_is_refused_before_the_first_block():
+    model = vtc.wrap(tower("timm"), "tome", keep=1)
+    ran = []
+    model.blocks[0].norm1.register_forward_hook(lambda *_: ran.append(1))
+    assert run(model, pictures()).shape[1] == PATCHES + 1  # 16 patches in four blocks
+    from timm import create_model
+
+    short = create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2)
+    vtc.wrap(short, "tome", keep=1)
+    with pytest.raises(ValueError, match=r"1 of 16 patches cannot be reached in 3 blocks .* keep 2 or more\.$"):
+        short(pictures())
+
+
+def test_odd_numbers_of_patches_and_a_single_one():
+    from timm import create_model
+
+    for size, patches in ((20, 25), (4, 1)):
+        model = create_model("vit_tiny_patch16_224", img_size=size, patch_size=4, embed_dim=24, depth=3, num_heads=2)
+        vtc.wrap(model.eval(), "tome", keep=0.5)
+        assert model.forward_features(torch.randn(2, 3, size, size)).shape[1] == patches + 1
+        assert [span.tokens_out for span in vtc.report(model).spans] == [max(1, round(patches / 2))] * 2
+
+
+def test_masks_and_checkpointing_are_refused():
+    model = vtc.wrap(tower("timm"), "tome", keep=0.5)
+    hidden = torch.zeros(17, 17).masked_fill_(torch.eye(17).bool(), -1.0)
+    with pytest.raises(ValueError, match=r"an attention mask that hides some patches from others"):
+        model(pictures(), attn_mask=hidden)
+    torch.testing.assert_close(model(pictures(), attn_mask=torch.zeros(17, 17)), model(pictures()))
+    model.set_grad_checkpointing(True)
+    with (
+        torch.enable_grad(),
+        pytest.raises(ValueError, match=r"gradient checkpointing computes blocks .* switch it off"),
+    ):
+        model(pictures())
+
+
+def test_a_tower_is_wrapped_once():
+    model = tower("clip")
+
+    class Around(torch.nn.Module):
+        def __init__(self, inside: Any) -> None:
+            super().__init__()
+            self.inside = inside
+
+    vtc.wrap(model, "tome")
+    with pytest.raises(ValueError, match="already wrapped through another model object"):
+        vtc.wrap(Around(model), "tome")
+    vtc.unwrap(model)
+    vtc.unwrap(vtc.wrap(Around(model), "tome"))
+
+
+# -- the account -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "timm-registers", "dinov3", "eva-rotary"])
+def test_the_account_of_flops_is_what_torch_counts(name: str):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tower(name)
+    facts = tower_for(model)
+    vtc.wrap(model, "tome", keep=0.5)
+    run(model, pictures())
+    said = vtc.report(model).tower
+    assert said is not None
+
+    def counted() -> list[int]:
+        found, handles = [], []
+        for block in facts.blocks(model):
+            mode = FlopCounterMode(display=False)
+            handles.append(block.register_forward_pre_hook(lambda *_, m=mode: m.__enter__() and None))
+            handles.append(block.register_forward_hook(lambda *_, m=mode: m.__exit__(None, None, None), prepend=True))
+            found.append(mode)
+        run(model, pictures())
+        for handle in handles:
+            handle.remove()
+        return [mode.get_total_flops() for mode in found]
+
+    shorter = counted()
+    vtc.unwrap(model)
+    assert [full for full, _ in said.flops_by_block] == counted()
+    for (_, kept), own, left in zip(said.flops_by_block, shorter, said.tokens_by_block, strict=True):
+        matching = own - kept  # products of keys with keys, and nothing else
+        assert 0 <= matching <= 2 * 2 * (left + 2 * PATCHES) ** 2 * 24
+
+
+def test_pictures_show_what_has_merged():
+    from PIL import Image
+
+    model = vtc.wrap(tower("timm"), "tome", keep=6)
+    run(model, pictures(1))
+    drawn = vtc.overlay(Image.new("RGB", (64, 64), "grey"), vtc.report(model).spans[0])
+    assert drawn.width >= 64
