@@ -120,6 +120,7 @@ class TowerBlocks:
             self.facts.check_bias(tower)
         self.blocks: list[Any] = list(self.facts.blocks(tower))
         self.last = len(self.blocks) - 1 if last is None else last
+        method.check_depth(self.last + 1)
         self.signals: dict[int, list[str]] = {}  # of each block, what is measured for the method
         for name, block in sorted({pair for i in range(self.last + 1) for pair in method.hears(i, self.last + 1)}):
             self.signals.setdefault(block, []).append(name)

@@ -77,10 +77,16 @@ class ZeroTPrune(EncoderMethod):
         if len(self.variance) != 2 or not self.variance[0] <= self.variance[1]:
             raise ValueError(f"variance={self.variance!r} of {self.title} is no interval (low, high).")
 
-    def counts(self, total: int, depth: int) -> tuple[int, ...]:
-        at = sorted({block if isinstance(block, int) else int(block * depth) for block in self.blocks})
-        if at[-1] >= depth:
+    def check_depth(self, depth: int) -> None:
+        if self.at(depth)[-1] >= depth:
             raise ValueError(f"blocks={self.blocks} of {self.title}: only blocks 0 to {depth - 1} of this tower count.")
+
+    def at(self, depth: int) -> list[int]:
+        """Numbers of the blocks behind whose attention patches go."""
+        return sorted({block if isinstance(block, int) else int(block * depth) for block in self.blocks})
+
+    def counts(self, total: int, depth: int) -> tuple[int, ...]:
+        at = self.at(depth)
         shape = tuple(0.5 ** ((i + 1) / len(at)) for i in range(len(at)))
         left = scaled(_SHAPE if len(at) == len(_SHAPE) else shape, token_count(self.keep, total), total)
         return tuple(left[sum(block <= i for block in at) - 1] if at[0] <= i else total for i in range(depth))

@@ -100,6 +100,9 @@ class EncoderMethod(Method):
         """Which rows go: `tokens.gone` of each picture's patches."""
         raise TypeError(f"{type(self).__name__} cannot act inside the vision tower: it does not define join(tokens).")
 
+    def check_depth(self, depth: int) -> None:
+        """Raise ValueError if it cannot act in a tower of which `depth` blocks count."""
+
     @property
     def packs(self) -> bool:
         """Whether `join` heeds `lengths`, in towers whose rows are packed."""
@@ -176,6 +179,9 @@ class DroppingMethod(EncoderMethod):
         if number >= depth:
             raise ValueError(f"block={self.block} of {self.title}: only blocks 0 to {depth - 1} of this tower count.")
         return number
+
+    def check_depth(self, depth: int) -> None:
+        self.at(depth)
 
     def counts(self, total: int, depth: int) -> tuple[int, ...]:
         at = self.at(depth)
