@@ -23,6 +23,7 @@ MOST_LETTERS = 500
 FIRST_METHODS = ("vtc-cls", "visionzip", "pyramiddrop")
 _STAGES = {
     "pixels": "Before the vision tower",
+    "encoder": "Inside the vision tower",
     "input": "Before the language model",
     "layer": "Inside it",
     "cache": "In its KV cache",

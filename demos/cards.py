@@ -15,6 +15,7 @@ from vtc.methods.base.notation import read_methods
 
 WHERE = {
     "pixels": "before the vision tower",
+    "encoder": "inside the vision tower",
     "input": "before the LLM",
     "layer": "inside the LLM",
     "cache": "in the KV cache",

@@ -253,7 +253,7 @@ def test_methods_lists_the_registry() -> None:
     assert {"random", "pool", "vtc-cls", "divprune", "todre", "visionzip"} <= set(names)
     for info in vtc.list_methods():
         assert info.summary
-        assert set(info.stage.split("+")) <= {"pixels", "input", "layer", "cache"}
+        assert set(info.stage.split("+")) <= {"pixels", "encoder", "input", "layer", "cache"}
 
 
 def test_grids_that_are_none() -> None:

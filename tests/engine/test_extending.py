@@ -130,7 +130,7 @@ def test_a_stage_is_a_name_to_methods_once_it_is_there() -> None:
     with pytest.raises(ValueError, match=says):
         make_door()
     open_door()
-    assert stage_names() == ("pixels", "input", "door", "layer", "cache")
+    assert stage_names() == ("pixels", "encoder", "input", "door", "layer", "cache")
     base = make_door()
     with pytest.raises(
         TypeError, match=r"^Late derives from DoorMethod, but its stage is 'layer': derive it from vtc\."

@@ -13,7 +13,7 @@ from tests.families import batch, model_of
 from vtc.methods.base import registry
 
 EVERY = sorted(name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods."))
-NAMES = [name for name in EVERY if registry.discover()[name].stage != "pixels"]  # those choose among tokens
+NAMES = [name for name in EVERY if registry.discover()[name].stage not in ("pixels", "encoder")]  # choose among tokens
 
 
 def make(name, keep, **options):

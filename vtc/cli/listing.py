@@ -19,6 +19,7 @@ from vtc.models.families import FamilyInfo, family_infos
 
 _STAGES = {
     "pixels": "before the vision tower",
+    "encoder": "between the vision tower's blocks",
     "input": "before the language model",
     "layer": "between its layers",
     "cache": "in its KV cache",

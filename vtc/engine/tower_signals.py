@@ -159,7 +159,10 @@ class TowerSignals:
         visit, copies = visit_here(), None
         if visit is not None and visit.passed.rows is not None:
             # patches have merged before this block: each is read as the row that stands for it
-            rows, facts, kwargs = visit.passed.rows, self.facts, {**kwargs, **visit.given}
+            rows, facts, groups = visit.passed.rows, self.facts, visit.passed.budget.groups(0)
+            places = rows.anchor.gather(1, rows.shown)  # and at the place where that stands
+            whole = None if groups is None else groups._replace(now=groups.whole)
+            kwargs = {**kwargs, **facts.with_rows(visit.given, places, facts.prefix(self.tower), whole)}
             q, k = (facts.from_rows(rows.expand(facts.as_rows(x))) for x in (q, k))
             if not visit.weighs:
                 copies = rows.size.gather(1, rows.shown)  # [B, N], of packed rows for each four patches

@@ -12,6 +12,8 @@ from vtc.budget import scaled, token_count
 from vtc.checks import check_number
 from vtc.methods.base.encoder import BlockTokens, EncoderMethod, Joined
 from vtc.methods.base.method import Paper
+from vtc.selection import Selection
+from vtc.signals import VisualTokens
 
 #: share of 196 patches that the paper's DeiT-S has left behind each of its pruning layers
 _SHAPE = (186 / 196, 159 / 196, 120 / 196, 77 / 196, 67 / 196)
@@ -111,6 +113,12 @@ class ZeroTPrune(EncoderMethod):
             stays = torch.cat([stays[:, :prefix], stays.gather(1, prefix + best)], dim=1)
         kept = torch.zeros(b, t, dtype=torch.bool, device=q.device).scatter_(1, stays, True)
         return Joined(torch.where(kept, own, -1))
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        raise TypeError(
+            f"{self.title} reads the attention of the vision tower's blocks and chooses between them: wrap a model, or "
+            "a vision tower, with it."
+        )
 
     def rank(self, q: Tensor, k: Tensor, scale: float, times: int, cls_first: bool) -> Tensor:
         """Importance [B, T] of the rows whose queries and keys are q, k [B, H, T, d]."""
