@@ -11,7 +11,7 @@ from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, register_tower
+from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, no_patches, register_tower
 from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen25Tower, QwenTower
@@ -71,10 +71,12 @@ def is_alone(model: nn.Module) -> bool:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in _ADAPTERS or hasattr(model, "generate"):
         return False
+    if no_patches(model):  # which is then said
+        return True
     try:
         find_tower(model)
     except ValueError:
-        return not hasattr(model, "config")  # of another library, where nothing else can be wrapped
+        return False
     return True
 
 

@@ -204,10 +204,10 @@ def register_tower(cls: type[Tower]) -> type[Tower]:
 
 
 def known_towers(takes: Takes | None = None) -> list[str]:
-    """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures."""
+    """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures. Towers of
+    timm and open_clip have none: they are known by class."""
     enter_those_that_ship()
-    everyone = {**_TOWERS, **{name.rsplit(".", 1)[1]: tower for name, tower in _CLASSES.items() if takes is None}}
-    return sorted(name for name, tower in everyone.items() if takes in (None, tower.takes))
+    return sorted(name for name, tower in _TOWERS.items() if takes in (None, tower.takes))
 
 
 def tower_type(tower: nn.Module) -> str | None:
@@ -226,7 +226,8 @@ def tower_for(tower: nn.Module) -> Tower:
             return found
     raise ValueError(
         f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
-        f"it knows {', '.join(known_towers())}, and what vtc.models.register_tower adds."
+        f"it knows {', '.join(known_towers())}, the vision transformers of timm and open_clip, and what "
+        "vtc.models.register_tower adds."
     )
 
 
@@ -245,12 +246,16 @@ def find_tower(model: nn.Module) -> nn.Module:
     name = type(model).__name__
     if found:
         raise ValueError(f"{name} holds {len(found)} vision towers: wrap one of them, not the whole.")
-    for module in model.modules():
-        for words, why in NO_TOWERS.items():
-            if any(word in type(module).__name__ for word in words):
-                raise ValueError(f"{name} {why}.")
+    if why := no_patches(model):
+        raise ValueError(f"{name} {why}.")
     tower_for(model)  # raises
     raise ValueError(f"{name} is a part of a vision tower, or its blocks are not where those of its kind are.")
+
+
+def no_patches(model: nn.Module) -> str | None:
+    """Why nothing could merge or leave in a model of a kind that has no patch tokens; None if it is not of one."""
+    name = type(model).__name__
+    return next((why for words, why in NO_TOWERS.items() if any(word in name for word in words)), None)
 
 
 #: what towers of other kinds cannot be compressed for, by what their classes are called
@@ -259,7 +264,7 @@ NO_TOWERS = {
         "is hierarchical: it shrinks a grid of patches stage by stage and attends within windows of it, so that single "
         "patches cannot leave"
     ),
-    ("ConvNeXt", "ConvNext", "ResNet", "EfficientNet", "RegNet", "MobileNet"): (
+    ("ConvNeXt", "ConvNext", "ResNet", "EfficientNet", "RegNet", "MobileNet", "VGG"): (
         "is convolutional: it has no patch tokens that could merge or leave"
     ),
 }

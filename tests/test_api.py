@@ -103,7 +103,7 @@ def test_models_that_cannot_be_wrapped() -> None:
     text = AutoModelForCausalLM.from_config(LlamaConfig(**cast(Any, TEXT)))
     with pytest.raises(ValueError, match=r"text-only model.*llava"):
         vtc.wrap(text, "divprune")
-    with pytest.raises(TypeError, match="expected a transformers model"):
+    with pytest.raises(TypeError, match="expected a model to wrap"):
         vtc.wrap("llava", "divprune")  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"no adapter.*How to add a model family"):
         vtc.wrap(torch.nn.Linear(2, 2), "divprune")

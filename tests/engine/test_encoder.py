@@ -458,3 +458,46 @@ def test_pictures_show_what_has_merged():
     run(model, pictures(1))
     drawn = vtc.overlay(Image.new("RGB", (64, 64), "grey"), vtc.report(model).spans[0])
     assert drawn.width >= 64
+
+
+# -- towers whose pictures have sizes of their own ---------------------------------------------------------------------
+
+
+def test_siglip2_merges_where_nothing_is_padded():
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    model: Any = Siglip2VisionModel(Siglip2VisionConfig(**SIZES, patch_size=4, num_patches=16)).eval()
+    pixels = torch.randn(2, PATCHES, 48)
+    inputs = {"pixel_values": pixels, "spatial_shapes": torch.tensor([[4, 4], [4, 4]])}
+    whole = model(**inputs, pixel_attention_mask=torch.ones(2, PATCHES)).last_hidden_state
+    vtc.wrap(model, "tome", keep=0.5)
+    short = model(**inputs, pixel_attention_mask=torch.ones(2, PATCHES)).last_hidden_state
+    assert short.shape == whole.shape
+    assert [span.tokens_out for span in vtc.report(model).spans] == [8, 8]
+    padded = torch.ones(2, PATCHES)
+    padded[1, 12:] = 0
+    with pytest.raises(ValueError, match=r"an attention mask that hides some patches from others \(padding, "):
+        model(pixel_values=pixels, spatial_shapes=torch.tensor([[4, 4], [3, 4]]), pixel_attention_mask=padded)
+
+
+def test_pixtral_merges_one_picture_at_a_time():
+    from transformers import PixtralVisionConfig, PixtralVisionModel
+
+    model: Any = PixtralVisionModel(PixtralVisionConfig(**SIZES, image_size=32, patch_size=4)).eval()
+    pixels = torch.randn(1, 3, 16, 24)
+    whole = model(pixels).last_hidden_state
+    vtc.wrap(model, "tome", keep=1.0)
+    torch.testing.assert_close(model(pixels).last_hidden_state, whole)
+    vtc.wrap(model, vtc.Random(keep=0.5, block=1))
+    short = model(pixels).last_hidden_state
+    (span,) = vtc.report(model).spans
+    vtc.unwrap(model)
+    hidden = torch.where(span.source < 0, -torch.inf, 0.0)[None, None, None]
+    for layer in model.transformer.layers[2:]:
+        layer.attention.register_forward_pre_hook(
+            lambda m, args, kwargs: (args, {**kwargs, "attention_mask": hidden}), with_kwargs=True
+        )
+    torch.testing.assert_close(short[0, span.kept], model(pixels).last_hidden_state[0, span.kept])
+    vtc.wrap(model, "tome", keep=0.5)
+    with pytest.raises(ValueError, match=r"an attention mask that hides some patches from others .* one picture a row"):
+        model(torch.randn(2, 3, 16, 16))

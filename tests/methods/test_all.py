@@ -308,7 +308,9 @@ def test_a_score_of_the_wrong_shape_is_refused():
 
 
 def test_an_impossible_stage_is_refused():
-    with pytest.raises(ValueError, match=r"^Late\.stage is 'decode'; expected one of pixels, input, layer, cache\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Late\.stage is 'decode'; expected one of pixels, encoder, input, layer, cache\.$"
+    ):
 
         class Late(vtc.Method):
             stage = "decode"

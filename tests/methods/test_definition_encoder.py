@@ -117,12 +117,12 @@ def test_zerotprune_keeps_as_many_as_it_is_asked_to():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": "input"}, r"stage='input' of zerotprune is not one of encoder\."),
+        ({"stage": "input"}, r"stage='input' is not one of encoder\."),
         ({"blocks": ()}, r"zerotprune needs at least one block"),
         ({"blocks": (1.5,)}, r"blocks=1.5 is not a number in \[0, 1\)"),
         ({"similar": 2}, r"similar=2 is not a number in \[0, 1\]"),
         ({"iterations": (1, 2)}, r"iterations=\(1, 2\) of zerotprune are not three numbers"),
-        ({"start": "random"}, r"start='random' of zerotprune is not one of uniform, cls"),
+        ({"start": "random"}, r"start='random' is not one of uniform, cls"),
         ({"variance": (1, 0)}, r"variance=\(1, 0\) of zerotprune is no interval"),
     ],
 )
@@ -134,10 +134,10 @@ def test_bad_options_of_zerotprune_are_refused(options: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: vtc.ToMe(stage="layer"), r"stage='layer' of tome is not one of input, encoder\."),
-        (lambda: vtc.ToMe(schedule="fast"), r"schedule='fast' of tome is not one of constant, decreasing, "),
+        (lambda: vtc.ToMe(stage="layer"), r"stage='layer' is not one of input, encoder\."),
+        (lambda: vtc.ToMe(schedule="fast"), r"schedule='fast' is not one of constant, decreasing, "),
         (lambda: vtc.ToMe(proportional=1), r"proportional=1 of tome is neither True nor False"),
-        (lambda: vtc.PiToMe(mode="both"), r"mode='both' of pitome is not one of protected, bipartite, released"),
+        (lambda: vtc.PiToMe(mode="both"), r"mode='both' is not one of protected, bipartite, released"),
         (lambda: vtc.VTCCLS(block=1.0), r"block=1.0 is not a number in \[0, 1\)"),
         (lambda: vtc.VTCCLS(block=-1), r"block=-1 is not a whole number of 0 or more"),
     ],

@@ -148,7 +148,7 @@ class PiToMe(Rounds):
         super().__post_init__()
         check_number(self.margin, "margin", -1, 1, what="a cosine")
         if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} of {self.title} is not one of {', '.join(MODES)}.")
+            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}.")
 
     @property
     def packs(self) -> bool:

@@ -75,7 +75,7 @@ class ZeroTPrune(EncoderMethod):
         for count in self.iterations:
             check_number(count, "iterations", 1, integer=True, what="how often attention is passed on")
         if self.start not in ("uniform", "cls"):
-            raise ValueError(f"start={self.start!r} of {self.title} is not one of uniform, cls.")
+            raise ValueError(f"start={self.start!r} is not one of uniform, cls.")
         if len(self.variance) != 2 or not self.variance[0] <= self.variance[1]:
             raise ValueError(f"variance={self.variance!r} of {self.title} is no interval (low, high).")
 

@@ -86,7 +86,7 @@ class EncoderMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage is not None and self.stage not in self.places:
-            raise ValueError(f"stage={self.stage!r} of {self.title} is not one of {', '.join(self.places)}.")
+            raise ValueError(f"stage={self.stage!r} is not one of {', '.join(self.places)}.")
 
     def counts(self, total: int, depth: int) -> tuple[int, ...]:
         """Patches left behind each of `depth` blocks that count, of `total`; ValueError if `keep` is out of reach."""
@@ -137,7 +137,7 @@ class MergingMethod(EncoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} of {self.title} is not one of {', '.join(SCHEDULES)}.")
+            raise ValueError(f"schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}.")
 
     @property
     def weighs(self) -> bool:
