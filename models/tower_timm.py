@@ -67,7 +67,7 @@ class EvaTower(TimmTower):
     def queries_keys(
         self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        from timm.layers import apply_rot_embed_cat
+        from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
         table, first = inputs.get("rope"), attention.num_prefix_tokens
         if table is None:

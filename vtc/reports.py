@@ -65,7 +65,8 @@ class StageReport:
 
     `layer` is None before the language model, and its number of layers where the KV cache is compressed after it;
     tokens are then those a layer holds on average. `flops` are those of the method's own learned module, 0 = it has
-    none; what choosing costs besides is in `ms`.
+    none; what choosing costs besides is in `ms`. `place` says where it acted, if neither before the language model nor
+    at one of its layers: "encoder", between the blocks of the vision tower.
     """
 
     name: str
@@ -74,6 +75,7 @@ class StageReport:
     tokens_out: int
     ms: float
     flops: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,9 @@ class Report:
         for column in ("stage", "before layer", "tokens in", "tokens out", "ms"):
             stages.add_column(column, justify="left" if column == "stage" else "right")
         for s in self.stages:
-            where = "input" if s.layer is None else "cache" if s.layer == len(self.tokens_by_layer) else str(s.layer)
+            where = str(s.layer)
+            if s.layer in (None, len(self.tokens_by_layer)):
+                where = s.place or "input" if s.layer is None else "cache"
             stages.add_row(s.name, where, str(s.tokens_in), str(s.tokens_out), f"{s.ms:.2f}")
         console.print(stages)
         spans = Table()

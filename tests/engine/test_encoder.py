@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from typing import Any
 
@@ -13,85 +12,11 @@ from torch import Tensor
 
 import vtc
 from tests.engine.towers import PATCHES, SIZES, TOWERS, pictures, run, tower
+from tests.methods.test_definition_encoder_stage import pairs
 from vtc.models.tower import tower_for
 
-Row = list[float]
 NAMES = list(TOWERS)
 ROTARY = ("dinov3", "eva-rotary", "eva-mixed")  # where copies at other places have other keys
-
-
-def cosine(a: Row, b: Row) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
-
-
-def pairs(keys: list[Row], prefix: int, gone: int) -> dict[int, int]:
-    """ToMe's: who joins whom. Even rows look among the odd ones; the prefix neither looks nor is looked at."""
-    looking = [i for i in range(0, len(keys), 2) if i >= prefix]
-    found = [j for j in range(1, len(keys), 2) if j >= prefix]
-    best = {i: max(found, key=lambda j: cosine(keys[i], keys[j])) for i in looking}
-    ranked = sorted(looking, key=lambda i: -cosine(keys[i], keys[best[i]]))
-    return {i: best[i] for i in ranked[:gone]}
-
-
-class ByHand:
-    """A timm tower's blocks, row by row, with ToMe between the two additions."""
-
-    def __init__(self, model: Any, proportional: bool) -> None:
-        self.model, self.prefix, self.proportional = model, model.num_prefix_tokens, proportional
-
-    def __call__(self, x: list[Tensor], left: tuple[int, ...]) -> tuple[list[Tensor], list[list[int]]]:
-        """Rows that are left, and which tokens are in each."""
-        groups = [[i] for i in range(len(x))]
-        for block, count in zip(self.model.blocks, left, strict=True):
-            keys, mixed = self.attend(block, x, [len(group) for group in groups])
-            x = [row + block.ls1(own) for row, own in zip(x, mixed, strict=True)]
-            joins = pairs(keys, self.prefix, len(x) - self.prefix - count)
-            for i, j in joins.items():
-                a, b = len(groups[i]), len(groups[j])
-                x[j] = (a * x[i] + b * x[j]) / (a + b)
-                groups[j] = groups[j] + groups[i]
-            rest = [i for i in range(len(x)) if i not in joins]
-            x, groups = [x[i] for i in rest], [groups[i] for i in rest]
-            x = [row + block.ls2(block.mlp(block.norm2(row))) for row in x]
-        return x, groups
-
-    def attend(self, block: Any, x: list[Tensor], sizes: list[int]) -> tuple[list[Row], list[Tensor]]:
-        heads, width = block.attn.num_heads, block.attn.head_dim
-        made = [block.attn.qkv(block.norm1(row)).view(3, heads, width) for row in x]
-        q = [[block.attn.q_norm(own[0][h]) for h in range(heads)] for own in made]
-        k = [[block.attn.k_norm(own[1][h]) for h in range(heads)] for own in made]
-        keys = [[sum(float(one[h][c]) for h in range(heads)) / heads for c in range(width)] for one in k]
-        out = []
-        for i in range(len(x)):
-            parts = []
-            for h in range(heads):
-                logits = [float(q[i][h] @ k[j][h]) / width**0.5 for j in range(len(x))]
-                if self.proportional:
-                    logits = [a + math.log(s) for a, s in zip(logits, sizes, strict=True)]
-                top = max(logits)
-                share = [math.exp(a - top) for a in logits]
-                parts.append(sum((s / sum(share)) * own[2][h] for s, own in zip(share, made, strict=True)))
-            out.append(block.attn.proj(torch.cat(parts)))
-        return keys, out
-
-
-@pytest.mark.parametrize("proportional", [True, False])
-@pytest.mark.parametrize("name", ["timm", "timm-average", "timm-registers", "timm-distilled"])
-@torch.no_grad()
-def test_tome_is_what_its_paper_says(name: str, proportional: bool):
-    model, pixels = tower(name), pictures(1)
-    x = model.norm_pre(model._pos_embed(model.patch_embed(pixels)))[0]
-    left = vtc.ToMe(keep=6).counts(PATCHES, 4)
-    rows, groups = ByHand(model, proportional)(list(x), left)
-    expected = torch.empty_like(x)
-    for row, group in zip(rows, groups, strict=True):
-        expected[group] = row
-    vtc.wrap(model, "tome", keep=6, proportional=proportional)
-    torch.testing.assert_close(run(model, pixels)[0], model.norm(expected), atol=2e-5, rtol=1e-4)
-    prefix = model.num_prefix_tokens
-    (span,) = vtc.report(model).spans
-    found = [sorted((span.source == i).nonzero()[:, 0].tolist()) for i in range(span.tokens_out)]
-    assert sorted(found) == sorted([sorted(i - prefix for i in group) for group in groups if group[0] >= prefix])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,6 +116,43 @@ def test_a_deep_copy_is_wrapped_by_itself():
     torch.testing.assert_close(run(other, pictures()), whole)
 
 
+def test_what_moves_inputs_between_devices_does_not_hide_a_block():
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    model = tower("clip")
+    expected = run(vtc.wrap(model, "tome", keep=0.5), pictures())
+    vtc.unwrap(model)
+    for block in model.encoder.layers:
+        add_hook_to_module(block, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    torch.testing.assert_close(run(vtc.wrap(model, "tome", keep=0.5), pictures()), expected)
+
+
+@pytest.mark.parametrize("name", ["timm", "clip"])
+def test_compiled_towers_give_the_same(name: str):
+    model = vtc.wrap(tower(name), "tome", keep=0.5)
+    expected = run(model, pictures())
+    compiled = torch.compile(model, backend="eager")
+    found = compiled(pictures())
+    if name == "timm":
+        torch.testing.assert_close(found, model(pictures()))
+        assert vtc.report(compiled).tokens_out == 16
+    else:
+        torch.testing.assert_close(found.last_hidden_state, expected)
+    vtc.unwrap(compiled)
+    assert not torch.allclose(run(model, pictures()), expected)
+
+
+def test_attention_that_takes_no_bias_is_refused():
+    model = tower("clip")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(
+        ValueError, match=r"attends by flash_attention_2, which takes no bias per key, .*=False, or load"
+    ):
+        vtc.wrap(model, "tome")
+    vtc.unwrap(vtc.wrap(model, "tome", proportional=False))
+    vtc.unwrap(vtc.wrap(model, "vtc-cls"))
+
+
 def test_hidden_states_of_transformers_are_full_length_plain_tensors():
     model = tower("clip")
     with torch.no_grad():
@@ -266,31 +228,6 @@ def test_dropped_patches_equal_masked_ones(name: str):
         kept = torch.cat([torch.arange(prefix), prefix + span.kept])
         torch.testing.assert_close(short[row, kept], expected[row, kept], atol=1e-4, rtol=1e-4)
         assert all(any(torch.equal(x, short[row, i]) for i in kept[prefix:]) for x in short[row, prefix:])
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip", "timm", "open-clip", "eva-rotary", "dinov3"])
-def test_vtc_cls_drops_by_the_attention_of_blocks_so_far(name: str):
-    model = tower(name)
-    facts, seen = tower_for(model), {}
-    prefix = facts.prefix(model)
-    for i, attention in enumerate(facts.attentions(model)[:3]):  # the tower's own queries and keys
-        block = facts.blocks(model)[i]
-        for which, module in zip("qk", facts.listened(block, attention), strict=True):
-            module.register_forward_hook(lambda m, a, out, key=(i, which): seen.__setitem__(key, out))
-        attention.register_forward_pre_hook(
-            lambda m, a, kwargs, i=i: seen.__setitem__((i, "kwargs"), kwargs), with_kwargs=True
-        )
-    run(model, pictures())
-    scores = torch.zeros(2, PATCHES)
-    for i in (1, 2):
-        attention = facts.attentions(model)[i]
-        ((q, k),) = facts.queries_keys(attention, seen[i, "q"], seen[i, "k"], seen[i, "kwargs"], None)
-        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)  # [B, T, T]
-        scores += (weights[:, 0] if facts.cls_first(model) else weights.mean(dim=1))[:, prefix:]
-    vtc.wrap(model, "vtc-cls", keep=5, block=2, start_layer=1)
-    run(model, pictures())
-    for row, span in enumerate(vtc.report(model).spans):
-        assert span.kept.tolist() == scores[row].topk(5).indices.sort().values.tolist()
 
 
 # -- whole models, and what is refused ---------------------------------------------------------------------------------

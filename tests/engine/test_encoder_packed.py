@@ -191,3 +191,20 @@ def test_signals_of_later_blocks_are_those_of_the_models_own_attention(proportio
     received = shared.unflatten(0, (-1, 4))[queries].flatten(0, 1).mean(dim=0)[queries]
     torch.testing.assert_close(Probe.shown[0][2], received, atol=1e-6, rtol=1e-4)
     assert len(Probe.shown[0][2]) == 24
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_pictures_may_be_made_smaller_before(family: str):
+    """pixels + encoder + input: what the tower is given, what it spends on it, and what the language model reads."""
+    model, inputs = model_of(family), batch(family, [[0], [1]])
+    with vtc.wrapped(model, ["downsample(keep=0.5)", "tome(stage=encoder, keep=0.5)", "divprune(keep=0.5)"]):
+        model.generate(**inputs, max_new_tokens=2)
+        report = vtc.report(model)
+    assert [stage.name for stage in report.stages] == ["downsample", "tome", "divprune"]
+    assert report.tower is not None
+    small = report.stages[0].tokens_out
+    assert report.tower.tokens == small
+    assert report.tower.tokens_by_block[-1] < small
+    assert report.stages[2].tokens_in == small
+    text = str(report)
+    assert "encoder" in text

@@ -186,3 +186,43 @@ def test_features_that_were_encoded_without_it_are_refused() -> None:
         pytest.raises(ValueError, match=r"tome acts inside the vision tower, which has run already and without it"),
     ):
         model(**text, **encoded.take([0]))
+
+
+@pytest.mark.parametrize("method", ["vtc-cls(stage=encoder, keep=9, block=0)", "zerotprune(keep=9, blocks=(0, 1))"])
+@pytest.mark.parametrize("family", ["llava", "llava_siglip"])
+def test_what_was_dropped_in_the_tower_is_not_read(family: str, method: str) -> None:
+    model, inputs = model_of(family), batch(family, [[0], [1]])
+    with vtc.wrapped(model, method):
+        model.generate(**inputs, max_new_tokens=2)
+        report = vtc.report(model)
+    for span in report.spans:
+        assert (span.tokens_out, int((span.source < 0).sum())) == (9, 27)
+    assert report.tower is not None
+    assert report.tower.tokens_by_block[-1] >= 18
+
+
+@pytest.mark.parametrize(
+    "method", ["vtc-cls(stage=encoder, keep=0.5)", "zerotprune", "pitome(stage=encoder, keep=0.5)"]
+)
+@pytest.mark.parametrize("family", FIXED)
+def test_every_method_acts_in_every_tower(family: str, method: str) -> None:
+    model, inputs = model_of(family), batch(family, [[0, 1], [2]])
+    with vtc.wrapped(model, method):
+        model(**inputs)
+        full, kept = vtc.report(model).tower.flops  # type: ignore[union-attr]
+    assert kept < full
+
+
+def test_rows_of_a_batch_do_not_meet() -> None:
+    model = model_of("llava")
+    both = batch("llava", [[0], [1]])
+    with vtc.wrapped(model, [vtc.ToMe(stage="encoder", keep=0.5), "vtc-cls(keep=8)"]):
+        together = model(**both).logits
+        kept = [span.kept.tolist() for span in vtc.report(model).spans]
+        for row in range(2):
+            alone = {k: v[row : row + 1] for k, v in both.items()}
+            mask = alone["attention_mask"].bool()[0]
+            alone = {k: v[:, mask] if v.dim() == 2 else v for k, v in alone.items()}
+            logits = model(**alone).logits
+            assert [span.kept.tolist() for span in vtc.report(model).spans] == [kept[row]]
+            torch.testing.assert_close(logits[0], together[row, mask], atol=1e-4, rtol=1e-3)

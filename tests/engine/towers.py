@@ -14,7 +14,7 @@ PATCHES = 16  # of each: 16 x 16 pixels, patches of 4
 def _timm(name: str, **more: Any) -> Any:
     import timm
 
-    sizes = dict(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=2, num_classes=5)
+    sizes: dict[str, Any] = dict(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=2, num_classes=5)
     return timm.create_model(name, **{**sizes, **more})
 
 
@@ -41,18 +41,18 @@ def _auto(model_type: str, **more: Any) -> Any:
 def _open_clip(**more: Any) -> Any:
     from open_clip.transformer import VisionTransformer
 
-    sizes = dict(image_size=16, patch_size=4, width=24, layers=4, heads=2, mlp_ratio=2, output_dim=8)
+    sizes: dict[str, Any] = dict(image_size=16, patch_size=4, width=24, layers=4, heads=2, mlp_ratio=2, output_dim=8)
     return VisionTransformer(**{**sizes, **more})
 
 
 def _eva(**more: Any) -> Any:
     from timm.models.eva import Eva
 
-    sizes = dict(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=2, num_classes=5)
+    sizes: dict[str, Any] = dict(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=2, num_classes=5)
     return Eva(**{**sizes, **more})
 
 
-SIZES = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2)
+SIZES: dict[str, Any] = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2)
 
 TOWERS: dict[str, Callable[[], Any]] = {
     "clip": _clip,

@@ -15,13 +15,23 @@ from typing import Any, TypeVar
 import vtc
 from vtc.methods.base import registry
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.encoder import DroppingMethod, EncoderMethod, MergingMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.trained import TrainedMethod
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 #: options introduced here mean the same for every method, so one test of the base defines them for all
-BASES: tuple[type[vtc.Method], ...] = (vtc.Method, LayerMethod, CacheMethod, ActiveMethod, TrainedMethod)
+BASES: tuple[type[vtc.Method], ...] = (
+    vtc.Method,
+    EncoderMethod,
+    MergingMethod,
+    DroppingMethod,
+    LayerMethod,
+    CacheMethod,
+    ActiveMethod,
+    TrainedMethod,
+)
 
 
 def defines(name: str, *options: str) -> Callable[[Test], Test]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import vtc
+from tests.methods.definitions import defines
 
 Row = list[float]
 
@@ -49,6 +50,7 @@ def pitome(keys: list[Row], gone: int, margin: float, bipartite: bool) -> dict[i
     return {i: best[i] for i in ranked[:gone]}
 
 
+@defines("pitome", "mode", "margin")
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("mode", ["protected", "bipartite", "released"])
 def test_pitome_merges_what_its_paper_says(mode: str, number: int):
@@ -82,6 +84,7 @@ def page_rank(q: Tensor, k: Tensor, rows: list[int], scale: float, times: int, f
     return [math.sqrt(sum(s[n] ** 2 for s in heard) / len(heard)) for n in range(t)]
 
 
+@defines("zerotprune", "similar", "iterations", "start", "variance")
 @pytest.mark.parametrize("start", ["uniform", "cls"])
 @pytest.mark.parametrize(("number", "times"), [(0, 6), (5, 3), (11, 1)])
 @pytest.mark.parametrize("similar", [0.0, 0.2, 1.0])
@@ -104,6 +107,7 @@ def test_zerotprune_drops_what_its_paper_says(start: str, number: int, times: in
         assert joined.target[row].tolist() == [-1 if i in dropped else i for i in range(t)]
 
 
+@defines("zerotprune", "blocks")
 def test_zerotprune_keeps_as_many_as_it_is_asked_to():
     counts = vtc.ZeroTPrune(keep=67).counts(196, 12)
     assert [counts[i] for i in (0, 2, 5, 8, 10)] == [186, 159, 120, 77, 67]  # the paper's DeiT-S
@@ -136,7 +140,7 @@ def test_bad_options_of_zerotprune_are_refused(options: dict[str, Any], message:
     [
         (lambda: vtc.ToMe(stage="layer"), r"stage='layer' is not one of input, encoder\."),
         (lambda: vtc.ToMe(schedule="fast"), r"schedule='fast' is not one of constant, decreasing, "),
-        (lambda: vtc.ToMe(proportional=1), r"proportional=1 of tome is neither True nor False"),
+        (lambda: vtc.resolve("tome(proportional=1)"), r"proportional=1 of tome is neither True nor False"),
         (lambda: vtc.PiToMe(mode="both"), r"mode='both' is not one of protected, bipartite, released"),
         (lambda: vtc.VTCCLS(block=1.0), r"block=1.0 is not a number in \[0, 1\)"),
         (lambda: vtc.VTCCLS(block=-1), r"block=-1 is not a whole number of 0 or more"),

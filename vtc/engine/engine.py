@@ -95,7 +95,8 @@ class Engine:
                 self.stages.append(kind(facts, own))
                 self.stages[-1].check_beside([part for part in parts if part not in own])
         self.compact = any(part.positions == "compact" for part in parts)
-        self.signals = TowerSignals(model, self.family, parts, self._after_tower)
+        listening = [part for part in parts if any(kind.takes(part) and kind.listens for kind in kinds)]
+        self.signals = TowerSignals(model, self.family, listening, self._after_tower)
         self.handles: list[RemovableHandle] = []
         self.hooked: dict[str, nn.Module] = {}
         self.layered = False  # whether there are hooks on the decoder layers

@@ -81,7 +81,7 @@ class Visit:
         self.inputs: dict[str, Any] = {}  # of the attention
         self.signals = dict(passed.signals)
         self.joint: Joint | None = None
-        self.step = (0, 0, 0, 0)
+        self.step: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def bias(self) -> Tensor:
         """[B, T], what is added to the logits of each row's key."""
@@ -245,14 +245,16 @@ class TowerBlocks:
     @uncompiled
     def _widen(self, attention: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         visit: Visit | None = context.top(self)
-        biased = visit is not None and visit.passed.rows is not None
-        return self.facts.widened(attention, output, visit.bias()) if biased else None
+        if visit is None or visit.passed.rows is None:
+            return None
+        return self.facts.widened(attention, output, visit.bias())
 
     @uncompiled
     def _narrow(self, attention: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> Any:
         visit: Visit | None = context.top(self)
-        biased = visit is not None and visit.passed.rows is not None
-        return (self.facts.narrowed(attention, args[0]), *args[1:]) if biased else None
+        if visit is None or visit.passed.rows is None:
+            return None
+        return self.facts.narrowed(attention, args[0]), *args[1:]
 
     @uncompiled
     def _after_attention(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -305,7 +307,7 @@ class TowerBlocks:
         watch, rows, budget = Stopwatch(native.device), visit.rows, visit.passed.budget
         whole, (before, after) = self.facts.as_rows(native), budget.rows(i)
         if rows is None:
-            rows = TowerRows.whole(*whole.shape[:2], whole.device)
+            rows = TowerRows.whole(whole.shape[0], whole.shape[1], whole.device)
         keys, gone, lengths = self.facts.metric(self.attentions[i], visit.heard["k"].detach()), before - after, None
         groups = budget.groups(i)
         if groups is not None:

@@ -33,7 +33,7 @@ class TowerEngine:
         self.blocks = blocks_for(self.tower, parts, None, self._begin)
         self.handles: list[RemovableHandle] = []
         self.hooked: dict[str, nn.Module] = {}
-        self.traces: Traces = Traces()
+        self.traces = Traces()  # of threads
 
     def attach(self) -> None:
         self.blocks.check_free()
@@ -51,7 +51,7 @@ class TowerEngine:
         forget_graphs()
 
     def _begin(self, trace: TowerTrace) -> None:
-        self.traces.keep(trace, None)
+        self.traces.keep(trace, None)  # type: ignore[arg-type]
 
     def report(self) -> Report:
         trace: Any = self.traces.last

@@ -46,5 +46,5 @@ def tower_report(trace: TowerTrace, blocks: TowerBlocks) -> Report:
         spans.append(ReportSpan(row, "image", span.grid, anchor, source, span.tiles, span.boxes()))
     after = part.tokens_by_block[-1] if part.tokens_by_block else trace.batch * trace.tokens
     ms = sum(watch.ms for watch in trace.watches)
-    stage = StageReport(blocks.method.title, None, trace.batch * trace.tokens, after, ms)
+    stage = StageReport(blocks.method.title, None, trace.batch * trace.tokens, after, ms, place="encoder")
     return Report(spans=spans, stages=[stage], tower=part)

@@ -46,11 +46,12 @@ class StageTrace:
     tokens_out: float | Tensor
     watches: list[Stopwatch]
     flops: int = 0
+    place: str = ""
 
     def report(self) -> StageReport:
         ms = sum(watch.ms for watch in self.watches)
         before, after = (round(float(n)) for n in (self.tokens_in, self.tokens_out))
-        return StageReport(self.name, self.layer, before, after, ms, self.flops)
+        return StageReport(self.name, self.layer, before, after, ms, self.flops, self.place)
 
 
 @dataclass
@@ -89,9 +90,10 @@ class Trace:
         after: float | Tensor,
         watches: list[Stopwatch],
         flops: int = 0,
+        place: str = "",
     ) -> None:
         """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
-        self.stages.append(StageTrace(name, layer, before, after, watches, flops))
+        self.stages.append(StageTrace(name, layer, before, after, watches, flops, place))
 
     def note_decode(self, name: str, layer: int, anew: Tensor) -> None:
         """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""

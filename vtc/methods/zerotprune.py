@@ -95,6 +95,7 @@ class ZeroTPrune(EncoderMethod):
 
     def join(self, tokens: BlockTokens) -> Joined:
         q, k, scale = tokens.attention()
+        assert isinstance(tokens.gone, int)
         prefix, (b, t) = tokens.prefix, tokens.keys.shape[:2]
         own = torch.arange(t, device=q.device).expand(b, -1)
         place = 4 * tokens.block / tokens.depth  # in quarters

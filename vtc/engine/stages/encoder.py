@@ -68,12 +68,13 @@ class EncoderRun(Run):
             if self.forward.companions is not None:
                 self.forward.companions.shorten(plan, 0)
         after = sum(len(index) for index in flow.index)
-        trace.note_stage(method.title, None, before, after, [watch for own in found for watch in own.watches])
+        watches = [watch for own in found for watch in own.watches]
+        trace.note_stage(method.title, None, before, after, watches, place="encoder")
 
 
 class EncoderStage(Stage):
     name, order, run = "encoder", 10, EncoderRun
-    uneven = False
+    uneven, listens = False, False
 
     def __init__(self, facts: Facts, methods: Sequence[Method]) -> None:
         super().__init__(facts, methods)
