@@ -131,7 +131,7 @@ def test_what_moves_inputs_between_devices_does_not_hide_a_block():
 def test_compiled_towers_give_the_same(name: str):
     model = vtc.wrap(tower(name), "tome", keep=0.5)
     expected = run(model, pictures())
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     found = compiled(pictures())
     if name == "timm":
         torch.testing.assert_close(found, model(pictures()))
@@ -252,8 +252,8 @@ def test_a_whole_clip_and_classifiers_are_wrapped_by_the_same_call():
 def test_an_open_clip_is_wrapped_with_its_text_tower_left_alone():
     import open_clip
 
-    vision = dict(image_size=16, patch_size=4, width=24, layers=3, head_width=12)
-    text = dict(context_length=8, vocab_size=40, width=16, heads=2, layers=2)
+    vision: Any = dict(image_size=16, patch_size=4, width=24, layers=3, head_width=12)
+    text: Any = dict(context_length=8, vocab_size=40, width=16, heads=2, layers=2)
     model: Any = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval()
     words = torch.randint(0, 40, (2, 8))
     whole, named = model.encode_image(pictures()), model.encode_text(words)
@@ -306,7 +306,7 @@ def test_a_budget_out_of_reach_is_refused_before_the_first_block():
     assert run(model, pictures()).shape[1] == PATCHES + 1  # 16 patches halve four times
     from timm import create_model
 
-    short = create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2)
+    short: Any = create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2)
     ran: list[int] = []
     short.blocks[0].norm1.register_forward_hook(lambda *_: ran.append(1))
     vtc.wrap(short, "tome", keep=1)
@@ -319,7 +319,9 @@ def test_odd_numbers_of_patches_and_a_single_one():
     from timm import create_model
 
     for size, patches in ((20, 25), (4, 1)):
-        model = create_model("vit_tiny_patch16_224", img_size=size, patch_size=4, embed_dim=24, depth=3, num_heads=2)
+        model: Any = create_model(
+            "vit_tiny_patch16_224", img_size=size, patch_size=4, embed_dim=24, depth=3, num_heads=2
+        )
         vtc.wrap(model.eval(), "tome", keep=0.5)
         assert model.forward_features(torch.randn(2, 3, size, size)).shape[1] == patches + 1
         assert [span.tokens_out for span in vtc.report(model).spans] == [max(1, round(patches / 2))] * 2

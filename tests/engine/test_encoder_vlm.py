@@ -125,7 +125,13 @@ def test_signals_of_later_layers_are_those_of_the_models_own_attention(
     method = vtc.ToMe(stage="encoder", keep=0.4, proportional=proportional, shorten=False)
     with vtc.wrapped(model, [method, Probe()]):
         rows: list[Any] = []
-        handle = attentions[1].register_forward_pre_hook(lambda module, args: rows.append(visit_here().passed.rows))
+
+        def before(module: Any, args: Any) -> None:
+            visit = visit_here()
+            assert visit is not None
+            rows.append(visit.passed.rows)
+
+        handle = attentions[1].register_forward_pre_hook(before)
         model(**inputs)
         handle.remove()
     (weights,), (row,) = said, rows

@@ -72,5 +72,6 @@ def options_of(name: str) -> tuple[str, ...]:
 
 def definer(cls: type[vtc.Method], option: str) -> str:
     """Whose test has to define `option` of `cls`: the base's that introduces it, or the method's own."""
-    first = next(base for base in reversed(cls.__mro__) if option in get_annotations(base))
+    annotated = [(base, str(get_annotations(base).get(option, "ClassVar"))) for base in reversed(cls.__mro__)]
+    first = next(base for base, kind in annotated if "ClassVar" not in kind)
     return first.__name__ if first in BASES else cls.name

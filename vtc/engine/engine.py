@@ -72,7 +72,7 @@ class Engine:
         self.model, self.methods, self.around = model, methods, around
         self.frame_marks = self.family.frame_marks(processor)
         facts = self.facts = Facts(model, self.family)
-        parts = tuple(part for method in methods for part in method.parts())
+        parts = tuple(placed(part, "input") for method in methods for part in method.parts())
         kinds = stages()
         config: Any = model.config
         for part in parts:

@@ -29,7 +29,7 @@ class TowerEngine:
     def __init__(self, model: nn.Module, methods: tuple[Method, ...]) -> None:
         self.model, self.tower = model, find_tower(model)
         self.methods = tuple(placed(method, "encoder") for method in methods)
-        parts = [part for method in self.methods for part in method.parts()]
+        parts = [placed(part, "encoder") for method in self.methods for part in method.parts()]
         self.blocks = blocks_for(self.tower, parts, None, self._begin)
         self.handles: list[RemovableHandle] = []
         self.hooked: dict[str, nn.Module] = {}
