@@ -28,12 +28,12 @@ class ZeroTPrune(EncoderMethod):
 
     Source: arXiv 2305.17328. There is no official code; the steps are those of three independent accounts of it:
 
-    1. Weighted page rank, head by head: s, uniform at first, becomes A^T s, `iterations` times, A being the block's
-       softmax attention. Heads are joined by a root mean square, over those whose variance of T s (mean 1) lies within
-       `variance`, or all where none does: the paper's interval cannot be meant of s, which sums to 1.
-    2. Of the less important half of the patches those leave that are most like one of the other half, by the cosine of
-       their keys: `similar` of all patches, or fewer where fewer are to go.
-    3. Page rank again, among what is left, rows summing to 1 anew; the least important leave.
+    * Weighted page rank, head by head: s, uniform at first, becomes A^T s, `iterations` times, A being the block's
+      softmax attention. Heads are joined by a root mean square, over those whose variance of T s (mean 1) lies within
+      `variance`, or all where none does: the paper's interval cannot be meant of s, which sums to 1.
+    * Of the less important half of the patches those leave that are most like one of the other half, by the cosine of
+      their keys: `similar` of all patches, or fewer where fewer are to go.
+    * Page rank again, among what is left, rows summing to 1 anew; the least important leave.
 
     The paper finds what each block keeps by a search over unlabelled pictures; here they are DeiT-S's, from the paper,
     raised to the power that makes the last one `keep`. What is dropped is dropped before the block's feed-forward part
@@ -41,18 +41,19 @@ class ZeroTPrune(EncoderMethod):
     what has become of the one that stayed and was most like it.
 
     Args:
-        blocks: behind whose attention patches go: ints (0-based) or fractions in [0, 1) of the blocks that count.
-        similar: share of all patches that goes by likeness in each of them.
+        blocks: behind whose attention patches go: ints (0-based) or fractions in [0, 1) of the blocks that count; of 12
+            blocks 0, 2, 5, 8 and 10, as the paper prunes DeiT-S.
+        similar: share of all patches that goes by likeness in each of them; the paper's 10 of 196.
         iterations: of page rank, in the first quarter of the blocks, in the middle, and in the last quarter.
         start: "uniform"; or "cls", which the paper classifies with: the CLS token begins with sqrt(T) times as much.
-        variance: see 1.
+        variance: within which a head's scores are to vary for it to be heard.
     """
 
     name = "zerotprune"
     keep: int | float = 0.5
     stage: str | None = "encoder"
-    blocks: tuple[int | float, ...] = (0.0, 1 / 6, 5 / 12, 2 / 3, 5 / 6)
-    similar: float = 10 / 196
+    blocks: tuple[int | float, ...] = (0.0, 0.17, 0.42, 0.67, 0.84)
+    similar: float = 0.051
     iterations: tuple[int, int, int] = (30, 5, 1)
     start: str = "uniform"
     variance: tuple[float, float] = (0.01, 0.7)
