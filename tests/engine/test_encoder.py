@@ -160,6 +160,30 @@ def test_hidden_states_of_transformers_are_full_length_plain_tensors():
         vtc.wrap(model, "tome", keep=0.5)
         states = model(pictures(), output_hidden_states=True).hidden_states
     assert [(type(x), x.shape[1]) for x in states] == [(Tensor, PATCHES + 1)] * 5
+    assert not any(vars(x) for x in states)  # what passed from block to block is not kept with them
+
+
+def test_parts_of_a_wrapped_tower_are_not_run_from_the_middle():
+    model = vtc.wrap(tower("timm"), "tome", keep=0.5)
+    with pytest.raises(
+        RuntimeError, match=r"block 2 of the vision tower was not given what the block before it put out"
+    ):
+        model.blocks[2](torch.randn(1, PATCHES + 1, 24))
+
+
+def test_a_block_of_another_kind_is_refused_and_not_run_uncompressed():
+    model = tower("timm")
+    block = model.blocks[0]
+
+    class Copying(type(block)):
+        def forward(self, x: Tensor, **more: Any) -> Tensor:
+            y = x.clone() + self.attn(self.norm1(x), **more)
+            return y + self.mlp(self.norm2(y))
+
+    block.__class__ = Copying
+    vtc.wrap(model, "tome", keep=0.5)
+    with pytest.raises(RuntimeError, match=r"Copying does not add its attention to its input in a way that vtc knows"):
+        run(model, pictures())
 
 
 def test_intermediates_of_timm_are_full_grids():

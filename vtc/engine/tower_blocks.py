@@ -201,7 +201,8 @@ class TowerBlocks:
     def _arrive(self, i: int, x: Tensor, kwargs: dict[str, Any]) -> Passed:
         """What the block before has passed on with `x`; a new run at the first block."""
         if i:
-            passed: Passed | None = x.__dict__.get(LINK) if isinstance(x, Tensor) else None
+            # taken off, so that whoever keeps hidden states does not keep the shorter ones, too
+            passed: Passed | None = x.__dict__.pop(LINK, None) if isinstance(x, Tensor) else None
             if passed is None or passed.block != i:
                 raise RuntimeError(
                     f"block {i} of the vision tower was not given what the block before it put out, so that "
@@ -291,7 +292,8 @@ class TowerBlocks:
         if rows is not None:
             short = self.facts.as_rows(x)
             x = self.facts.from_rows(rows.expand(short))
-        setattr(x, LINK, replace(passed, block=passed.block + 1, rows=rows, short=short, signals=signals))
+        if passed.block + 1 < len(self.blocks):
+            setattr(x, LINK, replace(passed, block=passed.block + 1, rows=rows, short=short, signals=signals))
         if rows is None:
             return None
         return (x, *output[1:]) if isinstance(output, tuple) else x
