@@ -127,6 +127,7 @@ def test_what_moves_inputs_between_devices_does_not_hide_a_block():
     torch.testing.assert_close(run(vtc.wrap(model, "tome", keep=0.5), pictures()), expected)
 
 
+@pytest.mark.full  # seconds of compiling
 @pytest.mark.parametrize("name", ["timm", "clip"])
 def test_compiled_towers_give_the_same(name: str):
     model = vtc.wrap(tower(name), "tome", keep=0.5)

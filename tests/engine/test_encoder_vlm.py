@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, ClassVar
 
 import pytest
@@ -232,3 +233,25 @@ def test_rows_of_a_batch_do_not_meet() -> None:
             logits = model(**alone).logits
             assert [span.kept.tolist() for span in vtc.report(model).spans] == [kept[row]]
             torch.testing.assert_close(logits[0], together[row, mask], atol=1e-4, rtol=1e-3)
+
+
+def test_threads_do_not_meet() -> None:
+    model = model_of("llava")
+    inputs = [batch("llava", [[seed]] * (1 + seed % 2)) for seed in range(4)]
+    with vtc.wrapped(model, [vtc.ToMe(stage="encoder", keep=0.5), "vtc-cls(keep=8)"]):
+        expected = [model(**one).logits for one in inputs]
+        found: dict[int, list[Tensor]] = {i: [] for i in range(len(inputs))}
+
+        def work(i: int) -> None:
+            with torch.no_grad():
+                found[i] += [model(**inputs[i]).logits for _ in range(3)]
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for i, logits in found.items():
+        assert len(logits) == 3
+        for one in logits:
+            torch.testing.assert_close(one, expected[i])
