@@ -201,8 +201,9 @@ class TowerBlocks:
     def _arrive(self, i: int, x: Tensor, kwargs: dict[str, Any]) -> Passed:
         """What the block before has passed on with `x`; a new run at the first block."""
         if i:
-            # taken off, so that whoever keeps hidden states does not keep the shorter ones, too
-            passed: Passed | None = x.__dict__.pop(LINK, None) if isinstance(x, Tensor) else None
+            passed: Passed | None = getattr(x, LINK, None)
+            if passed is not None:  # taken off, so that whoever keeps hidden states does not keep the shorter ones, too
+                delattr(x, LINK)
             if passed is None or passed.block != i:
                 raise RuntimeError(
                     f"block {i} of the vision tower was not given what the block before it put out, so that "
