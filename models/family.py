@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vtc.layout import Tile
+from vtc.layout import Tile, VisualSpan
 from vtc.models.tower import tower_for
 
 #: What transformers calls the pixels and patch grids of each modality, in the order in which a model runs its tower.
@@ -132,6 +132,18 @@ class Adapter:
         depth = len(facts.blocks(tower))
         last = max(c % (depth + 1) for c in chosen) if isinstance(chosen, list | tuple) else chosen % (depth + 1)
         return max(last - 1, 0)  # hidden_states[i] is the output of layer i - 1
+
+    def last_block(self, model: nn.Module) -> int:
+        """The last block (0-based) of the tower that anything is made of: that of `feature_layer` where the
+        configuration says which one the projector reads, else the last of all."""
+        if getattr(model.config, "vision_feature_layer", None) is not None:
+            return self.feature_layer(model)
+        tower = self.tower(model)
+        return len(tower_for(tower).blocks(tower)) - 1
+
+    def one_patch_each(self, model: nn.Module, span: VisualSpan) -> bool:
+        """Whether each token of the span (separators apart) is made of one of the tower's tokens and nothing else."""
+        return False
 
     def token_id(self, model: nn.Module, modality: str) -> int:
         """The placeholder of one visual token of an "image" or "video" in `input_ids`."""

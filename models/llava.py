@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.layout import VisualSpan
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
 from vtc.models.tower import known_towers, tower_for, tower_type
 
@@ -33,6 +34,9 @@ class LlavaAdapter(Adapter):
         states = torch.cat([output.hidden_states[layer][:, 0] for layer in layers], dim=-1)  # [crops, W]
         # `forward`, not a call: hooks on the projector are for the patches
         return self.base(model).multi_modal_projector.forward(states)
+
+    def one_patch_each(self, model: nn.Module, span: VisualSpan) -> bool:
+        return True
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         config: Any = model.config.vision_config

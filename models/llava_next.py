@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vtc.layout import Tile
+from vtc.layout import Tile, VisualSpan
 from vtc.models.family import ImageLayout, Known, frames_layout, square_layout
 from vtc.models.llava import LlavaAdapter
 
@@ -81,6 +81,11 @@ class LlavaNextAdapter(LlavaAdapter):
             tower_tokens=per_crop * (1 + mosaic.crops_h * mosaic.crops_w),
             crops=1 + mosaic.crops_h * mosaic.crops_w,
         )
+
+    def one_patch_each(self, model: nn.Module, span: VisualSpan) -> bool:
+        """Not where frames are pooled, or a mosaic that is too large is scaled down."""
+        most, crops = self.max_crops(model), int(span.crop.max())  # the mosaic's, the thumbnail is number 0
+        return span.modality == "image" and (most is None or crops <= most)
 
     def video_layout(self, model: nn.Module, features: Tensor) -> ImageLayout:
         """Arrangement of the visual tokens [N, D] of one video, for families that read videos."""

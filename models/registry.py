@@ -11,8 +11,11 @@ from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, SiglipTower, register_tower
+from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, no_patches, register_tower
+from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
+from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
+from vtc.models.tower_timm import EvaTower, TimmTower
 from vtc.models.unsupported import why_unsupported
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -36,7 +39,21 @@ for _family in (
 ):
     register_adapter(_family)
 
-for _tower in (CLIPTower, SiglipTower, InternVLTower, QwenTower, Qwen25Tower, Qwen3Tower):
+for _tower in (
+    CLIPTower,
+    SiglipTower,
+    Siglip2Tower,
+    InternVLTower,
+    DinoTower,
+    Dino3Tower,
+    PixtralTower,
+    QwenTower,
+    Qwen25Tower,
+    Qwen3Tower,
+    TimmTower,
+    EvaTower,
+    OpenClipTower,
+):
     register_tower(_tower)
 
 
@@ -48,6 +65,20 @@ def list_families() -> list[str]:
 def adapter_of(model_type: str) -> Adapter:
     """The adapter of a model type of `list_families()`."""
     return _ADAPTERS[model_type]
+
+
+def is_alone(model: nn.Module) -> bool:
+    """Whether a model is to be taken for a vision tower, or one with something around it that generates no text."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in _ADAPTERS or hasattr(model, "generate"):
+        return False
+    if no_patches(model):  # which is then said
+        return True
+    try:
+        find_tower(model)
+    except ValueError:
+        return False
+    return True
 
 
 def adapter_for(model: nn.Module) -> Adapter:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vtc.models import enter_those_that_ship
 from vtc.transfer import upload
 
-Takes = Literal["square", "rectangle", "packed"]
+Takes = Literal["square", "rectangle", "row", "packed"]
 
 
 class Packing(NamedTuple):
@@ -21,6 +21,13 @@ class Packing(NamedTuple):
     side: int
 
 
+class Groups(NamedTuple):
+    """Sizes of the groups that a packed row is made of: as it came, and now."""
+
+    whole: list[int]
+    now: list[int]
+
+
 class Tower:
     """Facts about the towers of some `config.model_type`; the defaults are those of CLIP and SigLIP.
 
@@ -28,10 +35,12 @@ class Tower:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: "module.Class" of towers that have no model type (timm's, open_clip's); subclasses of these count
+    class_names: ClassVar[tuple[str, ...]] = ()
     #: whether the first token of each picture is a trained CLS token
     has_cls: ClassVar[bool] = False
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
-    #: or pictures of any size, packed one after another into one row, with their grids in `grid_thw`
+    #: or pictures of any size, packed one after another into one row, alone or ("packed") with grids in `grid_thw`
     takes: ClassVar[Takes] = "square"
     #: what the published processors of its family subtract from each channel's pixels in [0, 1], and divide them by
     mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
@@ -61,6 +70,100 @@ class Tower:
         """Modules of an attention whose outputs `queries_keys` reads; twice the same one where it is fused."""
         return attention.q_proj, attention.k_proj
 
+    # -- between its blocks (the stage `encoder`) ----------------------------------------------------------------
+
+    def prefix(self, tower: Any) -> int:
+        """How many tokens stand before a picture's patches: CLS, registers, a distillation token."""
+        return int(self.has_cls)
+
+    def cls_first(self, tower: Any) -> bool:
+        """Whether the first of them is a trained CLS token."""
+        return self.has_cls
+
+    def listened(self, block: Any, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """Modules of a block that run before its first residual addition, whose outputs `heads` makes queries and keys
+        of: the `projections`, or what comes before them where they are no modules."""
+        return self.projections(attention)
+
+    def heads(self, attention: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [B, H, T, d] before any rotation, of the outputs of what is `listened` to."""
+        queries, keys = (x.unflatten(-1, (self.heads_of(attention), -1)).transpose(1, 2) for x in (q, k))
+        return queries, keys
+
+    def heads_of(self, attention: Any) -> int:
+        """How many heads an attention has."""
+        return attention.num_heads
+
+    def metric(self, attention: Any, k: Tensor) -> Tensor:
+        """[B, T, d]: the keys of `heads`, averaged over heads, from the second module's output alone."""
+        return k.unflatten(-1, (self.heads_of(attention), -1)).mean(dim=-2)
+
+    def width(self, attention: Any) -> int:
+        """Width of an attention's queries, all heads together."""
+        return self.heads_of(attention) * attention.head_dim
+
+    def check(self, tower: Any) -> None:
+        """Raise ValueError if nothing can merge inside of this one."""
+
+    def check_bias(self, tower: Any) -> None:
+        """Raise ValueError if the attention takes no bias per key (`with_bias`)."""
+        kind = str(getattr(getattr(tower, "config", None), "_attn_implementation", None) or "sdpa")
+        if kind not in ("sdpa", "eager"):
+            raise ValueError(
+                f"the vision tower attends by {kind}, which takes no bias per key, but a merged patch is to weigh as "
+                "much as the patches in it: give proportional=False, or load with attn_implementation='sdpa'."
+            )
+
+    def with_bias(self, attention: Any, kwargs: dict[str, Any], bias: Tensor) -> dict[str, Any]:
+        """Keyword arguments of an attention's call under which bias [B, T] is added to the logits of each key."""
+        given, bias = kwargs.get("attention_mask"), bias[:, None, None]
+        return {**kwargs, "attention_mask": bias if given is None else given + bias}
+
+    def checkpoints(self, tower: Any) -> bool:
+        """Whether its blocks are computed again for their gradients."""
+        return any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.blocks(tower))
+
+    def with_rows(self, kwargs: dict[str, Any], anchor: Tensor, prefix: int, groups: Groups | None) -> dict[str, Any]:
+        """Keyword arguments of a block's call for the rows that are left.
+
+        Args:
+            anchor: LongTensor [B, T], which of the whole picture's tokens each row stands at, the `prefix` included.
+            groups: what rows merge within, of packed rows; None elsewhere.
+        """
+        return kwargs
+
+    # Of packed rows (one batch row, in which several patches make a token and stay together):
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """What a block is given or puts out -> [B, T, D] of what merges as a whole."""
+        return x
+
+    def from_rows(self, x: Tensor) -> Tensor:
+        """The other way round."""
+        return x
+
+    def groups(self, tower: Any, kwargs: dict[str, Any]) -> list[int]:
+        """Sizes of the stretches within which rows of `as_rows` merge, from the arguments of the first block's call:
+        no larger than what any block attends within."""
+        raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define groups().")
+
+    #: whether `with_bias` needs queries and keys of more channels, which `widened` makes, and `narrowed` cuts off
+    widens: ClassVar[bool] = False
+
+    def joints(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        """The module whose output is to be `widened`, and the one whose input is to be `narrowed`."""
+        raise TypeError(f"{type(self).__name__} widens, but does not define joints().")
+
+    def widened(self, attention: Any, output: Tensor, bias: Tensor) -> Tensor:
+        """Queries, keys and values whose products have bias [B, T] of `as_rows` in them."""
+        return output
+
+    def narrowed(self, attention: Any, x: Tensor) -> Tensor:
+        """Values without the channels that `widened` has added."""
+        return x
+
+    # -- its attention, as signals read it -----------------------------------------------------------------------
+
     def segments(self, inputs: dict[str, Any]) -> list[int] | None:
         """Lengths of the stretches of a packed row (pictures, frames, windows) that attend within themselves.
 
@@ -80,8 +183,7 @@ class Tower:
             inputs: keyword arguments of the attention's call.
             grid_thw: LongTensor [images, 3] of patches in main memory, for towers that take it.
         """
-        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
-        return [(queries, keys)]
+        return [self.heads(attention, q, k)]
 
     def order(self, tower: Any, grid_thw: Tensor) -> Tensor | None:
         """LongTensor [N]: the token that stands at each place while the blocks run; None: that of the place."""
@@ -119,7 +221,8 @@ class Tower:
         return full.view(*kept.shape, *values.shape[2:])
 
 
-_TOWERS: dict[str, Tower] = {}
+_TOWERS: dict[str, Tower] = {}  # by model type
+_CLASSES: dict[str, Tower] = {}  # by class, "module.Class"
 
 
 def register_tower(cls: type[Tower]) -> type[Tower]:
@@ -127,11 +230,14 @@ def register_tower(cls: type[Tower]) -> type[Tower]:
     enter_those_that_ship()  # before the user's, which may stand in for one of them
     for model_type in cls.model_types:
         _TOWERS[model_type] = cls()
+    for name in cls.class_names:
+        _CLASSES[name] = cls()
     return cls
 
 
 def known_towers(takes: Takes | None = None) -> list[str]:
-    """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures."""
+    """Model types (`config.model_type`) of the towers that vtc knows: all, or those that take such pictures. Towers of
+    timm and open_clip have none: they are known by class."""
     enter_those_that_ship()
     return sorted(name for name, tower in _TOWERS.items() if takes in (None, tower.takes))
 
@@ -145,12 +251,63 @@ def tower_for(tower: nn.Module) -> Tower:
     """Facts about a tower, by its own `config.model_type`; ValueError with the known ones if there are none."""
     model_type = tower_type(tower)
     enter_those_that_ship()
-    if model_type not in _TOWERS:
-        raise ValueError(
-            f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
-            f"it knows {', '.join(known_towers())}, and what vtc.models.register_tower adds."
-        )
-    return _TOWERS[model_type]
+    if model_type in _TOWERS:
+        return _TOWERS[model_type]
+    for cls in type(tower).__mro__:
+        if found := _CLASSES.get(f"{cls.__module__}.{cls.__qualname__}"):
+            return found
+    raise ValueError(
+        f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
+        f"it knows {', '.join(known_towers())}, the vision transformers of timm and open_clip, and what "
+        "vtc.models.register_tower adds."
+    )
+
+
+def find_tower(model: nn.Module) -> nn.Module:
+    """The vision tower that `model` is, or that is inside of it (a whole CLIP, a classifier); ValueError if there is
+    none, or more than one."""
+    found, below = [], [model]
+    while below:
+        module = below.pop(0)
+        if _is_tower(module):
+            found.append(module)
+        else:
+            below.extend(module.children())
+    if len(found) == 1:
+        return found[0]
+    name = type(model).__name__
+    if found:
+        raise ValueError(f"{name} holds {len(found)} vision towers: wrap one of them, not the whole.")
+    if why := no_patches(model):
+        raise ValueError(f"{name} {why}.")
+    tower_for(model)  # raises
+    raise ValueError(f"{name} is a part of a vision tower, or its blocks are not where those of its kind are.")
+
+
+def no_patches(model: nn.Module) -> str | None:
+    """Why nothing could merge or leave in a model of a kind that has no patch tokens; None if it is not of one."""
+    name = type(model).__name__
+    return next((why for words, why in NO_TOWERS.items() if any(word in name for word in words)), None)
+
+
+#: what towers of other kinds cannot be compressed for, by what their classes are called
+NO_TOWERS = {
+    ("Swin", "Hiera", "MViT", "Mvit", "PVT", "Pvt", "PoolFormer"): (
+        "is hierarchical: it shrinks a grid of patches stage by stage and attends within windows of it, so that single "
+        "patches cannot leave"
+    ),
+    ("ConvNeXt", "ConvNext", "ResNet", "EfficientNet", "RegNet", "MobileNet", "VGG"): (
+        "is convolutional: it has no patch tokens that could merge or leave"
+    ),
+}
+
+
+def _is_tower(module: nn.Module) -> bool:
+    try:
+        facts = tower_for(module)
+        return len(facts.attentions(module)) > 0
+    except (ValueError, AttributeError):
+        return False
 
 
 def facts_of(model_type: str) -> Tower:
@@ -169,6 +326,13 @@ class SiglipTower(Tower):
 
     model_types = ("siglip_vision_model",)
     mean = deviation = (0.5, 0.5, 0.5)
+
+
+class Siglip2Tower(SiglipTower):
+    """Pictures of any size, of as many patches each as the longest has, or padded to that."""
+
+    model_types = ("siglip2_vision_model",)
+    takes = "rectangle"
 
 
 class InternVLTower(Tower):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.tower import Packing, Tower
+from vtc.models.tower import Groups, Packing, Tower
 from vtc.transfer import upload
 
 
@@ -30,6 +30,58 @@ class QwenTower(Tower):
 
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         return attention.qkv, attention.qkv
+
+    # -- between its blocks: 2 x 2 patches that make a token stay together ------------------------------------------
+
+    widens = True
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        return x.view(1, len(x) // 4, -1)  # as they lie, four patches of a token follow each other
+
+    def from_rows(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[1] * 4, -1)
+
+    def groups(self, tower: Any, kwargs: dict[str, Any]) -> list[int]:
+        return [length // 4 for length in self.segments(kwargs) or []]
+
+    def metric(self, attention: Any, k: Tensor) -> Tensor:
+        keys = k.view(len(k), 3, attention.num_heads, -1)[:, 1]
+        return keys.unflatten(0, (-1, 4)).mean(dim=(1, 2))[None]
+
+    def with_rows(self, kwargs: dict[str, Any], anchor: Tensor, prefix: int, groups: Groups | None) -> dict[str, Any]:
+        assert groups is not None
+        whole, now = ([0, *accumulate(sizes)] for sizes in groups)
+        moved = {4 * before: 4 * after for before, after in zip(whole, now, strict=True)}
+        bounds = kwargs["cu_seqlens"]
+        new = torch.tensor([moved[end] for end in bounds.tolist()], dtype=bounds.dtype)
+        tables = tuple(x.unflatten(0, (-1, 4))[anchor[0]].flatten(0, 1) for x in kwargs["position_embeddings"])
+        return {**kwargs, "cu_seqlens": upload(new, bounds.device), "position_embeddings": tables}
+
+    # Its attention takes no mask. A channel more in each half of a head, which the rotary tables leave alone, holds 1
+    # in queries and the bias in keys; values have nothing there.
+
+    def joints(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        return attention.qkv, attention.proj
+
+    def check_bias(self, tower: Any) -> None:
+        """Whatever it attends by multiplies queries and keys."""
+
+    def with_bias(self, attention: Any, kwargs: dict[str, Any], bias: Tensor) -> dict[str, Any]:
+        cos, sin = kwargs["position_embeddings"]
+        return {**kwargs, "position_embeddings": (_two_more(cos, 1.0), _two_more(sin, 0.0))}
+
+    def widened(self, attention: Any, output: Tensor, bias: Tensor) -> Tensor:
+        wide = _two_more(output.view(len(output), 3, attention.num_heads, -1), 0.0)  # [R, 3, H, d + 2]
+        middle = wide.shape[-1] // 2 - 1
+        wide[:, 0, :, middle] = 1.0
+        wide[:, 1, :, middle] = (bias.flatten().repeat_interleave(4) / attention.scaling)[:, None].to(wide)
+        return wide.flatten(1)
+
+    def narrowed(self, attention: Any, x: Tensor) -> Tensor:
+        first, second = x.unflatten(-1, (attention.num_heads, -1)).chunk(2, dim=-1)
+        return torch.cat([first[..., :-1], second[..., :-1]], dim=-1).flatten(-2)
+
+    # -- as signals read its attention -------------------------------------------------------------------------------
 
     def segments(self, inputs: dict[str, Any]) -> list[int] | None:
         return inputs["cu_seqlens"].diff().tolist()
@@ -109,6 +161,10 @@ class Qwen25Tower(QwenTower):
 
     model_types = ("qwen2_5_vl_vision",)
 
+    def check(self, tower: Any) -> None:
+        if 0 in tower.fullatt_block_indexes:
+            raise ValueError("the first block of this tower attends to everything, and later ones within windows.")
+
     def feature_layer(self, tower: Any) -> int:
         return max(tower.fullatt_block_indexes)
 
@@ -172,6 +228,12 @@ def _ranked(order: Tensor, kept: Tensor) -> Tensor:
     Example: order 2 0 3 1, of which 0, 2 and 3 are kept: 1 0 2.
     """
     return (kept.cumsum(0) - 1)[order[kept[order]]]
+
+
+def _two_more(x: Tensor, value: float) -> Tensor:
+    """[..., d] with a channel of `value` behind each half: [..., d + 2]."""
+    first, second = (torch.nn.functional.pad(half, (0, 1), value=value) for half in x.chunk(2, dim=-1))
+    return torch.cat([first, second], dim=-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

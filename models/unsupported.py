@@ -17,7 +17,7 @@ def why_unsupported(model: nn.Module) -> str:
     if reads == {"text"} or part_of == "text_config" or str(model_type).endswith("_text"):
         return f"{name} is a text-only model: it has no visual tokens."
     if model_type in known_towers() or part_of == "vision_config" or (reads and reads <= {"image", "video"}):
-        return f"{name} is a vision model without a language model: vtc wraps whole vision-language models."
+        return f"{name} is a vision model without a language model, and its vision tower is none that vtc knows."
     if reads and not reads & {"image", "video"}:
         return f"{name} reads {' and '.join(sorted(reads))}, neither images nor videos: it has no visual tokens."
     if reads and isinstance(model, PreTrainedModel) and not model.can_generate():

@@ -103,7 +103,7 @@ def test_models_that_cannot_be_wrapped() -> None:
     text = AutoModelForCausalLM.from_config(LlamaConfig(**cast(Any, TEXT)))
     with pytest.raises(ValueError, match=r"text-only model.*llava"):
         vtc.wrap(text, "divprune")
-    with pytest.raises(TypeError, match="expected a transformers model"):
+    with pytest.raises(TypeError, match="expected a model to wrap"):
         vtc.wrap("llava", "divprune")  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"no adapter.*How to add a model family"):
         vtc.wrap(torch.nn.Linear(2, 2), "divprune")
@@ -253,7 +253,7 @@ def test_methods_lists_the_registry() -> None:
     assert {"random", "pool", "vtc-cls", "divprune", "todre", "visionzip"} <= set(names)
     for info in vtc.list_methods():
         assert info.summary
-        assert set(info.stage.split("+")) <= {"pixels", "input", "layer", "cache"}
+        assert set(info.stage.split("+")) <= {"pixels", "encoder", "input", "layer", "cache"}
 
 
 def test_grids_that_are_none() -> None:

@@ -135,7 +135,7 @@ from vtc.models.tower import tower_for
 try:
     tower_for(torch.nn.Linear(2, 2))
 except ValueError as error:
-    assert "it knows clip_vision_model, internvl_vision, qwen2_5_vl_vision" in str(error), error
+    assert "it knows clip_vision_model, dinov2, dinov2_with_registers" in str(error), error
 else:
     raise AssertionError
 """,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
+    from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vqtoken import VQToken
     from vtc.methods.vtc_cls import VTCCLS
+    from vtc.methods.zerotprune import ZeroTPrune
     from vtc.models import list_families, register_adapter
     from vtc.models import list_families as supported
     from vtc.models.family import Adapter, square_layout
@@ -78,18 +80,23 @@ __all__ = [
     "H2O",
     "VTCCLS",
     "Adapter",
+    "BlockTokens",
     "CacheMethod",
     "Clip",
     "ClipLimits",
     "DivPrune",
     "Downsample",
+    "DroppingMethod",
     "DyCoke",
     "Encoded",
+    "EncoderMethod",
     "FastV",
     "FrameDedupe",
     "FrameFusion",
     "HoliTom",
+    "Joined",
     "LayerMethod",
+    "MergingMethod",
     "Method",
     "MethodInfo",
     "MustDrop",
@@ -121,6 +128,7 @@ __all__ = [
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
+    "ZeroTPrune",
     "__version__",
     "clip_inputs",
     "downsample",
@@ -157,18 +165,23 @@ _HOME = {
     "H2O": "vtc.methods.h2o",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
+    "BlockTokens": "vtc.methods.base.encoder",
     "CacheMethod": "vtc.methods.base.cache",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
     "Downsample": "vtc.methods.downsample",
+    "DroppingMethod": "vtc.methods.base.encoder",
     "DyCoke": "vtc.methods.dycoke",
     "Encoded": "vtc.engine.encoded",
+    "EncoderMethod": "vtc.methods.base.encoder",
     "FastV": "vtc.methods.fastv",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
     "HoliTom": "vtc.methods.holitom",
+    "Joined": "vtc.methods.base.encoder",
     "LayerMethod": "vtc.methods.base.layer",
+    "MergingMethod": "vtc.methods.base.encoder",
     "Method": "vtc.methods.base.method",
     "MethodInfo": "vtc.methods.base.index",
     "MustDrop": "vtc.methods.mustdrop",
@@ -199,6 +212,7 @@ _HOME = {
     "VQToken": "vtc.methods.vqtoken",
     "VisionDrop": "vtc.methods.visiondrop",
     "VisionZip": "vtc.methods.visionzip",
+    "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",

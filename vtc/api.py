@@ -26,6 +26,7 @@ from vtc.signals import VisualTokens, given_signals
 if TYPE_CHECKING:  # it imports transformers' parts, which `vtc.select` can do without
     from vtc.engine.encoded import Encoded
     from vtc.engine.engine import Engine
+    from vtc.engine.tower_engine import TowerEngine
 
 Model = TypeVar("Model", bound=nn.Module)
 MethodLike = str | Method | Sequence[str | Method]
@@ -39,7 +40,9 @@ def wrap(
 
     Args:
         model: a ...ForConditionalGeneration of transformers of a supported family, or what PEFT, torch.compile or
-            DataParallel made of one.
+            DataParallel made of one. Or a vision tower alone (transformers', timm's or open_clip's), or a model around
+            one that generates no text (a whole CLIP, a classifier): its features keep their length, so that everything
+            that is made of them works as before.
         method: a name ("divprune"), options with it or not ("todre(keep=0.1, mode=kcenter)"), or a Method
             (`vtc.ToDRE(keep=0.1)`); or several that act one after another, a list of these or "vtc-cls + fastv"
             (positions are renumbered if any of them asks for it).
@@ -56,12 +59,10 @@ def wrap(
         ValueError, TypeError: with one sentence, before anything is changed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a transformers model to wrap, got {type(model).__name__}.")
+        raise TypeError(f"expected a model to wrap, got {type(model).__name__}.")
     check_versions()
-    from vtc.engine.engine import Engine
-
     inner, around = look_through(model)
-    engine = Engine(inner, _resolve_all(method, keep, options), processor, around)
+    engine = _new_engine(inner, _resolve_all(method, keep, options), processor, around)
     old = _engine(model)
     if old is not None:
         old.detach()
@@ -210,5 +211,19 @@ def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str
     return tuple(resolve(m, keep, **options) for m in methods)  # type: ignore[arg-type]
 
 
-def _engine(model: nn.Module) -> Engine | None:
+def _new_engine(
+    model: nn.Module, methods: tuple[Method, ...], processor: Any, around: tuple[nn.Module, ...]
+) -> Engine | TowerEngine:
+    from vtc.models.registry import is_alone
+
+    if is_alone(model):
+        from vtc.engine.tower_engine import TowerEngine
+
+        return TowerEngine(model, methods)
+    from vtc.engine.engine import Engine
+
+    return Engine(model, methods, processor, around)
+
+
+def _engine(model: nn.Module) -> Engine | TowerEngine | None:
     return look_through(model)[0].__dict__.get(ATTRIBUTE)

@@ -144,3 +144,35 @@ def split_budget(total: int, sizes: list[int]) -> list[int]:
     for i in by_remainder[: total - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+SCHEDULES = ("constant", "decreasing", "increasing", "geometric")
+
+
+def merged_counts(total: int, last: int, blocks: int, schedule: str) -> tuple[int, ...]:
+    """How many of `total` tokens are left after each of `blocks` blocks, `last` of them in the end.
+
+    A block takes at most half of what is left. Within that, "constant" takes equally many in each block; "decreasing"
+    and "increasing" change linearly from twice that to none, and the other way round; "geometric" takes equal shares.
+
+    Example: 16 tokens, 4 in the end, four blocks: 13 10 7 4; decreasing 10 6 4 4; geometric 11 8 6 4. One in the end:
+    8 4 2 1 in any case, as each block leaves at least half.
+
+    Raises:
+        ValueError: so few cannot be reached.
+    """
+    if last << blocks < total:
+        least = -(-total // 2**blocks)
+        raise ValueError(
+            f"{last} of {total} patches cannot be reached in {blocks} block{'s' * (blocks > 1)} of the vision tower, "
+            f"each of which takes at most half: keep {least} or more."
+        )
+    slope = {"decreasing": -1.0, "increasing": 1.0}.get(schedule, 0.0)
+    weights = [1 + slope * (2 * i / (blocks - 1) - 1) if blocks > 1 else 1.0 for i in range(blocks)]
+    counts, left = [], total
+    for i in range(blocks):
+        gone = (total - last) * sum(weights[: i + 1]) / sum(weights)
+        wanted = round(total * (last / total) ** ((i + 1) / blocks)) if schedule == "geometric" else round(total - gone)
+        left = max(min(wanted, left, last << (blocks - 1 - i)), left - left // 2, last)
+        counts.append(left)
+    return tuple(counts)

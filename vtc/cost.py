@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +77,11 @@ class TowerCost:
         every, own = (sum(p.numel() for p in part.parameters() if p.dim() > 1) for part in (block, attention))
         return cls(own, every - own, width)
 
-    def flops(self, before: int, after: int, segments: Sequence[int] = ()) -> int:
+    def flops(self, before: int, after: int, products: int) -> int:
         """Multiply-adds count twice.
 
         Args:
             before: rows in the attention. after: rows in the feed-forward part.
-            segments: rows that attend within themselves, `before` of them in all; () = all of them together.
+            products: of queries and keys in each head: `before` squared where all attend to all.
         """
-        products = sum(n * n for n in segments) if segments else before * before
         return 2 * before * self.attention + 4 * products * self.width + 2 * after * self.rest

@@ -25,9 +25,12 @@ __all__ = [
     "bipartite_match",
     "bipartite_pairs",
     "dpc_knn",
+    "energy",
     "gather_rows",
     "greedy_diversity",
     "kmeans",
+    "nearest",
+    "passed_attention",
     "provider",
     "received_attention",
     "segment_mean",
@@ -117,6 +120,12 @@ def received_attention(
     return _run("received_attention", q, k, scale, at, seen)
 
 
+def passed_attention(q: Tensor, k: Tensor, scale: float, weight: Tensor) -> Tensor:
+    """What each key collects of the weights that queries hand out, head by head: q [B, H, R, d], k [B, H, N, d],
+    weight [B, H, R] -> [B, H, N] in fp32, the sum over queries of weight * softmax."""
+    return _run("passed_attention", q.detach(), k.detach(), scale, weight)
+
+
 def dpc_knn(features: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor]:
     """Density-peaks clustering: features [N, D] -> centres LongTensor [clusters], member LongTensor [N] (which one).
 
@@ -169,7 +178,9 @@ def kmeans(
     return _run("kmeans", features.detach(), k, metric, iterations, lengths)
 
 
-def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, lengths: Tensor | None = None) -> Tensor:
+def bipartite_match(
+    features: Tensor, r: int | Tensor, margin: float | None, lengths: Tensor | None = None, protected: int = 0
+) -> Tensor:
     """Which tokens to merge: features [B, N, D] -> LongTensor [B, N], the token each one joins (itself if it stays).
 
     Args:
@@ -178,17 +189,44 @@ def bipartite_match(features: Tensor, r: int | Tensor, margin: float | None, len
             the 2r tokens of highest energy, which every second one of joins its most similar other one (PiToMe, arXiv
             2405.16148, section 3.2): the mean over all tokens of ELU(cosine - margin).
         lengths: LongTensor [B], tokens of each picture; what fills up the others joins nobody.
+        protected: without a margin, how many of each picture's first tokens (CLS) neither join nor are joined; they are
+            counted when every second token is taken, but not among those of which at most half go.
     """
     b, n, _ = features.shape
     lengths = torch.full((b,), n) if lengths is None else lengths
     r = torch.full((b,), r) if isinstance(r, int) else r
-    if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths).any()):
+    if bool((r < 0).any()) or bool((2 * r.to(lengths.device) > lengths - protected).any()):
         raise ValueError(f"r={r.tolist()} of {lengths.tolist()} tokens: at most half of them can be merged away.")
-    return _run("bipartite_match", features.detach(), r, margin, upload(lengths, features.device))
+    return _run("bipartite_match", features.detach(), r, margin, upload(lengths, features.device), protected)
 
 
-def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def energy(features: Tensor, margin: float) -> Tensor:
+    """How crowded each token's surroundings are (PiToMe's energy): the mean over all tokens of ELU(cosine - margin).
+
+    Features [B, N, D] -> [B, N] in fp64, rounded so that what is equal but for rounding is equal.
+    """
+    module = _load("bipartite_match", "reference")
+    assert module is not None
+    x, scale = module.numbers(features.detach(), exact=True)
+    lengths = torch.full((len(x),), x.shape[1], device=x.device)
+    return (module.energy(x, scale, margin, lengths) * 2**28).round() / 2**28
+
+
+def nearest(features: Tensor, others: Tensor) -> Tensor:
+    """Which of `others` [B, M, D] each of features [B, N, D] is most like, by cosine: LongTensor [B, N]; ties: the
+    lowest."""
+    module = _load("bipartite_match", "reference")
+    assert module is not None
+    x, _ = module.numbers(features.detach(), exact=True)
+    y, scale = module.numbers(others.detach(), exact=True)
+    return module.nearest(x, y, scale, torch.full((len(y),), y.shape[1]))[1]
+
+
+def bipartite_pairs(features: Tensor, protected: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of which `bipartite_match` takes the best (ToMe's): features [B, N, D], N >= 2.
+
+    Args:
+        protected: as there.
 
     Returns:
         LongTensors [B, ceil(N / 2)]: every second token, the other one that is most similar to it, and its rank, 0 for
@@ -197,7 +235,7 @@ def bipartite_pairs(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b, n, _ = features.shape
     module = _load("bipartite_match", "reference")
     assert module is not None
-    return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device))
+    return module.bipartite_pairs(features.detach(), torch.full((b,), n, device=features.device), protected)
 
 
 def gather_rows(index: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

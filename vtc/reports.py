@@ -65,7 +65,8 @@ class StageReport:
 
     `layer` is None before the language model, and its number of layers where the KV cache is compressed after it;
     tokens are then those a layer holds on average. `flops` are those of the method's own learned module, 0 = it has
-    none; what choosing costs besides is in `ms`.
+    none; what choosing costs besides is in `ms`. `place` says where it acted, if neither before the language model nor
+    at one of its layers: "encoder", between the blocks of the vision tower.
     """
 
     name: str
@@ -74,6 +75,7 @@ class StageReport:
     tokens_out: int
     ms: float
     flops: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,23 @@ class TowerReport:
     """The vision tower's blocks, of all pictures of a run.
 
     Attributes:
-        pictures: that went through it (crops, frames); 0 = it did not run.
-        tokens: patches of a picture. tokens_by_block: of all pictures, those left behind each block.
+        pictures: that went through it (crops, frames); 0 = it did not run. tokens: their patches.
+        tokens_by_block: those left behind each block; what follows the last one is handed all of them again.
         flops_by_block: (uncompressed, compressed) FLOPs of each block; embedding, last norm and head are left out.
-        restored: whether what follows the tower was handed all patches again.
     """
 
     pictures: int
     tokens: int
     tokens_by_block: tuple[int, ...]
     flops_by_block: tuple[tuple[int, int], ...]
-    restored: bool = True
+
+    def then(self, later: TowerReport) -> TowerReport:
+        """Of two stages, `later` acting on what this one has left: from the uncompressed tower to what `later` says."""
+        return replace(
+            self,
+            tokens_by_block=later.tokens_by_block,
+            flops_by_block=tuple(_firsts(self.flops_by_block, later.flops_by_block)),
+        )
 
     @property
     def flops(self) -> tuple[int, int]:
@@ -218,7 +226,6 @@ class Report:
                 "tokens": self.tower.tokens,
                 "tokens_by_block": list(self.tower.tokens_by_block),
                 "flops": {"full": self.tower.flops[0], "compressed": self.tower.flops[1]},
-                "restored": self.tower.restored,
             },
             "flops_by_layer": [{"full": full, "compressed": kept} for full, kept in self.flops_by_layer],
             "kv_bytes_by_layer": [{"full": full, "compressed": kept} for full, kept in self.kv_bytes_by_layer],
@@ -249,7 +256,9 @@ class Report:
         for column in ("stage", "before layer", "tokens in", "tokens out", "ms"):
             stages.add_column(column, justify="left" if column == "stage" else "right")
         for s in self.stages:
-            where = "input" if s.layer is None else "cache" if s.layer == len(self.tokens_by_layer) else str(s.layer)
+            where = str(s.layer)
+            if s.layer in (None, len(self.tokens_by_layer)):
+                where = s.place or "input" if s.layer is None else "cache"
             stages.add_row(s.name, where, str(s.tokens_in), str(s.tokens_out), f"{s.ms:.2f}")
         console.print(stages)
         spans = Table()

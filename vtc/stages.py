@@ -22,6 +22,7 @@ _TABLE: dict[str, StageName] = {
     row.name: row
     for row in (
         StageName("pixels", 5, "PixelMethod"),
+        StageName("encoder", 10),
         StageName("input", 20),
         StageName("layer", 30, "LayerMethod"),
         StageName("cache", 40, "CacheMethod"),

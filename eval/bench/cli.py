@@ -6,14 +6,14 @@ from typing import Any
 
 from vtc.cli import arguments
 from vtc.eval.bench import archs, commands
-from vtc.eval.bench.suites import SHARED, VIDEO
+from vtc.eval.bench.suites import SHARED, TOWERS, VIDEO
 
 
 def add_command(parsers: Any) -> None:
     """Register `vtc bench` with the command line's subparsers."""
     about = "what methods cost and save in time and memory"
     command = parsers.add_parser("bench", help=about, description=__doc__)
-    kinds = command.add_subparsers(required=True, metavar="ops|model|engine|select|clip|threads|imports")
+    kinds = command.add_subparsers(required=True, metavar="ops|model|engine|select|clip|tower|threads|imports")
 
     def kind(name: str, run: Any, about: str, tensors: bool = True, plot: bool = True, rounds: bool = True) -> Any:
         own = kinds.add_parser(name, help=about, description=run.__doc__)
@@ -77,6 +77,14 @@ def add_command(parsers: Any) -> None:
     own.add_argument(
         "--keep", type=arguments.listed(arguments.keep), default=[0.1], metavar="N,N", help="budgets; default: 0.1"
     )
+    own = kind("tower", commands.tower, "vision towers whose patches merge between their blocks, against keep")
+    about = f"some of {', '.join(TOWERS)}; default: all"
+    own.add_argument("--towers", type=arguments.listed(str), default=list(TOWERS), metavar="A,B", help=about)
+    own.add_argument("--methods", type=arguments.listed(str), default=["tome"], metavar="A,B", help="default: tome")
+    keeps = [0.75, 0.5, 0.25]
+    about = "shares that are left behind the last block; default: 0.75,0.5,0.25"
+    own.add_argument("--keep", type=arguments.listed(arguments.keep), default=keeps, metavar="N,N", help=about)
+    own.add_argument("--blocks", type=arguments.count, metavar="N", help="so many in each tower; default: 4")
     own = kind("threads", commands.threads, "answers per second when threads share one model", plot=False)
     about = f"{shapes}; default: %(default)s"
     own.add_argument("--arch", choices=archs.ARCHS, default="cpu-4x256", metavar="ARCH", help=about)

@@ -110,6 +110,34 @@ def clip(options: argparse.Namespace) -> None:
     finish(options, pages, list(clip.COLUMNS.values()), named, about, lambda _, file: clip.plot(found, file))
 
 
+def tower(options: argparse.Namespace) -> None:
+    """Time of vision towers (random weights, real widths) whose patches merge between the blocks, against keep."""
+    arguments.check_methods(options.methods)
+    if unknown := set(options.towers) - {*suites.TOWERS}:
+        raise ValueError(
+            f"--towers {','.join(sorted(unknown))}: no such tower here; there are {', '.join(suites.TOWERS)}"
+        )
+    device, dtype = where(options)
+    from vtc.eval.bench import tower
+    from vtc.eval.bench.roofs import machine
+
+    settings = [(method, keep) for method in options.methods for keep in options.keep]
+    found: list[dict[str, Any]] = []
+    pages: dict[str, Any] = {}
+    with Progress() as progress:
+        for name in options.towers:
+            built, inputs = tower.SHAPES[name].build(device, dtype, options.blocks)
+
+            def advance(done: int, total: int, what: str = name) -> None:
+                progress.show(what, done, total)
+
+            own = tower.rows(tower.measure(built, inputs, settings, options.rounds, advance))
+            pages[f"{name}, {options.blocks or 4} blocks, median of {options.rounds} rounds"] = tower.cells(own)
+            found += [{"tower": name, **row} for row in own]
+    about = {"dtype": _name(dtype), **machine(device)}
+    finish(options, pages, list(tower.COLUMNS.values()), found, about, tower.plot)
+
+
 def model(options: argparse.Namespace) -> None:
     """Time to first token by part, decoding and memory, with and without compression, of models with random weights."""
     arguments.check_methods(options.methods or [])
@@ -118,7 +146,7 @@ def model(options: argparse.Namespace) -> None:
     from vtc.eval.bench.roofs import machine
 
     # what makes pictures smaller is no method of a model whose pictures are encoded before the clock starts
-    every = [i.name for i in vtc.list_methods() if "image" in i.modality and i.stage != "pixels"]
+    every = [i.name for i in vtc.list_methods() if "image" in i.modality and i.stage not in ("pixels", "encoder")]
     known = suites.SHORT if options.short else suites.SUITES
     suite = known.get(device.type, known["cpu"])
     if options.arch:

@@ -18,6 +18,7 @@ FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevl
 VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
 STEPWISE = ("dycoke(p=None)", "dycoke")  # DyCoke without and with its choice in every decode step
 SHARED = ("divprune", "vtc-cls", "fastv", "h2o")  # one of each stage, and one that listens to the tower
+TOWERS = ("clip-l-336", "siglip-so400m", "qwen2.5-vl-1296", "qwen2.5-vl-16384")
 ALL = ()
 # Without --arch: (architecture, batch, methods, keeps). What a device runs in minutes.
 SUITES: dict[str, list[tuple[str, int, Sequence[str], list[int | float]]]] = {

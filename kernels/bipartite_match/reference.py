@@ -59,34 +59,37 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
     return best, where
 
 
-def bipartite_pairs(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bipartite_pairs(features: Tensor, lengths: Tensor, protected: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """ToMe's pairs of features [B, N, D], of which `bipartite_match` takes the best.
+
+    Args:
+        protected: the first ones, which neither join nor are joined.
 
     Returns:
         every second token's number, its partner's, and the rank by similarity, each [B, ceil(N / 2)].
     """
     x, scale = numbers(features, exact=True)
     b, n = x.shape[:2]
-    index = torch.arange(n, device=x.device).repeat(b, 1)
-    left, right = index[:, 0::2], index[:, 1::2]
-    best, where = nearest(x[:, 0::2], x[:, 1::2], scale[:, 1::2], lengths // 2)
-    best = (best * scale[:, 0::2]).masked_fill(left >= lengths[:, None], -torch.inf)
+    index, skipped = torch.arange(n, device=x.device).repeat(b, 1), 2 * (protected // 2) + 1
+    left, right = index[:, 0::2], index[:, skipped::2]
+    best, where = nearest(x[:, 0::2], x[:, skipped::2], scale[:, skipped::2], lengths // 2 - protected // 2)
+    best = (best * scale[:, 0::2]).masked_fill((left >= lengths[:, None]) | (left < protected), -torch.inf)
     rank = torch.empty_like(left)
     places = torch.arange(left.shape[1], device=x.device).expand(b, -1)
     rank.scatter_(1, best.argsort(dim=1, descending=True, stable=True), places)
     return left, right.gather(1, where), rank
 
 
-def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor) -> Tensor:
+def bipartite_match(features: Tensor, r: Tensor, margin: float | None, lengths: Tensor, protected: int = 0) -> Tensor:
     """features [B, N, D], r LongTensor [B], lengths [B] -> LongTensor [B, N], the token that each one joins: itself
-    unless it is one of the r that are merged."""
+    unless it is one of the r that are merged. The first `protected` ones stay as they are (without a margin only)."""
     b, n = features.shape[:2]
     target = torch.arange(n, device=features.device).repeat(b, 1)
     most, r = int(r.max()), r.to(features.device, non_blocking=True)
     if not most:
         return target
     if margin is None:  # ToMe: every second token is a candidate
-        left, partner, rank = bipartite_pairs(features, lengths)
+        left, partner, rank = bipartite_pairs(features, lengths, protected)
     else:  # PiToMe: of the 2r tokens that have most company, every second one
         x, scale = numbers(features, exact=True)
         crowded = (energy(x, scale, margin, lengths) * 2**28).round()  # equal if equal but for rounding

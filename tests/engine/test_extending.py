@@ -126,11 +126,11 @@ def test_a_stage(family: str) -> None:
 
 
 def test_a_stage_is_a_name_to_methods_once_it_is_there() -> None:
-    says = r"^DoorMethod\.stage is 'door'; expected one of pixels, input, layer, cache\.$"
+    says = r"^DoorMethod\.stage is 'door'; expected one of pixels, encoder, input, layer, cache\.$"
     with pytest.raises(ValueError, match=says):
         make_door()
     open_door()
-    assert stage_names() == ("pixels", "input", "door", "layer", "cache")
+    assert stage_names() == ("pixels", "encoder", "input", "door", "layer", "cache")
     base = make_door()
     with pytest.raises(
         TypeError, match=r"^Late derives from DoorMethod, but its stage is 'layer': derive it from vtc\."
@@ -160,7 +160,7 @@ def test_a_stage_of_ones_own_refuses_what_ours_refuse() -> None:
 
 def test_a_method_whose_stage_nothing_runs_is_refused_at_wrap() -> None:
     stages.register_stage("nowhere", 50)
-    says = "works at stage 'nowhere', which nothing runs; there are pixels, input, layer, cache"
+    says = "works at stage 'nowhere', which nothing runs; there are pixels, encoder, input, layer, cache"
     with pytest.raises(ValueError, match=says):
         vtc.wrap(model_of("llava"), type("Lost", (vtc.DivPrune,), {"stage": "nowhere"})(keep=0.5))
 

@@ -15,13 +15,23 @@ from typing import Any, TypeVar
 import vtc
 from vtc.methods.base import registry
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.encoder import DroppingMethod, EncoderMethod, MergingMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.trained import TrainedMethod
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 #: options introduced here mean the same for every method, so one test of the base defines them for all
-BASES: tuple[type[vtc.Method], ...] = (vtc.Method, LayerMethod, CacheMethod, ActiveMethod, TrainedMethod)
+BASES: tuple[type[vtc.Method], ...] = (
+    vtc.Method,
+    EncoderMethod,
+    MergingMethod,
+    DroppingMethod,
+    LayerMethod,
+    CacheMethod,
+    ActiveMethod,
+    TrainedMethod,
+)
 
 
 def defines(name: str, *options: str) -> Callable[[Test], Test]:
@@ -62,5 +72,6 @@ def options_of(name: str) -> tuple[str, ...]:
 
 def definer(cls: type[vtc.Method], option: str) -> str:
     """Whose test has to define `option` of `cls`: the base's that introduces it, or the method's own."""
-    first = next(base for base in reversed(cls.__mro__) if option in get_annotations(base))
+    annotated = [(base, str(get_annotations(base).get(option, "ClassVar"))) for base in reversed(cls.__mro__)]
+    first = next(base for base, kind in annotated if "ClassVar" not in kind)
     return first.__name__ if first in BASES else cls.name

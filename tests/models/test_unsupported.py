@@ -63,7 +63,7 @@ def time_series() -> Any:
     )
 
 
-ALONE = "is a vision model without a language model: vtc wraps whole vision-language models."
+ALONE = "is a vision model without a language model, and its vision tower is none that vtc knows."
 NO_ADAPTER = r"has no adapter; docs/extend/family.md \(\"How to add a model family\"\) shows how to write one."
 UNSUPPORTED = {
     "a text model": (text_model, r"LlamaForCausalLM \('llama'\) is a text-only model: it has no visual tokens."),
@@ -78,16 +78,9 @@ UNSUPPORTED = {
         lambda: chameleon("ChameleonModel"),
         r"ChameleonModel \('chameleon'\) does not generate text",
     ),
-    "clip": (clip, r"CLIPModel \('clip'\) does not generate text: wrap a whole vision-language model"),
     "speech": (audio, r"'qwen2_audio'\) reads audio and text, neither images nor videos: it has no visual tokens."),
     "time series": (time_series, r"'patchtst'\) reads time, neither images nor videos: it has no visual tokens."),
     "videos alone": (video, rf"VideoMAEModel \('videomae'\) {ALONE}"),
-    "clip tower": (lambda: model_of("llava").model.vision_tower, rf"CLIPVisionModel \('clip_vision_model'\) {ALONE}"),
-    "siglip tower": (lambda: model_of("llava_siglip").model.vision_tower, rf"\('siglip_vision_model'\) {ALONE}"),
-    "internvl tower": (lambda: model_of("internvl").model.vision_tower, rf"\('internvl_vision'\) {ALONE}"),
-    "qwen2 tower": (lambda: model_of("qwen2_vl").model.visual, rf"\('qwen2_vl_vision'\) {ALONE}"),
-    "qwen2.5 tower": (lambda: model_of("qwen2_5_vl").model.visual, rf"\('qwen2_5_vl_vision'\) {ALONE}"),
-    "qwen3 tower": (lambda: model_of("qwen3_vl").model.visual, rf"\('qwen3_vl_vision'\) {ALONE}"),
     "no transformers model": (lambda: torch.nn.Linear(2, 2), rf"Linear \(model type None\) {NO_ADAPTER}"),
 }
 
@@ -97,6 +90,27 @@ def test_the_sentence_is_true_of_the_model(kind):
     build, sentence = UNSUPPORTED[kind]
     with pytest.raises(ValueError, match=rf"{sentence}.* Supported: internvl, llava, "):
         vtc.wrap(build(), "divprune", keep=4)
+
+
+TOWERS = {
+    "clip": clip,
+    "clip tower": lambda: model_of("llava").model.vision_tower,
+    "siglip tower": lambda: model_of("llava_siglip").model.vision_tower,
+    "internvl tower": lambda: model_of("internvl").model.vision_tower,
+    "qwen2 tower": lambda: model_of("qwen2_vl").model.visual,
+    "qwen2.5 tower": lambda: model_of("qwen2_5_vl").model.visual,
+    "qwen3 tower": lambda: model_of("qwen3_vl").model.visual,
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_vision_tower_takes_only_methods_that_act_inside_of_it(kind):
+    model = TOWERS[kind]()
+    with pytest.raises(
+        ValueError, match=r"divprune works at the stage 'input', and a vision tower alone has the stage"
+    ):
+        vtc.wrap(model, "divprune", keep=4)
+    vtc.unwrap(vtc.wrap(model, "tome", keep=0.5))
 
 
 def test_a_model_from_elsewhere_is_not_taken_for_a_text_model():

@@ -19,12 +19,14 @@ from vtc.models.families import FamilyInfo, family_infos
 
 STAGES = {
     "pixels": "before the vision tower",
+    "encoder": "between the vision tower's blocks",
     "input": "before the language model",
     "layer": "between its layers",
     "cache": "in its KV cache",
 }
 _KINDS = {"image": "pictures", "video": "videos"}
 _EVERYWHERE = ("keep", "positions", "scope")
+_IN_TOWER = ("stage", "shorten", "schedule", "proportional", "block")  # where a method acts inside the vision tower
 _WIDEST = 100
 
 
@@ -143,7 +145,8 @@ def _example(info: MethodInfo) -> list[str]:
 
 def example_text(info: MethodInfo) -> str:
     """The method in its string form, with a budget and the first of its own options that has a value."""
-    own = {name: value for name, value in info.defaults.items() if name not in _EVERYWHERE and value is not None}
+    shared = (*_EVERYWHERE, *_IN_TOWER)
+    own = {name: value for name, value in info.defaults.items() if name not in shared and value is not None}
     first = dict([*own.items()][:1])
     return write_method(info.name, {"keep": 0.25, **first})
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.engine.find_layout import Looks, layouts_of
-from vtc.engine.tower_call import ITEM, pack
+from vtc.engine.tower_call import ITEM, ROWS_ITEM, pack
 from vtc.models.family import Adapter, TowerCall
 from vtc.signals import SIGNALS
 
@@ -33,6 +33,7 @@ class Encoded:
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
         self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
+        self._rows: Tensor | None = output[ROWS_ITEM]["rows"] if ROWS_ITEM in output else None
         rest = list(output.pooler_output)
         self._features: list[list[Tensor]] = []  # per image: one [N, D], or one per tile
         for count in pieces:
@@ -57,6 +58,7 @@ class Encoded:
         joined._tokens = [count for part in parts for count in part._tokens]
         joined._crops = [count for part in parts for count in part._crops]
         joined._grids = {name: torch.cat([part._grids[name] for part in parts]) for name in parts[0]._grids}
+        joined._rows = _cat([part._rows for part in parts])
         if parts[0]._deepstack is not None:
             stacks = [part._deepstack or [] for part in parts]
             joined._deepstack = [[x for layer in layers for x in layer] for layers in zip(*stacks, strict=True)]
@@ -86,6 +88,8 @@ class Encoded:
         output: Any = BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)
         if self._deepstack is not None:
             output["deepstack_features"] = [[layer[i] for i in images] for layer in self._deepstack]
+        if self._rows is not None:
+            output[ROWS_ITEM] = {"rows": self._pick(self._rows, self._tokens, images)}
         grid = self._call.grid_thw
         call = TowerCall(
             grid_thw=None if grid is None else grid[list(images)],

@@ -47,6 +47,7 @@ from vtc.engine.trace import Trace
 from vtc.engine.versions import cache_of, length_of
 from vtc.engine.wrappers import check_in_place, hooked_modules
 from vtc.layout import VisualSpan
+from vtc.methods.base.encoder import placed
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
 from vtc.models.family import PIXELS
@@ -66,11 +67,12 @@ class Engine:
     def __init__(
         self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None, around: tuple[nn.Module, ...] = ()
     ) -> None:
-        self.model, self.methods, self.around = model, methods, around
         self.family = adapter_for(model)
+        methods = tuple(placed(method, "input") for method in methods)
+        self.model, self.methods, self.around = model, methods, around
         self.frame_marks = self.family.frame_marks(processor)
         facts = self.facts = Facts(model, self.family)
-        parts = tuple(part for method in methods for part in method.parts())
+        parts = tuple(placed(part, "input") for method in methods for part in method.parts())
         kinds = stages()
         config: Any = model.config
         for part in parts:
@@ -93,7 +95,8 @@ class Engine:
                 self.stages.append(kind(facts, own))
                 self.stages[-1].check_beside([part for part in parts if part not in own])
         self.compact = any(part.positions == "compact" for part in parts)
-        self.signals = TowerSignals(model, self.family, parts, self._after_tower)
+        listening = [part for part in parts if any(kind.takes(part) and kind.listens for kind in kinds)]
+        self.signals = TowerSignals(model, self.family, listening, self._after_tower)
         self.handles: list[RemovableHandle] = []
         self.hooked: dict[str, nn.Module] = {}
         self.layered = False  # whether there are hooks on the decoder layers

@@ -142,6 +142,8 @@ class Stage:
     can_merge: ClassVar[bool] = True
     #: whether, after it, decoder layers may hold different rows, so that each has to be handed its own mask
     uneven: ClassVar[bool] = True
+    #: whether its methods are told the vision tower's signals when that has run
+    listens: ClassVar[bool] = True
     run: ClassVar[type[Run]] = Run
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

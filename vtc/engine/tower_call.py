@@ -8,6 +8,7 @@ from typing import Any
 from vtc.models.family import TowerCall
 
 ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
+ROWS_ITEM = "vtc_rows"  # that says what has become of each patch inside of it
 PIXEL_ITEM = "vtc_pixels"  # that holds the grids of pictures that were made smaller before it ran
 
 

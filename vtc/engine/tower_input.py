@@ -71,8 +71,8 @@ def tower_report(tower: Any, facts: Tower, fold: int, runs: Sequence[TowerInput]
     left, flops = [], []
     for i, (block, attention) in enumerate(zip(facts.blocks(tower), facts.attentions(tower), strict=True)):
         cost = TowerCost.of(block, attention, attention.num_heads * attention.head_dim)
-        both = [[cost.flops(sum(one[i]), sum(one[i]), one[i]) for one in run] for run in found]
+        both = [[cost.flops(sum(one[i]), sum(one[i]), sum(n * n for n in one[i])) for one in run] for run in found]
         flops.append((sum(full for full, _ in both), sum(kept for _, kept in both)))
         left.append(sum(sum(kept[i]) for _, kept in found))
     whole = sum(sum(full[0]) for full, _ in found)
-    return TowerReport(pictures, round(whole / max(1, pictures)), tuple(left), tuple(flops))
+    return TowerReport(pictures, whole, tuple(left), tuple(flops))

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vtc import ops
 from vtc.engine import context
 from vtc.engine.context import uncompiled
+from vtc.engine.tower_blocks import visit_here
 from vtc.engine.tower_call import ITEM, pack
 from vtc.engine.tower_patches import patches_there
+from vtc.engine.tower_segment import Segment
 from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
@@ -30,32 +31,6 @@ from vtc.signals import SIGNALS, of_place
 from vtc.transfer import upload
 
 Pair = tuple[str, int]  # (signal of the vision tower, layer)
-
-
-@dataclass
-class Segment:
-    """Patches that attend within themselves, as signals of the place `tower` read them.
-
-    Attributes:
-        q, k: [B, H, T, d], as the attention uses them; the first is the CLS token, if there is one.
-        share: of all patches of the run.
-    """
-
-    q: Tensor
-    k: Tensor
-    share: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        return self.q.shape[-1] ** -0.5
-
-    def rows(self, q: Tensor) -> Tensor:
-        """[B, R, T]: attention (mean over heads) of the queries q [B, H, R, d]."""
-        return ops.attention_rows(q, self.k, self.scale)
-
-    def received(self) -> Tensor:
-        """[B, T]: mean attention that each token receives from all of them."""
-        return ops.received_attention(self.q, self.k, self.scale)
 
 
 @dataclass(eq=False)
@@ -142,9 +117,9 @@ class TowerSignals:
         attentions = self.facts.attentions(tower) if self.wanted else []
         for layer in self.wanted:
             q, k = self.facts.projections(attentions[layer])
-            yield q.register_forward_hook(partial(self._after_projection, layer, "q"))
+            yield q.register_forward_hook(partial(self._after_projection, layer, "q"), prepend=True)
             if k is not q:
-                yield k.register_forward_hook(partial(self._after_projection, layer, "k"))
+                yield k.register_forward_hook(partial(self._after_projection, layer, "k"), prepend=True)
             yield attentions[layer].register_forward_hook(partial(self._after_attention, layer), with_kwargs=True)
 
     def close(self) -> None:
@@ -182,9 +157,24 @@ class TowerSignals:
         kwargs, _ = given
         q = run.projected.pop((layer, "q")).detach()
         k = run.projected.pop((layer, "k"), q).detach()
+        visit, copies = visit_here(), None
+        if visit is not None and visit.passed.rows is not None:
+            # patches have merged before this block: each is read as the row that stands for it
+            rows, facts, groups = visit.passed.rows, self.facts, visit.passed.budget.groups(0)
+            places = rows.anchor.gather(1, rows.shown)  # and at the place where that stands
+            whole = None if groups is None else groups._replace(now=groups.whole)
+            kwargs = {**kwargs, **facts.with_rows(visit.given, places, facts.prefix(self.tower), whole)}
+            q, k = (facts.from_rows(rows.expand(facts.as_rows(x))) for x in (q, k))
+            if not visit.weighs:
+                copies = rows.size.gather(1, rows.shown)  # [B, N], of packed rows for each four patches
+                copies = copies.repeat_interleave(q.shape[0] // copies.shape[1], dim=1) if facts.widens else copies
         pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)
         total = sum(q.shape[2] for q, _ in pairs)
-        segments = [Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0) for q, k in pairs]
+        shared = [None] * len(pairs) if copies is None else copies.split([q.shape[2] for q, _ in pairs], dim=1)
+        segments = [
+            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own)
+            for (q, k), own in zip(pairs, shared, strict=True)
+        ]
         for name in self.wanted[layer]:
             run.call.signals[name, layer] = self._measure(name, segments, run.call.grid_thw)
 

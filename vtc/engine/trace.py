@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -46,11 +47,12 @@ class StageTrace:
     tokens_out: float | Tensor
     watches: Sequence[Stopwatch | Elapsed]
     flops: int = 0
+    place: str = ""
 
     def report(self) -> StageReport:
         ms = sum(watch.ms for watch in self.watches)
         before, after = (round(float(n)) for n in (self.tokens_in, self.tokens_out))
-        return StageReport(self.name, self.layer, before, after, ms, self.flops)
+        return StageReport(self.name, self.layer, before, after, ms, self.flops, self.place)
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Trace:
     evictions: list[Eviction] = field(default_factory=list)
     cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
-    tower: Callable[[], TowerReport] | None = None  # what the vision tower was spared, where anything was
+    towers: list[Callable[[], TowerReport]] = field(default_factory=list)  # what each stage spared the vision tower
     active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
 
     def begin(self, flow: Flow) -> None:
@@ -89,9 +91,10 @@ class Trace:
         after: float | Tensor,
         watches: Sequence[Stopwatch | Elapsed],
         flops: int = 0,
+        place: str = "",
     ) -> None:
         """Remember what a method did: visual tokens before and after, all spans together; see `StageReport`."""
-        self.stages.append(StageTrace(name, layer, before, after, watches, flops))
+        self.stages.append(StageTrace(name, layer, before, after, watches, flops, place))
 
     def note_decode(self, name: str, layer: int, anew: Tensor) -> None:
         """Remember a decode step in which layers from `layer` on read a part of the cached visual tokens."""
@@ -153,7 +156,7 @@ class Trace:
             head_flops=len(full) * cost.head_flops(),
             rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
             notes=self._notes(),
-            tower=None if self.tower is None else self.tower(),
+            tower=reduce(TowerReport.then, [told() for told in self.towers]) if self.towers else None,
         )
 
     def _row(

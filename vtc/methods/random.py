@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.method import Method
+from vtc.methods.base.encoder import DroppingMethod
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.transfer import download_all, upload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(DroppingMethod):
     """A random subset, seeded: the honest baseline.
 
     A uniformly random subset, seeded: the honest baseline.

@@ -9,24 +9,25 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper
+from vtc.methods.base.encoder import BlockTokens, Joined, MergingMethod
+from vtc.methods.base.method import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 ORDERS = ("raster", "released")
+MODES = ("protected", "bipartite", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds(Method):
+class Rounds(MergingMethod):
     """Base of methods that merge pairs of similar tokens, round by round, until the budget is met.
 
     Args:
-        rate: share of the tokens left that merges away in a round, at most 0.5.
+        rate: at the stage "input", the share of the tokens left that merges away in a round, at most 0.5.
     """
 
     keep: int | float = 0.25
     rate: float = 0.25
-    merges = True
     positions_default = "compact"
 
     def __post_init__(self) -> None:
@@ -62,15 +63,20 @@ class ToMe(Rounds):
 
     Bipartite soft matching: half of the tokens look for the most similar of the other half; the best pairs merge.
 
-    Source: arXiv 2210.09461, section 3. There a few pairs merge in every block of the vision tower, by their keys; here
-    they do so in rounds behind the projector, by features, until the budget is met. A merged token is the mean of all
-    tokens in it, as the paper's size-weighted means come to, and stands where the last of them absorbed the others.
+    Source: arXiv 2210.09461, section 3. At the stage "encoder" as there: some pairs merge in every block, between
+    attention and feed-forward part, by the mean of their heads' keys (before any rotation), into size-weighted means of
+    hidden states. The CLS token is counted when every second token is taken, and never merges; nor do registers and a
+    distillation token. The number of pairs per block follows from `keep` and `schedule`, where the paper is given it.
+
+    At the stage "input" pairs merge in rounds behind the projector, by features, until the budget is met. A merged
+    token is the mean of all tokens in it, as size-weighted means of means come to. In both it stands where the last of
+    its tokens absorbed the others.
 
     Args:
-        order: in which the tokens meet the next round, where every second one looks for a partner: "raster", that of
-            the picture; or "released", which the authors' code leaves behind (without a CLS token): those that looked
-            and did not merge, the best pair's first, then those that were looked at. Tokens come out in raster order
-            either way.
+        order: in which the tokens meet the next round or block, where every second one looks for a partner: "raster",
+            that of the picture; or "released", which the authors' code leaves behind: those that looked and did not
+            merge (the best pair's first; ascending where there is a CLS token), then those that were looked at.
+            Tokens come out in raster order either way.
     """
 
     name = "tome"
@@ -92,6 +98,26 @@ class ToMe(Rounds):
         target[looks[by_rank[:merged]]] = partner[by_rank[:merged]]
         return target, torch.cat([looks[by_rank[merged:]], torch.arange(1, len(tokens), 2, device=tokens.device)])
 
+    @property
+    def packs(self) -> bool:
+        return self.order == "raster"
+
+    def join(self, tokens: BlockTokens) -> Joined:
+        keys, gone, prefix = tokens.keys, tokens.gone, tokens.prefix
+        if self.order == "raster":
+            return Joined(ops.bipartite_match(keys, gone, None, tokens.lengths, prefix))
+        assert isinstance(gone, int)
+        looks, partner, rank = ops.bipartite_pairs(keys, prefix)
+        b, t = keys.shape[:2]
+        by_rank = looks.scatter(1, rank, torch.arange(looks.shape[1], device=keys.device).expand(b, -1))
+        goes, looked = by_rank[:, :gone], looks.gather(1, by_rank[:, gone:])
+        own = torch.arange(t, device=keys.device).repeat(b, 1)
+        target = own.scatter(1, looks.gather(1, goes), partner.gather(1, goes))
+        if prefix:  # what does not merge comes last of those that look, and first of all
+            looked = looked.sort(dim=1).values
+        parts = [own[:, :prefix], looked[:, (prefix + 1) // 2 :], own[:, 1::2][:, prefix // 2 :]]
+        return Joined(target, torch.cat(parts, dim=1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PiToMe(Rounds):
@@ -99,20 +125,47 @@ class PiToMe(Rounds):
 
     As ToMe, but only tokens in crowds merge: those of highest energy; loners are protected.
 
-    Source: arXiv 2405.16148, section 3.2. Energy is the mean over all tokens of ELU(cosine - margin). The paper lowers
-    the margin from 0.9 to 0 with depth; behind the projector there is one, halfway.
+    Source: arXiv 2405.16148, section 3.2. Energy is the mean over all patches of ELU(cosine - margin), with the cosines
+    of keys at the stage "encoder". The paper lowers the margin from 0.9 to 0 with depth, which is done there; behind
+    the projector there is one, halfway. Of the 2r patches of highest energy every second one joins the most similar of
+    the others; the rest is protected. The released code merges otherwise in the first half of the blocks (`mode`), and
+    by unweighted means without proportional attention in CLIP, which the paper does not say and is not done here.
 
     Args:
-        margin: cosine above which tokens count as company.
+        margin: cosine above which tokens count as company; at the stage "encoder" the mean over the blocks, from twice
+            that in the first one down.
+        mode: at the stage "encoder", who may merge: "protected", the 2r patches of highest energy only; "bipartite",
+            all of them, every second one in the order of energy looking among the others, of which the r best pairs
+            merge as in ToMe; "released", bipartite in the first half of the blocks and protected in the second.
     """
 
     name = "pitome"
     margin: float = 0.45
+    mode: str = "protected"
     paper = Paper("Accelerating Transformers with Spectrum-Preserving Token Merging", "2405.16148")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.margin, "margin", -1, 1, what="a cosine")
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}.")
+
+    @property
+    def packs(self) -> bool:
+        return self.mode == "protected"
+
+    def join(self, tokens: BlockTokens) -> Joined:
+        keys, gone, prefix = tokens.keys[:, tokens.prefix :], tokens.gone, tokens.prefix
+        margin = 2 * self.margin * (1 - tokens.block / tokens.depth)
+        if self.mode == "protected" or (self.mode == "released" and 2 * tokens.block >= tokens.depth):
+            target = ops.bipartite_match(keys, gone, margin, tokens.lengths)
+        else:
+            order = ops.energy(keys, margin).argsort(dim=1, descending=True, stable=True)
+            ranked = keys.gather(1, order[..., None].expand_as(keys))
+            target = ops.bipartite_match(ranked, gone, margin=None)  # of places in that order
+            target = torch.empty_like(order).scatter_(1, order, order.gather(1, target))
+        first = torch.arange(prefix, device=keys.device).expand(len(keys), -1)
+        return Joined(torch.cat([first, target + prefix], dim=1))
 
     def round(self, tokens: Tensor, merged: int) -> tuple[Tensor, Tensor]:
         return _as_they_lie(ops.bipartite_match(tokens[None], merged, self.margin)[0], merged)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper
+from vtc.methods.base.encoder import DroppingMethod
+from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class VTCCLS(Method):
+class VTCCLS(DroppingMethod):
     """What the tower's CLS token attends to.
 
     Top-k by CLS attention, summed over an ensemble of vision-tower layers.
@@ -20,7 +21,8 @@ class VTCCLS(Method):
     Source: arXiv 2412.05819, section 3 (K layers counted back from the one the features are taken from; equal
     weights). The released code starts at layer 16 of CLIP-L's 24, which is the default here, as a fraction of depth.
     Paper and code know images of one crop only: that each crop of an any-resolution image, and each frame, chooses for
-    itself is our extension, as the CLS token of one crop says nothing about another (`scope`).
+    itself is our extension, as the CLS token of one crop says nothing about another (`scope`). So is dropping inside
+    the tower (`stage`), where the ensemble ends at the block at which patches go.
 
     Args:
         start_layer: first layer of the ensemble: an int (0-based) or a fraction in [0, 1) of the tower's depth. The

@@ -18,6 +18,7 @@ WORDS = (
     *("compact", "original", "frame", "clip", "all"),
     *("selection", "kcenter", "random", "released", "mean", "hash", "uniform"),
     *("mae", "coded"),
+    *("encoder", "geometric", "bipartite", "cls"),
 )
 TRIED: tuple[Any, ...] = (
     *(True, False, 3, 1, 2, 0.35, 0.2),
@@ -64,6 +65,7 @@ def test_every_option_comes_back(name):
     free = {field.name for field in fields(plain)} - {"weights", "scorer"}  # a folder and a function: below
     fixed = {"scope"} if len(plain.scopes) == 1 else set()
     fixed |= {"positions"} if plain.stage in ("pixels", "cache") else set()
+    fixed |= {"stage"} if plain.stage == "encoder" else set()
     assert tried == free - fixed
 
 

@@ -87,7 +87,8 @@ class PixelRun(Run):
             return
         facts = self.stage.facts
         tower, fold = facts.family.tower(facts.model), facts.family.fold(facts.model)
-        self.forward.trace.tower = partial(tower_report, tower, tower_for(tower), fold, [*self.done.runs.values()])
+        told = partial(tower_report, tower, tower_for(tower), fold, [*self.done.runs.values()])
+        self.forward.trace.towers.append(told)
         if self.done.resized is not None:
             self._leave_out(self.done.resized, kwargs)
         if self.done.chosen:
@@ -109,7 +110,7 @@ class PixelRun(Run):
             kwargs["inputs_embeds"] = flow.leave_out(embeds, plan, positions, shift)
             if forward.companions is not None:
                 forward.companions.shorten(plan, 0)
-        forward.trace.note_stage(title, None, before, after, [watch.stop()])
+        forward.trace.note_stage(title, None, before, after, [watch.stop()], place="pixels")
 
     def _drop(self, done: Done, kwargs: dict[str, Any]) -> None:
         """The places of blocks that the tower has not seen."""
@@ -130,7 +131,7 @@ class PixelRun(Run):
         for i, method in enumerate(self.stage.choosers):
             after = sum(int(own[i].sum()) for own in left)
             chosen = [Elapsed(one.ms[i]) for one in done.chosen]
-            forward.trace.note_stage(method.title, None, before, after, [*chosen, *spent])
+            forward.trace.note_stage(method.title, None, before, after, [*chosen, *spent], place="pixels")
             before, spent = after, []
 
 

@@ -66,7 +66,7 @@ class Method:
         for field in fields(Method):  # `keep = 64` means the field, too: dataclasses would ignore it
             if field.name in cls.__dict__ and field.name not in own:
                 cls.__annotations__ = own = {**own, field.name: field.type}
-        check_stage(cls.__name__, cls.stage, {base.__name__ for base in cls.__mro__})
+        check_stage(cls.__name__, cls.stage or "input", {base.__name__ for base in cls.__mro__})
         if cls.__dict__.get("name"):
             from vtc.methods.base.registry import register
 

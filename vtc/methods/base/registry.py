@@ -77,7 +77,7 @@ def describe(cls: type[Method]) -> MethodInfo:
         name=cls.name,
         module=cls.__module__,
         class_name=cls.__qualname__,
-        stage="+".join(dict.fromkeys(part.stage for part in cls().parts())),
+        stage="+".join(dict.fromkeys(part.stage or "input" for part in cls().parts())),
         needs=cls.needs,
         query_aware=cls.query_aware,
         exact_count=cls.exact_count,
