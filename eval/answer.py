@@ -298,7 +298,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _about(question: Question) -> Line:
-    return {"id": question.id, "task": question.task, "media": question.media.name}
+    media = question.media
+    return {"id": question.id, "task": question.task, "media": media.name if media.of is None else media.of}
 
 
 def _failure(question: Question, problem: str | BaseException) -> Line:

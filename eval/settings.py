@@ -140,12 +140,13 @@ class Settings:
             if not isinstance(entry, str | Mapping) or (isinstance(entry, Mapping) and "name" not in entry):
                 raise ValueError(f"methods: {entry!r} is neither a name nor a table with a name")
 
-    def specs(self, kinds: Sequence[str]) -> list[Spec]:
+    def specs(self, kinds: Sequence[str], model: str | None = None) -> list[Spec]:
         """Every combination, model by model: uncompressed, blind if asked for, then per budget the baselines first.
 
         Args:
             kinds: of media in the data set; by default the model and the methods, which act before the language
                 model, are such as fit them.
+            model: the one that is asked where `models` names none; by default, one that reads such media.
         Raises:
             ValueError: an unknown method, a setting of one that it does not have or that does nothing here, or the same
                 thing twice.
@@ -185,7 +186,7 @@ class Settings:
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [
             spec
-            for model in self.models or (default_model(kinds),)
+            for model in models
             for spec in (
                 *(Spec(model, name) for name in plain),
                 *(
