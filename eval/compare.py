@@ -32,6 +32,7 @@ class Row:
             token, over the uncompressed run.
         accuracy and the like: fractions. p_full, p_random: of the differences, corrected for all rows of the group
             together (Holm).
+        pictures: per second, of a classifier.
         group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
             wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
         full_cost: whether pictures that were made smaller were made larger again, and have cost more tokens than asked
@@ -50,6 +51,7 @@ class Row:
     ttft_ms: float | None
     speedup: SpeedUp | None
     decode: float | None
+    pictures: float | None
     peak: float | None
     accuracy: Score
     retention: Score | None
@@ -100,6 +102,11 @@ class Group:
     @property
     def tasks(self) -> list[str]:
         return list(self.runs[0].config["tasks"])
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a bare classifier, which writes no tokens."""
+        return all(run.mean("kv_bytes", 0) == 0 for run in self.runs)
 
     @property
     def title(self) -> str:
@@ -213,6 +220,7 @@ def _row(
         ttft_ms=run.timing.get("ttft_ms"),
         speedup=SpeedUp(**found) if (found := run.timing.get("speedup")) else None,
         decode=run.timing.get("decode_tokens_per_s"),
+        pictures=run.timing.get("pictures_per_s"),
         peak=run.timing.get("peak_bytes"),
         accuracy=accuracy,
         retention=run.retention(group.full) if relative and group.full else None,

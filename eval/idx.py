@@ -1,4 +1,4 @@
-"""Pictures and labels in the IDX files of MNIST and its successors, gzipped: <split>-images-idx3-ubyte.gz and its labels.
+"""Pictures and labels in the IDX files of MNIST and its successors, gzipped: <split>-images-idx3-ubyte.gz and the like.
 
 An IDX file is four bytes (0, 0, type of the elements, number of axes), the length of each axis as a big-endian int32,
 then the elements, the last axis fastest (Y. LeCun's description of MNIST). Here elements are unsigned bytes (type 8).

@@ -19,11 +19,13 @@ from vtc.eval.fields import check_columns
 from vtc.eval.files import TOO_DEEP
 from vtc.hints import did_you_mean
 from vtc.methods.base.notation import read_methods, write_method
+from vtc.models import tiny
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.1)
 ALL = "all"  # stands for every method before the language model
 FEW = ("uniform-frames", "evs", "divprune", "visionzip", "pool")  # by default, those that fit the media
+CLASSIFYING = ("tome", "pitome", "zerotprune", "pool")  # by default of classifiers, those that there are
 FULL, BLIND, RANDOM, DOWNSAMPLE = "full", "blind", "random", "downsample"
 _METRIC = "a name, or names by task"
 BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
@@ -54,6 +56,13 @@ class Spec:
     def wraps(self) -> bool:
         """Whether a method is wrapped around the model."""
         return self.compressed and not self.resizes
+
+    @property
+    def within_tower(self) -> bool:
+        """Whether the method acts between the blocks of a classifier."""
+        info = next((info for info in vtc.list_methods() if info.name == self.method), None)
+        able = info is not None and (info.stage == "encoder" or "stage" in info.options)
+        return able and self.options.get("stage") != "input"
 
     @property
     def label(self) -> str:
@@ -154,7 +163,10 @@ class Settings:
         infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
         early = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
-        if not entries:
+        models = self.models or (model or default_model(kinds),)
+        if not entries and all(map(tiny.tells_classes, models)):
+            entries = [(name, {}) for name in CLASSIFYING if name in infos]
+        elif not entries:
             entries = [(name, {}) for name in FEW if name in early]
         elif entries == [(ALL, {})]:
             entries = [(name, {}) for name in early]

@@ -1,9 +1,9 @@
 """Trains tiny-vit from nothing: `python -m vtc.models.tiny.vit.train --out runs/tiny-vit`, or `make tiny-vit`.
 
 Stages: a small convolutional teacher; the transformer at 7 × 7 patches of 8 px; then, its patch embedding and positions
-resampled, at 14 × 14 patches of 4 px. The CLS token learns the labels and the teacher's opinion in equal parts, and each
-patch what the teacher's features are at its place. A run that was killed goes on where it stopped when started again
-with the same --out.
+resampled, at 14 × 14 patches of 4 px. The CLS token learns the labels and the teacher's opinion in equal parts, and
+each patch what the teacher's features are at its place. A run that was killed goes on where it stopped when started
+again with the same --out.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ _CLASSES = len(fashion.NAMES)
 
 @dataclass(frozen=True)
 class _Stage:
-    """`grids`: patches on a side, of steps in turn; smaller ones than the model's own see smaller pictures."""
+    """`grids`: patches on a side, of steps in turn; smaller ones than the model's own see smaller pictures.
+
+    `shares`: of views that fill the canvas, and that are as large as the picture itself.
+    """
 
     name: str
     patch: int  # pixels
     grids: tuple[int, ...]
+    shares: tuple[float, float]
     steps: int
     rate: float
     seed: int
 
 
-_COARSE = _Stage("vit-49", build.COARSE, (7,), 2400, 2.5e-3, 1)
-_FINE = _Stage("vit-196", build.PATCH, (14, 7, 14, 10, 14, 12, 14, 8), 700, 1.5e-3, 2)
+_COARSE = _Stage("vit-49", build.COARSE, (7,), (0.75, 0.15), 2400, 2.5e-3, 1)
+_FINE = _Stage("vit-196", build.PATCH, (14, 7, 14, 10), (0.5, 0.35), 500, 1.5e-3, 2)
 
 
 def train(run: common.Run, data: Path) -> Path:
@@ -118,7 +122,7 @@ def _loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the CLS token and of the patches, for random views of bytes [N, 28, 28]."""
     sure, features = net.tells(pictures)
-    views = Views.random(len(pictures), chance)
+    views = Views.random(len(pictures), stage.shares, chance)
     grid = stage.grids[step % len(stage.grids)]
     pixels = views.pixels(pictures)
     if grid * stage.patch < build.SIDE:

@@ -1,4 +1,4 @@
-"""Views of 28-px pictures as tiny-vit is trained on: enlarged to 56 px, or at a random place of a black canvas of 56 px."""
+"""Views of 28-px pictures, as tiny-vit is trained on: enlarged to 56 px, or somewhere on a black canvas of 56 px."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from vtc.models.tiny.vit.build import MEAN, SIDE, STD
 
-_FULL, _NATIVE = 0.4, 0.3  # shares of the views that fill the canvas, and that are as large as the picture
 _SIZE = 28  # pixels of a picture
-_SHIFT = 4  # pixels, at most, that an enlarged picture is moved by
+_SHIFT = 2  # pixels, at most, that an enlarged picture is moved by
 _SMALLEST = 14  # pixels of a picture on the canvas
 
 
@@ -28,15 +27,15 @@ class Views:
     theta: torch.Tensor
 
     @classmethod
-    def random(cls, number: int, generator: torch.Generator) -> Views:
-        """Two fifths fill the canvas, moved by up to 4 px; three tenths are 28 px wide, at whole pixels; the rest is 14
-        to 56 px wide. Half of them are mirrored.
+    def random(cls, number: int, shares: tuple[float, float], generator: torch.Generator) -> Views:
+        """Of two shares the first fills the canvas, moved by up to 2 px, the second is 28 px wide, at whole pixels; the
+        rest is 14 to 56 px wide. Half of all are mirrored.
 
         Example: 28 px wide with its middle 14 px right of the canvas's, not mirrored: a place x of the canvas shows
         2x - 1, so that x = 0, the canvas's middle, shows the left border, and x = 0.5 the middle of the picture.
         """
         lot, size, right, down, side = torch.rand(5, number, generator=generator)
-        full, native = lot < _FULL, (lot >= _FULL) & (lot < _FULL + _NATIVE)
+        full, native = lot < shares[0], (lot >= shares[0]) & (lot < sum(shares))
         width = torch.where(full, float(SIDE), torch.where(native, float(_SIZE), _SMALLEST + (SIDE - _SMALLEST) * size))
         free = torch.where(full, 2.0 * _SHIFT, SIDE - width)
         x, y = ((part - 0.5) * free for part in (right, down))  # of the middle, in pixels from the canvas's
