@@ -33,7 +33,7 @@ def is_fashion(path: Path) -> bool:
 
 
 def questions(folder: Path) -> list[Question]:
-    """All pictures once, then all of them on the canvas.
+    """Each picture as it is, then on the canvas.
 
     Raises:
         ValueError: a file is damaged, or has labels other than these ten.
@@ -51,8 +51,8 @@ def questions(folder: Path) -> list[Question]:
             task=task,
             choices=NAMES,
         )
-        for task in TASKS
         for number, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        for task in TASKS
     ]
 
 

@@ -18,6 +18,7 @@ from vtc.checks import check_number
 from vtc.eval.fields import check_columns
 from vtc.eval.files import TOO_DEEP
 from vtc.hints import did_you_mean
+from vtc.methods.base.index import MethodInfo
 from vtc.methods.base.notation import read_methods, write_method
 from vtc.models import tiny
 
@@ -60,8 +61,7 @@ class Spec:
     @property
     def within_tower(self) -> bool:
         """Whether the method acts between the blocks of a classifier."""
-        info = next((info for info in vtc.list_methods() if info.name == self.method), None)
-        able = info is not None and (info.stage == "encoder" or "stage" in info.options)
+        able = any(info.name == self.method and within_tower(info) for info in vtc.list_methods())
         return able and self.options.get("stage") != "input"
 
     @property
@@ -74,6 +74,17 @@ class Spec:
         """Where its results lie, below the output folder."""
         name = self.label if self.keep is None else f"{self.label}@{self.keep}"
         return Path(_safe(Path(self.model).name or self.model), _safe(name.replace(", ", ",")))
+
+
+def within_tower(info: MethodInfo) -> bool:
+    """Whether a method can act between the blocks of a vision tower."""
+    return info.stage == "encoder" or "stage" in info.options
+
+
+def fits_patches(info: MethodInfo) -> bool:
+    """Whether a method can do with the patches of pictures, without attention, text or weights of its own."""
+    plain = info.stage == "input" and {*info.needs} <= {"grid"} and not info.trained
+    return "image" in info.modality and (plain or within_tower(info))
 
 
 def _safe(name: str) -> str:
@@ -164,9 +175,10 @@ class Settings:
         entries = [_name_and_options(entry) for entry in self.methods]
         early = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
         models = self.models or (model or default_model(kinds),)
-        if not entries and all(map(tiny.tells_classes, models)):
-            entries = [(name, {}) for name in CLASSIFYING if name in infos]
-        elif not entries:
+        if all(map(tiny.tells_classes, models)):
+            early = [info.name for info in infos.values() if fits_patches(info)]
+            entries = entries or [(name, {}) for name in CLASSIFYING if name in early]
+        if not entries:
             entries = [(name, {}) for name in FEW if name in early]
         elif entries == [(ALL, {})]:
             entries = [(name, {}) for name in early]

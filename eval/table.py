@@ -74,8 +74,8 @@ _COLUMNS: dict[str, _Cell] = {
     "KV %": lambda row: _number(100 * row.kv_share) if row.kv else "",
     "TTFT ms": lambda row: _number(row.ttft_ms, ".1f"),
     "TTFT gain": lambda row: _gain(row.speedup) if row.ttft_ms else "",
-    "pictures/s": lambda row: _number(row.pictures),
-    "gain": lambda row: _gain(row.speedup) if row.pictures else "",
+    "pictures/s": lambda row: _number(1000 / row.picture_ms) if row.picture_ms else "",
+    "gain": lambda row: _gain(row.speedup) if row.picture_ms else "",
     "tok/s": lambda row: _number(row.decode),
     "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
     "accuracy": lambda row: _percent(row.accuracy),
@@ -142,7 +142,7 @@ def caption(group: Group, titles: Collection[str] = ()) -> str:
         f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}",
         f"{broken} of them could not be answered and are left out" if broken else "",
         *said,
-        "" if any(row.ttft_ms or row.pictures for row in group.rows) else "nothing was timed",
+        "" if any(row.ttft_ms or row.picture_ms for row in group.rows) else "nothing was timed",
         "†: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)
