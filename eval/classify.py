@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,6 +57,11 @@ class Classifier(Asker):
         metrics: Mapping[str, str],
     ) -> None:
         super().__init__(model, settings)
+        if not isinstance(model, VisionTransformer):
+            raise ValueError(
+                f"this classifier is a {type(model).__name__}, and what is compressed are the patches of timm's "
+                "VisionTransformer: give a model of that class"
+            )
         self.prepare, self.scorers, self.metrics = prepare, scorers, metrics
         self.grid: tuple[int, int] = model.patch_embed.grid_size
         self._full = 0  # FLOPs of a picture, uncompressed

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import vtc
@@ -168,22 +169,23 @@ LEFT |= {"random@0.5": 98, "downsample@0.5": 90, "pool@0.5": 98}
 def test_folders_and_counts(outcome):
     assert sorted(run.name for run in outcome.runs) == sorted(NAMES)
     assert outcome.broken == {}
+    embedded = {name: LEFT[name] if name.startswith("downsample") else 196 for name in NAMES}
     for name in NAMES:
         lines = samples(outcome, name)
         assert [line["id"] for line in lines] == [f"{task}-{i}" for i in range(COUNT) for task in fashion.TASKS]
         assert {line["tokens_in"] for line in lines} == {196}
         assert {line["tokens_out"] for line in lines} == {LEFT[name]}
-        assert {tuple(line["flops"]) for line in lines} == {(_flops(196), _flops(LEFT[name]))}
+        assert {tuple(line["flops"]) for line in lines} == {(_flops(196, 196), _flops(LEFT[name], embedded[name]))}
         assert {line["media"] for line in lines} == {str(i) for i in range(COUNT)}
         for line in lines:
             assert line["score"] == float(line["answer"] == line["references"][0])
 
 
-def _flops(patches):
+def _flops(patches, embedded):
     """Multiplications and additions of tiny-vit: 6 blocks of width 96, hidden width 192, one CLS token, ten classes."""
     rows = patches + 1
     linear = 4 * 96 * 96 + 2 * 96 * 192
-    return 2 * (6 * (rows * linear + 2 * rows * rows * 96) + patches * 4 * 4 * 3 * 96 + 96 * 10)
+    return 2 * (6 * (rows * linear + 2 * rows * rows * 96) + embedded * 4 * 4 * 3 * 96 + 96 * 10)
 
 
 def test_answers_are_those_of_each_picture_alone(outcome, folder, vit):
@@ -231,7 +233,7 @@ def test_the_table(outcome):
     assert {"pictures/s", "gain", "FLOPs %"} <= set(shown)
     assert not {"KV", "KV %", "TTFT ms", "TTFT gain", "tok/s"} & set(shown)
     row = next(row for row in group.rows if row.label == "pool" and row.keep == 49)
-    assert row.flops_share == pytest.approx(_flops(49) / _flops(196))
+    assert row.flops_share == pytest.approx(_flops(49, 196) / _flops(196, 196))
     assert (row.picture_ms or 0) > 0
     assert plot.shown([group]) == ["picture_ms", "flops_share"] or plot.shown([group]) == ["picture_ms"]
     assert set(row.tasks) == set(fashion.TASKS)
@@ -270,6 +272,11 @@ def test_questions_about_something_else(vit, tmp_path, data, said):
     asked = Settings(data=data, models=("tiny-vit",), methods=("pool",), keep=(49,), device="cpu", out=str(tmp_path))
     with pytest.raises(ValueError, match=said):
         runner.evaluate(asked, load=lambda *args, **more: vit)
+
+
+def test_a_classifier_of_another_kind(vit):
+    with pytest.raises(ValueError, match=r"this classifier is a ResNet, .* give a model of that class"):
+        classify.Classifier(timm.create_model("resnet18"), vit[1], Settings(), {}, {})
 
 
 def test_a_classifier_answers_no_questions():
