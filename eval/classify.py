@@ -162,7 +162,7 @@ class Classifier(Asker):
             return [(own, float(own))] * len(ready)
         if isinstance(door, list):
             return [(chosen.tokens_out, float(chosen.tokens_out)) for chosen in door]
-        report = vtc.report(self.model)
+        report: Any = vtc.report(self.model)
         mean = sum(report.tower.tokens_by_block) / len(report.tower.tokens_by_block) / len(ready)
         return [(span.tokens_out, mean) for span in report.spans]
 

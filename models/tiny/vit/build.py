@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
 ARCHITECTURE = "vit_tiny_patch16_224"  # a plain `timm.models.vision_transformer.VisionTransformer`
@@ -32,12 +32,14 @@ def arguments(patch: int = PATCH) -> dict[str, Any]:
     }
 
 
-def model(classes: int, patch: int = PATCH) -> nn.Module:
+def model(classes: int, patch: int = PATCH) -> VisionTransformer:
     """A new one with random weights."""
-    return timm.create_model(ARCHITECTURE, num_classes=classes, **arguments(patch))
+    made = timm.create_model(ARCHITECTURE, num_classes=classes, **arguments(patch))
+    assert isinstance(made, VisionTransformer)
+    return made
 
 
-def refined(coarse: nn.Module, classes: int) -> nn.Module:
+def refined(coarse: VisionTransformer, classes: int) -> VisionTransformer:
     """The same network with patches of half the side: patch embedding and positions resampled, as timm does it."""
     fine = model(classes)
     fine.load_state_dict(checkpoint_filter_fn(coarse.state_dict(), fine))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,13 +80,13 @@ def _teacher(run: common.Run, pictures: torch.Tensor, labels: torch.Tensor) -> t
 def _learn(
     run: common.Run,
     stage: _Stage,
-    model: nn.Module,
+    model: VisionTransformer,
     head: nn.Linear,
     net: teacher.Teacher,
     pictures: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """One stage of the transformer; the last pictures of `pictures` but for the first, which are held out."""
+    """One stage of the transformer, on all of `pictures` but the first, which are held out."""
     steps, batch = run.steps(stage.steps), run.batch(_BATCH)
     modules: dict[str, nn.Module] = {"model": model, "head": head}
     optimizers = common.optimizers(list(modules.values()), stage.rate, weight_decay=0.05)
@@ -97,11 +98,11 @@ def _learn(
         chance = torch.Generator().manual_seed((run.seed * 10 + stage.seed) * 10**6 + step)
         chosen = torch.randint(_HELD, len(pictures), (batch,), generator=chance)
         common.schedule(optimizers, step, steps)
-        loss = _loss(model.train(), head, net, pictures[chosen], labels[chosen], stage, step, chance)
-        sum(loss).backward()
+        loss, told = _loss(model.train(), head, net, pictures[chosen], labels[chosen], stage, step, chance)
+        (loss + told).backward()
         common.step_all(optimizers, list(modules.values()))
         if step % 50 == 0 or step + 1 == steps:
-            said = {"loss": float(loss[0].detach()), "patches": float(loss[1].detach())}
+            said = {"loss": float(loss.detach()), "patches": float(told.detach())}
             if step % 300 == 0 or step + 1 == steps:
                 said["held_out"] = _accuracy(model.eval(), pictures[: run.batch(_HELD)], labels[: run.batch(_HELD)])
             run.log(stage=stage.name, step=step, **said, cpu_seconds=round(checkpoint.elapsed()))
@@ -111,7 +112,7 @@ def _learn(
 
 
 def _loss(
-    model: nn.Module,
+    model: VisionTransformer,
     head: nn.Linear,
     net: teacher.Teacher,
     pictures: torch.Tensor,
@@ -127,15 +128,15 @@ def _loss(
     pixels = views.pixels(pictures)
     if grid * stage.patch < build.SIDE:
         pixels = shrunk(pixels, grid * stage.patch)
-    states = model.forward_features(pixels)  # type: ignore[operator]
+    states = model.forward_features(pixels)
     target = (sure + F.one_hot(labels, _CLASSES)) / 2
     wanted = views.of(features, grid).flatten(2).transpose(1, 2)  # [N, grid², 128]
     told = F.mse_loss(head(states[:, 1:]), wanted / features.std())
-    return F.cross_entropy(model.forward_head(states), target), told  # type: ignore[operator]
+    return F.cross_entropy(model.forward_head(states), target), told
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+def _accuracy(model: VisionTransformer, pictures: torch.Tensor, labels: torch.Tensor) -> float:
     """Of pictures that fill the canvas."""
     middle = Views(torch.eye(2, 3).expand(len(pictures), 2, 3))
     said = torch.cat([model(pixels).argmax(-1) for pixels in middle.pixels(pictures).split(100)])
