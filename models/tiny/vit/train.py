@@ -9,6 +9,7 @@ again with the same --out.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
+import vtc
 from vtc.eval import fashion, idx
 from vtc.models.tiny import common
 from vtc.models.tiny.vit import build, teacher
@@ -46,7 +48,7 @@ class _Stage:
 
 
 _COARSE = _Stage("vit-49", build.COARSE, (7,), (0.75, 0.15), 2400, 2.5e-3, 1)
-_FINE = _Stage("vit-196", build.PATCH, (14, 7, 14, 10), (0.5, 0.35), 500, 1.5e-3, 2)
+_FINE = _Stage("vit-196", build.PATCH, (14, 7, 14, 10), (0.5, 0.35), 600, 1.5e-3, 2)
 
 
 def train(run: common.Run, data: Path) -> Path:
@@ -63,8 +65,26 @@ def train(run: common.Run, data: Path) -> Path:
     folder = run.out / "tiny-vit"
     build.save(fine.eval(), folder, list(fashion.NAMES))
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")
-    print(f"saved {folder}; measure it with: vtc eval --data {data} --model {folder}")
+    if fashion.is_fashion(data):
+        measure(folder, data)
+    print(f"saved {folder}; compare methods with: vtc eval --data {data} --model {folder}")
     return folder
+
+
+@torch.inference_mode()
+def measure(folder: Path, data: Path) -> None:
+    """Write metrics.json: the accuracy of what was saved, on the test split's pictures and on them on the canvas."""
+    model, prepare = vtc.load(folder, device="cpu")
+    questions = fashion.questions(data)
+    right: dict[str, list[bool]] = {task: [] for task in fashion.TASKS}
+    for start in range(0, len(questions), _BATCH):
+        own = questions[start : start + _BATCH]
+        said = model(prepare([question.media.picture() for question in own])).argmax(-1)
+        for question, answer in zip(own, said.tolist(), strict=True):
+            right[question.task].append(prepare.names[answer] == question.answers[0])
+    found = {task: {"accuracy": sum(own) / len(own), "pictures": len(own)} for task, own in right.items()}
+    (folder / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"test split: {found}")
 
 
 def _teacher(run: common.Run, pictures: torch.Tensor, labels: torch.Tensor) -> teacher.Teacher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -108,7 +109,9 @@ def test_features_are_seen_where_the_picture_is():
 def test_quick_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     chance = np.random.default_rng(0)
     pictures = chance.integers(0, 256, (24, 28, 28), np.uint8)
-    idx.write(tmp_path, "train", pictures, chance.integers(0, 10, 24, np.uint8))
+    labels = chance.integers(0, 10, 24, np.uint8)
+    idx.write(tmp_path, "train", pictures, labels)
+    idx.write(tmp_path, "t10k", pictures[:3], labels[:3])
     monkeypatch.setattr(train, "_HELD", 4)
     run = common.Run(tmp_path / "out", quick=True)
     learn = train._learn
@@ -130,3 +133,8 @@ def test_quick_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model, prepare = vtc.load(folder, device="cpu")
     assert model.patch_embed.grid_size == (14, 14)
     assert len(prepare.names) == 10
+    said = [prepare.names[i] for i in model(prepare([PIL.Image.fromarray(own) for own in pictures[:3]])).argmax(-1)]
+    right = sum(prepare.names[label] == answer for label, answer in zip(labels, said, strict=False))
+    measured = json.loads((folder / "metrics.json").read_text())
+    assert measured["picture"] == {"accuracy": right / 3, "pictures": 3}
+    assert measured["canvas"]["pictures"] == 3
