@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -138,3 +139,9 @@ def test_quick_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     measured = json.loads((folder / "metrics.json").read_text())
     assert measured["picture"] == {"accuracy": right / 3, "pictures": 3}
     assert measured["canvas"]["pictures"] == 3
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"is a model of timm's, which is missing: pip install 'vtc-vlm\[encoders\]'"):
+        vtc.load("tiny-vit", device="cpu")
