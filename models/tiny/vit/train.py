@@ -2,8 +2,8 @@
 
 Stages: a small convolutional teacher; the transformer at 7 × 7 patches of 8 px; then, its patch embedding and positions
 resampled, at 14 × 14 patches of 4 px, twice from a high rate to a low one. The CLS token learns the labels and the
-teacher's opinion in equal parts, and each patch what the teacher's features are at its place. A run that was killed goes
-on where it stopped when started again with the same --out.
+teacher's opinion in equal parts, and each patch what the teacher's features are at its place. A run that was killed
+goes on where it stopped when started again with the same --out.
 """
 
 from __future__ import annotations
