@@ -172,8 +172,8 @@ class Classifier(Asker):
     ) -> dict[Spec, dict[str, Any]]:
         """Pictures per second of each run, a batch at a time, reading and resizing of pictures left out.
 
-        As many batches as `timing` says, evenly spread, go through all runs in turn, every other one in reverse; each
-        run does the first one once before, which does not count.
+        As many batches as `timing` says, evenly spread and some of them again where there are fewer, go through all runs
+        in turn, every other one in reverse; each run does the first one once before, which does not count.
 
         Returns:
             per run `pictures_per_s` (of the median batch), `samples` (batches), and `speedup` over the uncompressed run
@@ -182,7 +182,7 @@ class Classifier(Asker):
         timed = [spec for spec in specs if spec.method != BLIND]
         batches = self.batches(questions)
         step = max(1, len(batches) // self.settings.timing)
-        chosen = batches[::step][: self.settings.timing]
+        chosen = [batches[number * step % len(batches)] for number in range(self.settings.timing if batches else 0)]
         seconds: dict[Spec, list[float]] = {spec: [] for spec in timed}
         for number, batch in enumerate(chosen):
             items = [Item(question, self.read(question)) for question in batch.questions]
@@ -195,6 +195,8 @@ class Classifier(Asker):
                     seconds[spec].append(_seconds(self.model, ready) / len(items))
                 progress(number * len(timed) + position + 1, len(chosen) * len(timed))
         full = next((each for spec, each in seconds.items() if spec.method == FULL), None)
+        if not chosen:
+            return {}
         return {
             spec: {
                 "pictures_per_s": round(1 / statistics.median(each), 2),

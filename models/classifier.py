@@ -46,9 +46,7 @@ def load(folder: str | Path, device: str | torch.device, dtype: torch.dtype) -> 
     try:
         import timm
     except ImportError:
-        raise ImportError(
-            f"{folder} is a model of timm, which is not installed: pip install 'vtc-vlm[encoders]'"
-        ) from None
+        raise ImportError(f"{folder} is a model of timm's, which is missing: pip install 'vtc-vlm[encoders]'") from None
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     known = model.pretrained_cfg
     names = known.get("label_names")

@@ -56,15 +56,15 @@ def test_timm_loads_it_by_itself(vit):
     assert {value.dtype for value in load_file(FOLDER / "model.safetensors").values()} == {torch.float16}
 
 
-@pytest.mark.parametrize(("task", "least"), [("picture", 0.88), ("canvas", 0.8)])
-def test_it_knows_garments(vit, task, least):
+@pytest.mark.parametrize(("task", "count", "least"), [("picture", 500, 0.88), ("canvas", 100, 0.78)])
+def test_it_knows_garments(vit, task, count, least):
     model, prepare = vit
-    questions = datasets.load("fashion-mnist").only([task]).first(500).questions
+    questions = datasets.load("fashion-mnist").only([task]).first(count).questions
     pixels = prepare([question.media.picture() for question in questions])
     with torch.inference_mode():
         said = [prepare.names[i] for part in pixels.split(100) for i in model(part).argmax(-1).tolist()]
     right = sum(answer == question.answers[0] for answer, question in zip(said, questions, strict=True))
-    assert right >= least * 500
+    assert right >= least * count
 
 
 def test_pictures_are_prepared_as_its_config_says(vit):
@@ -107,6 +107,7 @@ def test_features_are_seen_where_the_picture_is():
     assert torch.equal(right.of(maps, 4)[0, 0], torch.tensor([[0.0] * 4, [0, 0, 1, 0], [0] * 4, [0] * 4]))
 
 
+@torch.enable_grad()
 def test_quick_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     chance = np.random.default_rng(0)
     pictures = chance.integers(0, 256, (24, 28, 28), np.uint8)
