@@ -172,8 +172,8 @@ class Classifier(Asker):
     ) -> dict[Spec, dict[str, Any]]:
         """Pictures per second of each run, a batch at a time, reading and resizing of pictures left out.
 
-        As many batches as `timing` says, evenly spread and some of them again where there are fewer, go through all runs
-        in turn, every other one in reverse; each run does the first one once before, which does not count.
+        As many batches as `timing` says, evenly spread and some of them again where there are fewer, go through all
+        runs in turn, every other one in reverse; each run does the first one once before, which does not count.
 
         Returns:
             per run `pictures_per_s` (of the median batch), `samples` (batches), and `speedup` over the uncompressed run

@@ -175,7 +175,12 @@ def test_folders_and_counts(outcome):
         assert [line["id"] for line in lines] == [f"{task}-{i}" for i in range(COUNT) for task in fashion.TASKS]
         assert {line["tokens_in"] for line in lines} == {196}
         assert {line["tokens_out"] for line in lines} == {LEFT[name]}
-        assert {tuple(line["flops"]) for line in lines} == {(_flops(196, 196), _flops(LEFT[name], embedded[name]))}
+        full, own = {tuple(line["flops"]) for line in lines}.pop()
+        assert full == _flops(196, 196)
+        if name.startswith("random"):  # wherever it drops them
+            assert _flops(LEFT[name], 196) <= own < full
+        else:
+            assert own == _flops(LEFT[name], embedded[name])
         assert {line["media"] for line in lines} == {str(i) for i in range(COUNT)}
         for line in lines:
             assert line["score"] == float(line["answer"] == line["references"][0])
