@@ -258,7 +258,8 @@ def test_the_table(outcome):
     ],
 )
 def test_methods_that_need_more_than_patches(vit, folder, method, said):
-    asked = classify.Classifier(*vit, Settings(), {}, {})
+    model, prepare = vit
+    asked = classify.Classifier(model, prepare, Settings(), {}, {})
     with pytest.raises(ValueError, match=said):
         asked.check([Spec("tiny-vit", method, 49)], datasets.load(folder))
 

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]
 from timm.models.vision_transformer import VisionTransformer
 
 import vtc
@@ -71,8 +72,8 @@ def test_pictures_are_prepared_as_its_config_says(vit):
     _, prepare = vit
     question = datasets.load("fashion-mnist").questions[0]
     own = prepare([question.media.picture()])
-    config = timm.data.resolve_data_config({}, model=vit[0])
-    theirs = timm.data.create_transform(**config)(question.media.picture())
+    config = resolve_data_config({}, model=vit[0])
+    theirs = create_transform(**config)(question.media.picture())
     torch.testing.assert_close(own[0], theirs, atol=1e-6, rtol=0)
 
 
