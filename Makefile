@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-video | picture | vqtoken | bench | bench-engine | bench-gpu
+# make demo | table | table-inside | table-video | table-vit | picture | vqtoken | tiny-vit | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
@@ -16,7 +16,7 @@ ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
-    table table-inside table-video picture vqtoken bench bench-engine bench-gpu clean
+    table table-inside table-video table-vit picture vqtoken tiny-vit bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -189,6 +189,17 @@ table-inside: $(STAMP)
 table-video: $(STAMP)
 	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/video.toml --out runs/video
 	$(call COMPARE,video)
+
+# tiny-vit on Fashion-MNIST: the whole test split where Debian's dataset-fashion-mnist is installed, else the shipped part.
+FASHION ?= $(if $(wildcard /usr/share/datasets/fashion-mnist),/usr/share/datasets/fashion-mnist,fashion-mnist)
+VIT_METHODS ?= tome,pitome,zerotprune,pool
+table-vit: $(STAMP)
+	$(BIN)/vtc eval --timing $(TIMING) --data $(FASHION) --methods $(VIT_METHODS) --keep 144,100,49,25 --out runs/vit
+	$(call COMPARE,vit)
+
+# tiny-vit from nothing, into runs/tiny-vit/tiny-vit (apt-get install dataset-fashion-mnist); stopped, it goes on.
+tiny-vit: $(STAMP)
+	$(BIN)/python -m vtc.models.tiny.vit.train --out runs/tiny-vit
 
 # The picture that opens the README: some methods of both tables, which are made first.
 picture: table table-video

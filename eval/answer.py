@@ -1,53 +1,30 @@
-"""Batches of questions through a model: read, encode once, answer with each method; what breaks is told apart."""
+"""Batches of questions through a vision-language model: encoded once, answered with each method."""
 
 from __future__ import annotations
 
-import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 import vtc
 from vtc.cost import DecoderCost
+from vtc.eval.asking import Asker, Batch, Item, about, grey, out_of_memory
+from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
 from vtc.eval.settings import BLIND, Settings, Spec
 from vtc.eval.store import Line
 from vtc.methods.base.registry import resolve
 
-_GREY = 127
+__all__ = ["Answerer", "Batch", "Item", "out_of_memory"]
+
 _SLACK = 4  # tokens an answer may run over the longest reference of its task
 _SHORTEST = 32  # tokens that any answer may have
-
-Outcome = tuple[Spec, list[Line]]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question whose picture or video has been read."""
-
-    question: Question
-    seen: Any  # Image or Clip
-    resized: vtc.Resized | None = None  # how `seen` was made, where that is the method
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Questions that are answered together, of one kind of media."""
-
-    questions: tuple[Question, ...]
-    limit: int  # most new tokens
-
-    @property
-    def ids(self) -> list[str]:
-        return [question.id for question in self.questions]
 
 
 @dataclass(frozen=True)
@@ -60,8 +37,8 @@ class _Ready:
     visual: list[int]  # of these, visual ones
 
 
-class Answerer:
-    """Asks one model. `answer` yields as it goes, so that whoever listens can write at once.
+class Answerer(Asker):
+    """Asks a model that writes its answers.
 
     Args:
         scorers: task -> scorer. metrics: task -> its name.
@@ -70,10 +47,8 @@ class Answerer:
     def __init__(
         self, model: Any, processor: Any, settings: Settings, scorers: Mapping[str, Scorer], metrics: Mapping[str, str]
     ) -> None:
-        self.model, self.processor, self.settings = model, processor, settings
-        self.scorers, self.metrics = scorers, metrics
-        self.largest = settings.batch_size  # goes down when memory runs out
-        self.notes: list[str] = []
+        super().__init__(model, settings)
+        self.processor, self.scorers, self.metrics = processor, scorers, metrics
         parameters = inspect.signature(type(model).forward).parameters
         self._takes_encoded = "mm_encoder_outputs" in parameters
         table = model.get_input_embeddings().weight
@@ -81,8 +56,13 @@ class Answerer:
         names = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
         self._visual = [processor.tokenizer.convert_tokens_to_ids(name) for name in names if name]
 
-    def check(self, specs: Sequence[Spec], kinds: Sequence[str]) -> None:
+    @property
+    def kind(self) -> str:
+        return self.model.config.model_type
+
+    def check(self, specs: Sequence[Spec], data: Dataset) -> None:
         """Refuse now, and not after minutes of work, what the model cannot do."""
+        kinds = data.kinds
         for kind in kinds:
             vtc.prompt(self.processor, "?", int(kind == "image"), int(kind == "video"))
         if "video" in kinds and not any(map(find_spec, ("decord", "av"))):
@@ -115,29 +95,13 @@ class Answerer:
             found += [Batch(tuple(own[i : i + size]), limit) for i in range(0, len(own), size)]
         return found
 
-    def answer(self, batch: Batch, specs: Sequence[Spec]) -> Iterator[Outcome]:
-        """Yield each run's samples, part by part; what cannot be answered gives a sample with its "error"."""
-        items, broken = [], []
-        looked: dict[str, Any] = {}  # several questions are about one clip
-        for question in batch.questions:
-            name = question.media.name
-            try:
-                if name not in looked:
-                    looked[name] = self.read(question)
-                items.append(Item(question, looked[name]))
-            except ImportError:  # the machine's failure, not the question's
-                raise
-            except Exception as error:  # decoders of pictures raise all kinds
-                broken.append(_failure(question, error))
-        if broken:
-            yield from ((spec, broken) for spec in specs)
-        parts: dict[int, list[Item]] = {}
-        for item in items:  # some processors stack videos, so a batch of them has one length
-            parts.setdefault(len(item.seen) if item.question.media.kind == "video" else 0, []).append(item)
-        for part in parts.values():
-            step = min(self.largest, len(part))
-            for start in range(0, len(part), step):
-                yield from self._work(part[start : start + step], specs, batch.limit)
+    def measure(
+        self, specs: Sequence[Spec], questions: Sequence[Question], progress: Callable[[int, int], None]
+    ) -> dict[Spec, dict[str, Any]]:
+        """As `vtc.eval.timing.measure`."""
+        from vtc.eval.timing import measure
+
+        return measure(self, specs, questions, self.settings.timing, progress)
 
     def read(self, question: Question) -> Any:
         """The picture, or the frames of the video, that a question is about."""
@@ -158,7 +122,7 @@ class Answerer:
     def shown(self, items: Sequence[Item], spec: Spec) -> list[tuple[list[Item], dict[str, Any]]]:
         """What a run shows to the processor, in parts that it takes with the same options: items, options."""
         if spec.method == BLIND:
-            return [([replace(item, seen=_grey(item.seen)) for item in items], {})]
+            return [([replace(item, seen=grey(item.seen)) for item in items], {})]
         if not spec.resizes:
             return [(list(items), {})]
         assert spec.keep is not None
@@ -171,41 +135,6 @@ class Answerer:
             own = parts.setdefault(repr(small[name].options), ([], small[name].options))
             own[0].append(replace(item, seen=small[name].media, resized=small[name]))
         return list(parts.values())
-
-    def _work(self, items: list[Item], specs: Sequence[Spec], limit: int) -> Iterator[Outcome]:
-        shared: dict[bool, _Ready] = {}  # by all runs that show what there is: encoded already, or not
-        for spec in specs:
-            problem = ""
-            lines: list[Line] = []
-            try:
-                if spec.method == BLIND or spec.resizes:
-                    for part, options in self.shown(items, spec):
-                        lines += self._generate(part, self._prepare(part, (), options), spec, limit)
-                else:
-                    if spec.before_tower not in shared:
-                        shared[spec.before_tower] = self._prepare(items, specs, encode=not spec.before_tower)
-                    lines = self._generate(items, shared[spec.before_tower], spec, limit)
-            except Exception as error:  # of any kind: a question that breaks the model is told apart by halving
-                problem = _reason(error)
-                if out_of_memory(error):
-                    shared = {}
-                    self._shrink(len(items))
-            if not problem:
-                yield spec, lines
-            elif len(items) == 1:
-                yield spec, [{**_failure(items[0].question, problem), "asked": True}]
-            else:
-                half = (len(items) + 1) // 2
-                yield from self._work(items[:half], [spec], limit)
-                yield from self._work(items[half:], [spec], limit)
-
-    def _shrink(self, size: int) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if 1 < size <= self.largest:
-            self.largest = (size + 1) // 2
-            self.notes.append(f"out of memory with {size} questions at a time: going on with {self.largest}")
 
     def processed(self, items: Sequence[Item], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the processor makes of some questions, padded on the left, on the model's device."""
@@ -232,7 +161,7 @@ class Answerer:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
         if self._takes_encoded and encode:  # the tower runs once for all methods and all questions about one thing
-            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps and not s.before_tower]
+            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps and not s.own_tower_run]
             first: dict[str, int] = {}  # of each thing asked about, in reading order
             for number, item in enumerate(items):
                 first.setdefault(item.question.media.name, number)
@@ -254,7 +183,7 @@ class Answerer:
         lines = []
         for i, (item, text) in enumerate(zip(items, said, strict=True)):
             question, answer = item.question, text.strip()
-            line = _about(question) | {
+            line = about(question) | {
                 "question": question.question,
                 "references": list(question.answers),
                 "answer": answer,
@@ -287,29 +216,3 @@ def _options(spec: Spec) -> dict[str, Any]:
     """`keep` and the method's options; methods with thresholds keep exactly what is asked, as far as they can."""
     known = next(info.options for info in vtc.list_methods() if info.name == spec.method)
     return {"keep": spec.keep, **({"exact": True} if "exact" in known else {}), **spec.options}
-
-
-def _grey(seen: Any) -> Any:
-    if isinstance(seen, Image.Image):
-        return Image.new("RGB", seen.size, (_GREY,) * 3)
-    return replace(seen, frames=np.full_like(seen.frames, _GREY))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether fewer questions at a time might help."""
-    said = str(error).lower()
-    told = isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def _about(question: Question) -> Line:
-    return {"id": question.id, "task": question.task, "media": question.media.name}
-
-
-def _failure(question: Question, problem: str | BaseException) -> Line:
-    return _about(question) | {"error": problem if isinstance(problem, str) else _reason(problem)}
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,8 +137,9 @@ def _eval(options: argparse.Namespace) -> int:
         tiny.find(model)
     arguments.check_folder("--out", settings.out if settings.out is not None else "runs")
     team = Processes(settings.device)
+    own = partial(load, classifiers=True)
     try:
-        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, load), team.rank == 0)
+        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, own), team.rank == 0)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()

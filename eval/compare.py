@@ -33,6 +33,7 @@ class Row:
             token, over the uncompressed run.
         accuracy and the like: fractions. p_full, p_random: of the differences, corrected for all rows of the group
             together (Holm).
+        picture_ms: time per picture, of a classifier.
         group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
             wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
         full_cost: whether pictures that were made smaller were made larger again, and have cost more tokens than asked
@@ -52,6 +53,7 @@ class Row:
     ttft_ms: float | None
     speedup: SpeedUp | None
     decode: float | None
+    picture_ms: float | None
     peak: float | None
     accuracy: Score
     retention: Score | None
@@ -103,6 +105,11 @@ class Group:
     @property
     def tasks(self) -> list[str]:
         return list(self.runs[0].config["tasks"])
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a bare classifier, which writes no tokens."""
+        return all(run.mean("kv_bytes", 0) == 0 for run in self.runs)
 
     @property
     def title(self) -> str:
@@ -221,6 +228,7 @@ def _row(
         ttft_ms=run.timing.get("ttft_ms"),
         speedup=SpeedUp(**found) if (found := run.timing.get("speedup")) else None,
         decode=run.timing.get("decode_tokens_per_s"),
+        picture_ms=1000 / found if (found := run.timing.get("pictures_per_s")) else None,
         peak=run.timing.get("peak_bytes"),
         accuracy=accuracy,
         retention=run.retention(group.full) if relative and group.full else None,

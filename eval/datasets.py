@@ -1,5 +1,7 @@
 """Questions about pictures and videos: the shipped sets, PyPI's `easy-vqa`, a file of yours, or a saved HF data set.
 
+`fashion-mnist` is the first 1,000 test pictures of that set, for classifiers; a folder with its IDX files, all of them.
+
 A set is a file (or a folder with one) of one question per line or entry, in UTF-8: .jsonl, .json (one array), .csv with
 commas or semicolons, or .tsv:
 
@@ -28,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vtc.eval import fields, files
+from vtc.eval import fashion, fields, files
 from vtc.eval.files import Row
 from vtc.eval.questions import Media, Question, question_of
 from vtc.eval.saved import Saved, is_saved
@@ -44,6 +46,7 @@ class Dataset:
     name: str
     questions: tuple[Question, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)  # sentences about what was not read
+    model: str | None = None  # the shipped one that was made for it; None: whichever reads its media
 
     @property
     def tasks(self) -> list[str]:
@@ -78,7 +81,9 @@ class Dataset:
 
 def shipped() -> list[str]:
     """Names of the sets that come with the package."""
-    return sorted(folder.name for folder in _SHIPPED.iterdir() if list(folder.glob("*.jsonl")))
+    return sorted(
+        folder.name for folder in _SHIPPED.iterdir() if list(folder.glob("*.jsonl")) or fashion.is_fashion(folder)
+    )
 
 
 def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -86,7 +91,8 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> 
 
     Args:
         name_or_path: a shipped set, "easy-vqa" (the published test split), a `.jsonl`, `.json`, `.csv`, `.tsv` or
-            `.parquet` file or its folder, or a folder written by `datasets.Dataset.save_to_disk`.
+            `.parquet` file or its folder, a folder written by `datasets.Dataset.save_to_disk`, or one with the IDX
+            files of Fashion-MNIST's test split.
         columns: field -> what the set calls it.
     Raises:
         FileNotFoundError: there is no such set, or one of its pictures is missing.
@@ -97,14 +103,16 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> 
     name, path = str(name_or_path), Path(name_or_path)
     columns = columns or {}
     fields.check_columns(columns)
-    if path.exists():
+    own = path if path.is_dir() else _SHIPPED / name
+    if name and fashion.is_fashion(own):
+        data = _fashion(name, own, columns)
+    elif path.exists():
         data = _from_saved(path, columns) if is_saved(path) else _from_file(_only_file(path), columns)
         data = replace(data, name=path.resolve().stem)
     elif name in shipped():
         data = replace(_from_file(_only_file(_SHIPPED / name), columns), name=name)
     elif name == "easy-vqa":
-        if columns:
-            raise ValueError("columns are for files and saved data sets, and easy-vqa is neither: leave them out")
+        _no_columns(name, columns)
         data = Dataset(name, tuple(_easy_vqa()))
     else:
         known = [*shipped(), "easy-vqa"]
@@ -115,6 +123,16 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> 
     if not data.questions:
         raise ValueError(f"the data set {name!r} holds no questions")
     return data
+
+
+def _no_columns(name: str, columns: Mapping[str, str]) -> None:
+    if columns:
+        raise ValueError(f"columns are for files and saved data sets, and {name} is neither: leave them out")
+
+
+def _fashion(name: str, folder: Path, columns: Mapping[str, str]) -> Dataset:
+    _no_columns(name, columns)
+    return Dataset(folder.resolve().name, tuple(fashion.questions(folder)), model=fashion.MODEL)
 
 
 def _only_file(path: Path) -> Path:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 # What is drawn over: an attribute of Row, its factor, and its title.
 COSTS = {
     "ttft_ms": (1.0, "time to first token, ms"),
+    "picture_ms": (1.0, "time per picture, ms"),
     "flops_share": (100.0, "prefill FLOPs of the language model, % of uncompressed"),
     "kv_share": (100.0, "bytes of the KV cache, % of uncompressed"),
 }
+_FLOPS_OF_ALL = "FLOPs of a picture, % of uncompressed"  # where there is no language model
 # Okabe and Ito's colours, which all readers can tell apart, then others.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7B4FA3", "#5B7F1E", "#C2185B")
 _MARKS = "osDv^<>PXph*"
@@ -74,7 +76,7 @@ def picture(groups: Sequence[Compared]) -> Figure:
     for group, row_of_panels in zip(groups, panels, strict=True):
         for axes, cost in zip(row_of_panels, costs or [next(iter(COSTS))], strict=True):
             tell.append(_panel(axes, group, cost, names, handles))
-            axes.set_xlabel(COSTS[cost][1])
+            axes.set_xlabel(_FLOPS_OF_ALL if group.classifies and cost == "flops_share" else COSTS[cost][1])
         row_of_panels[0].set_ylabel(f"accuracy, % of {group.questions} questions")
         row_of_panels[0].set_title(group.title, loc="left", fontweight="bold")
     labels = [marked.get(name, name) for name in handles]
@@ -106,6 +108,8 @@ def _alike(rows: Sequence[Row], cost: str, other: str) -> bool:
 def drawn(row: Row, cost: str) -> bool:
     """Whether a run has a place over this cost: those that spare nothing would be a pile of marks at 100 %."""
     value = getattr(row, cost)
+    if cost == "kv_share" and not row.kv:  # there is no cache
+        return False
     return value is not None and not (
         row.compressed and cost.endswith("_share") and value > 0.999 and not row.full_cost
     )

@@ -24,12 +24,14 @@ class Media:
     Attributes:
         kind: "image" or "video". name: as the data set calls it.
         file: where it lies. read: gives the bytes of a picture that lies in no file of its own.
+        of: what several media show alike, where there is such a thing: they are no independent draws then.
     """
 
     kind: str
     name: str
     file: Path | None = None
     read: Callable[[], bytes] | None = field(default=None, compare=False)
+    of: str | None = None
 
     def picture(self) -> Image.Image:
         """The picture; OSError or ValueError if it cannot be read."""

@@ -26,7 +26,7 @@ from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder, alone
 
 if TYPE_CHECKING:
-    from vtc.eval.answer import Answerer
+    from vtc.eval.asking import Asker
 
 FORMAT = 2  # of the folders
 
@@ -75,7 +75,7 @@ def evaluate(
     data = datasets.load(settings.data, settings.columns)
     data = (data.only(settings.tasks) if settings.tasks else data).first(settings.limit)
     names = metrics.plan(data, settings.metric)
-    specs = settings.specs(data.kinds)
+    specs = settings.specs(data.kinds, data.model)
     digest = data.digest()
     folder = settings.folder(digest)
     configs = {spec: _config(settings, spec, data, names, digest) for spec in specs}
@@ -106,19 +106,17 @@ def _evaluate_model(
 ) -> dict[Spec, RunFolder]:
     import torch
 
-    from vtc.eval.answer import Answerer
-
     specs = list(configs)
     model, processor = load(specs[0].model, device=team.device, dtype=settings.dtype)
     torch.manual_seed(0)
-    answerer = Answerer(model, processor, settings, metrics.scorers(data, names), names)
-    answerer.check(specs, data.kinds)
+    answerer = _asker(model, processor, settings, data, names)
+    answerer.check(specs, data)
     weights = _fingerprint(model)
     folders = {spec: RunFolder(folder / spec.folder, team.rank) for spec in specs}
     for turn in (True, False):  # the first process makes the folders, the others find them
         if turn == (team.rank == 0):
             for spec, run in folders.items():
-                run.open(configs[spec] | {"weights": weights, "how": _how(settings, model, team)})
+                run.open(configs[spec] | {"weights": weights, "how": _how(settings, answerer, team)})
         team.wait()
     notes += _begun_by_others(folders)
     batches = answerer.batches(data.questions)[team.rank :: team.world]
@@ -138,6 +136,20 @@ def _evaluate_model(
     _finish(settings, answerer, folders, data, names, team, progress)
     notes += answerer.notes
     return folders
+
+
+def _asker(model: Any, processor: Any, settings: Settings, data: Dataset, names: dict[str, str]) -> Asker:
+    """What asks this model: one of language, or a bare classifier."""
+    from vtc.models.classifier import Preparation
+
+    scorers = metrics.scorers(data, names)
+    if isinstance(processor, Preparation):
+        from vtc.eval.classify import Classifier
+
+        return Classifier(model, processor, settings, scorers, names)
+    from vtc.eval.answer import Answerer
+
+    return Answerer(model, processor, settings, scorers, names)
 
 
 def _begun_by_others(folders: Mapping[Spec, RunFolder]) -> list[str]:
@@ -160,7 +172,7 @@ def _refuse_if_hopeless(spec: Spec, run: RunFolder, ids: Sequence[str], reason: 
 
 def _finish(
     settings: Settings,
-    answerer: Answerer,
+    answerer: Asker,
     folders: dict[Spec, RunFolder],
     data: Dataset,
     names: dict[str, str],
@@ -173,15 +185,12 @@ def _finish(
             run.lines.setdefault(line["id"], line)
     new = [spec for spec, run in folders.items() if not run.finished]
     if team.rank == 0 and new:
-        from vtc.eval.timing import measure
-
         times: dict[Spec, dict[str, Any]] = {}
         if settings.timing:
             broken = {i for run in folders.values() for i, line in run.lines.items() if "error" in line}
             whole = [question for question in data.questions if question.id not in broken]
-            count = partial(progress, "timings")
             try:
-                times = measure(answerer, new, whole, settings.timing, count)
+                times = answerer.measure(new, whole, partial(progress, "timings"))
             except Exception as error:  # the answers are worth more than the times
                 answerer.notes.append(f"nothing was timed: {str(error) or type(error).__name__}")
         order = [question.id for question in data.questions]
@@ -228,14 +237,15 @@ def _files(spec: Spec) -> dict[str, Any]:
     return {"files": known} if known else {}
 
 
-def _how(settings: Settings, model: Any, team: Processes) -> dict[str, Any]:
+def _how(settings: Settings, answerer: Asker, team: Processes) -> dict[str, Any]:
     import torch
     import transformers
 
+    weight = next(answerer.model.parameters())
     return {
-        "model_type": model.config.model_type,
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "model_type": answerer.kind,
+        "device": torch.cuda.get_device_name(weight.device) if weight.is_cuda else platform.machine(),
+        "dtype": str(weight.dtype).removeprefix("torch."),
         "batch_size": settings.batch_size,
         "processes": team.world,
         "versions": {**origin(), "torch": torch.__version__, "transformers": transformers.__version__},

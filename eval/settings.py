@@ -18,12 +18,15 @@ from vtc.checks import check_number
 from vtc.eval.fields import check_columns
 from vtc.eval.files import TOO_DEEP
 from vtc.hints import did_you_mean
+from vtc.methods.base.index import MethodInfo
 from vtc.methods.base.notation import read_methods, write_method
+from vtc.models import tiny
 
 BUDGETS = ("final", "average")
 KEEPS = (0.5, 0.1)
 ALL = "all"  # stands for every method before the language model
 FEW = ("uniform-frames", "evs", "divprune", "visionzip", "pool")  # by default, those that fit the media
+CLASSIFYING = ("tome", "pitome", "zerotprune", "pool")  # by default of classifiers, those that there are
 FULL, BLIND, RANDOM, DOWNSAMPLE = "full", "blind", "random", "downsample"
 _METRIC = "a name, or names by task"
 BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
@@ -56,9 +59,17 @@ class Spec:
         return self.compressed and not self.resizes
 
     @property
-    def before_tower(self) -> bool:
-        """Whether the method that is wrapped around the model acts before its vision tower, whatever else it does."""
-        return self.wraps and any(i.name == self.method and "pixels" in i.stage.split("+") for i in vtc.list_methods())
+    def own_tower_run(self) -> bool:
+        """Whether the vision tower runs for it alone: its method acts before the tower or between its blocks."""
+        stages = {place for info in vtc.list_methods() if info.name == self.method for place in info.stage.split("+")}
+        inside = self.options.get("stage") == "encoder"
+        return self.wraps and (inside or bool({"pixels", "encoder"} & stages))
+
+    @property
+    def within_tower(self) -> bool:
+        """Whether the method acts between the blocks of a classifier."""
+        able = any(info.name == self.method and within_tower(info) for info in vtc.list_methods())
+        return able and self.options.get("stage") != "input"
 
     @property
     def label(self) -> str:
@@ -70,6 +81,17 @@ class Spec:
         """Where its results lie, below the output folder."""
         name = self.label if self.keep is None else f"{self.label}@{self.keep}"
         return Path(_safe(Path(self.model).name or self.model), _safe(name.replace(", ", ",")))
+
+
+def within_tower(info: MethodInfo) -> bool:
+    """Whether a method can act between the blocks of a vision tower."""
+    return info.stage == "encoder" or "stage" in info.options
+
+
+def fits_patches(info: MethodInfo) -> bool:
+    """Whether a method can do with the patches of pictures, without attention, text or weights of its own."""
+    plain = info.stage == "input" and {*info.needs} <= {"grid"} and not info.trained
+    return "image" in info.modality and (plain or within_tower(info))
 
 
 def _safe(name: str) -> str:
@@ -145,12 +167,13 @@ class Settings:
             if not isinstance(entry, str | Mapping) or (isinstance(entry, Mapping) and "name" not in entry):
                 raise ValueError(f"methods: {entry!r} is neither a name nor a table with a name")
 
-    def specs(self, kinds: Sequence[str]) -> list[Spec]:
+    def specs(self, kinds: Sequence[str], model: str | None = None) -> list[Spec]:
         """Every combination, model by model: uncompressed, blind if asked for, then per budget the baselines first.
 
         Args:
             kinds: of media in the data set; by default the model and the methods, which act before the language
                 model, are such as fit them.
+            model: the one that is asked where `models` names none; by default, one that reads such media.
         Raises:
             ValueError: an unknown method, a setting of one that it does not have or that does nothing here, or the same
                 thing twice.
@@ -158,6 +181,10 @@ class Settings:
         infos = {info.name: info for info in vtc.list_methods()}
         entries = [_name_and_options(entry) for entry in self.methods]
         early = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
+        models = self.models or (model or default_model(kinds),)
+        if all(map(tiny.tells_classes, models)):
+            early = [info.name for info in infos.values() if fits_patches(info)]
+            entries = entries or [(name, {}) for name in CLASSIFYING if name in early]
         if not entries:
             entries = [(name, {}) for name in FEW if name in early]
         elif entries == [(ALL, {})]:
@@ -190,7 +217,7 @@ class Settings:
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [
             spec
-            for model in self.models or (default_model(kinds),)
+            for model in models
             for spec in (
                 *(Spec(model, name) for name in plain),
                 *(

@@ -69,10 +69,12 @@ _COLUMNS: dict[str, _Cell] = {
     "mean": lambda row: _number(row.average),
     "FLOPs": lambda row: _si(row.flops),
     "FLOPs %": lambda row: _number(100 * row.flops_share),
-    "KV": lambda row: f"{_si(row.kv)}B",
-    "KV %": lambda row: _number(100 * row.kv_share),
+    "KV": lambda row: f"{_si(row.kv)}B" if row.kv else "",
+    "KV %": lambda row: _number(100 * row.kv_share) if row.kv else "",
     "TTFT ms": lambda row: _number(row.ttft_ms, ".1f"),
-    "TTFT gain": lambda row: _gain(row.speedup),
+    "TTFT gain": lambda row: _gain(row.speedup) if row.ttft_ms else "",
+    "pictures/s": lambda row: _number(1000 / row.picture_ms) if row.picture_ms else "",
+    "gain": lambda row: _gain(row.speedup) if row.picture_ms else "",
     "tok/s": lambda row: _number(row.decode),
     "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
     "accuracy": lambda row: _percent(row.accuracy),
@@ -84,7 +86,8 @@ _COLUMNS: dict[str, _Cell] = {
     "TokDense": lambda row: _number(row.tokdense, ".2f"),
 }
 # What a narrow table shows, the most wanted first; it takes as many as its width permits.
-_WANTED = (_METHOD, "accuracy", "keep", "vs full", "vs random", "group A", "tokens", "TTFT ms", "FLOPs %", "loyalty")
+_WANTED = (_METHOD, "accuracy", "keep", "vs full", "vs random", "group A", "tokens", "TTFT ms", "pictures/s")
+_WANTED += ("FLOPs %", "loyalty")
 _WIDTH = 100  # characters of a narrow table
 _NAMES = 22  # its longest line of a method's name; longer names take several
 _GAP = 3  # between columns
@@ -94,7 +97,7 @@ def _meaning(group: Compared) -> dict[str, str]:
     """What a column shows, for those whose title does not say all."""
     kind = group.kind
     paired = f"{_BETTER} better, {_WORSE} worse: p < {LEVEL}, paired over {kind}, Holm-corrected over the table"
-    return {
+    found = {
         "tokens": "visual tokens at the end",
         "mean": "their mean over the decoder layers",
         "FLOPs": "of the language model's prefill",
@@ -116,6 +119,16 @@ def _meaning(group: Compared) -> dict[str, str]:
         "loyalty": "% of answers that are the uncompressed model's",
         "TokDense": "points of accuracy per mean token",
     }
+    if group.classifies:
+        found |= {
+            "tokens": "patches behind the last block",
+            "mean": "their mean over the blocks",
+            "FLOPs": "of a picture, counted while it was answered",
+            "FLOPs %": "FLOPs of a picture in % of the uncompressed model's",
+            "pictures/s": "pictures per second, in batches, reading and resizing left out",
+            "gain": "how many times as many as uncompressed, its spread over the batches; unclear where that covers 1",
+        }
+    return found
 
 
 def caption(group: Compared, titles: Collection[str] = ()) -> str:
@@ -128,7 +141,7 @@ def caption(group: Compared, titles: Collection[str] = ()) -> str:
         f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}",
         f"{broken} of them could not be answered and are left out" if broken else "",
         *said,
-        "" if any(row.ttft_ms for row in group.rows) else "nothing was timed",
+        "" if any(row.ttft_ms or row.picture_ms for row in group.rows) else "nothing was timed",
         "†: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)

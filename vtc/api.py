@@ -175,20 +175,28 @@ def load(
 ) -> tuple[Any, Any]:
     """Load a model and its processor: a shipped name, a local folder, or a Hugging Face Hub id.
 
+    Of a bare classifier ("tiny-vit", or a folder that timm wrote) the second is what prepares pictures for it.
+
     Args:
         device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
         dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
         attn_implementation: "sdpa", "eager", "flash_attention_2" ...; default what transformers chooses.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from vtc.models.tiny import find, names
+    from vtc.models.tiny import find, is_classifier, names
 
     place = find(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not a torch dtype; use float32, bfloat16 or float16.")
     chosen: Any = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
+    if is_classifier(Path(place).expanduser()):
+        from vtc.models import classifier
+
+        return classifier.load(
+            place, "cpu" if device == "auto" else device, torch.float32 if chosen == "auto" else chosen
+        )
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     try:
         processor = AutoProcessor.from_pretrained(place)
         more: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}

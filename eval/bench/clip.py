@@ -107,7 +107,7 @@ class Asked:
 
         clip = timed("read", self.read)
         inputs = timed("process", lambda: self.process(clip))
-        if before_tower(methods):
+        if own_tower_run(methods):
             with self.tower_watched(device) as ticks:
                 timed("prefill", lambda: self.prefill(inputs, None))
             spent["encode"] = ticks[1] - ticks[0]
@@ -118,10 +118,13 @@ class Asked:
         return spent
 
 
-def before_tower(methods: Sequence[str]) -> bool:
-    """Whether one of these acts before the vision tower, which then cannot run before the method is there."""
-    names = {name for method in methods for name, _ in read_methods(method)}
-    return any(info.name in names and "pixels" in info.stage.split("+") for info in vtc.list_methods())
+def own_tower_run(methods: Sequence[str]) -> bool:
+    """Whether one of these acts before the vision tower or inside it, which then cannot run before the method is there."""
+    named = [one for method in methods for one in read_methods(method)]
+    stages = {info.name: {*info.stage.split("+")} for info in vtc.list_methods()}
+    return any(
+        options.get("stage") == "encoder" or {"pixels", "encoder"} & stages.get(name, set()) for name, options in named
+    )
 
 
 @torch.inference_mode()
@@ -140,12 +143,12 @@ def measure(
     device = asked.model.device
     names = list(dict.fromkeys(method for method, _ in settings))
     inputs = asked.process(asked.read())
-    encoded = asked.encode(inputs, [name for name in names if not before_tower([name])] or ["random"])
+    encoded = asked.encode(inputs, [name for name in names if not own_tower_run([name])] or ["random"])
     with vtc.wrapped(asked.model, "random", 1.0):
         asked.prefill(inputs, encoded)
         tokens = vtc.report(asked.model).tokens_in
     for name in names:
-        source = None if before_tower([name]) else encoded
+        source = None if own_tower_run([name]) else encoded
         check(asked.model, [name], partial(asked.prefill, inputs, source), tokens)
     lines = [Line(FULL, None, tokens), *(Line(method, keep) for method, keep in settings)]
     for number in range(rounds + 1):

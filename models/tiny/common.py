@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +68,18 @@ def schedule(
 class Checkpoint:
     """Step, modules and optimisers of one stage in one file, replaced atomically. `done` marks a finished stage."""
 
-    def __init__(self, run: Run, stage: str, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]):
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        modules: dict[str, nn.Module],
+        optimizers: list[torch.optim.Optimizer],
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.file = run.out / f"{stage}.pt"
         self.modules, self.optimizers = modules, optimizers
         self.every = 1 if run.quick else 100
-        self.started = time.monotonic()
+        self.clock, self.started = clock, clock()
         self.seconds = 0.0  # spent in earlier runs of this stage
 
     def load(self) -> tuple[int, bool]:
@@ -88,7 +96,7 @@ class Checkpoint:
         return saved["step"], saved["done"]
 
     def elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self.started
+        return self.seconds + self.clock() - self.started
 
     def save(self, step: int, done: bool = False) -> None:
         state: dict = {name: module.state_dict() for name, module in self.modules.items()}

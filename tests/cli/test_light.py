@@ -32,6 +32,8 @@ REFUSED = [
     [*ASK, "--method", "vqtoken", "--weights", "none"],
     [*ASK, "--frames", "4"],
     ["ask", "--video", "none.mp4", "--question", "What?"],
+    [*ASK, "--model", "tiny-vit"],
+    ["demo", "--model", "tiny-vit"],
     ["eval", "--model", "./none"],
     ["eval", "--metric", "caption", "--tasks", "none"],
     ["train", "--data", "none.jsonl", "--method", "vqtoken", "--out", "none"],

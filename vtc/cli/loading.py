@@ -13,23 +13,34 @@ from vtc.cli import arguments
 from vtc.models import tiny
 
 
-def check(name: str, device: str | None = None) -> None:
+def check(name: str, device: str | None = None, classifiers: bool = False) -> None:
     """Refuse a model or a device that cannot be had, as far as can be told without loading it.
+
+    Args:
+        classifiers: whether a bare classifier will do.
 
     Raises:
         FileNotFoundError, ValueError: with one sentence.
     """
     tiny.find(name)
+    if not classifiers and tiny.tells_classes(name):
+        raise ValueError(
+            f"{name} tells classes of pictures and answers no questions: give it to `vtc eval --data fashion-mnist`, "
+            f"and another model here, such as {tiny.names()[0]}"
+        )
     arguments.check_device(device)
 
 
-def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+def load(name: str, device: str | None = None, dtype: str | None = None, classifiers: bool = False) -> tuple[Any, Any]:
     """`vtc.load`; its bars are not shown where nobody looks on.
+
+    Args:
+        classifiers: whether a bare classifier will do.
 
     Raises:
         FileNotFoundError, ValueError: as `check`. OSError: the Hub is out of reach. Whatever `vtc.load` raises.
     """
-    check(name, device)
+    check(name, device, classifiers)
     _check_network(tiny.source(name))
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
