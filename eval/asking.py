@@ -81,7 +81,7 @@ class Asker(ABC):
         options: Mapping[str, Any] | None = None,
         encode: bool = True,
     ) -> Any:
-        """What `_generate` takes of some items; used for all of `specs`. `encode`: by one run of a tower, where it can."""
+        """What `_generate` takes of some items, for all of `specs`. `encode`: by one run of a tower, where it can."""
 
     @abstractmethod
     def _generate(self, items: Sequence[Item], ready: Any, spec: Spec, limit: int) -> list[Line]:

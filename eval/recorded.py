@@ -39,6 +39,10 @@ class Recorded:
     made: list[str]
     rows: list[Row]
 
+    @property
+    def classifies(self) -> bool:
+        return not any(row.kv for row in self.rows)
+
 
 Compared = Group | Recorded
 

@@ -13,6 +13,7 @@ _TAKES = {
     "square": "crops of one size, square",
     "rectangle": "crops of one size, of any proportions",
     "packed": "pictures of any size",
+    "row": "pictures of any size, in one row",
 }
 # What is refused. That it is, tests/engine, tests/models and tests/methods hold, under the same words.
 REFUSED = (
@@ -43,7 +44,8 @@ class Facts:
     Attributes:
         tower, decoder: `config.model_type` of the vision tower and of the language model that come with it.
         cls: whether the tower has a CLS token. packed: whether it takes pictures of any size, packed into a row.
-        projects: whether the CLS token can be passed on to the language model.
+        projects: whether the CLS token can be passed on to the language model. mixes: modalities whose features become
+            visual tokens in another way than one each, as `Adapter.mixes`.
     """
 
     model_type: str
@@ -52,6 +54,7 @@ class Facts:
     cls: bool
     packed: bool
     projects: bool
+    mixes: tuple[str, ...]
 
 
 @cache
@@ -74,6 +77,7 @@ def facts() -> list[Facts]:
                 tower.has_cls,
                 tower.takes == "packed",
                 adapter_of(model_type).projects_cls and tower.has_cls,
+                adapter_of(model_type).mixes,
             )
         )
     return found

@@ -117,7 +117,10 @@ def runs_on(info: MethodInfo) -> list[str]:
     from docs.generate.families import facts
 
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
-    return [one.model_type for one in known if one.packed or "pixels" not in info.stage.split("+")]
+    if "pixels" not in info.stage.split("+"):
+        return [one.model_type for one in known]
+    crops = info.name == "pixelprune"  # the others need pictures of any size, or frames one after another
+    return [one.model_type for one in known if one.packed or (crops and "image" not in one.mixes)]
 
 
 def _families(info: MethodInfo) -> str:

@@ -119,7 +119,7 @@ class Asked:
 
 
 def own_tower_run(methods: Sequence[str]) -> bool:
-    """Whether one of these acts before the vision tower or inside it, which then cannot run before the method is there."""
+    """Whether one of these acts before the vision tower or inside it, which then runs with the method alone."""
     named = [one for method in methods for one in read_methods(method)]
     stages = {info.name: {*info.stage.split("+")} for info in vtc.list_methods()}
     return any(
