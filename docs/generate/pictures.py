@@ -60,8 +60,8 @@ def stages() -> Image.Image:
     for x0, x1, y in ((1.5, 2.3, 2.35), (3.6, 4.1, 2.35), (4.95, 5.4, 2.35), (7.0, 7.3, 2.35)):
         _arrow(axes, (x0, y), (x1, y))
     places = {
-        "pixels": (1.9, "fewer pixels:\nspares all that follows"),
-        "encoder": (2.95, "fewer patches\ninside the tower"),
+        "pixels": (1.75, "fewer pixels:\nspares all of it"),
+        "encoder": (3.1, "fewer patches\nfrom a block on"),
         "input": (5.15, "fewer tokens:\nspares every layer"),
         "layer": (8.0, "fewer from some\nlayer on"),
         "cache": (9.72, "fewer cached:\nspares memory"),
