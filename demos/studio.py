@@ -7,6 +7,7 @@ nobody sees another one's compression and times are those of an otherwise idle m
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import statistics
 import threading
@@ -33,6 +34,7 @@ _log = logging.getLogger("vtc")
 
 MAX_NEW_TOKENS = 64
 _PATIENCE = 4.0  # s of measuring, after which no more rounds begin
+_MOST_SHOWN = 2**28  # bytes of smaller pictures and clips that are kept with answers
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError, MemoryError)
 _NO_MEMORY = "the device has no memory left for this: take a smaller picture, or keep fewer tokens"
@@ -107,11 +109,11 @@ class Loaded:
 
 
 class Recent(OrderedDict[Hashable, Value]):
-    """The `size` entries that were fetched or put last."""
+    """The `size` entries that were fetched or put last, or fewer: no more than weigh `most` together, but one."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, most: int = 0, weigh: Callable[[Value], int] = lambda value: 0) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.most, self.weigh = size, most, weigh
 
     def fetch(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The entry of `key`, made if it is not there."""
@@ -122,8 +124,15 @@ class Recent(OrderedDict[Hashable, Value]):
     def put(self, key: Hashable, value: Value) -> None:
         self[key] = value
         self.move_to_end(key)
-        while len(self) > self.size:
+        while len(self) > self.size or (len(self) > 1 and sum(map(self.weigh, self.values())) > self.most):
             self.popitem(last=False)
+
+
+def _shown_bytes(run: Run) -> int:
+    """Of the smaller picture or clip that a model was shown, which its answer keeps."""
+    if run.shown is None:
+        return 0
+    return run.shown.clip.frames.nbytes if run.shown.clip else 3 * math.prod(run.shown.still.size)
 
 
 class Studio:
@@ -151,7 +160,7 @@ class Studio:
         self.names, self._device, self._dtype = list(self._sources), device, dtype
         self._turn = threading.Lock()  # held while a model is loaded, wrapped or run
         self._models: Recent[Loaded] = Recent(2)
-        self._answers: Recent[Run] = Recent(256)
+        self._answers: Recent[Run] = Recent(256, _MOST_SHOWN, _shown_bytes)
 
     def load(self, name: str) -> Loaded:
         """A model of `names`; loads it if it is not in memory."""

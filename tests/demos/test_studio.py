@@ -290,3 +290,12 @@ def test_too_little_memory_is_a_sentence(studio, heart, monkeypatch, error):
     run = last(studio, heart, question, "random", 0.5)
     assert run.text == ("The device has no memory left for this: take a smaller picture, or keep fewer tokens.")
     assert not loaded.encoded
+
+
+def test_what_is_remembered_has_a_weight():
+    recent: Recent[int] = Recent(9, most=10, weigh=lambda value: value)
+    for value in (1, 4, 6):
+        recent.put(value, value)
+    assert list(recent) == [4, 6]
+    recent.put(12, 12)  # the last one stays, whatever it weighs
+    assert list(recent) == [12]
