@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 
@@ -57,3 +58,13 @@ def _range(low: float | None, high: float | None, above: float | None, below: fl
     if top is not None:
         return f" of {top:g} or less" if below is None else f" below {top:g}"
     return ""
+
+
+def check_row(value: object, name: str, what: str) -> None:
+    """Raise TypeError if an option is no row (a tuple or a list) of values.
+
+    Args:
+        what: they are, with an example: "budgets: give one per layer, such as (64, 0.25)".
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}={value!r} is no row of {what}.")

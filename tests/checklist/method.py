@@ -118,7 +118,8 @@ def _signals(tree: Tree, found: Found) -> Line:
 def _oracle(tree: Tree, name: str, found: Found) -> Line:
     """A wrapped model is proved equal to the one that cannot see the dropped tokens."""
     proved = tree.naming("tests/engine/test_oracle*.py", name, found.node.name)
-    proved += tree.naming("tests/engine/test_pixels.py", name, found.node.name)
+    proved += tree.naming("tests/engine/test_pixels*.py", name, found.node.name)
+    proved += tree.naming("tests/engine/test_encoder*.py", name, found.node.name)
     return Line("oracle matrix", "" if proved else "add it to the methods of a tests/engine/test_oracle*.py")
 
 

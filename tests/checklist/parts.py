@@ -12,12 +12,13 @@ def tower(tree: Tree, name: str) -> list[Line]:
     found = _of_type(tree, "models/tower*.py", name)
     if found is None:
         return [Line("tower", f"no class in models/tower*.py has {name!r} in its model_types")]
-    entered = found.node.name in tree.words("models/registry.py")
+    names = {node.id for node in ast.walk(tree.parsed("models/registry.py")) if isinstance(node, ast.Name)}
+    entered = found.node.name in names
     return [
         Line(f"tower {found.node.name} in {found.path}"),
         Line("registered", "" if entered else f"import {found.node.name} in models/registry.py, and enter it"),
-        _used(tree, "tests/families.py", name),
-        _named(tree, "tests/models/test_tower*.py", name, found, "its signals against the tower's own eager attention"),
+        _used(tree, name),
+        _alone(tree, name, found),
         tree.changelog(name),
     ]
 
@@ -59,10 +60,20 @@ def _of_type(tree: Tree, pattern: str, name: str) -> Found | None:
     return next((cls for cls in tree.classes(pattern) if name in (cls.value("model_types") or ())), None)
 
 
-def _used(tree: Tree, path: str, name: str) -> Line:
+def _used(tree: Tree, name: str) -> Line:
+    path, alone = "tests/families.py", "tests/engine/towers.py"
     there = name in tree.words(path) or name.removesuffix("_vision") in tree.listed(path, "FAMILIES")
-    return Line(
-        "a family with it", "" if there else f"a tiny model with this tower in {path}: all matrices run over it"
+    there = there or name in tree.words(alone) or bool(tree.naming("tests/engine/test_encoder*.py", name))
+    said = f"a tiny model with this tower in {path}, or the tower alone in {alone}: all matrices run over it"
+    return Line("a tiny model", "" if there else said)
+
+
+def _alone(tree: Tree, name: str, found: Found) -> Line:
+    """Towers of no family are tested alone, by what merges or leaves inside them."""
+    if name in tree.words("tests/engine/towers.py") or tree.naming("tests/engine/test_encoder*.py", name):
+        return Line("tested")
+    return _named(
+        tree, "tests/models/test_tower*.py", name, found, "its signals against the tower's own eager attention"
     )
 
 

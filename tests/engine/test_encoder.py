@@ -431,6 +431,7 @@ def test_siglip2_merges_where_nothing_is_padded():
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
     model: Any = Siglip2VisionModel(Siglip2VisionConfig(**SIZES, patch_size=4, num_patches=16)).eval()
+    assert model.config.model_type == "siglip2_vision_model"
     pixels = torch.randn(2, PATCHES, 48)
     inputs = {"pixel_values": pixels, "spatial_shapes": torch.tensor([[4, 4], [4, 4]])}
     whole = model(**inputs, pixel_attention_mask=torch.ones(2, PATCHES)).last_hidden_state
@@ -448,6 +449,7 @@ def test_pixtral_merges_one_picture_at_a_time():
     from transformers import PixtralVisionConfig, PixtralVisionModel
 
     model: Any = PixtralVisionModel(PixtralVisionConfig(**SIZES, image_size=32, patch_size=4)).eval()
+    assert model.config.model_type == "pixtral"
     pixels = torch.randn(1, 3, 16, 24)
     whole = model(pixels).last_hidden_state
     vtc.wrap(model, "tome", keep=1.0)

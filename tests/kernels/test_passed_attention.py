@@ -8,6 +8,8 @@ import torch
 from vtc import ops
 from vtc.kernels.passed_attention import reference
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize("block", [1, 40, 2**20])
 @pytest.mark.parametrize(("rows", "keys"), [(1, 1), (17, 17), (33, 5)])

@@ -124,7 +124,7 @@ REMOVED = {  # what is taken away -> which line misses it, and a word of what it
         "Triton kernel in kernels/kmeans/triton.py",
         "the reference ['features'",
     ),
-    ("tower", "clip_vision_model", "models/registry.py", "CLIPTower, "): ("registered", "CLIPTower"),
+    ("tower", "clip_vision_model", "models/registry.py", "    CLIPTower,\n"): ("registered", "CLIPTower"),
     ("decoder", "olmo2", "models/text_models.py", "@register_decoder\n"): ("registered", "Olmo2Decoder"),
     ("stage", "pixels", "vtc/stages.py", '"pixels", 5'): ("named without torch", "'pixels'"),
 }
@@ -163,11 +163,11 @@ def test_an_option_that_nothing_describes_or_defines():
     entries = json.loads(TREE.text(INDEX))
     for entry in entries:
         if entry["name"] == "divprune":
-            entry["defaults"]["depth"], entry["help"]["depth"] = 1, ""
+            entry["defaults"]["breadth"], entry["help"]["breadth"] = 1, ""
     found = missing("method", "divprune", TREE.changed({INDEX: json.dumps(entries)}))
     assert found == {
-        "docstring: options": "describe under Args: depth",
-        "definition": "no @defines('divprune', ...) names: depth",
+        "docstring: options": "describe under Args: breadth",
+        "definition": "no @defines('divprune', ...) names: breadth",
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.budget import scaled, token_count
-from vtc.checks import check_number
+from vtc.checks import check_number, check_row
 from vtc.methods.base.encoder import BlockTokens, EncoderMethod, Joined
 from vtc.methods.base.method import Paper
 from vtc.selection import Selection
@@ -26,7 +26,8 @@ class ZeroTPrune(EncoderMethod):
     In a few blocks of the vision tower, patches that little attention ends up at leave, and some that resemble a more
     important one.
 
-    Source: arXiv 2305.17328. There is no official code; the steps are those of three independent accounts of it:
+    Source: arXiv 2305.17328, its algorithm of weighted page rank and the two stages around it. There is no official
+    code; the steps are those of three independent accounts of it:
 
     * Weighted page rank, head by head: s, uniform at first, becomes A^T s, `iterations` times, A being the block's
       softmax attention. Heads are joined by a root mean square, over those whose variance of T s (mean 1) lies within
@@ -65,6 +66,9 @@ class ZeroTPrune(EncoderMethod):
         if self.stage is None:
             object.__setattr__(self, "stage", "encoder")
         what = "a block's number (an int), or a share of the blocks in [0, 1) (a float)"
+        check_row(self.blocks, "blocks", "blocks, such as (0, 2, 5) or (0.0, 0.4)")
+        check_row(self.iterations, "iterations", "three numbers, such as (30, 5, 1)")
+        check_row(self.variance, "variance", "two numbers, such as (0.01, 0.7)")
         if not self.blocks:
             raise ValueError(f"{self.title} needs at least one block in blocks=.")
         for block in self.blocks:
@@ -77,6 +81,8 @@ class ZeroTPrune(EncoderMethod):
             check_number(count, "iterations", 1, integer=True, what="how often attention is passed on")
         if self.start not in ("uniform", "cls"):
             raise ValueError(f"start={self.start!r} is not one of uniform, cls.")
+        for bound in self.variance:
+            check_number(bound, "variance", what="a variance")
         if len(self.variance) != 2 or not self.variance[0] <= self.variance[1]:
             raise ValueError(f"variance={self.variance!r} of {self.title} is no interval (low, high).")
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.budget import check_keep, check_layer, counts_for_average, layer_number, scaled, token_count
+from vtc.checks import check_row
 from vtc.methods.base.method import Method
 from vtc.signals import VisualTokens
 
@@ -51,8 +52,7 @@ class LayerMethod(Method):
         object.__setattr__(self, "layers", tuple(check_layer(layer, "layers") for layer in layers))
         if self.keeps is None:
             return
-        if isinstance(self.keeps, str) or not isinstance(self.keeps, Sequence):
-            raise TypeError(f"keeps={self.keeps!r} is no row of budgets: give one per layer, such as (64, 0.25).")
+        check_row(self.keeps, "keeps", "budgets: give one per layer, such as (64, 0.25)")
         object.__setattr__(self, "keeps", tuple(check_keep(keep) for keep in self.keeps))
         if len(self.keeps) != len(self.layers):
             raise ValueError(f"keeps= has {len(self.keeps)} budgets for {len(self.layers)} layers; give one per layer.")
