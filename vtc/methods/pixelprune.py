@@ -20,11 +20,11 @@ class PixelPrune(PatchMethod):
     keeps its position, and the tower's attention sees nothing else.
 
     Source: arXiv 2604.00886, its algorithm as the code has it (OPPO-Mente-Lab/PixelPrune). With `tau` as there: 0
-    compares the picture with itself; above it, blocks are compared with what a decoder would have at its neighbours' places, so
-    that no error exceeds tau. Ours: a budget (`keep`), which ranks blocks by the error of the rule for exact repeats,
-    so that these leave first; of a video both frames of a patch are compared, where the code looks at pictures only.
-    Pixels are as the tower is given them (in its precision), and are scaled by the mean and deviation that the model's
-    published processor has.
+    compares the picture with itself; above it, blocks are compared with what a decoder would have at its
+    neighbours' places, so that no error exceeds tau. Ours: a budget (`keep`), which ranks blocks by the error of
+    the rule for exact repeats, so that these leave first; of a video both frames of a patch are compared, where the
+    code looks at pictures only. Pixels are as the tower is given them (in its precision), and are scaled by the
+    mean and deviation that the model's published processor has.
     """
 
     name = "pixelprune"
