@@ -133,6 +133,30 @@ def copies(model: Any, seen: list[Tensor], steps: list[list[Step]]) -> Iterator[
                 handle.remove()
 
 
+def assert_the_same_is_left(family: str, model: Any, last: list[Step], made: Any) -> None:
+    """The language model reads, of all the tokens that one row has become, the one that stands at it."""
+    if family not in ("llava", "llava_siglip", "llava_next"):
+        return
+    first = int(tower_for(model.model.vision_tower).has_cls)
+    shown = torch.cat([step.shown[:, first:] - first for step in last])  # [crops, patches]
+    shown = shown + shown.shape[1] * torch.arange(len(shown))[:, None]
+    shown, gone = shown.flatten().tolist(), torch.cat([step.gone[:, first:] for step in last]).flatten().tolist()
+    for span, choice in zip(model._vtc_engine.trace.spans, made.steps[1][1], strict=True):
+        place = {p: int(span.patch[i]) for i, p in enumerate(span.index.tolist())}  # in the row -> patch
+        reads: dict[int, list[int]] = {}
+        for p in choice.index:
+            patch = place[p]
+            if patch < 0 or not gone[patch]:
+                reads.setdefault(shown[patch] if patch >= 0 else -1 - p, []).append(p)
+        wanted = [next((p for p in own if place[p] == row), own[0]) for row, own in reads.items()]
+        assert choice.slots == sorted(wanted)
+        for p, source in zip(choice.index, choice.source, strict=True):
+            row = -1 - p if place[p] < 0 else shown[place[p]]
+            at = place[choice.index[choice.anchor[source]]]
+            assert (source < 0) == (place[p] >= 0 and gone[place[p]])
+            assert source < 0 or at == place[wanted[list(reads).index(row)]]
+
+
 def equal_to_oracle(family: str, methods: Any, items: Any, side: str = "left") -> Any:
     model, inputs = model_of(family), batch(family, items, side)
     with torch.no_grad(), vtc.wrapped(model, methods):
@@ -140,6 +164,7 @@ def equal_to_oracle(family: str, methods: Any, items: Any, side: str = "left") -
         model.model.rope_deltas = None
         logits = model(**inputs).logits
         made, report = decisions(model), vtc.report(model)
+        assert_the_same_is_left(family, model, [run[-1] for run in steps], made)
         ids = model.generate(**inputs, **GREEDY) if side == "left" else None
         compact = model._vtc_engine.compact
     with torch.no_grad(), oracle(model, made, len(items), compact), copies(model, seen, steps):
