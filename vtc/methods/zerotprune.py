@@ -129,8 +129,7 @@ class ZeroTPrune(EncoderMethod):
         if cls_first:
             s[:, :, 0] = t**0.5
         s = s / s.sum(dim=-1, keepdim=True)
-        for _ in range(times):
-            s = ops.passed_attention(q, k, scale, s)
+        s = ops.passed_attention(q, k, scale, s, times)
         spread = (t * s).var(dim=-1, unbiased=False)
         heard = (spread >= self.variance[0]) & (spread <= self.variance[1])  # [B, H]
         heard = (heard | ~heard.any(dim=1, keepdim=True)).float()[:, :, None]
