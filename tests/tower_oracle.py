@@ -41,12 +41,13 @@ class _Masked:
 
 
 @contextmanager
-def tower_oracle(model: Any, kept: list[Tensor], received: list[Tensor] | None = None) -> Iterator[None]:
+def tower_oracle(model: Any, kept: list[Tensor], received: list[Tensor] | None = None) -> Iterator[Any]:
     """The plain `model` with such a tower; its runs see what is `kept`, one BoolTensor after the other: tokens [N] of
     Qwen's towers, rows [crops, T] of others.
 
     They begin anew behind the last one, so that several calls of the model can be compared. In `received`, per block of
     Qwen's, is noted how much attention each patch gets, the mean over those that are there in its stretch: [P].
+    What it yields has `seen`, what can be seen in the present run: patches [P] in the blocks' order, rows [crops, T].
     """
     tower = model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
     masked, runs = _Masked([] if received is None else received), 0
@@ -69,7 +70,7 @@ def tower_oracle(model: Any, kept: list[Tensor], received: list[Tensor] | None =
     handle = tower.register_forward_pre_hook(begin, with_kwargs=True)
     tower.config._attn_implementation = "masked"
     try:
-        yield
+        yield masked
     finally:
         handle.remove()
         tower.config._attn_implementation = before

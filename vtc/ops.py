@@ -120,10 +120,11 @@ def received_attention(
     return _run("received_attention", q, k, scale, at, seen)
 
 
-def passed_attention(q: Tensor, k: Tensor, scale: float, weight: Tensor) -> Tensor:
+def passed_attention(q: Tensor, k: Tensor, scale: float, weight: Tensor, times: int = 1) -> Tensor:
     """What each key collects of the weights that queries hand out, head by head: q [B, H, R, d], k [B, H, N, d],
-    weight [B, H, R] -> [B, H, N] in fp32, the sum over queries of weight * softmax."""
-    return _run("passed_attention", q.detach(), k.detach(), scale, weight)
+    weight [B, H, R] -> [B, H, N] in fp32, the sum over queries of weight * softmax; `times` over, what comes out
+    being the next weight (R = N)."""
+    return _run("passed_attention", q.detach(), k.detach(), scale, weight, times)
 
 
 def dpc_knn(features: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor]:

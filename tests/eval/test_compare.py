@@ -425,7 +425,7 @@ def test_the_page_knows_what_a_row_is_found_sorted_and_made_by(tmp_path):
     groups = compare.load(compare.find([tmp_path])[0])
     data = data_of(page.html(groups, "Title", "Intro", {groups[0].title: "make it"}, lambda name: f"to/{name}"))
     assert (data["title"], data["intro"], data["groups"][0]["by"]) == ("Title", "Intro", "make it")
-    assert data["stages"] == ["pixels", "input", "layer", "cache"]
+    assert data["stages"] == ["pixels", "encoder", "input", "layer", "cache"]
     rows = {row["label"]: row for row in data["groups"][0]["rows"]}
     named = rows["prunevid(ratio=0.5)"]
     assert (named["stage"], named["link"]) == ("input+layer+cache", "to/prunevid")

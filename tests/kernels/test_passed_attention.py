@@ -25,6 +25,22 @@ def test_it_is_the_transposed_matrix_times_the_weights(
     torch.testing.assert_close(ops.passed_attention(q, k, 0.3, weight), expected)
 
 
+@pytest.mark.parametrize("block", [1, 17 * 17, 2 * 17 * 17, 2**20])
+def test_passed_on_several_times(block: int, monkeypatch: pytest.MonkeyPatch):
+    """Head by head, in pairs, all at once, or row by row where not even one matrix fits."""
+    monkeypatch.setattr(reference, "BLOCK", block)
+    g = torch.Generator().manual_seed(1)
+    q, k = torch.randn(2, 3, 17, 8, generator=g), torch.randn(2, 3, 17, 8, generator=g)
+    weight = torch.rand(2, 3, 17, generator=g)
+    found = ops.passed_attention(q, k, 0.3, weight, 4)
+    for b in range(2):
+        for h in range(3):
+            matrix, own = (q[b, h] @ k[b, h].T * 0.3).softmax(dim=-1), weight[b, h]
+            for _ in range(4):
+                own = torch.stack([(own * matrix[:, j]).sum() for j in range(17)])
+            torch.testing.assert_close(found[b, h], own)
+
+
 def test_the_nearest_by_cosine_is_found():
     x = torch.tensor([[[2.0, 0.1], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]]])
     others = torch.tensor([[[0.0, 5.0], [9.0, 0.0]]])

@@ -22,6 +22,7 @@ from vtc.engine import context
 from vtc.engine.context import uncompiled
 from vtc.engine.residual import Joint, Residual, dissolve
 from vtc.engine.tower_budget import Budget
+from vtc.engine.tower_patches import patches_there
 from vtc.engine.tower_rows import TowerRows
 from vtc.engine.tower_segment import Segment
 from vtc.layout import single_span
@@ -44,6 +45,7 @@ class TowerTrace:
         steps: of each block that has run, rows (prefix included) in its attention and in its feed-forward part, and the
             squares of what attends within itself, summed: with all tokens, and with the rows that are left.
         rows: what is left.
+        there: what had not left before the tower ran, as `patches_there` says it; all else is about that alone.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class TowerTrace:
     steps: list[tuple[int, int, int, int]] = field(default_factory=list)
     watches: list[Stopwatch] = field(default_factory=list)
     rows: TowerRows | None = None
+    there: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +222,9 @@ class TowerBlocks:
         tokens = rows.shape[1] - self.prefix
         groups = self.facts.groups(self.tower, kwargs) if self.packed else None
         grids = context.top(self.grids) if self.packed else None
-        budget = Budget.of(self.method, self.last + 1, tokens, self.prefix, groups, grids)
-        trace = TowerTrace(len(rows), tokens, self.prefix)
+        there = patches_there()
+        budget = Budget.of(self.method, self.last + 1, tokens, self.prefix, groups, grids, there)
+        trace = TowerTrace(len(rows), tokens, self.prefix, there=there)
         if self.begun is not None:
             self.begun(trace)
         return Passed(trace, budget)
@@ -345,8 +349,9 @@ class TowerBlocks:
     def _pictures(self, visit: Visit, whole: Tensor, left: int) -> list[VisualTokens]:
         """The patches of each picture, of hidden states [B, T, D], for a method that keeps `left` of them."""
         n = whole.shape[1] - self.prefix
-        side = math.isqrt(n)
-        span, here = single_span(n, (1, side, side) if side * side == n else None), torch.arange(n, device=whole.device)
+        side, cut = math.isqrt(n), visit.passed.trace.there is not None
+        grid = (1, side, side) if side * side == n and not cut else None
+        span, here = single_span(n, grid), torch.arange(n, device=whole.device)
 
         def read(row: int, name: str) -> Tensor:
             found = [value[row] for (own, _), value in sorted(visit.signals.items()) if own == name]

@@ -36,15 +36,20 @@ class Budget:
         prefix: int,
         groups: Sequence[int] | None = None,
         grids: Sequence[Sequence[int]] | None = None,
+        there: Tensor | None = None,
     ) -> Budget:
         """What `method` leaves of a picture of `tokens`, or of the `groups` of a packed row, behind `depth` blocks.
 
         Args:
             grids: (t, h, w) of each picture or video in a packed row, in patches of which four make a row.
+            there: what has not left before the tower, as `Tower.tokens_from_patches` takes it; None = everything.
+                `tokens` and `groups` are of that, `keep` is a share of the whole.
         """
         if groups is None:
-            return cls(((tokens,), *((left,) for left in method.counts(tokens, depth))), prefix, False)
-        columns = [method.counts_to(share, size, depth) for size, share in _shares(method, groups, grids)]
+            whole = tokens if there is None else there.shape[1]
+            last = min(token_count(method.keep, whole), tokens)
+            return cls(((tokens,), *((left,) for left in method.counts_to(last, tokens, depth))), prefix, False)
+        columns = [method.counts_to(share, size, depth) for size, share in _shares(method, groups, grids, there)]
         return cls((tuple(groups), *zip(*columns, strict=True)), prefix, True)
 
     def rows(self, block: int) -> tuple[int, int]:
@@ -64,19 +69,20 @@ class Budget:
 
 
 def _shares(
-    method: EncoderMethod, groups: Sequence[int], grids: Sequence[Sequence[int]] | None
+    method: EncoderMethod, groups: Sequence[int], grids: Sequence[Sequence[int]] | None, there: Tensor | None
 ) -> list[tuple[int, int]]:
     """(rows, rows that are to be left) of each group; those of a picture share what `keep` leaves of it."""
-    sizes = [prod(grid) // 4 for grid in grids] if grids is not None else [sum(groups)]
+    wholes = [prod(grid) // 4 for grid in grids] if grids is not None else [sum(groups)]
+    sizes = wholes if there is None else [int(own.sum()) for own in there.split(wholes)]
     found, rest = [], list(groups)
-    for size in sizes:
+    for whole, size in zip(wholes, sizes, strict=True):
         own: list[int] = []
         while sum(own) < size:
             own.append(rest.pop(0))
-        left = token_count(method.keep, size)
+        left = min(token_count(method.keep, whole), size)
         if left < len(own):
             raise ValueError(
-                f"{method.title} cannot leave {left} of a picture's {size} tokens: it has {len(own)} windows or frames "
+                f"{method.title} cannot leave {left} of a picture's {whole} tokens: it has {len(own)} windows or frames "
                 f"that attend within themselves, each of which keeps one at least; keep {len(own)} or more."
             )
         found += zip(own, _at_least_one(left, own), strict=True)

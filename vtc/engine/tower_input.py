@@ -47,7 +47,7 @@ class TowerInput:
         return cls(whole, small, chosen, item.get("crops", 0))
 
     def stretches(self, tower: Any, facts: Tower, fold: int) -> tuple[Stretches, Stretches]:
-        """As the pictures came, and as the tower ran; a CLS token counts as a patch.
+        """As the pictures came, and as the tower ran, of a fixed grid with the CLS token.
 
         Args:
             fold: patches of a side of a fixed grid that make a token.
@@ -68,11 +68,12 @@ def tower_report(tower: Any, facts: Tower, fold: int, runs: Sequence[TowerInput]
     """The account of some runs."""
     found = [run.stretches(tower, facts, fold) for run in runs]
     pictures = sum(run.crops if run.whole is None else len(run.whole) for run in runs)
+    prefixes = sum(run.crops for run in runs) * int(facts.has_cls)
     left, flops = [], []
     for i, (block, attention) in enumerate(zip(facts.blocks(tower), facts.attentions(tower), strict=True)):
-        cost = TowerCost.of(block, attention, attention.num_heads * attention.head_dim)
+        cost = TowerCost.of(block, attention, facts.width(attention))
         both = [[cost.flops(sum(one[i]), sum(one[i]), sum(n * n for n in one[i])) for one in run] for run in found]
         flops.append((sum(full for full, _ in both), sum(kept for _, kept in both)))
-        left.append(sum(sum(kept[i]) for _, kept in found))
-    whole = sum(sum(full[0]) for full, _ in found)
+        left.append(sum(sum(kept[i]) for _, kept in found) - prefixes)
+    whole = sum(sum(full[0]) for full, _ in found) - prefixes
     return TowerReport(pictures, whole, tuple(left), tuple(flops))

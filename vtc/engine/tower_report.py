@@ -17,15 +17,16 @@ def tower_part(traces: Sequence[TowerTrace], blocks: TowerBlocks) -> TowerReport
     """The tower's account of one forward, whose pictures and videos may be a run each: block by block."""
     depth = max(len(trace.steps) for trace in traces)
     left, full, kept = ([0] * depth for _ in range(3))
+    patches = 4 if blocks.packed else 1  # that stay together
     for trace in traces:
-        whole, patches = trace.prefix + trace.tokens, 4 if blocks.packed else 1
+        whole = trace.prefix + trace.tokens
         for i, (before, after, every, own) in enumerate(trace.steps):
             cost = TowerCost.of(blocks.blocks[i], blocks.attentions[i], blocks.facts.width(blocks.attentions[i]))
-            left[i] += trace.batch * (after - trace.prefix)
+            left[i] += patches * trace.batch * (after - trace.prefix)
             full[i] += trace.batch * cost.flops(patches * whole, patches * whole, every)
             kept[i] += trace.batch * cost.flops(patches * before, patches * after, own)
     pictures, tokens = sum(trace.batch for trace in traces), sum(trace.batch * trace.tokens for trace in traces)
-    return TowerReport(pictures, tokens, tuple(left), tuple(zip(full, kept, strict=True)))
+    return TowerReport(pictures, patches * tokens, tuple(left), tuple(zip(full, kept, strict=True)))
 
 
 def tower_report(trace: TowerTrace, blocks: TowerBlocks) -> Report:
@@ -44,7 +45,9 @@ def tower_report(trace: TowerTrace, blocks: TowerBlocks) -> Report:
             if trace.rows.gone is not None:
                 source = torch.where(trace.rows.gone[row, trace.prefix :].cpu(), -1, source)
         spans.append(ReportSpan(row, "image", span.grid, anchor, source, span.tiles, span.boxes()))
-    after = part.tokens_by_block[-1] if part.tokens_by_block else trace.batch * trace.tokens
+    before = after = trace.batch * trace.tokens
+    if trace.steps:
+        after = trace.batch * (trace.steps[-1][1] - trace.prefix)
     ms = sum(watch.ms for watch in trace.watches)
-    stage = StageReport(blocks.method.title, None, trace.batch * trace.tokens, after, ms, place="encoder")
+    stage = StageReport(blocks.method.title, None, before, after, ms, place="encoder")
     return Report(spans=spans, stages=[stage], tower=part)

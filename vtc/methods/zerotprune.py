@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.budget import scaled, token_count
+from vtc.budget import scaled
 from vtc.checks import check_number, check_row
 from vtc.methods.base.encoder import BlockTokens, EncoderMethod, Joined
 from vtc.methods.base.method import Paper
@@ -94,10 +94,10 @@ class ZeroTPrune(EncoderMethod):
         """Numbers of the blocks behind whose attention patches go."""
         return sorted({block if isinstance(block, int) else int(block * depth) for block in self.blocks})
 
-    def counts(self, total: int, depth: int) -> tuple[int, ...]:
+    def counts_to(self, last: int, total: int, depth: int) -> tuple[int, ...]:
         at = self.at(depth)
         shape = tuple(0.5 ** ((i + 1) / len(at)) for i in range(len(at)))
-        left = scaled(_SHAPE if len(at) == len(_SHAPE) else shape, token_count(self.keep, total), total)
+        left = scaled(_SHAPE if len(at) == len(_SHAPE) else shape, last, total)
         return tuple(left[sum(block <= i for block in at) - 1] if at[0] <= i else total for i in range(depth))
 
     def join(self, tokens: BlockTokens) -> Joined:
@@ -135,8 +135,7 @@ class ZeroTPrune(EncoderMethod):
         if cls_first:
             s[:, :, 0] = t**0.5
         s = s / s.sum(dim=-1, keepdim=True)
-        for _ in range(times):
-            s = ops.passed_attention(q, k, scale, s)
+        s = ops.passed_attention(q, k, scale, s, times)
         spread = (t * s).var(dim=-1, unbiased=False)
         heard = (spread >= self.variance[0]) & (spread <= self.variance[1])  # [B, H]
         heard = (heard | ~heard.any(dim=1, keepdim=True)).float()[:, :, None]

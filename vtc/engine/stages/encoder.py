@@ -26,11 +26,10 @@ from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.tower_blocks import TowerBlocks, TowerTrace
 from vtc.engine.tower_call import ROWS_ITEM
 from vtc.engine.tower_report import tower_part
-from vtc.layout import VisualSpan
 from vtc.methods.base.encoder import EncoderMethod
 from vtc.methods.base.method import Method
 from vtc.selection import Selection
-from vtc.transfer import download_all
+from vtc.transfer import download_all, upload
 
 
 class EncoderRun(Run):
@@ -42,14 +41,23 @@ class EncoderRun(Run):
         found = [item["trace"] for item in items.values() if "trace" in item]
         if found:
             trace.towers.append(lambda: tower_part(found, stage.blocks))
-        method, host = stage.method, dict(zip(items, download_all([x["rows"] for x in items.values()]), strict=True))
+        method, present = stage.method, self._present()
+        down = download_all([*(item["rows"] for item in items.values()), *present.values()])
+        host = dict(zip(items, down, strict=False))
+        there = dict(zip(present, down[len(items) :], strict=True))
         if not any(bool(rows.any()) for rows in host.values()):
+            if any(own.there is not None for own in found):
+                trace.notes.append(
+                    f"{method.title}: keep={method.keep} is meant of whole pictures, and no more than that had been "
+                    "left before the vision tower; it changed nothing."
+                )
             return
         chosen, whole, before = [], 0, sum(len(index) for index in flow.index)
-        for span, index in zip(flow.spans, flow.index, strict=True):
+        for i, (span, index) in enumerate(zip(flow.spans, flow.index, strict=True)):
             rows = host.get(span.modality, next(iter(host.values())))  # videos that are images to the model
             if method.shorten and stage.facts.family.one_patch_each(stage.facts.model, span):
-                chosen.append(standing(span, rows).to(index.device))
+                patch = span.patch[there[i]] if i in there else span.patch
+                chosen.append(standing(patch, rows).to(index.device))
             else:
                 chosen.append(Selection.identity(len(index), index.device))
                 whole += 1
@@ -68,6 +76,12 @@ class EncoderRun(Run):
         after = sum(len(index) for index in flow.index)
         watches = [watch for own in found for watch in own.watches]
         trace.note_stage(method.title, None, before, after, watches, place="encoder")
+
+    def _present(self) -> dict[int, Tensor]:
+        """LongTensors by number of the span: which of its tokens there are, of those that have lost some already."""
+        flow = self.flow
+        pairs = enumerate(zip(flow.spans, flow.index, strict=True))
+        return {i: index for i, (span, index) in pairs if len(index) < span.tokens}
 
 
 class EncoderStage(Stage):
@@ -154,24 +168,36 @@ def blocks_for(tower: nn.Module, parts: Sequence[Method], last: int | None, begu
 
 def moves(trace: TowerTrace, device: torch.device) -> Tensor:
     """LongTensor [patches of all pictures, 2]: how far off the patch that each one is shown as is, and whether it has
-    been dropped; of the tower's tokens, its prefix left out. Distances stay right whatever pictures stand beside."""
-    rows, p = trace.rows, trace.prefix
+    been dropped; of the tower's tokens, its prefix left out. Distances stay right whatever pictures stand beside.
+
+    Patches that have left before the tower have not moved. Of packed rows, patches are units in the blocks' order.
+
+    Example: of six patches 1, 3, 4 and 5 enter the tower, which merges the first of these into the third: 0 3 0 0 0 0.
+    """
+    rows, p, there = trace.rows, trace.prefix, trace.there
+    total = trace.batch * trace.tokens if there is None else there.numel()
+    full = torch.zeros(total, 2, dtype=torch.long, device=device)
     if rows is None:
-        return torch.zeros(trace.batch * trace.tokens, 2, dtype=torch.long, device=device)
+        return full
     here = torch.arange(p, p + trace.tokens, device=rows.shown.device)
     away = rows.anchor.gather(1, rows.shown[:, p:]) - here
     gone = torch.zeros_like(away) if rows.gone is None else rows.gone[:, p:].long()
-    return torch.stack([away, gone], dim=-1).flatten(0, 1)
+    if there is None:
+        return torch.stack([away, gone], dim=-1).flatten(0, 1)
+    at = upload(there.flatten().nonzero()[:, 0], here.device).view(trace.batch, -1)
+    away = at.gather(1, here - p + away) - at
+    return full.index_copy(0, at.flatten().to(device), torch.stack([away, gone], dim=-1).flatten(0, 1).to(device))
 
 
-def standing(span: VisualSpan, rows: Tensor) -> Selection:
-    """Which of a span's tokens stay: of those that show the same row, the one whose patch it stands at, or the first
-    where the picture was cut to a size without that patch. All in main memory.
+def standing(patch: Tensor, rows: Tensor) -> Selection:
+    """Which of a span's tokens stay, of those that stand at the patches `patch` [N] (-1 = separators): of those that
+    show the same row, the one whose patch it stands at, or the first where the picture was cut to a size without that
+    patch. All in main memory.
 
     Example: six tokens of patches 0 to 5; `rows` moves 1 to 3 and 2 to 3, and patch 4 has been dropped: tokens 0, 3 and
     5 stay, and token 3 stands for 1, 2 and 3.
     """
-    patch, n = span.patch, span.tokens
+    n = len(patch)
     here = torch.arange(n)
     own = rows[patch.clamp(min=0)]
     shown = torch.where(patch >= 0, patch + own[:, 0], -1 - here)  # separators stand for themselves

@@ -66,8 +66,9 @@ class Joined(NamedTuple):
 class EncoderMethod(Method):
     """Base of methods that act between the blocks of a vision tower, or can; see MergingMethod and DroppingMethod.
 
-    A new one defines `counts` and `join`. `keep` is then the share of the patches that is left behind the last block
-    that counts: the one whose output the projector reads, or the last one of a tower that is wrapped alone.
+    A new one defines `counts_to` and `join`. `keep` is then the share of the patches that is left behind the last block
+    that counts: the one whose output the projector reads, or the last one of a tower that is wrapped alone. Where patches have left
+    before the tower, it is still a share of the whole picture.
 
     Args:
         stage: "input", between projector and language model, or "encoder", between the blocks of the vision tower;
@@ -90,10 +91,10 @@ class EncoderMethod(Method):
 
     def counts(self, total: int, depth: int) -> tuple[int, ...]:
         """Patches left behind each of `depth` blocks that count, of `total`; ValueError if `keep` is out of reach."""
-        raise TypeError(f"{type(self).__name__} does not define counts(total, depth).")
+        return self.counts_to(token_count(self.keep, total), total, depth)
 
     def counts_to(self, last: int, total: int, depth: int) -> tuple[int, ...]:
-        """The same where `last` are to be left; asked of methods that pack."""
+        """The same where `last` are to be left."""
         raise TypeError(f"{type(self).__name__} does not define counts_to(last, total, depth).")
 
     def join(self, tokens: BlockTokens) -> Joined:
@@ -143,9 +144,6 @@ class MergingMethod(EncoderMethod):
     def weighs(self) -> bool:
         return self.proportional
 
-    def counts(self, total: int, depth: int) -> tuple[int, ...]:
-        return self.counts_to(token_count(self.keep, total), total, depth)
-
     def counts_to(self, last: int, total: int, depth: int) -> tuple[int, ...]:
         return merged_counts(total, last, depth, self.schedule)
 
@@ -183,9 +181,9 @@ class DroppingMethod(EncoderMethod):
     def check_depth(self, depth: int) -> None:
         self.at(depth)
 
-    def counts(self, total: int, depth: int) -> tuple[int, ...]:
+    def counts_to(self, last: int, total: int, depth: int) -> tuple[int, ...]:
         at = self.at(depth)
-        return (total,) * at + (token_count(self.keep, total),) * (depth - at)
+        return (total,) * at + (last,) * (depth - at)
 
     def hears(self, block: int, depth: int) -> tuple[tuple[str, int], ...]:
         if block != self.at(depth):

@@ -1,0 +1,188 @@
+"""Patches leave before the tower, merge or leave inside of it, and tokens leave behind it: the whole model equals the one
+of full length, in whose tower nothing that is gone can be seen and what has merged lies side by side as copies.
+
+As many copies as patches attract as much attention as one row that weighs as much as all of them, so that the oracle
+needs no weights: it takes the mean of what merges, and goes on with a copy of it in each patch's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import vtc
+from tests.engine.test_oracle import GREEDY, assert_rows_equal
+from tests.families import batch, model_of
+from tests.oracle import decisions, oracle
+from tests.tower_oracle import tower_oracle
+from vtc.engine.tower_blocks import visit_here
+from vtc.engine.tower_patches import patches_there
+from vtc.models import adapter_for
+from vtc.models.tower import tower_for
+
+CROPS = ("llava", "llava_siglip", "llava_next", "internvl")
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = (*CROPS, *PACKED)
+INSIDE = {
+    "tome": "tome(stage=encoder, keep=0.3)",
+    "pitome": "pitome(stage=encoder, keep=0.3)",
+    "vtc-cls": "vtc-cls(stage=encoder, keep=0.3)",
+    "random": "random(stage=encoder, keep=0.3)",
+    "zerotprune": "zerotprune(keep=0.3)",
+}
+REFUSED = [(family, method) for family in PACKED for method in ("vtc-cls", "random", "zerotprune")]
+CELLS = [(family, method) for family in FAMILIES for method in INSIDE if (family, method) not in REFUSED]
+
+
+class Step(NamedTuple):
+    """Behind a block, per patch of a picture that came whole: the place of the one it is shown as, [B, T] (of packed
+    rows, units [1, U] in the blocks' order), and whether it has left."""
+
+    shown: Tensor
+    gone: Tensor
+
+
+def steps_of(model: Any, inputs: Any) -> tuple[list[Tensor], list[list[Step]]]:
+    """What the runs of a wrapped model's tower see, as `tower_oracle` takes it, and their steps, block by block."""
+    tower = adapter_for(model).tower(model)
+    facts, seen, steps, handles = tower_for(tower), [], [], []
+
+    def note(i: int, module: Any, args: Any) -> None:
+        visit, there = visit_here(), patches_there()
+        assert visit is not None
+        assert there is not None
+        if i == 0:
+            prefix = torch.ones(len(there), int(facts.has_cls), dtype=torch.bool)
+            seen.append(there if there.dim() == 1 else torch.cat([prefix, there], dim=1))
+            steps.append([])
+        whole = seen[-1][None] if there.dim() == 1 else seen[-1]
+        if there.dim() == 1 and (order := facts.order(tower, grids[-1])) is not None:
+            whole = whole[:, order]
+        own = torch.arange(whole.shape[1]).repeat(len(whole), 1)
+        gone = ~whole
+        if visit.rows is not None:
+            for b in range(len(whole)):
+                at = whole[b].nonzero()[:, 0].tolist()
+                for j, place in enumerate(at):
+                    own[b, place] = at[int(visit.rows.anchor[b, visit.rows.shown[b, j]])]
+                    if visit.rows.gone is not None and bool(visit.rows.gone[b, j]):
+                        gone[b, place] = True
+        steps[-1].append(Step(own, gone))
+
+    grids: list[Tensor] = []
+    handles.append(
+        tower.register_forward_pre_hook(lambda _, args, kw: grids.append(kw.get("grid_thw")), with_kwargs=True)
+    )
+    handles += [block.mlp.register_forward_pre_hook(partial(note, i)) for i, block in enumerate(facts.blocks(tower))]
+    model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return seen, steps
+
+
+@contextmanager
+def copies(model: Any, seen: list[Tensor], steps: list[list[Step]]) -> Iterator[None]:
+    """The plain model, in whose tower patches are as the `steps` say."""
+    tower = adapter_for(model).tower(model)
+    facts, handles, run, given = tower_for(tower), [], [-1], {}
+    units = seen[0].dim() == 1
+
+    def rows(x: Tensor) -> Tensor:
+        return x.view(1, len(x) // 4, -1) if units else x
+
+    def before(i: int, block: Any, args: Any, kwargs: Any) -> Any:
+        run[0] += i == 0
+        given["x"] = args[0] if args else kwargs["hidden_states"]
+        if i == 0:
+            return None
+        last = steps[run[0] % len(steps)][i - 1]
+        if not units:
+            masked.seen = ~last.gone
+            return None
+        places = (4 * last.shown[0][:, None] + torch.arange(4)).flatten()  # a row turns as the one it stands at
+        tables = tuple(x[places] for x in kwargs["position_embeddings"])
+        return args, {**kwargs, "position_embeddings": tables}
+
+    def after(i: int, block: Any, module: Any, args: Any, output: Any) -> Any:
+        step, a = steps[run[0] % len(steps)][i], output[0] if isinstance(output, tuple) else output
+        scale = getattr(block, "lambda_1", 1.0)
+        x = rows(given["x"])
+        y, wanted = x + rows(a * scale), torch.empty_like(x)
+        for b in range(len(x)):
+            for place in range(x.shape[1]):
+                with_it = (step.shown[b] == step.shown[b, place]) & ~step.gone[b]
+                wanted[b, place] = y[b, with_it].mean(dim=0) if bool(with_it.any()) else y[b, place]
+        a = ((wanted - x).view(a.shape)) / scale
+        return (a, *output[1:]) if isinstance(output, tuple) else a
+
+    with tower_oracle(model, seen) as masked:
+        for i, (block, attention) in enumerate(zip(facts.blocks(tower), facts.attentions(tower), strict=True)):
+            handles.append(block.register_forward_pre_hook(partial(before, i), with_kwargs=True))
+            handles.append(attention.register_forward_hook(partial(after, i, block)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def assert_the_same_is_left(family: str, model: Any, last: list[Step], made: Any) -> None:
+    """The language model reads, of all the tokens that one row has become, the one that stands at it."""
+    if family not in ("llava", "llava_siglip", "llava_next"):
+        return
+    first = int(tower_for(model.model.vision_tower).has_cls)
+    shown = torch.cat([step.shown[:, first:] - first for step in last])  # [crops, patches]
+    shown = shown + shown.shape[1] * torch.arange(len(shown))[:, None]
+    shown, gone = shown.flatten().tolist(), torch.cat([step.gone[:, first:] for step in last]).flatten().tolist()
+    for span, choice in zip(model._vtc_engine.trace.spans, made.steps[1][1], strict=True):
+        place = {p: int(span.patch[i]) for i, p in enumerate(span.index.tolist())}  # in the row -> patch
+        reads: dict[int, list[int]] = {}
+        for p in choice.index:
+            patch = place[p]
+            if patch < 0 or not gone[patch]:
+                reads.setdefault(shown[patch] if patch >= 0 else -1 - p, []).append(p)
+        wanted = [next((p for p in own if place[p] == row), own[0]) for row, own in reads.items()]
+        assert choice.slots == sorted(wanted)
+        for p, source in zip(choice.index, choice.source, strict=True):
+            row = -1 - p if place[p] < 0 else shown[place[p]]
+            at = place[choice.index[choice.anchor[source]]]
+            assert (source < 0) == (place[p] >= 0 and gone[place[p]])
+            assert source < 0 or at == place[wanted[list(reads).index(row)]]
+
+
+def equal_to_oracle(family: str, methods: Any, items: Any, side: str = "left") -> Any:
+    model, inputs = model_of(family), batch(family, items, side)
+    with torch.no_grad(), vtc.wrapped(model, methods):
+        seen, steps = steps_of(model, inputs)
+        model.model.rope_deltas = None
+        logits = model(**inputs).logits
+        made, report = decisions(model), vtc.report(model)
+        assert_the_same_is_left(family, model, [run[-1] for run in steps], made)
+        ids = model.generate(**inputs, **GREEDY) if side == "left" else None
+        compact = model._vtc_engine.compact
+    with torch.no_grad(), oracle(model, made, len(items), compact), copies(model, seen, steps):
+        expected = model(**inputs).logits
+        expected_ids = model.generate(**inputs, **GREEDY) if side == "left" else None
+    assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)
+    assert ids is None or ids.equal(expected_ids)
+    return report
+
+
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_matrix(family: str, method: str) -> None:
+    methods = [vtc.PixelPrune(keep=0.6), INSIDE[method], vtc.DivPrune(keep=0.2)]
+    report = equal_to_oracle(family, methods, [[0], [1, 2], []])
+    first, inside, last = report.stages
+    assert [first.name, inside.name, last.name] == ["pixelprune", method, "divprune"]
+    assert first.tokens_out == inside.tokens_in < first.tokens_in
+    assert last.tokens_in == inside.tokens_out > last.tokens_out
+    shortens = family in ("llava", "llava_siglip", "llava_next")
+    assert (inside.tokens_out < inside.tokens_in) == shortens
+    assert any("hands over all patches again" in note for note in report.notes) == (not shortens)
