@@ -277,7 +277,11 @@ def _timed(loaded: Loaded, media: Media, question: str, run: Run, stop: threadin
     if not run.method:
         return replace(run, state="done", seconds=statistics.median(times[0]))
     whole, own = times
-    found = {"whole_seconds": statistics.median(whole), "seconds": statistics.median(own), "speed": speed_up(whole, own)}
+    found = {
+        "whole_seconds": statistics.median(whole),
+        "seconds": statistics.median(own),
+        "speed": speed_up(whole, own),
+    }
     return replace(run, state="done", **found)
 
 
