@@ -275,7 +275,9 @@ class Guard:
         Between here and the line it waits for others: whoever asks a hundred things in the same moment would find an
         empty line a hundred times, so that those on the way count as in it.
         """
-        page, limits = _page_of(body), self.limits
+        (page, number, values), limits = _question(body), self.limits
+        if not self.presence.is_event(number, values):
+            raise Refused(400, "This page asks for something that is not there: load it again.")
         if self.sessions.put_away(page):
             raise Refused(410, "This page was left alone for long, and its picture was put away: load the page again.")
         line = [*self.presence.line(_client), *self.crowd.coming]
@@ -356,15 +358,18 @@ def _client(scope: Any) -> str:
     return str(address)
 
 
-def _page_of(body: bytes) -> str:
-    """The page that a question comes from."""
+def _question(body: bytes) -> tuple[str, Any, int]:
+    """The page that asks, the number of the event that it triggers, and how many values it gives."""
     try:
-        page = json.loads(body).get("session_hash")
+        asked = json.loads(body)
+        page, number, values = asked.get("session_hash"), asked.get("fn_index"), asked.get("data", [])
     except (ValueError, AttributeError, RecursionError):
         raise Refused(400, "This is not a question.") from None
     if not isinstance(page, str) or not re.fullmatch(r"[\w-]{1,64}", page, re.ASCII):
         raise Refused(400, "This is not a question of a page.")
-    return page
+    if not isinstance(values, list):
+        raise Refused(400, "This is not a question.")
+    return page, number, len(values)
 
 
 def _length(scope: Any) -> int | None:

@@ -131,12 +131,21 @@ function found(asked) {
     for (const card of document.querySelectorAll('article.lost:not(.cut)')) card.classList.remove('lost');
 }
 
+async function follow(stream) {  // on which answers come: when it breaks off, no more of them will
+    try {
+        for (const reader = stream.getReader(); !(await reader.read()).done;);
+    } catch (error) {
+        if (error?.name !== 'AbortError') lost();
+    }
+}
+
 const reach = window.fetch;
 window.fetch = async (...what) => {
-    const asked = String(what[0]?.url ?? what[0]).includes('/queue/join');
+    const path = String(what[0]?.url ?? what[0]), asked = path.includes('/queue/join');
     try {
         const answer = await reach(...what);
         found(asked);
+        if (path.includes('/queue/data')) follow(answer.clone().body);
         return answer;
     } catch (error) {
         if (error?.name !== 'AbortError') lost();

@@ -70,6 +70,13 @@ class Presence:
         jobs = self.queue.active_jobs if self.queue is not None else ()  # an empty one is false
         return [event for job in jobs for event in job or ()]
 
+    def is_event(self, number: Any, values: int) -> bool:
+        """Whether the page that is served sends an event of this number, with so many values."""
+        if self.queue is None:
+            return True
+        event = self.queue.blocks.fns.get(number) if type(number) is int else None
+        return event is not None and event.fn is not None and len(event.inputs) == values
+
     def line(self, client_of: Callable[[Any], str]) -> list[tuple[str, str]]:
         """Address and page of each question in line; for the event loop.
 

@@ -200,6 +200,20 @@ def test_what_the_page_does_not_need_is_not_there(client, method, path):
     assert client.request(method, path).status_code == 404
 
 
+@pytest.mark.parametrize("number", [-1, 0, 99, None, "x", "0", 1.0, True, [0], {}])
+def test_an_event_that_the_page_does_not_have_is_refused(client, number, capfd):
+    asked = {"session_hash": "abc", "fn_index": number, "data": []}
+    answer = client.post("/gradio_api/queue/join", json=asked)
+    assert (answer.status_code, answer.json()["detail"][:36]) == (400, "This page asks for something that is")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_event_with_too_few_values_is_refused(come):
+    visitor = come()
+    asked = {"session_hash": "abc", "fn_index": visitor.event("load")["id"], "data": ["example:0"]}
+    assert visitor.client.post("/gradio_api/queue/join", json=asked).status_code == 400
+
+
 def test_one_visitor_cannot_fill_the_line(come, work):
     """Not even with questions of many pages in the same moment; a page's own older question would end."""
     greedy = [come("127.0.0.40") for _ in range(WAITING + 8)]
