@@ -74,7 +74,7 @@ class Callbacks:
     def too_large(self, event: gr.EventData) -> Changes:
         """A file that the page did not send."""
         name, size = _sent(event).get("name"), _sent(event).get("bytes")
-        large = f"{(size + 2**19) // 2**20} MB" if isinstance(size, int) else "too many bytes"
+        large = f"{(size + 2**19) // 2**20} MB" if isinstance(size, int) and size < 2**50 else "too many bytes"
         return self.refused(f"{name} has {large}, and {MAX_BYTES // 2**20} MB is the limit: make it smaller.")
 
     def _take(self, media: Media, index: int | None, name: str) -> Changes:
