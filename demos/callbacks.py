@@ -49,7 +49,7 @@ class Callbacks:
 
     def pick(self, event: gr.EventData, name: str) -> Changes:
         """An example: asked about at once."""
-        index = event._data.get("index")
+        index = _sent(event).get("index")
         if not isinstance(index, int) or not 0 <= index < len(self.items):
             return gr.skip()
         media, question = self.items[index]
@@ -73,8 +73,9 @@ class Callbacks:
 
     def too_large(self, event: gr.EventData) -> Changes:
         """A file that the page did not send."""
-        name, size = str(event._data.get("name")), float(event._data.get("bytes") or 0) / 2**20
-        return self.refused(f"{name} has {size:.0f} MB, and {MAX_BYTES // 2**20} MB is the limit: make it smaller.")
+        name, size = _sent(event).get("name"), _sent(event).get("bytes")
+        large = f"{(size + 2**19) // 2**20} MB" if isinstance(size, int) and size < 2**50 else "too many bytes"
+        return self.refused(f"{name} has {large}, and {MAX_BYTES // 2**20} MB is the limit: make it smaller.")
 
     def _take(self, media: Media, index: int | None, name: str) -> Changes:
         """Show what is going to be asked about; a model that cannot read it makes way for one that can."""
@@ -227,6 +228,11 @@ class Callbacks:
             p.numbers: cards.table([]),
             p.view: None,
         }
+
+
+def _sent(event: gr.EventData) -> dict[str, Any]:
+    """What the page's own script sent with an event; nothing if it is none of the page's."""
+    return event._data if isinstance(event._data, dict) else {}
 
 
 def _picture(view: View, i: int, processor: Any) -> Image.Image:

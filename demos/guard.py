@@ -137,10 +137,15 @@ class Refused(Exception):
 
 @dataclass
 class Crowd:
-    """Who is doing how much at the moment: per address, uploads and open connections."""
+    """Who is doing how much at the moment: per address, uploads and open connections.
+
+    Attributes:
+        coming: address and page of questions that have been let in and are on their way into the line.
+    """
 
     uploads: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
+    coming: list[tuple[str, str]] = field(default_factory=list)
 
     @staticmethod
     @contextmanager
@@ -235,9 +240,8 @@ class Guard:
             await self._upload(scope, receive, send, client)
         elif scope["method"] == "POST":
             body = await _whole(receive, _length(scope), self.limits.message)
-            if path == _JOIN:
-                self._join(body, client)
-            await self.app(scope, _once(body, receive), send)
+            with self._join(body, client) if path == _JOIN else contextlib.nullcontext():
+                await self.app(scope, _once(body, receive), send)
         elif path in (_NEWS, _PROGRESS) or path.startswith(_HEARTBEAT):
             most, said = self.limits.streams_of_one, "Too many pages are open from this address: close some."
             with self.crowd.one_of(self.crowd.streams, client, most, said):
@@ -264,23 +268,33 @@ class Guard:
             except Full as full:
                 raise Refused(503, str(full)) from None
 
-    def _join(self, body: bytes, client: str) -> None:
-        """Refuse a question of one who has enough of them in line, or whose session has been put away."""
-        try:
-            page = json.loads(body).get("session_hash")
-        except (ValueError, AttributeError, RecursionError):
-            raise Refused(400, "This is not a question.") from None
-        if not isinstance(page, str) or not re.fullmatch(r"[\w-]{1,64}", page, re.ASCII):
-            raise Refused(400, "This is not a question of a page.")
+    @contextmanager
+    def _join(self, body: bytes, client: str):
+        """Let a question in, unless too many are in line already, or its page's session has been put away.
+
+        Between here and the line it waits for others: whoever asks a hundred things in the same moment would find an
+        empty line a hundred times, so that those on the way count as in it.
+        """
+        (page, number, values), limits = _question(body), self.limits
+        if not self.presence.is_event(number, values):
+            raise Refused(400, "This page asks for something that is not there: load it again.")
         if self.sessions.put_away(page):
             raise Refused(410, "This page was left alone for long, and its picture was put away: load the page again.")
-        theirs, its = self.presence.waiting(client, page, _client)
-        if its >= self.limits.waiting_of_page:
+        line = [*self.presence.line(_client), *self.crowd.coming]
+        theirs, its = sum(source == client for source, _ in line), sum(asking == page for _, asking in line)
+        if its >= limits.waiting_of_page:
             raise Refused(429, f"{its} questions of this page are in line already: wait for an answer.")
-        if theirs >= self.limits.waiting_of_one:
+        if theirs >= limits.waiting_of_one:
             raise Refused(429, f"{theirs} questions from this address are in line already: wait for an answer.")
+        if len(line) >= limits.waiting:
+            raise Refused(429, f"{len(line)} questions of others are in line already: try again in a minute.")
         self.presence.joined(page)
         self.sessions.trim(self.presence.present(), self.presence.busy())
+        self.crowd.coming.append((client, page))
+        try:
+            yield
+        finally:
+            self.crowd.coming.remove((client, page))
 
     async def _stream(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve a connection that stays open, and notice at once when the page at its other end goes."""
@@ -342,6 +356,20 @@ def _client(scope: Any) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _question(body: bytes) -> tuple[str, Any, int]:
+    """The page that asks, the number of the event that it triggers, and how many values it gives."""
+    try:
+        asked = json.loads(body)
+        page, number, values = asked.get("session_hash"), asked.get("fn_index"), asked.get("data", [])
+    except (ValueError, AttributeError, RecursionError):
+        raise Refused(400, "This is not a question.") from None
+    if not isinstance(page, str) or not re.fullmatch(r"[\w-]{1,64}", page, re.ASCII):
+        raise Refused(400, "This is not a question of a page.")
+    if not isinstance(values, list):
+        raise Refused(400, "This is not a question.")
+    return page, number, len(values)
 
 
 def _length(scope: Any) -> int | None:

@@ -111,32 +111,56 @@ document.addEventListener('drop', event => {
     if (event.target.closest('.drop')) weigh(event, event.dataTransfer?.files);
 }, true);
 
-// The server: while it cannot be reached the page says so and shows no answers, which could be to another question;
-// those that were on their way stay away until something is asked again
-function lost() {
+// The server: while it cannot be reached, or refuses a question, the page says so and shows no answers, which could be
+// to another question; those that were on their way stay away until something is asked again
+let refused = false;
+
+function away(text, cards) {
     const place = find('#vtc-lost');
-    place.textContent = 'The connection to the demo was lost: once it is back, ask again.';
+    place.textContent = text;
     place.hidden = false;
-    for (const card of document.querySelectorAll('article[aria-busy=true]')) {
+    for (const card of document.querySelectorAll(cards)) {
         card.classList.add('cut');
         card.setAttribute('aria-busy', 'false');
     }
     for (const part of document.querySelectorAll('article.card, .verdict')) part.classList.add('lost');
 }
 
+function lost() {
+    away('The connection to the demo was lost: once it is back, ask again.', 'article[aria-busy=true]');
+}
+
+async function refuse(answer) {
+    refused = true;
+    const said = await answer.json().catch(() => ({}));
+    away(typeof said.detail === 'string' ? said.detail : 'The demo did not take this question: ask again.', 'article.card');
+}
+
 function found(asked) {
+    if (refused && !asked) return;
+    refused = false;
     find('#vtc-lost').hidden = true;
     if (asked) for (const card of document.querySelectorAll('.cut')) card.classList.remove('cut');
     if (!find('.cut')) find('.verdict.lost')?.classList.remove('lost');
     for (const card of document.querySelectorAll('article.lost:not(.cut)')) card.classList.remove('lost');
 }
 
+async function follow(stream) {  // on which answers come: when it breaks off, no more of them will
+    try {
+        for (const reader = stream.getReader(); !(await reader.read()).done;);
+    } catch (error) {
+        if (error?.name !== 'AbortError') lost();
+    }
+}
+
 const reach = window.fetch;
 window.fetch = async (...what) => {
-    const asked = String(what[0]?.url ?? what[0]).includes('/queue/join');
+    const path = String(what[0]?.url ?? what[0]), asked = path.includes('/queue/join');
     try {
         const answer = await reach(...what);
-        found(asked);
+        if (asked && !answer.ok) refuse(answer.clone());
+        else found(asked);
+        if (path.includes('/queue/data')) follow(answer.clone().body);
         return answer;
     } catch (error) {
         if (error?.name !== 'AbortError') lost();

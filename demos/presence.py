@@ -70,17 +70,20 @@ class Presence:
         jobs = self.queue.active_jobs if self.queue is not None else ()  # an empty one is false
         return [event for job in jobs for event in job or ()]
 
-    def waiting(self, client: str, page: str, client_of: Callable[[Any], str]) -> tuple[int, int]:
-        """Questions in line from an address and of a page; for the event loop.
+    def is_event(self, number: Any, values: int) -> bool:
+        """Whether the page that is served sends an event of this number, with so many values."""
+        if self.queue is None:
+            return True
+        event = self.queue.blocks.fns.get(number) if type(number) is int else None
+        return event is not None and event.fn is not None and len(event.inputs) == values
+
+    def line(self, client_of: Callable[[Any], str]) -> list[tuple[str, str]]:
+        """Address and page of each question in line; for the event loop.
 
         Args:
             client_of: the address of an ASGI scope.
         """
-        events = self._in_line()
-        return (
-            sum(client_of(event.request.scope) == client for event in events),
-            sum(event.session_hash == page for event in events),
-        )
+        return [(client_of(event.request.scope), event.session_hash) for event in self._in_line()]
 
     def joined(self, page: str) -> None:
         """A page has asked something: unless it comes to hear the answer, it is dropped; for the event loop."""

@@ -19,7 +19,10 @@ WHERE = {
 }
 RECOMMENDED = ("vtc-cls", "todre", "divprune", "visionzip", "pyramiddrop")
 _GROUPS = {
-    "pixels": ("A smaller picture", "The model is shown fewer pixels: what any method has to beat."),
+    "pixels": (
+        "Before the vision tower",
+        "It is shown fewer pixels. A smaller picture is what any method has to beat.",
+    ),
     "input": ("Before the language model", "Tokens are chosen or merged once, before the language model reads any."),
     "layer": (
         "Inside the language model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from docs.generate import leaderboard, results
 
-sync_api: Any = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
 pytestmark = pytest.mark.browser
 
 
@@ -20,14 +18,6 @@ def file(tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("site") / "leaderboard.html"
     file.write_text(leaderboard.html(), encoding="utf-8")
     return file.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1366, "light"), (1366, "dark"), (390, "light"), (390, "dark")], ids=str)

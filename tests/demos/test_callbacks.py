@@ -175,6 +175,13 @@ def test_there_is_no_other_example(calls, index):
     assert calls.pick(event, MODEL) == gr.skip()
 
 
+@pytest.mark.parametrize("sent", [None, [1], "x", {"name": None, "bytes": "x"}, {"bytes": 10**400}])
+def test_what_no_page_sends_breaks_nothing(calls, sent):
+    event: Any = SimpleNamespace(_data=sent)
+    assert calls.pick(event, MODEL) == gr.skip()
+    refused(calls, [calls.too_large(event)], "20 MB is the limit: make it smaller.")
+
+
 def test_a_closer_look_draws_again(calls):
     view, p = page_after(ask(calls))[calls.parts.view], calls.parts
     first = calls.look(view, "1/4")

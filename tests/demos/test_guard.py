@@ -315,13 +315,48 @@ def test_those_who_wait_are_counted():
 
     lines = [[event("10.0.0.1", "p"), event("10.0.0.1", "q")], [event("10.0.0.2", "q")]]
     presence = Presence()
-    assert presence.waiting("10.0.0.1", "q", _client) == (0, 0)
+    assert presence.line(_client) == []
     presence.queue = Line(
         event_queue_per_concurrency_id={i: SimpleNamespace(queue=line) for i, line in enumerate(lines)},
         active_jobs=[None, [event("10.0.0.3", "r")]],
     )
     assert presence.busy() == {"p", "q", "r"}
-    assert presence.waiting("10.0.0.1", "q", _client) == (2, 2)
+    assert presence.line(_client) == [("10.0.0.1", "p"), ("10.0.0.1", "q"), ("10.0.0.2", "q")]
+
+
+def test_questions_on_their_way_into_the_line_count(guard):
+    """Fifty in the same moment, of which none is in line yet."""
+    guard.limits = Limits(waiting=6, waiting_of_one=4, waiting_of_page=2)
+    go = asyncio.Event()
+
+    async def slow(scope, receive, send):
+        await go.wait()
+        await application(scope, receive, send)
+
+    async def asked(pages: list[str], source: str) -> list[str]:
+        bodies = [json.dumps({"session_hash": page}).encode() for page in pages]
+        waiting = [asyncio.ensure_future(request(guard, JOIN, [body], source)) for body in bodies]
+        await asyncio.sleep(0.01)
+        refused = [made.result() for made in waiting if made.done()]
+        assert {made.status for made in refused} <= {429}
+        return [json.loads(made.text)["detail"] for made in refused]
+
+    async def all_of_them() -> None:
+        guard.app = slow
+        assert (
+            await asked(["p"] * 50, "10.0.0.1")
+            == ["2 questions of this page are in line already: wait for an answer."] * 48
+        )
+        said = await asked([f"q{i}" for i in range(50)], "10.0.0.1")
+        assert said == ["4 questions from this address are in line already: wait for an answer."] * 48
+        said = await asked([f"r{i}" for i in range(4)], "10.0.0.2")
+        assert said == ["6 questions of others are in line already: try again in a minute."] * 2
+        go.set()
+        await asyncio.sleep(0.01)
+        assert guard.crowd.coming == []
+        assert (await request(guard, JOIN, [b'{"session_hash": "p"}'])).status == 200
+
+    asyncio.run(all_of_them())
 
 
 def test_outside_of_a_page_nothing_stops():
