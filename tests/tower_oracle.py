@@ -27,7 +27,9 @@ class _Masked:
     def __call__(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **more: Any) -> tuple[Tensor, None]:
         score = q @ k.transpose(2, 3) * more["scaling"]
         if self.seen.dim() == 2:
-            return (score.masked_fill(~self.seen[:, None, None], -torch.inf).softmax(dim=-1) @ v).transpose(1, 2), None
+            attention = score.masked_fill(~self.seen[:, None, None], -torch.inf).softmax(dim=-1)
+            self.received.append(attention.mean(dim=1))
+            return (attention @ v).transpose(1, 2), None
         own, self.first = self.seen[self.begin : self.begin + q.shape[2]], self.begin == 0
         self.begin = (self.begin + q.shape[2]) % len(self.seen)
         if own.any():  # else nothing of the stretch is looked at by anybody
@@ -46,7 +48,8 @@ def tower_oracle(model: Any, kept: list[Tensor], received: list[Tensor] | None =
     Qwen's towers, rows [crops, T] of others.
 
     They begin anew behind the last one, so that several calls of the model can be compared. In `received`, per block of
-    Qwen's, is noted how much attention each patch gets, the mean over those that are there in its stretch: [P].
+    Qwen's, is noted how much attention each patch gets, the mean over those that are there in its stretch: [P]; of
+    others the attention itself, the mean over heads: [crops, T, T].
     What it yields has `seen`, what can be seen in the present run: patches [P] in the blocks' order, rows [crops, T].
     """
     tower = model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower

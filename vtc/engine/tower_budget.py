@@ -82,8 +82,8 @@ def _shares(
         left = min(token_count(method.keep, whole), size)
         if left < len(own):
             raise ValueError(
-                f"{method.title} cannot leave {left} of a picture's {whole} tokens: it has {len(own)} windows or frames "
-                f"that attend within themselves, each of which keeps one at least; keep {len(own)} or more."
+                f"{method.title} cannot leave {left} of a picture's {whole} tokens: it has {len(own)} windows or "
+                f"frames that attend within themselves, each of which keeps one at least; keep {len(own)} or more."
             )
         found += zip(own, _at_least_one(left, own), strict=True)
     return found

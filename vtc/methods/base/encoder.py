@@ -67,8 +67,8 @@ class EncoderMethod(Method):
     """Base of methods that act between the blocks of a vision tower, or can; see MergingMethod and DroppingMethod.
 
     A new one defines `counts_to` and `join`. `keep` is then the share of the patches that is left behind the last block
-    that counts: the one whose output the projector reads, or the last one of a tower that is wrapped alone. Where patches have left
-    before the tower, it is still a share of the whole picture.
+    that counts: the one whose output the projector reads, or the last one of a tower that is wrapped alone. Where
+    patches have left before the tower, it is still a share of the whole picture.
 
     Args:
         stage: "input", between projector and language model, or "encoder", between the blocks of the vision tower;
