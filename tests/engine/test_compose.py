@@ -253,7 +253,7 @@ def test_a_share_is_one_of_whole_pictures(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0, 1]])
     with torch.no_grad(), vtc.wrapped(model, [vtc.PixelPrune(keep=0.5), "tome(stage=encoder, keep=0.4)"]):
         model(**inputs)
-        tower = vtc.report(model).tower
+        tower: Any = vtc.report(model).tower
     pictures = [int(grid.prod()) // 4 for grid in inputs["image_grid_thw"]] if family in PACKED else None
     if pictures is None:
         crops = tower.pictures
@@ -296,7 +296,7 @@ def test_one_account_is_what_torch_counts(family: str, method: str) -> None:
     full = counted()
     with vtc.wrapped(model, [vtc.PixelPrune(keep=0.6), INSIDE[method]]):
         kept = counted()
-        said = vtc.report(model).tower
+        said: Any = vtc.report(model).tower
     assert [n for n, _ in said.flops_by_block] == full
     before, chosen = said.tokens, 0
     for (_, ours), theirs, after in zip(said.flops_by_block, kept, said.tokens_by_block, strict=True):
@@ -317,11 +317,11 @@ def test_smaller_pictures_are_those_that_merge(family: str, method: str) -> None
         methods = [*more, f"{method}(stage=encoder, keep=0.5)", vtc.DivPrune(keep=0.3)]
         with torch.no_grad(), vtc.wrapped(model, methods):
             expected = model(**less).logits
-            alone = vtc.report(model)
+            alone: Any = vtc.report(model)
         model.model.rope_deltas = None
         with torch.no_grad(), vtc.wrapped(model, [vtc.Downsample(keep=12), *methods]):
             found = model(**inputs).logits
-            report = vtc.report(model)
+            report: Any = vtc.report(model)
         model.model.rope_deltas = None
         assert [span.kept.tolist() for span in report.spans] == [span.kept.tolist() for span in alone.spans]
         assert report.tower.tokens_by_block == alone.tower.tokens_by_block
@@ -353,7 +353,7 @@ def test_the_shipped_models_take_all_of_them_or_say_why_not(name: str, method: s
         else:
             with torch.no_grad(), vtc.wrapped(model, methods):
                 model.generate(**inputs, max_new_tokens=2)
-                report = vtc.report(model)
+                report: Any = vtc.report(model)
             assert [stage.name for stage in report.stages] == [before, method, "divprune"]
             assert report.spans[0].tokens_out == round(0.1 * report.stages[1].tokens_in) or before == "pixelprune"
             assert report.tower.flops[1] < 0.7 * report.tower.flops[0]
