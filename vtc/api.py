@@ -53,7 +53,7 @@ def wrap(
 
     Returns:
         the same model. Wrapping again replaces the method. Logits and hidden states keep the prompt's length;
-        `output_attentions=True` gives the attention of the shortened sequence.
+            `output_attentions=True` gives the attention of the shortened sequence.
 
     Raises:
         ValueError, TypeError: with one sentence, before anything is changed.
@@ -160,7 +160,7 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
 
     Returns:
         Encoded; `model.generate(input_ids=..., attention_mask=..., **encoded.take([0, 0, 1]))` asks two questions
-        about the first image and one about the second.
+            about the first image and one about the second.
     """
     from vtc.engine.encoding import encode_with
 
@@ -178,6 +178,7 @@ def load(
     Of a bare classifier ("tiny-vit", or a folder that timm wrote) the second is what prepares pictures for it.
 
     Args:
+        name_or_path: "tiny-llava", "tiny-qwen" or "tiny-vit", which ship; a folder; or a Hub id ("owner/name").
         device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
         dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
         attn_implementation: "sdpa", "eager", "flash_attention_2" ...; default what transformers chooses.
