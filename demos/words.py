@@ -13,13 +13,18 @@ from vtc.methods.base.notation import read_methods
 MOST_LETTERS = 500
 WHERE = {
     "pixels": "before the vision tower",
+    "encoder": "inside the vision tower",
     "input": "before the LLM",
     "layer": "inside the LLM",
     "cache": "in the KV cache",
 }
 RECOMMENDED = ("vtc-cls", "todre", "divprune", "visionzip", "pyramiddrop")
 _GROUPS = {
-    "pixels": ("A smaller picture", "The model is shown fewer pixels: what any method has to beat."),
+    "pixels": (
+        "Before the vision tower",
+        "The model is shown a smaller picture, which any method has to beat, or not the parts that repeat others.",
+    ),
+    "encoder": ("Inside the vision tower", "Patches leave between its blocks, so that it computes less itself."),
     "input": ("Before the language model", "Tokens are chosen or merged once, before the language model reads any."),
     "layer": (
         "Inside the language model",
