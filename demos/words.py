@@ -13,6 +13,7 @@ from vtc.methods.base.notation import read_methods
 MOST_LETTERS = 500
 WHERE = {
     "pixels": "before the vision tower",
+    "encoder": "inside the vision tower",
     "input": "before the LLM",
     "layer": "inside the LLM",
     "cache": "in the KV cache",
@@ -21,8 +22,9 @@ RECOMMENDED = ("vtc-cls", "todre", "divprune", "visionzip", "pyramiddrop")
 _GROUPS = {
     "pixels": (
         "Before the vision tower",
-        "It is shown fewer pixels. A smaller picture is what any method has to beat.",
+        "The model is shown a smaller picture, which any method has to beat, or not the parts that repeat others.",
     ),
+    "encoder": ("Inside the vision tower", "Patches leave between its blocks, so that it computes less itself."),
     "input": ("Before the language model", "Tokens are chosen or merged once, before the language model reads any."),
     "layer": (
         "Inside the language model",

@@ -265,5 +265,6 @@ def _line(cells: Iterable[str]) -> str:
 
 def plain(text: str) -> str:
     """Text, such as the name of a file or a task, that Markdown shows as it is and in one line."""
-    text = re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*_{}\[\]>|#])", r"\\\1", " ".join(text.split()).replace("&", "&amp;"))
+    text = text.replace("<", "&lt;").replace("~", "&#126;")  # no backslash hides these from every reader of Markdown
     return re.sub(r"^([-+]|\d+[.)])(?= |$)", r"\\\1", text)

@@ -6,7 +6,7 @@ from typing import Any
 
 from docs.generate import fidelity, results
 from docs.generate.markdown import block, code, escaped, line, prose, table
-from vtc.cli.listing import STAGES, example_text, in_order, kinds
+from vtc.cli.listing import STAGES, alone, example_text, in_order, instead, kinds
 from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import write_method
 from vtc.methods.base.registry import find
@@ -35,8 +35,9 @@ def pages() -> dict[str, str]:
 def _index(infos: list[MethodInfo]) -> str:
     lines = [
         *("# Methods", ""),
-        "What each method does, grouped by the place where it acts first; a method that acts at several says so. Each",
-        "has a page with its options, what it needs, its paper, where it deviates from it, and its measured results.",
+        "What each method does, grouped by the place where it acts first; a method that acts at several, or can act at",
+        "another, says so. Each has a page with its options, what it needs, its paper, where it deviates from it, and",
+        "its measured results.",
         *("", *block("bash", "vtc methods", "vtc methods divprune  # the same on the command line")),
     ]
     for stage in stage_names():
@@ -44,13 +45,21 @@ def _index(infos: list[MethodInfo]) -> str:
         if own:
             title = STAGES.get(stage, "")
             lines += [f"## {title[0].upper() + title[1:] if title else stage}", "", f"Stage `{stage}`.", ""]
+            lines += _guests(infos, stage)
             lines += [*table(("method", "what it keeps", "for", "reads the question", "paper"), map(_row, own)), ""]
     return "\n".join(lines)
+
+
+def _guests(infos: list[MethodInfo], stage: str) -> list[str]:
+    """Which methods of other sections can act here instead."""
+    names = ", ".join(f"[`{info.name}`]({info.name}.md)" for info in infos if stage in instead(info))
+    return [f"With the option `stage={stage}` these act here, too: {names}.", ""] if names else []
 
 
 def _row(info: MethodInfo) -> tuple[str, ...]:
     later = info.stage.split("+")[1:]
     also = f" Then: `{'`, `'.join(later)}`." if later else ""
+    also += "".join(f" Or: `{place}`, by `stage={place}`." for place in instead(info))
     paper = _paper(info, short=True)
     return (
         f"[`{info.name}`]({info.name}.md)",
@@ -97,6 +106,7 @@ def _paper(info: MethodInfo, short: bool = False) -> str:
 
 def _facts(info: MethodInfo) -> list[str]:
     stages = ", then ".join(f"`{stage}`, {STAGES.get(stage, stage)}" for stage in info.stage.split("+"))
+    stages += "".join(f"; or, by `stage={place}`, {STAGES.get(place, place)}" for place in instead(info))
     facts = {
         "Acts": stages,
         "On": kinds(info.modality),
@@ -117,6 +127,8 @@ def runs_on(info: MethodInfo) -> list[str]:
     from docs.generate.families import facts
 
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
+    if info.places == ("encoder",) and not find(info.name)().packs:  # pyright: ignore[reportAttributeAccessIssue]
+        return [one.model_type for one in known if not one.packed]
     if "pixels" not in info.stage.split("+"):
         return [one.model_type for one in known]
     crops = info.name == "pixelprune"  # the others need pictures of any size, or frames one after another
@@ -138,7 +150,7 @@ def _example(info: MethodInfo) -> list[str]:
     video, model, text = "image" not in info.modality, model_for(info), example_text(info)
     (file, question), asked = (CLIP, f"--video {CLIP[0]} --frames 8") if video else (PICTURE, f"--image {PICTURE[0]}")
     given = f'clips=[vtc.load_clip("{file}", frames=8)]' if video else f'pictures=[vtc.load_picture("{file}")]'
-    other = "" if model == "tiny-llava" else f" --model {model}"
+    other = "" if model == "tiny-llava" else f"--model {model} "
     return [
         "As a string, which is how every command, file and function takes it:",
         *("", *block("text", text)),
@@ -154,7 +166,7 @@ def _example(info: MethodInfo) -> list[str]:
             "    print(vtc.report(model))",
         ),
         *("On the command line:", "", "<!-- not run: the page's Python asks the same -->"),
-        *block("bash", f'vtc ask {asked} --question "{question}"{other} --method "{text}"'),
+        *block("bash", f'vtc ask {asked} --question "{question}" \\', f'  {other}--method "{text}"'),
     ]
 
 
@@ -179,7 +191,8 @@ def _value(default: Any) -> str:
 def _needs(info: MethodInfo) -> list[str]:
     find(info.name)  # its module may add signals of its own
     if not info.needs:
-        return ["The tokens alone: no attention, no text, no grid."]
+        inside = info.stage == "encoder"
+        return [f"No signals: {alone(info)}." if inside else "The tokens alone: no attention, no text, no grid."]
     lines = ["Signals, which are measured only where a wrapped method asks for them:", ""]
     for name in info.needs:
         signal = SIGNALS[name]

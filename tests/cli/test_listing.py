@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -54,9 +55,20 @@ def test_a_line_each(capsys):
     infos = vtc.list_methods()
     assert len(lines) == len(infos) + 2
     for line, info in zip(lines, infos, strict=False):
-        assert line.split()[:2] == [info.name, info.stage]
+        assert re.split("  +", line)[:2] == [info.name, info.acts]
         assert line.endswith(info.summary)
     assert max(map(len, lines)) <= 80
+
+
+def test_where_a_method_can_act_besides(capsys):
+    acts = {info.name: (info.acts, info.places) for info in vtc.list_methods()}
+    for name in ("tome", "pitome", "vtc-cls", "random"):
+        assert acts[name] == ("input or encoder", ("input", "encoder"))
+        assert "or encoder (between the vision tower's blocks)" in " ".join(shown(capsys, "methods", name).split())
+        assert json.loads(shown(capsys, "methods", name, "--json"))["places"] == ["input", "encoder"]
+    assert acts["zerotprune"] == ("encoder", ("encoder",))
+    assert acts["todre"] == ("input+layer", ("input", "layer"))
+    assert "none: the blocks' own queries and keys" in shown(capsys, "methods", "zerotprune")
 
 
 def test_families_a_line_each(capsys):

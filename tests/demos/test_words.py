@@ -8,7 +8,7 @@ import pytest
 
 import vtc
 from vtc.demos.studio import Run
-from vtc.demos.words import MOST_LETTERS, RECOMMENDED, acts_inside, groups, problem, verdict
+from vtc.demos.words import MOST_LETTERS, RECOMMENDED, WHERE, acts_inside, groups, info_of, problem, stage_of, verdict
 from vtc.speedup import SpeedUp
 
 
@@ -81,6 +81,16 @@ def test_each_method_stands_in_one_group():
     assert first.title == "Recommended"
     assert first.methods == RECOMMENDED
     assert all(group.sentence.endswith(".") for group in groups())
+
+
+def test_each_method_says_where_it_acts():
+    """Each stage that methods are listed under has words of its own, and a heading that agrees with them."""
+    assert {stage_of(info) for info in vtc.list_methods()} == set(WHERE)
+    titles = {name: group.title for group in groups() for name in group.methods}
+    for name in ("downsample", "pixelprune", "framededupe", "zerotprune"):
+        found = info_of(name)
+        assert found is not None
+        assert titles[name].lower() == WHERE[stage_of(found)]
 
 
 def test_which_methods_act_inside():

@@ -86,7 +86,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _method_rows(infos: Iterable[MethodInfo]) -> list[tuple[str, str, str]]:
-    return [(info.name, info.stage, info.summary) for info in infos]
+    return [(info.name, info.acts, info.summary) for info in infos]
 
 
 def _method_page(info: MethodInfo) -> list[str]:
@@ -95,9 +95,9 @@ def _method_page(info: MethodInfo) -> list[str]:
     count = "exactly `keep`" if info.exact_count else "`keep`, or as its own rules have it"
     stages = ", then ".join(f"{stage} ({STAGES.get(stage, stage)})" for stage in info.stage.split("+"))
     facts = {
-        "stage": stages,
+        "stage": stages + "".join(f", or {place} ({STAGES.get(place, place)})" for place in instead(info)),
         "acts on": kinds(info.modality),
-        "signals": ", ".join(info.needs) or "none: the tokens alone",
+        "signals": ", ".join(info.needs) or f"none: {alone(info)}",
         "question": "is read" if info.query_aware else "is not read",
         "count": count,
         "positions": info.positions,
@@ -116,6 +116,16 @@ def _method_page(info: MethodInfo) -> list[str]:
         lines += ["", "about"]
         lines += [line for paragraph in info.about.split("\n") for line in _indented(paragraph)]
     return lines
+
+
+def instead(info: MethodInfo) -> list[str]:
+    """Stages that a method acts at where its option `stage` says so."""
+    return [place for place in info.places if place not in info.stage.split("+")]
+
+
+def alone(info: MethodInfo) -> str:
+    """What a method reads that asks for no signal."""
+    return "the blocks' own queries and keys" if info.stage == "encoder" else "the tokens alone"
 
 
 def in_order(info: MethodInfo) -> list[str]:

@@ -42,6 +42,8 @@ class ZeroTPrune(EncoderMethod):
     what has become of the one that stayed and was most like it.
 
     Args:
+        stage: "encoder", between the blocks of the vision tower: the one place where it acts, and what None stands for.
+        scope: "clip" alone: there each picture's own patches are chosen among.
         blocks: behind whose attention patches go: ints (0-based) or fractions in [0, 1) of the blocks that count; of 12
             blocks 0, 2, 5, 8 and 10, as the paper prunes DeiT-S.
         similar: share of all patches that goes by likeness in each of them; the paper's 10 of 196.
@@ -59,6 +61,7 @@ class ZeroTPrune(EncoderMethod):
     start: str = "uniform"
     variance: tuple[float, float] = (0.01, 0.7)
     places = ("encoder",)
+    scopes = ("clip",)  # it chooses among each picture's own patches
     paper = Paper("Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph", "2305.17328")
 
     def __post_init__(self) -> None:

@@ -62,6 +62,16 @@ def test_a_page_is_complete(name):
         assert len({len(row) for row in rows}) == 1, rows[0]
 
 
+def test_pages_say_what_holds_inside_the_vision_tower():
+    assert methods.runs_on(shipped()["zerotprune"]) == [
+        name for name in methods.runs_on(shipped()["tome"]) if not name.startswith("qwen")
+    ]
+    assert "No signals: the blocks' own queries and keys." in page("zerotprune")
+    assert "or, by `stage=encoder`, between the vision tower's blocks" in page("tome")
+    guests = "With the option `stage=encoder` these act here, too: [`pitome`](pitome.md), [`random`](random.md), "
+    assert guests in methods.pages()["methods/index.md"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_stands_in_the_fidelity_table_stands_on_the_page(name):
     row = fidelity.compared(name)

@@ -30,6 +30,7 @@ class MethodInfo:
 
     Attributes:
         module, class_name: where its class is. stage: "input", "layer", "cache", or several joined by "+".
+        places: stages that it can act at; where its option `stage` chooses, these are more than it acts at by itself.
         options: names of its options besides `keep`. defaults: their default values.
         types: annotations of all options, `keep` first. help: what the docstring says of each.
         summary: first line of its docstring. about: what comes after it, one line per paragraph.
@@ -39,6 +40,7 @@ class MethodInfo:
     module: str
     class_name: str
     stage: str
+    places: tuple[str, ...]
     needs: tuple[str, ...]
     query_aware: bool
     exact_count: bool
@@ -54,6 +56,11 @@ class MethodInfo:
     help: Mapping[str, str] = field(hash=False)
     summary: str
     about: str
+
+    @property
+    def acts(self) -> str:
+        """`stage`, with the others that it can act at instead: "input or encoder", "input+layer"."""
+        return " or ".join((self.stage, *(place for place in self.places if place not in self.stage.split("+"))))
 
 
 @cache

@@ -70,14 +70,18 @@ def list_methods() -> list[MethodInfo]:
 
 def describe(cls: type[Method]) -> MethodInfo:
     """What the index says of a class."""
+    from vtc.methods.base.encoder import EncoderMethod
+
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
     default_keep: Any = defaults.pop("keep")
     said = option_help(cls)
+    stages = dict.fromkeys(part.stage or "input" for part in cls().parts())
     return MethodInfo(
         name=cls.name,
         module=cls.__module__,
         class_name=cls.__qualname__,
-        stage="+".join(dict.fromkeys(part.stage or "input" for part in cls().parts())),
+        stage="+".join(stages),
+        places=cls.places if issubclass(cls, EncoderMethod) else tuple(stages),
         needs=cls.needs,
         query_aware=cls.query_aware,
         exact_count=cls.exact_count,
