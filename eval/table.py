@@ -141,7 +141,7 @@ def caption(group: Compared, titles: Collection[str] = ()) -> str:
         f"{group.data}: {group.questions} questions on {group.media} {group.kind}; model {group.model}",
         f"{broken} of them could not be answered and are left out" if broken else "",
         *said,
-        "" if any(row.ttft_ms or row.picture_ms for row in group.rows) else "nothing was timed",
+        "" if any(row.ttft_ms or row.picture_ms for row in group.rows) else "Nothing was timed",
         "†: the picture was made smaller and larger again, as this model takes it at no smaller size: what so many "
         "tokens can show, at the cost of all of them"
         if any(row.full_cost for row in group.rows)

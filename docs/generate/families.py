@@ -15,6 +15,8 @@ _TAKES = {
     "packed": "pictures of any size",
     "row": "pictures of any size, in one row",
 }
+# By which option a method acts inside a tower that packs pictures into one row.
+_PACKED = {"tome": "order=raster", "pitome": "mode=protected"}
 # What is refused. That it is, tests/engine, tests/models and tests/methods hold, under the same words.
 REFUSED = (
     (
@@ -32,6 +34,10 @@ REFUSED = (
     (
         "methods that read attention, in a language model whose attention is other than vtc's account of it",
         "what they would read is not what the model does; this is tried out at `wrap`",
+    ),
+    (
+        "inside a tower that packs pictures into one row, any method that would part the patches of a token",
+        "the patches of a token stay together: `tome(order=raster)` and `pitome(mode=protected)` merge them as a whole",
     ),
     ("`cls=True` where no CLS token reaches the projector", "there is nothing to pass on"),
 )
@@ -89,6 +95,8 @@ def pages() -> dict[str, str]:
         *("# Model families", ""),
         "A family is what `config.model_type` of a checkpoint says. Every method of the stages `input`, `layer` and",
         "`cache` runs on every family that reads what the method is for; the tables say what else differs.",
+        *("", "Methods [before the vision tower](pixels.md) and [inside it](encoder.md) depend on the tower:", ""),
+        *("", *_towers_methods(), ""),
         *("", *block("bash", "vtc families", "vtc families qwen2_5_vl  # the same on the command line")),
         *_families(),
         *_towers(),
@@ -100,6 +108,24 @@ def pages() -> dict[str, str]:
         "",
     ]
     return {"families.md": "\n".join(lines)}
+
+
+def _towers_methods() -> list[str]:
+    """Families of the methods of the stages `pixels` and `encoder`."""
+    from docs.generate.methods import runs_on
+    from vtc.methods.base.index import shipped
+
+    rows = []
+    for info in shipped().values():
+        if "pixels" in info.stage or "encoder" in info.places:
+            stage = "encoder" if "encoder" in info.places else info.stage
+            option, own = _PACKED.get(info.name), runs_on(info)
+            packed = [one.model_type for one in facts() if one.packed and one.model_type in own]
+            plain = own if stage == "pixels" else [name for name in own if name not in packed]
+            names = ", ".join(map(code, plain))
+            names += f"; with `{option}` also {', '.join(map(code, packed))}" if option else ""
+            rows.append((f"[`{info.name}`](methods/{info.name}.md)", f"`{stage}`", names))
+    return table(("method", "stage", "families"), rows)
 
 
 def _families() -> list[str]:

@@ -23,6 +23,7 @@ _PLACES = {
     "cache": "in the KV cache",
     "layout": "known of every picture",
 }
+_MEANING = "../evaluate.md#what-the-table-says"
 _EXACT = {True: "exactly `keep`, to the token", False: "`keep`, or as its own rules have it"}
 
 
@@ -234,5 +235,6 @@ def _results(info: MethodInfo) -> list[str]:
     for name, columns in found.items():
         title, made = results.groups()[name].title, results.TABLES[name][1]
         rows = [[escaped(cell.strip()) for cell in cells] for cells in zip(*columns.values(), strict=True)]
-        lines += [f"### {title}", "", f"By `{made}`.", "", *table(list(columns), rows, numbers=True), ""]
+        heads = [f"[{head}]({_MEANING})" if head not in ("method", "keep") else head for head in columns]
+        lines += [f"### {title}", "", f"By `{made}`.", "", *table(heads, rows, numbers=True), ""]
     return lines

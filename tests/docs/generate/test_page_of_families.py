@@ -72,3 +72,17 @@ def test_methods_run_on_what_they_are_for():
     assert "llava" not in methods.runs_on(shipped()["evs"])
     assert methods.runs_on(shipped()["fastv"]) == list(SHIPPED)
     assert methods.model_for(shipped()["evs"]) == methods.model_for(shipped()["downsample"]) == "tiny-qwen"
+
+
+def test_methods_before_and_inside_the_tower(page):
+    """By hand: Qwen's towers pack pictures into a row, where two methods merge, by an option."""
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| [`")}
+    assert set(rows) == {
+        info.name for info in shipped().values() if {"pixels", "encoder"} & {*info.places}
+    }  # fmt: skip
+    assert rows["tome"].endswith("; with `order=raster` also `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl` |")
+    assert "`llava`" in rows["pitome"].partition("; with `mode=protected`")[0]
+    for name in ("zerotprune", "vtc-cls", "random"):
+        assert "qwen" not in rows[name]
+    assert "`llava`" in rows["pixelprune"]
+    assert "`llava`" not in rows["framededupe"]
