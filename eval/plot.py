@@ -48,7 +48,7 @@ def pareto(groups: Sequence[Compared], file: Path) -> None:
 
 
 def picture(groups: Sequence[Compared]) -> Figure:
-    """A row of panels per group: accuracy over time to first token, FLOPs and bytes of the KV cache.
+    """A row of panels per group (a panel, where one cost is shown): accuracy over time, FLOPs and KV bytes.
 
     Scales of cost are logarithmic. A line per method runs through its budgets, with 95 % intervals; methods of one cost
     stand side by side, a few points apart. The frontier is shaded, and its points are ringed, with their keep where
@@ -66,11 +66,15 @@ def picture(groups: Sequence[Compared]) -> Figure:
     names = methods(groups)
     marked = {row.label: f"{row.name} (at full cost)" for group in groups for row in group.rows if row.full_cost}
     # What the legend takes, a mark and the letters of a name in inches, and three names besides: frontier, full, blind.
-    width = _SIDE * max(1, len(costs))
+    beside = len(costs) < 2  # one panel per group: these stand in a row
+    width = _SIDE * (len(groups) if beside else len(costs))
     columns = max(1, int(width / (0.6 + 0.085 * max(map(len, names)))))
-    height = 0.8 * _SIDE * len(groups) + 0.25 * math.ceil((len(names) + 3) / columns)
+    height = 0.8 * _SIDE * (1 if beside else len(groups)) + 0.25 * math.ceil((len(names) + 3) / columns)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
-    panels = figure.subplots(len(groups), max(1, len(costs)), sharey="row", squeeze=False)
+    if beside:
+        panels = figure.subplots(1, len(groups), squeeze=False).T
+    else:
+        panels = figure.subplots(len(groups), len(costs), sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
     tell: list[Callable[[], None]] = []
     for group, row_of_panels in zip(groups, panels, strict=True):
