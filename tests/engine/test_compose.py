@@ -120,11 +120,13 @@ def copies(
         step, a = steps[run[0] % len(steps)][i], output[0] if isinstance(output, tuple) else output
         scale = getattr(block, "lambda_1", 1.0)
         x = rows(given["x"])
-        y, wanted = x + rows(a * scale), torch.empty_like(x)
+        y = x + rows(a * scale)
+        wanted = y.clone()
         for b in range(len(x)):
-            for place in range(x.shape[1]):
-                with_it = (step.shown[b] == step.shown[b, place]) & ~step.gone[b]
-                wanted[b, place] = y[b, with_it].mean(dim=0) if bool(with_it.any()) else y[b, place]
+            for row in set(step.shown[b].tolist()):
+                same = step.shown[b] == row
+                if bool((same & ~step.gone[b]).any()):
+                    wanted[b, same] = y[b, same & ~step.gone[b]].mean(dim=0)
         a = ((wanted - x).view(a.shape)) / scale
         return (a, *output[1:]) if isinstance(output, tuple) else a
 
@@ -184,7 +186,7 @@ def equal_to_oracle(family: str, methods: Any, items: Any, side: str = "left") -
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_matrix(family: str, method: str) -> None:
     methods = [vtc.PixelPrune(keep=0.6), INSIDE[method], vtc.DivPrune(keep=0.2)]
-    report = equal_to_oracle(family, methods, [[0], [1, 2], []])
+    report = equal_to_oracle(family, methods, [[0], [1], []] if family == "llava_next" else [[0], [1, 2], []])
     first, inside, last = report.stages
     assert [first.name, inside.name, last.name] == ["pixelprune", method, "divprune"]
     assert first.tokens_out == inside.tokens_in < first.tokens_in
