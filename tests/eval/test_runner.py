@@ -292,6 +292,15 @@ def test_a_model_that_answers_nothing_stops_the_evaluation(tmp_path, tiny, monke
         evaluate(quick(tmp_path, data=str(few(tmp_path, 3)), out=str(tmp_path / "out")), tiny)
 
 
+def test_what_a_machine_lacks_is_no_question_s_failure(tmp_path, tiny, monkeypatch):
+    def lacking(*args):
+        raise ImportError("no such package")
+
+    monkeypatch.setattr(answer.Answerer, "_generate", lacking)
+    with pytest.raises(ImportError, match="no such package"):
+        evaluate(quick(tmp_path, data=str(few(tmp_path, 3)), out=str(tmp_path / "out")), tiny)
+
+
 def test_videos_of_several_lengths(tmp_path):
     pytest.importorskip("av")
     from tests.media.test_video import write
