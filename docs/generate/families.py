@@ -155,7 +155,8 @@ def _towers() -> list[str]:
         rows.append((code(name), _TAKES[tower.takes], "yes" if tower.has_cls else "no", own))
     return [
         *("## Vision towers", ""),
-        "A family's checkpoint may have any of them; methods ask the tower, not the family.",
+        "Methods ask the tower, not the family. LLaVA's checkpoints have one of square pictures (CLIP, SigLIP); DINOv2,",
+        "DINOv3 and Pixtral are wrapped alone.",
         *("", *table(("model type", "takes", "CLS token", "comes with"), rows), ""),
     ]
 
