@@ -155,8 +155,8 @@ def _towers() -> list[str]:
         rows.append((code(name), _TAKES[tower.takes], "yes" if tower.has_cls else "no", own))
     return [
         *("## Vision towers", ""),
-        "Methods ask the tower, not the family. LLaVA's checkpoints have one of square pictures (CLIP, SigLIP); DINOv2,",
-        "DINOv3 and Pixtral are wrapped alone.",
+        "Methods ask the tower, not the family. LLaVA's checkpoints have one of square pictures (CLIP, SigLIP);",
+        "DINOv2, DINOv3 and Pixtral are wrapped alone.",
         *("", *table(("model type", "takes", "CLS token", "comes with"), rows), ""),
     ]
 
