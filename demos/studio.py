@@ -78,11 +78,11 @@ class Run:
         return (self.method or "").partition("(")[0] == "downsample"
 
     @property
-    def before_tower(self) -> bool:
-        """Whether pixels leave before the vision tower, which then has to see for itself what is left."""
-        name = (self.method or "").partition("(")[0]
-        stages = next((info.stage.split("+") for info in vtc.list_methods() if info.name == name), [])
-        return "pixels" in stages and not self.resizes
+    def own_tower_run(self) -> bool:
+        """Whether patches leave or merge before the vision tower or inside it, which then runs for this answer."""
+        if self.method is None or self.resizes:
+            return False
+        return any(part.stage in ("pixels", "encoder") for part in vtc.resolve(self.method).parts())
 
     @property
     def depth(self) -> int:
@@ -265,7 +265,7 @@ def _answer(
     model, processor = loaded.model, loaded.processor
     smaller, options, notes = _made_smaller(loaded, media, run)
     inputs = _inputs(loaded, smaller or media, question, options)
-    given = dict(inputs) if run.before_tower else _encoded(loaded, smaller or media, inputs, run)
+    given = dict(inputs) if run.own_tower_run else _encoded(loaded, smaller or media, inputs, run)
     at_work = run.method is not None and not run.resizes
     with torch.inference_mode(), _wrapped(loaded, run)():
         stream = _Stream(processor, lambda text: news(replace(run, text=text)))

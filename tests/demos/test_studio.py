@@ -82,7 +82,10 @@ def test_an_answer_grows_and_ends_with_its_numbers(studio, heart):
     assert end.report.flops[0] == end.report.flops[1] > 0
 
 
-@pytest.mark.parametrize("method", ["pixelprune", "vtc-cls", "visionzip", "pyramiddrop", "mustdrop", "h2o"])
+ACTING = ["pixelprune", "zerotprune", "tome(stage=encoder)", "vtc-cls", "visionzip", "pyramiddrop", "mustdrop", "h2o"]
+
+
+@pytest.mark.parametrize("method", ACTING)
 def test_methods_answer_as_without_the_studio(studio, heart, method):
     run = last(studio, heart, method=method, keep=0.2)
     assert run.state == "done", run.text
