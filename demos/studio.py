@@ -80,9 +80,7 @@ class Run:
     @property
     def own_tower_run(self) -> bool:
         """Whether patches leave or merge before the vision tower or inside it, which then runs for this answer."""
-        if self.method is None or self.resizes:
-            return False
-        return any(part.stage in ("pixels", "encoder") for part in vtc.resolve(self.method).parts())
+        return self.method is not None and not self.resizes and vtc.resolve(self.method).changes_tower
 
     @property
     def depth(self) -> int:

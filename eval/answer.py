@@ -13,7 +13,7 @@ import torch
 
 import vtc
 from vtc.cost import DecoderCost
-from vtc.eval.asking import Asker, Batch, Item, about, grey, out_of_memory
+from vtc.eval.asking import Asker, Batch, Item, Specs, about, grey, out_of_memory
 from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
@@ -150,17 +150,13 @@ class Answerer(Asker):
         return {name: value for name, value in moved.items() if isinstance(value, torch.Tensor)}
 
     @torch.inference_mode()
-    def _prepare(
-        self,
-        items: Sequence[Item],
-        specs: Sequence[Spec],
-        options: Mapping[str, Any] | None = None,
-        encode: bool = True,
-    ) -> _Ready:
+    def _prepare(self, items: Sequence[Item], specs: Specs, options: Mapping[str, Any] | None = None) -> _Ready:
         inputs = self.processed(items, options)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
-        if self._takes_encoded and encode:  # the tower runs once for all methods and all questions about one thing
+        if (
+            self._takes_encoded and specs is not None
+        ):  # the tower runs once for all methods and all questions about one thing
             methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps and not s.own_tower_run]
             first: dict[str, int] = {}  # of each thing asked about, in reading order
             for number, item in enumerate(items):

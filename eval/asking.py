@@ -21,6 +21,7 @@ from vtc.eval.store import Line
 _GREY = 127
 
 Outcome = tuple[Spec, list[Line]]
+Specs = Sequence[Spec] | None
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,8 @@ class Asker(ABC):
         """What a run shows to the model, in parts that it takes with the same options: items, options."""
 
     @abstractmethod
-    def _prepare(
-        self,
-        items: Sequence[Item],
-        specs: Sequence[Spec],
-        options: Mapping[str, Any] | None = None,
-        encode: bool = True,
-    ) -> Any:
-        """What `_generate` takes of some items, for all of `specs`. `encode`: by one run of a tower, where it can."""
+    def _prepare(self, items: Sequence[Item], specs: Specs, options: Mapping[str, Any] | None = None) -> Any:
+        """What `_generate` takes of some items. `specs`: the runs that share one run of the tower; None = none does."""
 
     @abstractmethod
     def _generate(self, items: Sequence[Item], ready: Any, spec: Spec, limit: int) -> list[Line]:
@@ -129,7 +124,7 @@ class Asker(ABC):
                 else:
                     alone = spec.own_tower_run
                     if alone not in shared:
-                        shared[alone] = self._prepare(items, specs, encode=not alone)
+                        shared[alone] = self._prepare(items, None if alone else specs)
                     lines = self._generate(items, shared[alone], spec, limit)
             except ImportError:  # the machine's failure, not the question's
                 raise

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vtc
 from vtc.budget import fitted_grid, token_count
 from vtc.engine.per_crop import select_scoped
-from vtc.eval.asking import Asker, Batch, Item, about, grey
+from vtc.eval.asking import Asker, Batch, Item, Specs, about, grey
 from vtc.eval.datasets import Dataset
 from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question
@@ -124,13 +124,7 @@ class Classifier(Asker):
         """Of a picture of the model's own size."""
         return self.grid[0] * self.grid[1]
 
-    def _prepare(
-        self,
-        items: Sequence[Item],
-        specs: Sequence[Spec],
-        options: Mapping[str, Any] | None = None,
-        encode: bool = True,
-    ) -> Any:
+    def _prepare(self, items: Sequence[Item], specs: Specs, options: Mapping[str, Any] | None = None) -> Any:
         weight = next(self.model.parameters())
         return self.prepare([item.seen for item in items], (options or {}).get("size")).to(weight.device, weight.dtype)
 

@@ -107,11 +107,6 @@ class Group:
         return list(self.runs[0].config["tasks"])
 
     @property
-    def classifies(self) -> bool:
-        """Whether the model is a bare classifier, which writes no tokens."""
-        return all(run.mean("kv_bytes", 0) == 0 for run in self.runs)
-
-    @property
     def title(self) -> str:
         config = self.runs[0].config
         how = [f"{name} {config[name]}" for name in ("frames", "fps", "instruction") if config[name]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.eval.compare import Row, frontier
-from vtc.eval.recorded import Compared
+from vtc.eval.recorded import Compared, classifies
 from vtc.eval.settings import FULL
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def picture(groups: Sequence[Compared]) -> Figure:
     for group, row_of_panels in zip(groups, panels, strict=True):
         for axes, cost in zip(row_of_panels, costs or [next(iter(COSTS))], strict=True):
             tell.append(_panel(axes, group, cost, names, handles))
-            axes.set_xlabel(_FLOPS_OF_ALL if group.classifies and cost == "flops_share" else COSTS[cost][1])
+            axes.set_xlabel(_FLOPS_OF_ALL if classifies(group) and cost == "flops_share" else COSTS[cost][1])
         row_of_panels[0].set_ylabel(f"accuracy, % of {group.questions} questions")
         row_of_panels[0].set_title(group.title, loc="left", fontweight="bold")
     labels = [marked.get(name, name) for name in handles]

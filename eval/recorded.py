@@ -39,12 +39,13 @@ class Recorded:
     made: list[str]
     rows: list[Row]
 
-    @property
-    def classifies(self) -> bool:
-        return not any(row.kv for row in self.rows)
-
 
 Compared = Group | Recorded
+
+
+def classifies(group: Compared) -> bool:
+    """Whether the model is a bare classifier, which writes no tokens."""
+    return not any(row.kv for row in group.rows)
 
 
 def write(groups: Sequence[Compared]) -> str:

@@ -61,9 +61,7 @@ class Spec:
     @property
     def own_tower_run(self) -> bool:
         """Whether the vision tower runs for it alone: its method acts before the tower or between its blocks."""
-        stages = {place for info in vtc.list_methods() if info.name == self.method for place in info.stage.split("+")}
-        inside = self.options.get("stage") == "encoder"
-        return self.wraps and (inside or bool({"pixels", "encoder"} & stages))
+        return self.wraps and vtc.resolve(self.label).changes_tower
 
     @property
     def within_tower(self) -> bool:
@@ -85,7 +83,7 @@ class Spec:
 
 def within_tower(info: MethodInfo) -> bool:
     """Whether a method can act between the blocks of a vision tower."""
-    return info.stage == "encoder" or "stage" in info.options
+    return "encoder" in info.places
 
 
 def fits_patches(info: MethodInfo) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtc.eval.compare import LEVEL, Row
-from vtc.eval.recorded import Compared
+from vtc.eval.recorded import Compared, classifies
 from vtc.eval.statistics import FEWEST, Score
 from vtc.speedup import SpeedUp
 
@@ -119,7 +119,7 @@ def _meaning(group: Compared) -> dict[str, str]:
         "loyalty": "% of answers that are the uncompressed model's",
         "TokDense": "points of accuracy per mean token",
     }
-    if group.classifies:
+    if classifies(group):
         found |= {
             "tokens": "patches behind the last block",
             "mean": "their mean over the blocks",

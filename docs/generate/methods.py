@@ -9,6 +9,7 @@ from docs.generate.markdown import block, code, escaped, line, prose, table
 from vtc.cli.listing import STAGES, alone, example_text, in_order, instead, kinds
 from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import write_method
+from vtc.methods.base.patches import PatchMethod
 from vtc.methods.base.registry import find
 from vtc.models.families import SHIPPED
 from vtc.signals import SIGNALS
@@ -132,7 +133,8 @@ def runs_on(info: MethodInfo) -> list[str]:
         return [one.model_type for one in known if not one.packed]
     if "pixels" not in info.stage.split("+"):
         return [one.model_type for one in known]
-    crops = info.name == "pixelprune"  # the others need pictures of any size, or frames one after another
+    # PixelStage refuses the others before towers of a fixed grid
+    crops = issubclass(find(info.name), PatchMethod) and "image" in info.modality
     return [one.model_type for one in known if one.packed or (crops and "image" not in one.mixes)]
 
 

@@ -20,6 +20,7 @@ import torch
 
 import vtc
 from vtc.eval.bench.model import FULL, check, wrapped
+from vtc.eval.bench.progress import in_rounds
 from vtc.eval.bench.roofs import clock
 from vtc.methods.base.notation import read_methods
 from vtc.models import adapter_for
@@ -121,10 +122,7 @@ class Asked:
 def own_tower_run(methods: Sequence[str]) -> bool:
     """Whether one of these acts before the vision tower or inside it, which then runs with the method alone."""
     named = [one for method in methods for one in read_methods(method)]
-    stages = {info.name: {*info.stage.split("+")} for info in vtc.list_methods()}
-    return any(
-        options.get("stage") == "encoder" or {"pixels", "encoder"} & stages.get(name, set()) for name, options in named
-    )
+    return any(vtc.resolve(name, **options).changes_tower for name, options in named)
 
 
 @torch.inference_mode()
@@ -151,19 +149,17 @@ def measure(
         source = None if own_tower_run([name]) else encoded
         check(asked.model, [name], partial(asked.prefill, inputs, source), tokens)
     lines = [Line(FULL, None, tokens), *(Line(method, keep) for method, keep in settings)]
-    for number in range(rounds + 1):
-        for position, line in enumerate(lines):
-            compressed = line.method != FULL
-            with wrapped(asked.model, line.method, line.keep) if compressed else nullcontext():
-                spent = asked.time([line.method if compressed else "random"], device)  # random listens to nothing
-                report = vtc.report(asked.model) if compressed else None
-            if report is not None:
-                line.tokens = report.tokens_out
-                spent["select"] = sum(stage.ms for stage in report.stages) / 1000
-            if number:  # the first round warms up
-                for part, seconds in spent.items():
-                    line.seconds[part].append(seconds)
-            progress(number * len(lines) + position + 1, (rounds + 1) * len(lines))
+    for number, line in in_rounds(lines, rounds + 1, progress):
+        compressed = line.method != FULL
+        with wrapped(asked.model, line.method, line.keep) if compressed else nullcontext():
+            spent = asked.time([line.method if compressed else "random"], device)  # random listens to nothing
+            report = vtc.report(asked.model) if compressed else None
+        if report is not None:
+            line.tokens = report.tokens_out
+            spent["select"] = sum(stage.ms for stage in report.stages) / 1000
+        if number:  # the first round warms up
+            for part, seconds in spent.items():
+                line.seconds[part].append(seconds)
     return lines
 
 

@@ -22,6 +22,7 @@ from vtc.cost import DecoderCost
 from vtc.engine.attention import LayerView
 from vtc.engine.stages.read import ReadRun
 from vtc.eval.bench import archs
+from vtc.eval.bench.progress import in_rounds
 from vtc.eval.bench.roofs import clock, roofs
 from vtc.methods.base.cache import ActiveMethod
 
@@ -198,20 +199,18 @@ def measure(
     for keep in dict.fromkeys(keep for _, keep in settings):
         lines.append(Line(name, bench.batch, CEILING, keep, tokens=bench.kept(keep)))
         lines += [Line(name, bench.batch, method, keep) for method, k in settings if k == keep]
-    for number in range(rounds + 2):
-        if number > 2 and budget is not None and budget.spent:
+    for number, line in in_rounds(lines, rounds + 2, progress):
+        if line is lines[0] and number > 2 and budget is not None and budget.spent:
             break
-        for position, line in enumerate(lines):
-            with wrapped(bench.model, line.method, line.keep) if line.compressed else nullcontext():
-                if number == 0:
-                    line.peak_bytes = peak_bytes(bench.prepare(line)[0], bench.device)
-                elif number == 1:
-                    bench.prepare(line)[0]()
-                else:
-                    bench.time(line, lines[0])
-                if number == 1:
-                    _account(line, lines[0], bench)
-            progress(number * len(lines) + position + 1, (rounds + 2) * len(lines))
+        with wrapped(bench.model, line.method, line.keep) if line.compressed else nullcontext():
+            if number == 0:
+                line.peak_bytes = peak_bytes(bench.prepare(line)[0], bench.device)
+            elif number == 1:
+                bench.prepare(line)[0]()
+            else:
+                bench.time(line, lines[0])
+            if number == 1:
+                _account(line, lines[0], bench)
     return lines
 
 

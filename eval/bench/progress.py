@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+Line = TypeVar("Line")
+
+
+def in_rounds(lines: Sequence[Line], rounds: int, progress: Callable[[int, int], None]) -> Iterator[tuple[int, Line]]:
+    """(number of the round, line) of all lines, round after round; tells `progress` after each."""
+    total = rounds * len(lines)
+    for done in range(total):
+        yield done // len(lines), lines[done % len(lines)]
+        progress(done + 1, total)
 
 
 class Progress:

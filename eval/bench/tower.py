@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import vtc
+from vtc.eval.bench.progress import in_rounds
 from vtc.eval.bench.roofs import clock
 
 COLUMNS = {
@@ -93,22 +94,20 @@ def measure(
     """The plain tower and each of `settings`, (method, keep), on one picture; the first of `rounds` + 1 warms up."""
     device = next(tower.parameters()).device
     lines = [Line(PLAIN, None), *(Line(method, keep) for method, keep in settings)]
-    for number in range(rounds + 1):
-        for position, line in enumerate(lines):
-            with torch.inference_mode():
-                if line.keep is None:
-                    seconds, chosen = clock(lambda: tower(**inputs), device), 0.0
-                else:
-                    with vtc.wrapped(tower, line.method, keep=line.keep):
-                        seconds = clock(lambda: tower(**inputs), device)
-                        report = vtc.report(tower)
-                    assert report.tower is not None
-                    line.patches, line.flops = report.tokens_out, report.tower.flops
-                    lines[0].patches, chosen = report.tokens_in, sum(stage.ms for stage in report.stages)
-            if number:
-                line.seconds.append(seconds)
-                line.choosing.append(chosen)
-            progress(number * len(lines) + position + 1, (rounds + 1) * len(lines))
+    for number, line in in_rounds(lines, rounds + 1, progress):
+        with torch.inference_mode():
+            if line.keep is None:
+                seconds, chosen = clock(lambda: tower(**inputs), device), 0.0
+            else:
+                with vtc.wrapped(tower, line.method, keep=line.keep):
+                    seconds = clock(lambda: tower(**inputs), device)
+                    report = vtc.report(tower)
+                assert report.tower is not None
+                line.patches, line.flops = report.tokens_out, report.tower.flops
+                lines[0].patches, chosen = report.tokens_in, sum(stage.ms for stage in report.stages)
+        if number:
+            line.seconds.append(seconds)
+            line.choosing.append(chosen)
     return lines
 
 

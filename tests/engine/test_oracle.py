@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,14 +26,21 @@ GREEDY: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
 
 def equal_to_oracle(family: str, attention: str, rows: Any, side: str, method: Any, **wrap: Any) -> Any:
     """Assert logits (1e-5 relative, fp32) and, where generation makes sense, 8 identical greedy ids."""
-    model, inputs = model_of(family, attention), batch(family, rows, side)
-    with vtc.wrapped(model, method, **wrap):
+    return proved(model_of(family, attention), batch(family, rows, side), len(rows), side, method, **wrap)
+
+
+def proved(
+    model: Any, inputs: Any, rows: int, side: str, method: Any, hidden: Callable[..., Any] | None = None, **wrap: Any
+) -> Any:
+    """The same for inputs of so many rows, left out also of what `hidden` opens: it is called with the wrapped model
+    and returns the context in which the vision tower cannot see, either, what has left. Returns the report."""
+    with torch.no_grad(), vtc.wrapped(model, method, **wrap):
         logits = model(**inputs).logits
-        made = decisions(model)
-        report = vtc.report(model)
+        made, report = decisions(model), vtc.report(model)
+        blind = hidden(model) if hidden else nullcontext()
         ids = model.generate(**inputs, **GREEDY) if side == "left" else None
         compact = model._vtc_engine.compact
-    with oracle(model, made, len(rows), compact):
+    with torch.no_grad(), oracle(model, made, rows, compact), blind:
         expected = model(**inputs).logits
         expected_ids = model.generate(**inputs, **GREEDY) if side == "left" else None
     assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import vtc
-from tests.engine.test_oracle import GREEDY, assert_rows_equal
+from tests.engine.test_oracle import proved
 from tests.families import batch, model_of
-from tests.oracle import decisions, oracle
 from tests.tower_oracle import tower_oracle
 from vtc.methods.shared.coding import edge_errors, neighbours
 
@@ -60,17 +59,7 @@ def equal_to_oracle(family: str, attention: str, items: Any, side: str, methods:
         model(**inputs)
     note.remove()
     kept = [torch.stack([rows_seen(family, one, keep) for one in crops[0]])]
-    with torch.no_grad(), vtc.wrapped(model, methods):
-        logits = model(**inputs).logits
-        made, report = decisions(model), vtc.report(model)
-        ids = model.generate(**inputs, **GREEDY) if side == "left" else None
-        compact = model._vtc_engine.compact
-    with torch.no_grad(), oracle(model, made, len(items), compact), tower_oracle(model, kept):
-        expected = model(**inputs).logits
-        expected_ids = model.generate(**inputs, **GREEDY) if side == "left" else None
-    assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)
-    assert ids is None or ids.equal(expected_ids)
-    return report
+    return proved(model, inputs, len(items), side, methods, lambda model: tower_oracle(model, kept))
 
 
 @pytest.mark.core_cells(attention=["sdpa"])

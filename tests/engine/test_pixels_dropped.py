@@ -16,11 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.vision_utils import get_vision_window_index
 
 import vtc
-from tests.engine.test_oracle import GREEDY, assert_rows_equal
+from tests.engine.test_oracle import proved
 from tests.engine.test_pixels import small, text_logits
 from tests.engine.test_threads import answer, assert_same, together
 from tests.families import IMAGE, VIDEO, batch, model_of
-from tests.oracle import decisions, oracle
 from tests.tower_oracle import tower_oracle
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -71,21 +70,12 @@ def seen_by_the_tower(model: Any) -> list[Tensor]:
 
 
 def equal_to_oracle(family: str, attention: str, items: Any, side: str, methods: Any, inputs: Any = None) -> Any:
-    model = model_of(family, attention)
     inputs = batch(family, items, side) if inputs is None else inputs
-    with torch.no_grad(), vtc.wrapped(model, methods):
-        logits = model(**inputs).logits
-        made, kept, report = decisions(model), seen_by_the_tower(model), vtc.report(model)
-        ids = model.generate(**inputs, **GREEDY) if side == "left" else None
-        compact = model._vtc_engine.compact
-    with torch.no_grad(), oracle(model, made, len(items), compact), tower_oracle(model, kept):
-        expected = model(**inputs).logits
-        expected_ids = model.generate(**inputs, **GREEDY) if side == "left" else None
-    assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)
-    if ids is not None:
-        assert ids[:, : inputs["input_ids"].shape[1]].equal(inputs["input_ids"])  # the prompt keeps its length
-        assert ids.equal(expected_ids)
-    return report
+
+    def hidden(model: Any) -> Any:
+        return tower_oracle(model, seen_by_the_tower(model))
+
+    return proved(model_of(family, attention), inputs, len(items), side, methods, hidden)
 
 
 @pytest.mark.core_cells(method=["pixelprune", "framededupe"], attention=["sdpa"])

@@ -283,21 +283,22 @@ def test_what_counts_as_out_of_memory(error, is_memory):
     assert answer.out_of_memory(error) == is_memory
 
 
-def test_a_model_that_answers_nothing_stops_the_evaluation(tmp_path, tiny, monkeypatch):
+NOTHING = "full on tiny-llava answers no question at all: RuntimeError: no such thing"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (RuntimeError("no such thing"), ValueError, NOTHING),
+        (ImportError("no such package"), ImportError, "no such package"),  # what a machine lacks is no question's fault
+    ],
+)
+def test_a_model_that_answers_nothing_stops_the_evaluation(tmp_path, tiny, monkeypatch, error, raised, said):
     def broken(*args):
-        raise RuntimeError("no such thing")
+        raise error
 
     monkeypatch.setattr(answer.Answerer, "_generate", broken)
-    with pytest.raises(ValueError, match="full on tiny-llava answers no question at all: RuntimeError: no such thing"):
-        evaluate(quick(tmp_path, data=str(few(tmp_path, 3)), out=str(tmp_path / "out")), tiny)
-
-
-def test_what_a_machine_lacks_is_no_question_s_failure(tmp_path, tiny, monkeypatch):
-    def lacking(*args):
-        raise ImportError("no such package")
-
-    monkeypatch.setattr(answer.Answerer, "_generate", lacking)
-    with pytest.raises(ImportError, match="no such package"):
+    with pytest.raises(raised, match=said):
         evaluate(quick(tmp_path, data=str(few(tmp_path, 3)), out=str(tmp_path / "out")), tiny)
 
 

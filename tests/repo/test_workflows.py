@@ -70,7 +70,7 @@ def test_publishing_waits_for_tests_and_needs_no_token():
     assert jobs["publish"]["needs"] == ["test", "build"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
-    assert f"https://pypi.org/project/{PROMISED['name']}/" == jobs["publish"]["environment"]["url"]
+    assert jobs["publish"]["environment"] == {"name": "pypi"}
 
 
 def test_the_pythons_are_those_that_are_promised():

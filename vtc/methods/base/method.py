@@ -129,6 +129,11 @@ class Method:
         """The methods of one stage each that make up this one; itself, unless a paper combines several stages."""
         return (self,)
 
+    @property
+    def changes_tower(self) -> bool:
+        """Whether patches leave or merge before the vision tower or inside it, which then runs for it alone."""
+        return any(part.stage in ("pixels", "encoder") for part in self.parts())
+
     def keeps_all(self) -> bool:
         """Whether `keep=1.0` leaves everything as it is; not where something else than the budget decides, too."""
         return True
