@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
-from tests.browser.conftest import ROOT, Visitor, demo
+from tests.browser.conftest import ROOT, Visitor, demo, sync_api
 
 PHONE: dict[str, Any] = dict(width=390, height=844, has_touch=True, is_mobile=True, device_scale_factor=2)
 
@@ -18,7 +17,7 @@ PHONE: dict[str, Any] = dict(width=390, height=844, has_touch=True, is_mobile=Tr
 def main() -> None:
     """Ask what shape is red, and take the page as it then stands: on a laptop, light; on a phone, dark."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
-    with demo() as address, sync_playwright() as playwright:
+    with demo() as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         desk = _asked(Visitor(browser, address, 1366, 768, {}))
         desk.page.locator("#layer").press("ArrowLeft")
