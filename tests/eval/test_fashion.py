@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import timm
 import torch
 
 import vtc
-from vtc.eval import classify, compare, datasets, fashion, idx, plot, recorded, runner, table
+from vtc.eval import classify, compare, datasets, fashion, idx, page, plot, recorded, runner, table
 from vtc.eval.settings import Settings, Spec
 from vtc.models import tiny
 
@@ -244,6 +246,20 @@ def test_the_table(outcome):
     assert set(row.tasks) == set(fashion.TASKS)
     assert "language model" not in table.caption(group)
     assert math.isclose(row.accuracy.mean, sum(score.mean for score in row.tasks.values()) / 2)
+
+
+def test_the_page_speaks_of_patches_and_blocks(outcome):
+    (group,) = compare.load(outcome.runs)
+    (found,) = json.loads(re.search(r"const DATA = (.*);\n", page.html([group]))[1])["groups"]  # type: ignore[index]
+    assert found["classifies"] is True
+    stages = {row["label"]: row["stage"] for row in found["rows"]}
+    assert stages == {"full": "", "blind": "", "random": "encoder", "downsample": "pixels", "pool": "input"}
+    tome = (
+        dataclasses.replace(group.rows[-1], label="tome"),
+        dataclasses.replace(group.rows[-1], label="tome(stage=input)"),
+    )
+    assert [page._row(row, True, None)["stage"] for row in tome] == ["encoder", "input"]
+    assert page._row(tome[0], False, None)["stage"] == "input"
 
 
 # What is refused
