@@ -13,6 +13,7 @@ from vtc.eval.plot import COLORS, methods, style
 from vtc.eval.recorded import Compared
 from vtc.eval.table import caption, tables
 from vtc.methods.base.index import shipped
+from vtc.methods.base.notation import read_methods
 from vtc.stages import stage_names
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -64,8 +65,10 @@ def _group(group: Compared, by: str, link: Callable[[str], str] | None) -> dict[
 
 
 def _row(row: Row, link: Callable[[str], str] | None) -> dict[str, Any]:
-    info = shipped().get(row.label.partition("(")[0])
-    about = {"stage": info.stage, "summary": info.summary} if info else {"stage": "", "summary": ""}
+    parts = [(shipped()[name], own) for name, own in read_methods(row.label) if name in shipped()]
+    info = parts[-1][0] if parts else None
+    stages = dict.fromkeys(stage for each, own in parts for stage in own.get("stage", each.stage).split("+"))
+    about = {"stage": "+".join(stages), "summary": info.summary if info else ""}
     return asdict(row) | about | {"compressed": row.compressed, "link": link(info.name) if info and link else None}
 
 
