@@ -171,8 +171,7 @@ test-lmms: $(LMMS)/.installed
 TIMING ?= 5
 COMPARE = $(BIN)/vtc compare runs/$(1) --markdown runs/$(1).md --json runs/$(1).json --plot runs/$(1).png --html runs/$(1).html
 table: $(STAMP)
-	$(BIN)/vtc eval --timing $(TIMING) --blind --limit 1000 --methods vtc-cls,divprune,todre,visionzip,pool \
-	    --keep 0.75,0.5,0.25,0.1,0.05,0.025 --out runs/table
+	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/pictures.toml --out runs/table
 	$(call COMPARE,table)
 	@printf '\nThe same as Markdown: runs/table.md; with hover: runs/table.html\n'
 
@@ -204,8 +203,9 @@ tiny-vit: $(STAMP)
 # The picture that opens the README: some methods of both tables, which are made first.
 picture: table table-video
 	$(BIN)/vtc compare --plot runs/picture.png --html runs/picture.html \
-	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@*,runs/table/tiny-llava/$(method)) \
-	    $(foreach method,full blind random@* downsample@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@*, \
+	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@* pixelprune*divprune@*, \
+	        runs/table/tiny-llava/$(method)) \
+	    $(foreach method,full blind random@* downsample@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@* framededupe*divprune@*, \
 	        runs/video/tiny-qwen/$(method))
 
 # The VQ-Attn that ships for tiny-qwen, from nothing: clips to train on, then the training.

@@ -19,7 +19,6 @@ from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
 from vtc.eval.settings import BLIND, Settings, Spec
 from vtc.eval.store import Line
-from vtc.methods.base.registry import resolve
 
 __all__ = ["Answerer", "Batch", "Item", "out_of_memory"]
 
@@ -77,7 +76,7 @@ class Answerer(Asker):
 
     def compressed(self, spec: Spec) -> Any:
         """The model with the method of a run at work, for the length of a with block."""
-        return vtc.wrapped(self.model, spec.method, **_options(spec)) if spec.wraps else nullcontext()
+        return vtc.wrapped(self.model, spec.methods()) if spec.wraps else nullcontext()
 
     def batches(self, questions: Sequence[Question]) -> list[Batch]:
         """The same batches for the same questions, whoever answers them: by kind of media and by length of answers."""
@@ -157,7 +156,7 @@ class Answerer(Asker):
         if (
             self._takes_encoded and specs is not None
         ):  # the tower runs once for all methods and all questions about one thing
-            methods = [resolve(s.method, **_options(s)) for s in specs if s.wraps and not s.own_tower_run]
+            methods = [method for s in specs if s.wraps and not s.own_tower_run for method in s.methods()]
             first: dict[str, int] = {}  # of each thing asked about, in reading order
             for number, item in enumerate(items):
                 first.setdefault(item.question.media.name, number)
@@ -206,9 +205,3 @@ class Answerer(Asker):
                 line["notes"] = list(notes)
             lines.append(line)
         return lines
-
-
-def _options(spec: Spec) -> dict[str, Any]:
-    """`keep` and the method's options; methods with thresholds keep exactly what is asked, as far as they can."""
-    known = next(info.options for info in vtc.list_methods() if info.name == spec.method)
-    return {"keep": spec.keep, **({"exact": True} if "exact" in known else {}), **spec.options}

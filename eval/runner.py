@@ -24,6 +24,7 @@ from vtc.eval.processes import Processes
 from vtc.eval.results import Run, metrics_of
 from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder, alone
+from vtc.methods.base.notation import read_methods
 
 if TYPE_CHECKING:
     from vtc.eval.asking import Asker
@@ -228,7 +229,8 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
 def _files(spec: Spec) -> dict[str, Any]:
     """What the files hold that options name, such as weights, as names may come to stand for others."""
     known = {}
-    for name, value in spec.options.items():
+    before = [(name, value) for text in spec.before for _, own in read_methods(text) for name, value in own.items()]
+    for name, value in [*before, *spec.options.items()]:
         if isinstance(value, str) and Path(value).exists():
             path = Path(value)
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -34,12 +34,16 @@ BASELINES = (RANDOM, DOWNSAMPLE)  # stand beside every method, at its budgets
 
 @dataclass(frozen=True)
 class Spec:
-    """One thing to measure: a model, uncompressed ("full"), shown grey pictures ("blind"), or under a method."""
+    """One thing to measure: a model, uncompressed ("full"), shown grey pictures ("blind"), or under a method.
+
+    `before`: the methods that act before that one, as `vtc.resolve` reads them, each with a budget of its own.
+    """
 
     model: str
     method: str
     keep: int | float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.model, self.label, self.keep))
@@ -61,24 +65,34 @@ class Spec:
     @property
     def own_tower_run(self) -> bool:
         """Whether the vision tower runs for it alone: its method acts before the tower or between its blocks."""
-        return self.wraps and vtc.resolve(self.label).changes_tower
+        return self.wraps and any(method.changes_tower for method in self.methods())
+
+    def methods(self) -> list[vtc.Method]:
+        """What is wrapped around the model, the method itself last.
+
+        Methods with thresholds keep exactly what is asked, as far as they can.
+        """
+        every = [*(read_methods(text)[0] for text in self.before), (self.method, {"keep": self.keep, **self.options})]
+        infos = {info.name: info for info in vtc.list_methods()}
+        exact = [{"exact": True} if "exact" in infos[name].options else {} for name, _ in every]
+        return [vtc.resolve(name, **(more | options)) for (name, options), more in zip(every, exact, strict=True)]
 
     @property
     def within_tower(self) -> bool:
         """Whether the method acts between the blocks of a classifier."""
         able = any(info.name == self.method and within_tower(info) for info in vtc.list_methods())
-        return able and self.options.get("stage") != "input"
+        return able and not self.before and self.options.get("stage") != "input"
 
     @property
     def label(self) -> str:
-        """The method and its options as `vtc.resolve` reads them: "todre(mode=kcenter)"; the budget stands beside."""
-        return write_method(self.method, self.options)
+        """As `vtc.wrap` reads it: "tome(keep=0.5) + todre(mode=kcenter)". The last one's budget stands beside."""
+        return " + ".join([*self.before, write_method(self.method, self.options)])
 
     @property
     def folder(self) -> Path:
         """Where its results lie, below the output folder."""
         name = self.label if self.keep is None else f"{self.label}@{self.keep}"
-        return Path(_safe(Path(self.model).name or self.model), _safe(name.replace(", ", ",")))
+        return Path(_safe(Path(self.model).name or self.model), _safe(name.replace(", ", ",").replace(" + ", "+")))
 
 
 def within_tower(info: MethodInfo) -> bool:
@@ -101,8 +115,8 @@ class Settings:
     """The settings of `vtc eval`; see its `--help`.
 
     `models`: names or paths; none for the shipped one that reads the media. `methods`: names, with options or without
-    ("todre(mode=kcenter)"), "all", or tables with `name`, `keep`, options; none for a handful. `columns`: field ->
-    what the data set calls it.
+    ("todre(mode=kcenter)"), several that act together ("pixelprune(keep=0.6) + divprune"; `keep` is the last one's),
+    "all", or tables with `name`, `keep`, options; none for a handful. `columns`: field -> what the data set calls it.
     """
 
     data: str = "tiny"
@@ -177,18 +191,18 @@ class Settings:
                 thing twice.
         """
         infos = {info.name: info for info in vtc.list_methods()}
-        entries = [_name_and_options(entry) for entry in self.methods]
+        entries = [_read_entry(entry) for entry in self.methods]
         early = [i.name for i in infos.values() if i.stage.startswith("input") and {*kinds} & {*i.modality}]
         models = self.models or (model or default_model(kinds),)
         if all(map(tiny.tells_classes, models)):
             early = [info.name for info in infos.values() if fits_patches(info)]
-            entries = entries or [(name, {}) for name in CLASSIFYING if name in early]
+            entries = entries or [((), name, {}) for name in CLASSIFYING if name in early]
         if not entries:
-            entries = [(name, {}) for name in FEW if name in early]
-        elif entries == [(ALL, {})]:
-            entries = [(name, {}) for name in early]
-        wanted: list[tuple[str, dict[str, Any], tuple[int | float, ...]]] = []
-        for name, options in entries:
+            entries = [((), name, {}) for name in FEW if name in early]
+        elif entries == [((), ALL, {})]:
+            entries = [((), name, {}) for name in early]
+        wanted: list[tuple[tuple[str, ...], str, dict[str, Any], tuple[int | float, ...]]] = []
+        for before, name, options in entries:
             own = options.pop("keep", self.keep)
             keeps = tuple(own) if isinstance(own, list | tuple) else (own,)
             _known(name, infos, "method")
@@ -196,22 +210,23 @@ class Settings:
                 check_keep(keep)
             for option in options:
                 _known(option, infos[name].options, f"option of {name}")
-            if name == DOWNSAMPLE and options:
+            fixed = tuple(_fixed(part, name, infos) for part in before)
+            if name == DOWNSAMPLE and (options or before):
                 raise ValueError(
-                    f"{DOWNSAMPLE} takes nothing but keep here, and {', '.join(options)} would change nothing: the "
-                    "picture is made smaller before the processor sees it; leave it out"
+                    f"{DOWNSAMPLE} takes nothing but keep here, and {', '.join([*fixed, *options])} would change "
+                    "nothing: the picture is made smaller before the processor sees it; leave it out"
                 )
             if "average" in infos[name].options:
                 if self.budget == "average":
                     options.setdefault("average", True)
                 elif infos[name].defaults["average"]:  # where the paper counts so, too
                     options.setdefault("average", False)
-            wanted.append((name, options, keeps))
-        every = dict.fromkeys(keep for _, _, keeps in wanted for keep in keeps)
-        if 1 in every and len({type(keep) for _, _, keeps in wanted for keep in keeps if keep == 1}) > 1:
+            wanted.append((fixed, name, options, keeps))
+        every = dict.fromkeys(keep for *_, keeps in wanted for keep in keeps)
+        if 1 in every and len({type(keep) for *_, keeps in wanted for keep in keeps if keep == 1}) > 1:
             raise ValueError("keep is both 1 (one token) and 1.0 (all of them): ask for them in two runs")
-        wanted = [w for w in wanted if not (w[0] in BASELINES and w[1] == {})]
-        wanted = [*((name, {}, tuple(every)) for name in BASELINES), *wanted]
+        wanted = [w for w in wanted if not (w[1] in BASELINES and w[0] == () and w[2] == {})]
+        wanted = [*(((), name, {}, tuple(every)) for name in BASELINES), *wanted]
         plain = [FULL, *([BLIND] if self.blind else [])]
         specs = [
             spec
@@ -219,9 +234,9 @@ class Settings:
             for spec in (
                 *(Spec(model, name) for name in plain),
                 *(
-                    Spec(model, name, keep, options)
+                    Spec(model, name, keep, options, before)
                     for keep in every
-                    for name, options, keeps in wanted
+                    for before, name, options, keeps in wanted
                     if keep in keeps
                 ),
             )
@@ -308,14 +323,27 @@ def _toml(text: str) -> Any:
 _PARSERS: dict[str, Callable[[str], Any]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
 
 
-def _name_and_options(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """An entry of `methods`, both kinds of which may bring options: {name = "fastv(layers=(2,))", keep = 64}."""
+def _read_entry(entry: str | Mapping[str, Any]) -> tuple[tuple[tuple[str, dict[str, Any]], ...], str, dict[str, Any]]:
+    """An entry of `methods`: those before the last, its name, its options.
+
+    Both kinds of entries may bring options: {name = "fastv(layers=(2,))", keep = 64}.
+    """
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     text = table.pop("name")
-    (name, options), *more = read_methods(text) if isinstance(text, str) else [(text, {})]
-    if more:
-        raise ValueError(f"methods: {text!r} are several; every run is about one, so name one at a time")
-    return name, options | table
+    *before, (name, options) = read_methods(text) if isinstance(text, str) else [(text, {})]
+    return tuple(before), name, options | table
+
+
+def _fixed(part: tuple[str, dict[str, Any]], last: str, infos: Mapping[str, MethodInfo]) -> str:
+    """A method that stands before the last one, written out; ValueError if it cannot."""
+    name, options = part
+    _known(name, infos, "method")
+    for option in options.keys() - {"keep"}:
+        _known(option, infos[name].options, f"option of {name}")
+    if "keep" not in options:
+        raise ValueError(f"{name} + {last}: {last} has the budgets; give {name} its own, as in {name}(keep=0.5)")
+    check_keep(options["keep"])
+    return write_method(name, options)
 
 
 def _known(name: Any, names: Any, what: str) -> None:

@@ -187,9 +187,9 @@ def narrow(group: Compared, width: int = _WIDTH) -> dict[str, list[str]]:
 
 
 def _folded(name: str, width: int) -> str:
-    """A method's name in lines of so many characters, broken before brackets and after commas where possible."""
+    """A method's name in lines of so many characters, broken before brackets, behind commas and + where possible."""
     lines = [""]
-    for part in re.split(r"(?=\()|(?<=,)", name):
+    for part in re.split(r"(?=\()|(?<=,)|(?<=\+ )", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append(" ")
         lines[-1] += part.lstrip() if lines[-1] == " " else part

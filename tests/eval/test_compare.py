@@ -390,6 +390,19 @@ def test_runs_of_the_first_format_are_still_read(tmp_path):
     assert {row.label for row in group.rows} == {"todre(mode=kcenter)", "dart(layers=(0.25,), pivots=2)", "random"}
 
 
+def test_methods_that_act_together_are_one_row(tmp_path, capsys):
+    """Named in lines that end behind a +, and found where any of them acts."""
+    together = "pixelprune(keep=0.6) + tome(keep=0.3, stage=encoder) + divprune"
+    synthetic(tmp_path, "full", None, 0.9)
+    synthetic(tmp_path, "together", 64, 0.9, method=together)
+    assert main(["compare", str(tmp_path)]) == 0
+    said = [line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    here = said.index("pixelprune")
+    assert said[here : here + 5] == ["pixelprune", "(keep=0.6) + tome", "(keep=0.3,", "stage=encoder) +", "divprune"]
+    row = data_of(page.html(compare.load(compare.find([tmp_path])[0])))["groups"][0]["rows"][1]
+    assert row["stage"] == "pixels+encoder+input"
+
+
 def test_brackets_are_no_markup(tmp_path, capsys):
     synthetic(tmp_path, "full", None, 0.9, instruction="Answer [yes/no] [/INST]")
     assert main(["compare", str(tmp_path)]) == 0

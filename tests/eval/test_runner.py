@@ -129,19 +129,22 @@ def test_grids_that_follow_the_picture_cost_less(tmp_path):
 def test_methods_before_the_tower_are_given_pixels(tmp_path):
     """The others share what the tower has made of the whole pictures; answers are those of `generate`."""
     model, processor = vtc.load("tiny-qwen", device="cpu")
+    together = "pixelprune(keep=0.5) + tome(keep=0.4, stage=encoder) + divprune"
     settings = Settings(
-        data=str(few(tmp_path, 2)), models=("tiny-qwen",), methods=("random", "pixelprune"), keep=(64,), batch_size=8,
-        timing=0, max_new_tokens=4, out=str(tmp_path / "out"), device="cpu",
+        data=str(few(tmp_path, 2)), models=("tiny-qwen",), methods=("random", "pixelprune", together), keep=(64,),
+        batch_size=8, timing=0, max_new_tokens=4, out=str(tmp_path / "out"), device="cpu",
     )  # fmt: skip
     outcome = evaluate(settings, (model, processor))
-    for line, other in zip(samples(outcome, "pixelprune@64"), samples(outcome, "random@64"), strict=True):
-        inputs = vtc.prepare(processor, line["question"], [vtc.load_picture(line["media"])])
-        with vtc.wrapped(model, "pixelprune", 64):
-            out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
-        assert line["answer"] == said
-        assert line["tokens_out"] == other["tokens_out"] == 64
-        assert line["tokens_in"] == other["tokens_in"]
+    for method in ("pixelprune(keep=64)", f"{together}(keep=64)"):
+        name = method.replace("(keep=64)", "@64").replace(", ", ",").replace(" + ", "+")
+        for line, other in zip(samples(outcome, name), samples(outcome, "random@64"), strict=True):
+            inputs = vtc.prepare(processor, line["question"], [vtc.load_picture(line["media"])])
+            with vtc.wrapped(model, method):
+                out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+            assert line["answer"] == said
+            assert line["tokens_out"] == other["tokens_out"] == 64
+            assert line["tokens_in"] == other["tokens_in"]
 
 
 def test_a_method_for_videos_says_that_it_changes_no_picture(tiny, tmp_path):

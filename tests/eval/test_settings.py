@@ -175,7 +175,11 @@ def test_a_bad_file(tmp_path, text, said):
             "downsample takes nothing but keep here, and positions would",
         ),
         (({"name": "downsample", "keep": 8, "scope": "clip"},), "nothing but keep here, and scope would"),
-        (("vtc-cls + fastv",), "'vtc-cls \\+ fastv' are several; every run is about one"),
+        (("vtc-cls + fastv",), r"fastv has the budgets; give vtc-cls its own, as in vtc-cls\(keep=0\.5\)"),
+        (("vtc-cl(keep=64) + fastv",), "no method 'vtc-cl'. Did you mean 'vtc-cls'"),
+        (("todre(mod=kcenter, keep=64) + fastv",), "no option of todre 'mod'. Did you mean 'mode'"),
+        (("vtc-cls(keep=0) + fastv",), "keep=0 is not a whole number"),
+        (("vtc-cls(keep=64) + downsample",), r"nothing but keep here, and vtc-cls\(keep=64\) would"),
         (("todre(mode=kcenter",), "does not name a method: expected name"),
     ],
 )
@@ -193,3 +197,14 @@ def test_downsample_has_budgets_of_its_own():
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no settings file"):
         from_file(tmp_path / "none.toml")
+
+
+def test_methods_that_act_together():
+    together = "pixelprune(keep=0.6) + tome(keep=0.3, stage=encoder) + todre(mode=kcenter)"
+    settings = Settings(methods=(together, "todre(mode=kcenter)"), keep=(0.1,))
+    *_, spec, alone = settings.specs(["image"])
+    assert (spec.label, spec.keep) == (together, 0.1)
+    assert [str(method.keep) for method in spec.methods()] == ["0.6", "0.3", "0.1"]
+    assert spec.own_tower_run
+    assert not alone.own_tower_run
+    assert str(spec.folder) == "tiny-llava/pixelprune(keep=0.6)+tome(keep=0.3,stage=encoder)+todre(mode=kcenter)@0.1"
