@@ -150,7 +150,8 @@ def test_the_frame_in_the_documentation_is_as_high_as_what_it_holds(browser, tmp
     """Whatever is chosen or opened in it; nothing in it is hidden or scrolls."""
     (tmp_path / "leaderboard").mkdir()
     (tmp_path / "leaderboard" / "index.html").write_text(
-        f'<meta charset="utf-8"><body data-md-color-scheme="slate">{leaderboard.pages()["leaderboard.md"]}</body>',
+        '<meta charset="utf-8"><body data-md-color-scheme="slate"><h1 id="leaderboard">As the site names it</h1>'
+        + leaderboard.pages()["leaderboard.md"],
         encoding="utf-8",
     )
     (tmp_path / "leaderboard.html").write_text(leaderboard.html(), encoding="utf-8")
@@ -159,12 +160,12 @@ def test_the_frame_in_the_documentation_is_as_high_as_what_it_holds(browser, tmp
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = browser.new_page(viewport={"width": width, "height": 844})
         page.goto(f"http://127.0.0.1:{server.server_port}/leaderboard/")
-        inside = page.frame_locator("#leaderboard")
-        page.locator("#leaderboard").scroll_into_view_if_needed()
+        inside = page.frame_locator("#board")
+        page.locator("#board").scroll_into_view_if_needed()
 
         def fits() -> None:
             page.wait_for_function("""() => {
-                const frame = document.getElementById("leaderboard"), root = frame.contentDocument.documentElement;
+                const frame = document.getElementById("board"), root = frame.contentDocument.documentElement;
                 return root.scrollHeight <= frame.clientHeight && frame.clientHeight < root.scrollHeight + 40;
             }""")
 
@@ -172,9 +173,9 @@ def test_the_frame_in_the_documentation_is_as_high_as_what_it_holds(browser, tmp
         fits()
         assert inside.locator("html").get_attribute("data-theme") == "dark"
         assert not inside.locator("h1").is_visible()  # the page around it says that
-        before = page.locator("#leaderboard").bounding_box()["height"]
+        before = page.locator("#board").bounding_box()["height"]
         inside.locator("input").fill("divprune")
-        page.wait_for_function(f"document.getElementById('leaderboard').clientHeight < {before} - 100")
+        page.wait_for_function(f"document.getElementById('board').clientHeight < {before} - 100")
         fits()
         inside.locator("tbody th button").last.click()
         inside.locator(".more").wait_for()

@@ -176,3 +176,9 @@ def test_the_command_writes_them_all(tmp_path, capsys):
     assert written == set(generate.pages())
     assert f"{len(written)} pages" in capsys.readouterr().out
     assert generate.main(["--help"]) == generate.main(["a", "b"]) == 2
+
+
+def test_a_page_that_prose_names_is_a_link():
+    text = markdown.prose("`docs/speed.md` is code; docs/fidelity.md has the table, docs/fidelity.mdx nothing.")
+    title = (markdown.ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    assert text == f"`docs/speed.md` is code; [{title}](../fidelity.md) has the table, docs/fidelity.mdx nothing."
