@@ -103,7 +103,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
 
 def _bytes_of(source: str, url: str) -> bytes | None:
     """A picture's file, of the docs or within the page; None if it is neither."""
-    if source.startswith("data:image/png;base64,"):
+    if source.startswith("data:image/"):
         return base64.b64decode(source.partition(",")[2])
     file = ROOT / "docs" / posixpath.normpath(posixpath.join(url, source.partition("#")[0]))
     return file.read_bytes() if is_relative(source) and file.is_file() else None
@@ -164,8 +164,8 @@ def notebook(cells: dict[str, Any]) -> str:
 
 def _shown(output: dict[str, Any]) -> list[str]:
     data = output.get("data", {})
-    if "image/png" in data:
-        encoded = "".join(data["image/png"]).replace("\n", "")
-        return [f"![What the code above draws](data:image/png;base64,{encoded})", ""]
+    for kind in [kind for kind in data if kind.startswith("image/")]:
+        encoded = "".join(data[kind]).replace("\n", "")
+        return [f"![What the code above draws](data:{kind};base64,{encoded})", ""]
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     return ["```text", text, "```", ""] if text else []

@@ -108,6 +108,7 @@ def test_a_notebook_as_a_page():
                 {"output_type": "stream", "text": ["said\n"]},
                 {"output_type": "execute_result", "data": {"text/plain": ["1"]}},
                 {"output_type": "display_data", "data": {"image/png": "AAA\n", "text/plain": ["<Figure>"]}},
+                {"output_type": "execute_result", "data": {"image/jpeg": "BBB", "text/plain": ["<PIL.Image>"]}},
             ],
         },
         {"cell_type": "code", "source": [], "outputs": []},
@@ -119,6 +120,7 @@ def test_a_notebook_as_a_page():
         "```text\nsaid\n```",
         "```text\n1\n```",
         "![What the code above draws](data:image/png;base64,AAA)",
+        "![What the code above draws](data:image/jpeg;base64,BBB)",
         "",
     ]
 
