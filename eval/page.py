@@ -102,6 +102,8 @@ _VALUES: dict[str, Callable[[Row], Any]] = {
     "KV %": lambda row: row.kv_share,
     "TTFT ms": lambda row: row.ttft_ms,
     "TTFT gain": lambda row: row.speedup and row.speedup.ratio if row.speedup and row.speedup.clear else None,
+    "pictures/s": lambda row: row.picture_ms and 1000 / row.picture_ms,
+    "gain": lambda row: row.speedup and row.speedup.ratio if row.speedup and row.speedup.clear else None,
     "tok/s": lambda row: row.decode,
     "peak": lambda row: row.peak,
     "accuracy": lambda row: row.accuracy.mean,

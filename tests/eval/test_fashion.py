@@ -260,6 +260,12 @@ def test_the_page_speaks_of_patches_and_blocks(outcome):
     )
     assert [page._row(row, True, None)["stage"] for row in tome] == ["encoder", "input"]
     assert page._row(tome[0], False, None)["stage"] == "input"
+    for shown in found["tables"]:  # each column sorts
+        for cells, values in zip(shown["cells"], shown["values"], strict=True):
+            filled = {title for title, cell in zip(shown["titles"], cells, strict=True) if cell.strip(" -–")}
+            unclear = {"gain"} if "unclear" in cells else set()
+            known = {title for title, value in zip(shown["titles"], values, strict=True) if value is not None}
+            assert filled - unclear <= known
 
 
 # What is refused

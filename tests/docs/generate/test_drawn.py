@@ -15,7 +15,7 @@ from vtc.stages import stage_names
 def test_what_is_committed():
     files = {file.stem: file for file in pictures.FOLDER.glob("*.png")}
     assert set(files) == {name + look for name in pictures.PICTURES for look in pictures.LOOKS}
-    assert sum(file.stat().st_size for file in files.values()) < 500_000
+    assert sum(file.stat().st_size for file in files.values()) < 800_000
     for file in files.values():
         with Image.open(file) as drawn:
             alpha = np.asarray(drawn.convert("RGBA"))[..., 3]
