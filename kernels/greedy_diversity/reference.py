@@ -1,10 +1,13 @@
-"""Greedy diversity: farthest-first (max-min) and max-sum diversification, from a Gram matrix or its rows on demand."""
+"""Greedy diversity: farthest-first (max-min) and max-sum diversification, from a Gram matrix, or lazily without one."""
 
 import torch
 from torch import Tensor
 
-LARGEST_GRAM = 32_768  # tokens; beyond that the matrix alone takes more than 4 GiB
-FEW = 40  # with N / FEW steps or fewer, k rows of the Gram matrix cost less than all N
+from vtc.kernels.greedy_diversity import lazy
+
+LARGEST_GRAM = 4096  # tokens; beyond that the matrix is larger than the features
+FEW = 40  # with N / FEW steps or fewer, lazy ones cost less than the matrix
+BLOCK = 2**22  # products held at a time
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def most_isolated(x: Tensor, empty: Tensor | None, gram: Tensor | None) -> Tenso
     """LongTensor [B], the token whose nearest neighbour is farthest; the Gram matrix loses its diagonal."""
     b, n = x.shape[:2]
     nearest = torch.empty(b, n, device=x.device)
-    step = n if gram is not None else max(1, LARGEST_GRAM * 128 // n)
+    step = n if gram is not None else max(1, BLOCK // n)
     for start in range(0, n, step):
         block = x[:, start : start + step] @ x.transpose(-1, -2) if gram is None else gram
         block.diagonal(offset=start, dim1=-2, dim2=-1).fill_(-2.0)
@@ -78,11 +81,14 @@ def greedy_diversity(
     behind a picture's own length are chosen only after all others.
     """
     b, n = features.shape[:2]
-    on_demand = n > LARGEST_GRAM or (first is not None and k * FEW <= n)
-    gram, x = (None, unit(features)) if on_demand else (cosines(features), features)
+    without = n > LARGEST_GRAM or (first is not None and k * FEW <= n)
+    gram, x = (None, unit(features)) if without else (cosines(features), features)
     empty = absent(lengths, n, x.device)
     if first is None:
         first = most_isolated(x, empty, gram)
+    if gram is None:
+        sizes = [n] * b if lengths is None else lengths.tolist()
+        return torch.stack([_lazily(*each, k, mode) for each in zip(x, sizes, first.tolist(), strict=True)])
     chosen = torch.empty(b, k, dtype=torch.long, device=x.device)
     rows = torch.arange(b, device=x.device)
     # Similarity to the chosen set, to be minimised: the largest (maxmin) or the sum (maxsum) over its members.
@@ -94,7 +100,14 @@ def greedy_diversity(
         if step:
             pick = score.argmin(dim=-1)
         chosen[:, step] = pick
-        similar = torch.bmm(x, x[rows, pick].unsqueeze(-1)).squeeze(-1) if gram is None else gram[rows, pick]
+        similar = gram[rows, pick]
         score = score.add_(similar) if mode == "maxsum" else torch.maximum(score, similar, out=score)
         score.scatter_(1, pick[:, None], torch.inf)
     return chosen
+
+
+def _lazily(x: Tensor, size: int, first: int, k: int, mode: str) -> Tensor:
+    """LongTensor [k] of one picture's rows x [N, D], `size` of which are its own; those behind come last."""
+    choose = lazy.maxsum if mode == "maxsum" else lazy.maxmin
+    chosen = choose(x[:size], min(k, size), first)
+    return torch.cat([chosen, torch.arange(size, size + k - len(chosen), device=x.device)])

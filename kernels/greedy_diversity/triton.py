@@ -13,6 +13,7 @@ from torch import Tensor
 from vtc.kernels.greedy_diversity import reference
 
 RESIDENT = 16_384  # tokens whose scores fit the registers of one program
+LARGEST = 32_768  # tokens; beyond that the matrix alone takes more than 4 GiB
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def greedy_diversity(
     features: Tensor, k: int, mode: str, first: Tensor | None = None, lengths: Tensor | None = None
 ) -> Tensor:
     b, n = features.shape[:2]
-    if n > reference.LARGEST_GRAM:
+    if n > LARGEST:
         return reference.greedy_diversity(features, k, mode, first, lengths)
     gram, scale = gram_and_scale(features)
     if lengths is None:

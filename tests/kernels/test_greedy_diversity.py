@@ -112,17 +112,60 @@ def test_unequal_lengths_are_as_each_alone(mode, given):
         assert out[i, :k].tolist() == alone.tolist()
 
 
-@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
-def test_rows_on_demand_choose_like_the_gram_matrix(mode, monkeypatch):
-    """Few steps of many tokens, and pictures whose matrix would not fit."""
-    from vtc.kernels.greedy_diversity import reference
+def rows_of(kind, n=300, width=32):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, width, generator=g)
+    if kind == "clusters":
+        return torch.randn(9, width, generator=g)[torch.randint(9, (n,), generator=g)] + 0.3 * x
+    if kind == "alike":
+        return x + 3 * torch.randn(width, generator=g)
+    if kind == "flat":
+        return torch.randn(n, 4, generator=g) @ torch.randn(4, width, generator=g) + 0.01 * x
+    return x
 
-    x = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0))
-    first = torch.tensor([3, 200])
-    expected = [reference.greedy_diversity(x, 40, mode, given) for given in (first, None)]
+
+@pytest.mark.parametrize("kind", ["noise", "clusters", "alike", "flat"])
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("pool", [2, 16, 1000])
+def test_lazy_steps_choose_like_the_gram_matrix(mode, kind, pool, monkeypatch):
+    """With pools that are soon used up, and with one that holds everything."""
+    from vtc.kernels.greedy_diversity import lazy, reference
+
+    x = torch.stack([rows_of(kind), rows_of(kind).flip(0)])
+    first, lengths = torch.tensor([3, 200]), torch.tensor([300, 250])
+    cases = [(given, sizes) for given in (first, None) for sizes in (lengths, None)]
+    expected = [reference.greedy_diversity(x, 40, mode, *case) for case in cases]
+    for name, value in (("POOL", pool), ("NEAR", pool), ("DIRECTIONS", 4)):
+        monkeypatch.setattr(lazy, name, value)
     monkeypatch.setattr(reference, "LARGEST_GRAM", 100)
-    for given, chosen in zip((first, None), expected, strict=True):
-        assert torch.equal(reference.greedy_diversity(x, 40, mode, given), chosen)
+    for case, chosen in zip(cases, expected, strict=True):
+        assert torch.equal(reference.greedy_diversity(x, 40, mode, *case), chosen)
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+@pytest.mark.parametrize("row", [[0.0] * 7, [1.0] * 7, [0.3, -1.7, 2.9, 0.1, 5.3, -0.2, 0.7]])
+def test_lazy_steps_take_equal_rows_from_the_lowest_index(mode, row, monkeypatch):
+    from vtc.kernels.greedy_diversity import lazy, reference
+
+    for where, name, value in ((lazy, "POOL", 8), (lazy, "NEAR", 8), (reference, "LARGEST_GRAM", 10)):
+        monkeypatch.setattr(where, name, value)
+    x = torch.tensor(row).expand(1, 60, 7)
+    assert reference.greedy_diversity(x, 60, mode)[0].tolist() == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "most"), [("maxmin", "noise", 40), ("maxmin", "clusters", 40), ("maxsum", "alike", 60)]
+)
+def test_lazy_steps_look_at_all_rows_seldom(mode, kind, most, monkeypatch):
+    """A tenth of 3,000 rows; every look at all of them is one product with them."""
+    from vtc.kernels.greedy_diversity import lazy
+
+    looks, one = [], "_from_pool" if mode == "maxmin" else "_from_near"
+    plain = getattr(lazy, one)
+    monkeypatch.setattr(lazy, one, lambda *args: looks.append(1) or plain(*args))
+    x = rows_of(kind, 3000, 64)
+    getattr(lazy, mode)(x / x.norm(dim=1, keepdim=True), 300, 0)
+    assert len(looks) <= most
 
 
 def test_refusals():

@@ -1,7 +1,7 @@
 """Trains tiny-vit from nothing: `python -m vtc.models.tiny.vit.train --out runs/tiny-vit`, or `make tiny-vit`.
 
 Stages: a small convolutional teacher; the transformer at 7 × 7 patches of 8 px; then, its patch embedding and positions
-resampled, at 14 × 14 patches of 4 px, three times from a high rate to a low one. The CLS token learns the labels and
+resampled, at 14 × 14 patches of 4 px, four times from a high rate to a low one. The CLS token learns the labels and
 the teacher's opinion in equal parts, and each patch what the teacher's features are at its place. A run that was killed
 goes on where it stopped when started again with the same --out.
 """
@@ -51,7 +51,8 @@ _COARSE = _Stage("vit-49", build.COARSE, (7,), (0.75, 0.15), 2400, 2.5e-3, 1)
 _FINE = (
     _Stage("vit-196", build.PATCH, (14, 7, 14, 10), (0.5, 0.35), 600, 1.5e-3, 2),
     _Stage("vit-196-again", build.PATCH, (14, 14, 7), (0.6, 0.3), 600, 1.5e-3, 3),
-    _Stage("vit-196-last", build.PATCH, (14, 14, 7), (0.75, 0.2), 1500, 1.2e-3, 4),
+    _Stage("vit-196-more", build.PATCH, (14, 14, 7), (0.75, 0.2), 1500, 1.2e-3, 4),
+    _Stage("vit-196-last", build.PATCH, (14, 14, 7), (0.75, 0.2), 750, 8e-4, 5),
 )
 
 
