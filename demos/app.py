@@ -26,6 +26,8 @@ def build(studio: Studio) -> gr.Blocks:
 
 _QUIET: dict[str, Any] = dict(api_visibility="private", show_progress="hidden")
 _LOOK: dict[str, Any] = _QUIET | dict(concurrency_id="look", concurrency_limit=8)
+# The last of the values, replaced by how many the page has sent; no part of the page may be there yet.
+_COUNTED = "(...values) => [...values.slice(0, -1), window.vtcSent = (window.vtcSent ?? 0) + 1]"
 _GO = "() => window.vtc.go()"  # to the answer, if it is out of sight
 
 
@@ -44,12 +46,13 @@ def _asking(page: gr.Blocks, calls: Callbacks) -> None:
     p = calls.parts
     triggers = [p.button.click, p.question.submit, p.settings.input, p.go.change]
     gr.on([p.button.click, p.question.submit, p.strip.click], None, js=_GO, **_QUIET)
-    gr.on(triggers, calls.wish, [p.token, p.model, p.question, p.settings], None, **_LOOK)
+    gr.on(triggers, calls.wish, [p.token, p.model, p.question, p.settings, p.order], None, js=_COUNTED, **_LOOK)
     asked = gr.on(
         [page.load, *triggers],
         calls.ask,
-        [p.token, p.media, p.model, p.question, p.settings],
+        [p.token, p.media, p.model, p.question, p.settings, p.order],
         p.answers,
+        js=_COUNTED,
         trigger_mode="always_last",
         concurrency_id="ask",
         concurrency_limit=4,

@@ -18,7 +18,8 @@ from vtc.demos.layout import Parts
 from vtc.demos.media import MAX_BYTES, Media, load_media
 from vtc.demos.settings import offered, read_settings
 from vtc.demos.snippet import snippet
-from vtc.demos.studio import MISTAKES, Recent, Run, Studio, sentence
+from vtc.demos.studio import MISTAKES, Run, Studio, sentence
+from vtc.demos.wishes import Wishes
 
 _PAUSE = 0.06  # s between two looks at a growing answer
 _PATIENT = 1000  # visitors whose last wish is remembered
@@ -44,7 +45,7 @@ class Callbacks:
     def __init__(self, studio: Studio, parts: Parts, items: list[tuple[Media, str]]) -> None:
         self.studio, self.parts, self.items = studio, parts, items
         self._count = itertools.count(1)
-        self._wishes: Recent[tuple[Any, ...]] = Recent(_PATIENT)
+        self._wishes = Wishes(_PATIENT)
         self._strip = functools.cache(lambda index: cards.examples(items, index))
 
     def pick(self, event: gr.EventData, name: str) -> Changes:
@@ -105,16 +106,18 @@ class Callbacks:
             return self.refused(sentence(error))
         return {self.parts.layer: f"{depth}/{depth}", self.parts.go: next(self._count)}
 
-    def wish(self, token: str, name: str, text: str, settings: str, request: gr.Request) -> None:
+    def wish(self, token: str, name: str, text: str, settings: str, order: int, request: gr.Request) -> None:
         """What a visitor wants now: answers to anything else end."""
-        self._wishes.put(request.session_hash, (token, name, text, settings))
+        self._wishes.put(request.session_hash, order, (token, name, text, settings))
 
     def ask(
-        self, token: str, uploaded: Media | None, name: str, text: str, settings: str, request: gr.Request
+        self, token: str, uploaded: Media | None, name: str, text: str, settings: str, order: int, request: gr.Request
     ) -> Iterator[Changes]:
         """Answer with all visual tokens, then by each method; then measure how long each takes."""
-        wanted = (token, name, text, settings)
-        self._wishes.put(request.session_hash, wanted)  # more may have been typed since the wish
+        mine = (request.session_hash, order, (token, name, text, settings))
+        self._wishes.put(*mine)  # more may have been typed since the wish
+        if self._wishes.overtaken(*mine):
+            return
         try:
             media = self._media(token, uploaded)
             percent, methods = read_settings(settings, offered(media.kind, self.studio.methods))
@@ -127,7 +130,7 @@ class Callbacks:
             view = View(media, name, text, runs, loaded.depth, settings)
             yield self._begun(view)
             for i, run in self._answers(view):
-                if self._wishes.get(request.session_hash) not in (wanted, None):
+                if self._wishes.overtaken(*mine):
                     return
                 runs[i] = run
                 if run.state == "failed" and i == 0:  # then the others cannot answer, either

@@ -156,7 +156,8 @@ def table(runs: Sequence[Run]) -> str:
         per_layer = f"{sum(held) / len(held):.0f} on average<br><small>{_shortened(held)}</small>"
         name = escape(run.method or "all visual tokens")
         rows += f'<tr><th scope="row">{name}</th><td>{escape(run.text)}</td>{cells}<td>{per_layer}</td></tr>'
-        notes += [f"{name}: {escape(note)}" for note in run.report.notes]
+        own = (run.method or "").partition("(")[0] + ":"  # which many notes begin with
+        notes += [f"{name}: {escape(note.removeprefix(own).strip())}" for note in run.report.notes]
     about = (
         "Time to first token: vision tower, prefill and first token, on this machine; the median of up to six rounds "
         "after a warm-up, in which each method takes turns with all tokens. How much faster: the ratio of two medians, "

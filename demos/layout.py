@@ -38,6 +38,7 @@ class Parts:
     Attributes:
         token: what the question is about, as the page remembers it: "example:3", or the key of an upload.
         media: the upload itself, on the server. view: what the cards show. go: a new number asks.
+        order: number of a question or a wish; the page counts them as it sends them.
         settings: % to keep and methods, as JSON. layer: which one the cards show, and of how many, as "3/4".
         slots: the cards.
     """
@@ -46,6 +47,7 @@ class Parts:
     media: gr.State
     view: gr.State
     go: gr.State
+    order: gr.Number
     top: gr.HTML
     shown: gr.HTML
     strip: gr.HTML
@@ -80,6 +82,7 @@ def lay_out(items: list[tuple[Media, str]], models: list[str], own: tuple[str, .
         "media": gr.State(None),
         "view": gr.State(None),
         "go": gr.State(0),
+        "order": gr.Number(0, precision=0, visible=False),
     }
     held["top"] = html(
         f"<header class='top' data-most='{MAX_BYTES}'><h1>vtc</h1><p>What does a model still know of a picture when "

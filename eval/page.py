@@ -10,9 +10,9 @@ from typing import Any
 
 from vtc.eval.compare import Row
 from vtc.eval.plot import COLORS, methods, style
-from vtc.eval.recorded import Compared
+from vtc.eval.recorded import Compared, classifies
 from vtc.eval.table import caption, tables
-from vtc.methods.base.index import shipped
+from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import read_methods
 from vtc.stages import stage_names
 
@@ -57,19 +57,37 @@ def _group(group: Compared, by: str, link: Callable[[str], str] | None) -> dict[
         "caption": caption(group),
         "made": group.made,
         "by": by,
-        "rows": [_row(row, link) for row in group.rows],
+        "classifies": classifies(group),
+        "rows": [_row(row, classifies(group), link) for row in group.rows],
         "tables": [_table(found, group) for found in tables(group)],
         "colors": {name: style(number)[0] for name, number in names.items()},
         "shapes": {name: (number - 1) // len(COLORS) if number else 0 for name, number in names.items()},
     }
 
 
-def _row(row: Row, link: Callable[[str], str] | None) -> dict[str, Any]:
-    parts = [(shipped()[name], own) for name, own in read_methods(row.label) if name in shipped()]
-    info = parts[-1][0] if parts else None
-    stages = dict.fromkeys(stage for each, own in parts for stage in own.get("stage", each.stage).split("+"))
-    about = {"stage": "+".join(stages), "summary": info.summary if info else ""}
-    return asdict(row) | about | {"compressed": row.compressed, "link": link(info.name) if info and link else None}
+def _row(row: Row, classifier: bool, link: Callable[[str], str] | None) -> dict[str, Any]:
+    known = _methods(row.label)
+    stages = [stage for info, options in known for stage in _stages(info, options, classifier)]
+    about = {"stage": "+".join(dict.fromkeys(stages)), "summary": "", "link": None}
+    if known:
+        info = known[-1][0]
+        about |= {"summary": info.summary, "link": link(info.name) if link else None}
+    return asdict(row) | about | {"compressed": row.compressed}
+
+
+def _methods(label: str) -> list[tuple[MethodInfo, dict[str, Any]]]:
+    """The methods that ship of those that a label names, with their options."""
+    try:
+        named = read_methods(label)
+    except ValueError:  # a label of the reader's own
+        return []
+    return [(info, options) for name, options in named if (info := shipped().get(name))]
+
+
+def _stages(info: MethodInfo, options: Mapping[str, Any], classifier: bool) -> list[str]:
+    """Where a method acts; in a classifier between the blocks, if it can and nothing else is asked for."""
+    by_itself = "encoder" if classifier and "encoder" in info.places else info.stage
+    return str(options.get("stage") or by_itself).split("+")
 
 
 # What a column of the main table is sorted by.
@@ -84,6 +102,8 @@ _VALUES: dict[str, Callable[[Row], Any]] = {
     "KV %": lambda row: row.kv_share,
     "TTFT ms": lambda row: row.ttft_ms,
     "TTFT gain": lambda row: row.speedup and row.speedup.ratio if row.speedup and row.speedup.clear else None,
+    "pictures/s": lambda row: row.picture_ms and 1000 / row.picture_ms,
+    "gain": lambda row: row.speedup and row.speedup.ratio if row.speedup and row.speedup.clear else None,
     "tok/s": lambda row: row.decode,
     "peak": lambda row: row.peak,
     "accuracy": lambda row: row.accuracy.mean,

@@ -40,9 +40,9 @@ def _around() -> str:
             *("# Leaderboard", ""),
             *("Every committed run of every method, to sort, filter and search:", ""),
             *('<p><a href="../leaderboard.html">The leaderboard as a page of its own</a></p>', ""),
-            '<iframe src="../leaderboard.html" title="Leaderboard" loading="lazy" id="leaderboard"',
+            '<iframe src="../leaderboard.html" title="Leaderboard" loading="lazy" id="board"',
             '  style="width:100%;height:85vh;min-height:600px;border:1px solid #8884;border-radius:8px"></iframe>',
-            *(_THEME, ""),
+            *(_FITTED, ""),
             *("## Where it comes from", ""),
             *table(("results", "runs", "questions", "runs are made by", "kept in docs/results/"), rows),
             "",
@@ -62,15 +62,23 @@ def _commands() -> list[str]:
     ]
 
 
-# The frame takes the theme that the site's own switch has chosen.
-_THEME = """<script>
+# The frame takes the theme that the site's own switch has chosen, and is as high as what it holds.
+_FITTED = """<script>
 (() => {
-  const frame = document.getElementById("leaderboard"), body = document.body;
+  const frame = document.getElementById("board"), body = document.body;
   const tell = () => {
     const chosen = body.dataset.mdColorScheme, inner = frame.contentDocument;
     if (chosen && inner) inner.documentElement.dataset.theme = chosen === "slate" ? "dark" : "light";
   };
-  frame.addEventListener("load", tell);
+  const fit = () => {
+    const inner = frame.contentDocument?.body;
+    if (inner) frame.style.height = `${Math.ceil(inner.getBoundingClientRect().height) + 2}px`;
+  };
+  frame.addEventListener("load", () => {
+    tell();
+    fit();
+    if (frame.contentDocument) new ResizeObserver(fit).observe(frame.contentDocument.body);
+  });
   new MutationObserver(tell).observe(body, { attributeFilter: ["data-md-color-scheme"] });
 })();
 </script>"""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> list[str]:
@@ -18,9 +21,20 @@ def line(cells: Sequence[str]) -> str:
 
 
 def prose(text: str) -> str:
-    """A docstring's words as Markdown: code stays code, and nothing else in it is markup."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return "".join(code(part[1:-1]) if i % 2 else escaped(part) for i, part in enumerate(parts))
+    """A docstring's words as Markdown: code stays code, and nothing else in it is markup.
+
+    A page of the docs that it names by its file ("docs/fidelity.md") is a link with that page's title, as seen from a
+    page in a folder of docs/.
+    """
+    parts = re.split(r"(`[^`]*`|\bdocs/[\w/-]+\.md\b)", " ".join(text.split()))
+    return "".join(_special(part) if i % 2 else escaped(part) for i, part in enumerate(parts))
+
+
+def _special(part: str) -> str:
+    if part.startswith("`"):
+        return code(part[1:-1])
+    title = (ROOT / part).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return f"[{escaped(title)}](../{part.removeprefix('docs/')})"
 
 
 def escaped(text: str) -> str:

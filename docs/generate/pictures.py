@@ -1,7 +1,7 @@
 """Draw the pictures of "How it works" into docs/pictures/: `python -m docs.generate.pictures [NAME ...]`.
 
-Each is a dark card with round corners, which stands on light and on dark pages alike. What they show is computed: the
-numbers by the library, the four methods by a run of tiny-llava on a picture of its test set.
+Each is a card with round corners, once for light pages and once, as NAME-dark.png, for dark ones. What they show is
+computed: the numbers by the library, the four methods by a run of tiny-llava on a picture of its test set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -24,9 +24,32 @@ FOLDER = ROOT / "docs" / "pictures"
 PICTURE, QUESTION = ROOT / "eval/data/tiny/pictures/0006.webp", "What color is the heart?"
 FOUR = ("vtc-cls", "divprune", "visionzip", "fastv")
 _DPI, _RADIUS, _COLORS = 190, 22, 256
-_CARD, _INK, _SOFT, _LINE, _DIM = "#171b22", "#eceff4", "#a7b0bc", "#465160", "#2b323c"
-# Stages, and groups of tokens that become one: colours that readers with any colour vision tell apart.
-_HUES = ("#56b4e9", "#e69f00", "#2fbf8f", "#e58ab8", "#f0e442")
+
+
+class Colors(NamedTuple):
+    """Of a card, of what is written on it, and of stages and of groups of tokens that become one.
+
+    `hues` are Okabe and Ito's, which readers with any colour vision tell apart; those for light cards are darker, so
+    that words can be read that are written in them.
+    """
+
+    card: str
+    ink: str
+    soft: str
+    line: str
+    dim: str
+    kept: str
+    hues: tuple[str, ...]
+
+
+_DARK = ("#56b4e9", "#e69f00", "#2fbf8f", "#e58ab8", "#f0e442")
+_LIGHT = ("#2a86c8", "#bd6f00", "#0c8f65", "#b9568b", "#8f8200")
+#: what the name of a picture's file ends in -> the colours of the pages that it is for
+LOOKS = {
+    "": Colors("#f6f8fa", "#1b1f24", "#56606b", "#b3bcc6", "#e3e7ec", "#e39a1c", _LIGHT),
+    "-dark": Colors("#171b22", "#eceff4", "#a7b0bc", "#465160", "#2b323c", "#e8b04a", _DARK),
+}
+_look = LOOKS[""]  # of what is being drawn
 
 
 def main(names: list[str]) -> int:
@@ -37,10 +60,18 @@ def main(names: list[str]) -> int:
         return 2
     FOLDER.mkdir(exist_ok=True)
     for name in names or PICTURES:
-        file = FOLDER / f"{name}.png"
-        PICTURES[name]().save(file, optimize=True)
-        print(f"{file} ({file.stat().st_size // 1000} kB)")
+        for look in LOOKS:
+            file = FOLDER / f"{name}{look}.png"
+            draw(name, look).save(file, optimize=True)
+            print(f"{file} ({file.stat().st_size // 1000} kB)")
     return 0
+
+
+def draw(name: str, look: str) -> Image.Image:
+    """A picture in one of `LOOKS`."""
+    global _look
+    _look = LOOKS[look]
+    return PICTURES[name]()
 
 
 # -- the way of a token ----------------------------------------------------------------------------------------------
@@ -49,7 +80,7 @@ def main(names: list[str]) -> int:
 def stages() -> Image.Image:
     """From the picture to the cache, and where on that way methods act."""
     figure, axes = _canvas(10.4, 4.3)
-    hues = dict(zip(stage_names(), _HUES, strict=False))
+    hues = dict(zip(stage_names(), _look.hues, strict=False))
     _cells(axes, 0.25, 1.75, 6, 6, 0.2)
     _under(axes, 0.85, 1.55, "picture", "pixels")
     _box(axes, 2.35, 1.45, 1.2, 1.8, "vision\ntower", slabs=3)
@@ -69,7 +100,7 @@ def stages() -> Image.Image:
     for name, (x, said) in places.items():
         if name in hues:
             _pill(axes, x, 4.0, name, hues[name])
-            axes.text(x, 3.68, said, color=_SOFT, fontsize=9.5, ha="center", va="top", linespacing=1.25)
+            axes.text(x, 3.68, said, color=_look.soft, fontsize=9.5, ha="center", va="top", linespacing=1.25)
             bottom = {"layer": 2.95, "cache": 2.95, "encoder": 3.28}.get(name, 2.45)
             axes.plot([x, x], [3.28 if "\n" in said else 3.4, bottom], color=hues[name], lw=1.2, ls=(0, (2, 2)))
     return _finish(figure)
@@ -86,10 +117,10 @@ def _model(axes: Any, x: float, y: float) -> None:
     cached = [(0, 2, 3, 4, 7), *[(2, 4, 7)] * 3]
     for i, (tokens, kept) in enumerate(zip(left, cached, strict=True)):
         bottom = y + 0.06 + 0.53 * i
-        _round(axes, x, bottom, 1.3, 0.42, _DIM)
+        _round(axes, x, bottom, 1.3, 0.42, _look.dim)
         _tokens(axes, x + 0.15, bottom + 0.21, tokens, 0.117, range(9) if i == 1 else tokens)
         _arrow(axes, (x + 1.36, bottom + 0.21), (x + 1.78, bottom + 0.21), 0.8)
-        _round(axes, x + 1.82, bottom, 1.06, 0.42, _DIM)
+        _round(axes, x + 1.82, bottom, 1.06, 0.42, _look.dim)
         _tokens(axes, x + 1.92, bottom + 0.21, kept, 0.1, tokens)
 
 
@@ -113,17 +144,32 @@ def selection() -> Image.Image:
 def _selection(axes: Any, x: float, chosen: Any, title: str) -> None:
     source, weight, anchors = chosen.source.tolist(), chosen.weight.tolist(), chosen.anchor.tolist()
     wide = 0.5
-    axes.text(x, 3.95, title, color=_INK, fontsize=11.5, weight="bold", va="center")
+    axes.text(x, 3.95, title, color=_look.ink, fontsize=11.5, weight="bold", va="center")
     for m, anchor in enumerate(anchors):
         for i, into in enumerate(source):
             if into == m:
-                _arrow(axes, (x + wide * i + 0.2, 2.88), (x + wide * anchor + 0.2, 2.22), 2.2 * weight[i], _HUES[m])
-        _token(axes, x + wide * anchor, 1.78, 0.4, _HUES[m], str(m))
+                _arrow(
+                    axes,
+                    (x + wide * i + 0.2, 2.88),
+                    (x + wide * anchor + 0.2, 2.22),
+                    2.2 * weight[i],
+                    _look.hues[m],
+                )
+        _token(axes, x + wide * anchor, 1.78, 0.4, _look.hues[m], str(m))
     for i, into in enumerate(source):
-        _token(axes, x + wide * i, 2.9, 0.4, _HUES[into] if into >= 0 else _DIM, str(i), into < 0, i in anchors)
-    axes.text(x - 0.12, 3.44, "anchors", color=_SOFT, fontsize=9.5, ha="right", va="center")
-    axes.text(x - 0.12, 3.1, "in", color=_SOFT, fontsize=9.5, ha="right", va="center")
-    axes.text(x - 0.12, 1.98, "out", color=_SOFT, fontsize=9.5, ha="right", va="center")
+        _token(
+            axes,
+            x + wide * i,
+            2.9,
+            0.4,
+            _look.hues[into] if into >= 0 else _look.dim,
+            str(i),
+            into < 0,
+            i in anchors,
+        )
+    axes.text(x - 0.12, 3.44, "anchors", color=_look.soft, fontsize=9.5, ha="right", va="center")
+    axes.text(x - 0.12, 3.1, "in", color=_look.soft, fontsize=9.5, ha="right", va="center")
+    axes.text(x - 0.12, 1.98, "out", color=_look.soft, fontsize=9.5, ha="right", va="center")
     lines = {
         "anchor": [str(i) for i in anchors],
         "source": [str(into) for into in source],
@@ -131,11 +177,11 @@ def _selection(axes: Any, x: float, chosen: Any, title: str) -> None:
     }
     for row, (name, cells) in enumerate(lines.items()):
         y = 1.32 - 0.42 * row
-        axes.text(x - 0.12, y, name, color=_SOFT, fontsize=9.5, ha="right", va="center")
+        axes.text(x - 0.12, y, name, color=_look.soft, fontsize=9.5, ha="right", va="center")
         for i, cell in enumerate(cells):
             at = anchors[i] if name == "anchor" else i
             dropped = name != "anchor" and source[i] < 0
-            color = _HUES[i if name == "anchor" else source[i]] if not dropped else _SOFT
+            color = _look.hues[i if name == "anchor" else source[i]] if not dropped else _look.soft
             axes.text(x + wide * at + 0.2, y, cell, color=color, fontsize=10.5, ha="center", va="center")
 
 
@@ -172,13 +218,13 @@ def _answer(model: Any, processor: Any, inputs: Any) -> str:
 def _row(drawn: list[tuple[Image.Image, str, str, str]]) -> Image.Image:
     wide = 2.0
     figure, axes = _canvas(0.25 + len(drawn) * (wide + 0.12), 3.05)
-    axes.text(0.2, 2.82, f"“{QUESTION}”", color=_INK, fontsize=11.5, va="center")
+    axes.text(0.2, 2.82, f"“{QUESTION}”", color=_look.ink, fontsize=11.5, va="center")
     for i, (panel, name, said, count) in enumerate(drawn):
         x = 0.18 + i * (wide + 0.12)
         axes.imshow(panel, extent=(x, x + wide, 0.6, 0.6 + wide), interpolation="lanczos", zorder=2)
-        axes.text(x, 0.42, name, color=_INK, fontsize=11, weight="bold", va="center")
-        axes.text(x + wide, 0.42, count, color=_SOFT, fontsize=10, ha="right", va="center")
-        axes.text(x, 0.18, f"says “{said}”", color=_SOFT, fontsize=10, va="center")
+        axes.text(x, 0.42, name, color=_look.ink, fontsize=11, weight="bold", va="center")
+        axes.text(x + wide, 0.42, count, color=_look.soft, fontsize=10, ha="right", va="center")
+        axes.text(x, 0.18, f"says “{said}”", color=_look.soft, fontsize=10, va="center")
     axes.set_xlim(0, figure.get_figwidth())
     axes.set_ylim(0, figure.get_figheight())
     return _finish(figure)
@@ -195,22 +241,22 @@ def schedule() -> Image.Image:
     depth, total = 32, 576
     methods = [FastV(keep=0.25), PyramidDrop(keep=0.25), PyramidDrop(keep=288, average=True)]
     ways = {"divprune(keep=0.25)": [144] * depth} | {str(one): _seen(one, depth, total) for one in methods}
-    figure = Figure(figsize=(10.4, 4.4), facecolor=_CARD)
+    figure = Figure(figsize=(10.4, 4.4), facecolor=_look.card)
     axes = figure.add_axes((0.07, 0.14, 0.57, 0.76))
-    axes.set_facecolor(_CARD)
+    axes.set_facecolor(_look.card)
     for number, (name, seen) in enumerate(ways.items()):
-        hue, wide = _HUES[number], (8, 5.5, 3.5, 1.8)[number]  # so that none hides another
+        hue, wide = _look.hues[number], (8, 5.5, 3.5, 1.8)[number]  # so that none hides another
         axes.step([*range(depth), depth], [*seen, seen[-1]], where="post", color=hue, lw=wide)
         y = 0.93 - 0.23 * number
         beside: dict[str, Any] = {"transform": axes.transAxes}
         axes.text(1.02, y, name, color=hue, fontsize=10.5, weight="bold", **beside)
         said = f"{seen[-1]} at the end, {sum(seen) / depth:.0f} on average"
-        axes.text(1.02, y - 0.08, said, color=_SOFT, fontsize=10.5, **beside)
+        axes.text(1.02, y - 0.08, said, color=_look.soft, fontsize=10.5, **beside)
     axes.set(xlim=(0, depth), ylim=(0, 610), yticks=[0, 144, 288, 432, 576], xticks=range(0, 33, 4))
-    axes.set_xlabel("decoder layer of 32", color=_SOFT)
-    axes.set_title("visual tokens that a layer works on", color=_INK, fontsize=11.5, loc="left")
-    axes.tick_params(colors=_SOFT, labelsize=10)
-    axes.grid(color=_LINE, alpha=0.5, lw=0.6)
+    axes.set_xlabel("decoder layer of 32", color=_look.soft)
+    axes.set_title("visual tokens that a layer works on", color=_look.ink, fontsize=11.5, loc="left")
+    axes.tick_params(colors=_look.soft, labelsize=10)
+    axes.grid(color=_look.line, alpha=0.5, lw=0.6)
     for side in axes.spines.values():
         side.set_visible(False)
     return _finish(figure)
@@ -234,17 +280,17 @@ def keep() -> Image.Image:
     figure, axes = _canvas(10.4, 3.5)
     for column, (wanted, said) in enumerate(((0.1, "a fraction of each picture"), (64, "a count for each picture"))):
         x = 1.75 + 4.5 * column
-        axes.text(x, 3.12, f"keep={wanted}", color=_HUES[column], fontsize=13.5, weight="bold", family="monospace")
-        axes.text(x + 1.35, 3.12, said, color=_SOFT, fontsize=10.5)
+        axes.text(x, 3.12, f"keep={wanted}", color=_look.hues[column], fontsize=13.5, weight="bold", family="monospace")
+        axes.text(x + 1.35, 3.12, said, color=_look.soft, fontsize=10.5)
         for row, (name, total) in enumerate(sizes.items()):
             y, long = 2.35 - 0.85 * row, 3.1 * total / 2880
             if not column:
-                axes.text(0.25, y + 0.28, name, color=_INK, fontsize=11, va="center")
-                axes.text(0.25, y + 0.05, f"{total} tokens", color=_SOFT, fontsize=10, va="center")
+                axes.text(0.25, y + 0.28, name, color=_look.ink, fontsize=11, va="center")
+                axes.text(0.25, y + 0.05, f"{total} tokens", color=_look.soft, fontsize=10, va="center")
             kept = token_count(wanted, total)
-            _round(axes, x, y, long, 0.34, _DIM)
-            _round(axes, x, y, long * kept / total, 0.34, _HUES[column], 0.0)
-            axes.text(x + long + 0.12, y + 0.17, f"{kept}", color=_INK, fontsize=11.5, va="center")
+            _round(axes, x, y, long, 0.34, _look.dim)
+            _round(axes, x, y, long * kept / total, 0.34, _look.hues[column], 0.0)
+            axes.text(x + long + 0.12, y + 0.17, f"{kept}", color=_look.ink, fontsize=11.5, va="center")
     return _finish(figure)
 
 
@@ -253,7 +299,7 @@ def keep() -> Image.Image:
 
 def _canvas(width: float, height: float) -> tuple[Figure, Any]:
     """A card whose axes are in inches."""
-    figure = Figure(figsize=(width, height), facecolor=_CARD)
+    figure = Figure(figsize=(width, height), facecolor=_look.card)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.set_axis_off()
@@ -263,7 +309,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Any]:
 def _finish(figure: Figure) -> Image.Image:
     """The figure in pixels, with round corners and few colours."""
     stored = io.BytesIO()
-    figure.savefig(stored, dpi=_DPI, facecolor=_CARD)
+    figure.savefig(stored, dpi=_DPI, facecolor=_look.card)
     drawn = Image.open(stored).convert("RGBA")
     corners = Image.new("L", (2 * drawn.width, 2 * drawn.height), 0)
     ImageDraw.Draw(corners).rounded_rectangle((0, 0, 2 * drawn.width - 1, 2 * drawn.height - 1), 2 * _RADIUS, fill=255)
@@ -273,20 +319,22 @@ def _finish(figure: Figure) -> Image.Image:
 
 def _round(axes: Any, x: float, y: float, width: float, height: float, color: str, edge: float = 0.8) -> None:
     style = f"round,pad=0,rounding_size={min(0.08, height / 3, width / 3)}"
-    axes.add_patch(FancyBboxPatch((x, y), width, height, style, facecolor=color, edgecolor=_LINE, lw=edge, zorder=1))
+    axes.add_patch(
+        FancyBboxPatch((x, y), width, height, style, facecolor=color, edgecolor=_look.line, lw=edge, zorder=1)
+    )
 
 
 def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, slabs: int = 0) -> None:
-    _round(axes, x, y, width, height, _DIM)
+    _round(axes, x, y, width, height, _look.dim)
     for i in range(1, slabs):
-        axes.plot([x + width * i / slabs] * 2, [y + 0.12, y + 0.3], color=_LINE, lw=1)
-        axes.plot([x + width * i / slabs] * 2, [y + height - 0.3, y + height - 0.12], color=_LINE, lw=1)
-    axes.text(x + width / 2, y + height / 2, text, color=_INK, fontsize=10.5, ha="center", va="center")
+        axes.plot([x + width * i / slabs] * 2, [y + 0.12, y + 0.3], color=_look.line, lw=1)
+        axes.plot([x + width * i / slabs] * 2, [y + height - 0.3, y + height - 0.12], color=_look.line, lw=1)
+    axes.text(x + width / 2, y + height / 2, text, color=_look.ink, fontsize=10.5, ha="center", va="center")
 
 
 def _under(axes: Any, x: float, y: float, text: str, more: str) -> None:
-    axes.text(x, y, text, color=_INK, fontsize=10.5, ha="center", va="top")
-    axes.text(x, y - 0.23, more, color=_SOFT, fontsize=9, ha="center", va="top")
+    axes.text(x, y, text, color=_look.ink, fontsize=10.5, ha="center", va="top")
+    axes.text(x, y - 0.23, more, color=_look.soft, fontsize=9, ha="center", va="top")
 
 
 def _pill(axes: Any, x: float, y: float, text: str, hue: str) -> None:
@@ -296,11 +344,11 @@ def _pill(axes: Any, x: float, y: float, text: str, hue: str) -> None:
     axes.text(x, y + 0.005, text, color="#10131a", fontsize=10.5, weight="bold", ha="center", va="center")
 
 
-def _arrow(
-    axes: Any, start: tuple[float, float], end: tuple[float, float], wide: float = 1.1, hue: str = _SOFT
-) -> None:
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], wide: float = 1.1, hue: str = "") -> None:
     axes.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, lw=wide, color=hue, shrinkA=0, shrinkB=0)
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=8, lw=wide, color=hue or _look.soft, shrinkA=0, shrinkB=0
+        )
     )
 
 
@@ -318,7 +366,7 @@ def _tokens(axes: Any, x: float, y: float, kept: Sequence[int], step: float, amo
     """A row of tokens: those `kept` are bright, others `among` dim, and the rest are not there."""
     side = 0.68 * step
     for i in among:
-        color = "#e8b04a" if i in kept else _LINE
+        color = _look.kept if i in kept else _look.line
         axes.add_patch(Rectangle((x + step * i, y - side / 2), side, side, facecolor=color, edgecolor="none", zorder=3))
 
 
@@ -326,12 +374,12 @@ def _token(
     axes: Any, x: float, y: float, side: float, color: str, text: str, gone: bool = False, anchor: bool = False
 ) -> None:
     _round(axes, x, y, side, side, color, 0.0 if not gone else 0.8)
-    ink = _SOFT if gone else "#10131a"
+    ink = _look.soft if gone else "#10131a"
     axes.text(
         x + side / 2, y + side / 2, text, color=ink, fontsize=11.5, weight="bold", ha="center", va="center", zorder=4
     )
     if anchor:
-        axes.add_patch(Circle((x + side / 2, y + side + 0.14), 0.045, facecolor=_INK, edgecolor="none"))
+        axes.add_patch(Circle((x + side / 2, y + side + 0.14), 0.045, facecolor=_look.ink, edgecolor="none"))
 
 
 PICTURES: dict[str, Callable[[], Image.Image]] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vtc.eval import table
 from vtc.eval.recorded import Recorded, read
+from vtc.methods.base.notation import read_methods
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 PAGE = FOLDER.with_suffix(".md")
@@ -35,7 +36,7 @@ HEADINGS = {
 }
 # Columns of a method's own rows.
 _COLUMNS = (
-    *("method", "keep", "tokens", "mean", "FLOPs %", "KV %", "TTFT ms", "TTFT gain"),
+    *("method", "keep", "tokens", "mean", "FLOPs %", "KV %", "TTFT ms", "TTFT gain", "pictures/s", "gain"),
     *("accuracy", "vs full", "vs random", "group A", "retention", "loyalty"),
 )
 
@@ -51,16 +52,19 @@ def groups() -> dict[str, Recorded]:
     return found
 
 
-def name_of(label: str) -> str:
-    """The method of a row's label, without options."""
-    return label.partition("(")[0]
+def names_of(label: str) -> list[str]:
+    """The methods of a row's label, without options: several where they act together."""
+    return [name for name, _ in read_methods(label)]
 
 
 def rows_of(method: str) -> dict[str, dict[str, list[str]]]:
-    """Name of a table -> its columns, cut to the rows of a method, behind that of the uncompressed model."""
+    """Name of a table -> its columns, cut to the rows of a method, behind that of the uncompressed model.
+
+    Rows in which it acts together with others are among them.
+    """
     found = {}
     for name, group in groups().items():
-        own = [i for i, row in enumerate(group.rows) if name_of(row.label) == method]
+        own = [i for i, row in enumerate(group.rows) if method in names_of(row.label)]
         if own:
             shown = [i for i, row in enumerate(group.rows) if row.label == "full"] + own
             cells = table.columns(group)

@@ -2,11 +2,15 @@
 
 * `index.md` is the README; `contributing.md`, `changelog.md` and the like are the files of the repository's root.
 * `docs.generate` makes the pages of methods and families and the leaderboard; a notebook becomes a page.
+* A picture beside which NAME-dark.png lies is shown to readers of the light scheme, that one to those of the dark one;
+  what is drawn on white paper, such as charts, has the class "chart", of which site.css makes dark paper there.
 * Links to files of the repository lead to `[project.urls]`' source; as long as there is none, their text stays alone.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import posixpath
 import re
@@ -24,6 +28,7 @@ from docs.hooks.readme import is_relative, relink, source_of  # noqa: E402
 
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
 _IMAGE = re.compile(r"""(<img [^>]*?src=")([^"]+)(")""")
+_PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s#]+)\.png\)")
 AT_THE_ROOT = {"README.md": "index.md"} | {
     name: f"{name.removesuffix('.md').lower().replace('_', '-')}.md"
     for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
@@ -74,7 +79,41 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     root = {new: old for old, new in AT_THE_ROOT.items()}
     there = posixpath.dirname(root.get(name, f"docs/{name}"))  # the folder that the page's links are seen from
     markdown = _IMAGE.sub(lambda found: found[1] + _from_address(found[2], there, page.file.url) + found[3], markdown)
-    return relink(markdown, lambda target, image: _from_page(target, there, posixpath.dirname(name), files))
+    markdown = relink(markdown, lambda target, image: _from_page(target, there, posixpath.dirname(name), files))
+    return _PICTURE.sub(lambda found: _by_scheme(found, posixpath.dirname(name), files), markdown)
+
+
+def _by_scheme(picture: re.Match[str], here: str, files: Files) -> str:
+    """A picture of the docs, and the one for the dark scheme if there is one; mkdocs-material shows one of both."""
+    text, name = picture.groups()
+    if files.get_file_from_path(posixpath.normpath(posixpath.join(here, f"{name}-dark.png"))) is None:
+        return picture[0]
+    return f"![{text}]({name}.png#only-light)![{text}]({name}-dark.png#only-dark)"
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Mark the pictures on white paper."""
+
+    def one(found: re.Match[str]) -> str:
+        stored = _bytes_of(found[2], page.file.url)
+        return found[0].replace("<img ", '<img class="chart" ', 1) if stored and _is_on_white(stored) else found[0]
+
+    return _IMAGE.sub(one, html)
+
+
+def _bytes_of(source: str, url: str) -> bytes | None:
+    """A picture's file, of the docs or within the page; None if it is neither."""
+    if source.startswith("data:image/"):
+        return base64.b64decode(source.partition(",")[2])
+    file = ROOT / "docs" / posixpath.normpath(posixpath.join(url, source.partition("#")[0]))
+    return file.read_bytes() if is_relative(source) and file.is_file() else None
+
+
+def _is_on_white(stored: bytes) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(stored)) as picture:
+        return picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def _from_address(target: str, there: str, url: str) -> str:
@@ -125,8 +164,8 @@ def notebook(cells: dict[str, Any]) -> str:
 
 def _shown(output: dict[str, Any]) -> list[str]:
     data = output.get("data", {})
-    if "image/png" in data:
-        encoded = "".join(data["image/png"]).replace("\n", "")
-        return [f"![What the code above draws](data:image/png;base64,{encoded})", ""]
+    for kind in [kind for kind in data if kind.startswith("image/")]:
+        encoded = "".join(data[kind]).replace("\n", "")
+        return [f"![What the code above draws](data:{kind};base64,{encoded})", ""]
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     return ["```text", text, "```", ""] if text else []

@@ -95,14 +95,19 @@ def test_what_to_keep_has_steps(pictures, visit):
 
 
 def test_what_nobody_waits_for_any_more_ends(pictures, visit):
-    """Another wish does not wait until the last one has been measured."""
-    visitor = visit(pictures)
+    """Another wish does not wait until the last one has been measured; the page numbers what it sends."""
+    visitor, sent = visit(pictures), []
+    visitor.page.on("request", lambda asked: sent.append(asked) if "/queue/join" in asked.url else None)
     visitor.tick("vtc-cls", "divprune", "todre", "pool", "fastv")
     for percent in (1, 2, 5, 25, 50):
         visitor.keep(percent)
     visitor.said("fastv", "576 → 288")
     visitor.settled()
     assert all("576 → 288" in visitor.card(method).inner_text() for method in visitor.chosen())
+    last = [asked.post_data_json["data"][-1:] for asked in sent]
+    numbers = [value for values in last for value in values if isinstance(value, int)]
+    assert len(numbers) > 5
+    assert numbers == sorted(set(numbers))
 
 
 def test_a_card_turns_over(pictures, visit):

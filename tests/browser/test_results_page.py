@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,13 @@ import pytest
 from docs.generate import leaderboard, results
 
 pytestmark = pytest.mark.browser
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing of what it serves."""
+
+    def log_message(self, *said: Any) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +84,13 @@ def test_filters(page):
     page.fill("input", "no such thing")
     assert column(page, "method") == ["full"]
     assert "1 of" in page.inner_text("[role=status]")
+    assert "There is no method with “no such thing” in its name, options or summary, at 192 tokens." in page.inner_text(
+        "#keys"
+    )
+    page.click("#keys button:has-text('Show all')")
+    assert len(column(page, "method")) == len(group.rows)
+    assert page.evaluate("document.activeElement.type") == "search"
+    page.select_option("#budget select", "192")
     page.fill("input", "dart")
     page.reload()  # the address keeps what was chosen
     assert {name.split("(")[0] for name in column(page, "method")} == {"full", "dart"}
@@ -126,3 +143,42 @@ def test_nobody_is_shut_out(page):
     assert [
         f"{rule['id']}: {node['html'][:160]} {node['failureSummary']}" for rule in found for node in rule["nodes"]
     ] == []
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+def test_the_frame_in_the_documentation_is_as_high_as_what_it_holds(browser, tmp_path, width):
+    """Whatever is chosen or opened in it; nothing in it is hidden or scrolls."""
+    (tmp_path / "leaderboard").mkdir()
+    (tmp_path / "leaderboard" / "index.html").write_text(
+        '<meta charset="utf-8"><body data-md-color-scheme="slate"><h1 id="leaderboard">As the site names it</h1>'
+        + leaderboard.pages()["leaderboard.md"],
+        encoding="utf-8",
+    )
+    (tmp_path / "leaderboard.html").write_text(leaderboard.html(), encoding="utf-8")
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto(f"http://127.0.0.1:{server.server_port}/leaderboard/")
+        inside = page.frame_locator("#board")
+        page.locator("#board").scroll_into_view_if_needed()
+
+        def fits() -> None:
+            page.wait_for_function("""() => {
+                const frame = document.getElementById("board"), root = frame.contentDocument.documentElement;
+                return root.scrollHeight <= frame.clientHeight && frame.clientHeight < root.scrollHeight + 40;
+            }""")
+
+        inside.locator("tbody th button").first.wait_for()
+        fits()
+        assert inside.locator("html").get_attribute("data-theme") == "dark"
+        assert not inside.locator("h1").is_visible()  # the page around it says that
+        before = page.locator("#board").bounding_box()["height"]
+        inside.locator("input").fill("divprune")
+        page.wait_for_function(f"document.getElementById('board').clientHeight < {before} - 100")
+        fits()
+        inside.locator("tbody th button").last.click()
+        inside.locator(".more").wait_for()
+        fits()
+        page.close()
+        server.shutdown()

@@ -39,9 +39,11 @@ def one_round(monkeypatch):
     monkeypatch.setattr("vtc.demos.studio._PATIENCE", 0)
 
 
-def ask(calls, token="example:2", uploaded=None, question="What shape is red?", settings=SETTINGS, visitor="a"):
+def ask(
+    calls, token="example:2", uploaded=None, question="What shape is red?", settings=SETTINGS, visitor="a", order=0
+):
     request: Any = SimpleNamespace(session_hash=visitor)
-    return list(calls.ask(token, uploaded, MODEL, question, settings, request))
+    return list(calls.ask(token, uploaded, MODEL, question, settings, order, request))
 
 
 def page_after(changes: list[dict]) -> dict:
@@ -134,22 +136,53 @@ def test_a_method_that_the_model_cannot_feed_says_so_on_its_card(calls, monkeypa
     assert "pyramiddrop" in page[p.verdict]
 
 
+def began(calls, question, visitor, order):
+    """An answer that has begun."""
+    answer = calls.ask("example:2", None, MODEL, question, SETTINGS, order, SimpleNamespace(session_hash=visitor))
+    assert next(answer)
+    return answer
+
+
+def wish(calls, question, visitor, order):
+    calls.wish("example:2", MODEL, question, SETTINGS, order, SimpleNamespace(session_hash=visitor))
+
+
+def finished(calls, changes: list[dict]) -> bool:
+    return page_after(changes).get(calls.parts.view) is not None
+
+
 def test_what_is_wished_for_ends_what_was(calls):
-    request: Any = SimpleNamespace(session_hash="b")
-    other: Any = SimpleNamespace(session_hash="c")
-    old = calls.ask("example:2", None, MODEL, "Is there a boat?", SETTINGS, request)
+    old = began(calls, "Is there a boat?", "b", 1)
+    wish(calls, "Is there a cat?", "c", 2)  # somebody else's
     next(old)
-    calls.wish("example:2", MODEL, "Is there a cat?", SETTINGS, other)  # somebody else's
-    next(old)
-    calls.wish("example:2", MODEL, "Is there a cat?", SETTINGS, request)
+    wish(calls, "Is there a cat?", "b", 2)
     assert list(old) == []
-    assert page_after(ask(calls, question="Is there a cat?", visitor="b"))[calls.parts.view] is not None
+    assert finished(calls, ask(calls, question="Is there a cat?", visitor="b", order=3))
 
 
 def test_what_was_typed_since_the_wish_is_answered(calls):
-    request: Any = SimpleNamespace(session_hash="d")
-    calls.wish("example:2", MODEL, "Is there a", SETTINGS, request)
-    assert page_after(ask(calls, question="Is there a dog?", visitor="d"))[calls.parts.view] is not None
+    wish(calls, "Is there a", "d", 1)
+    assert finished(calls, ask(calls, question="Is there a dog?", visitor="d", order=2))
+
+
+def test_a_question_that_comes_after_the_wish_that_ends_it_is_not_answered(calls):
+    wish(calls, "Is there a goat?", "e", 3)
+    assert ask(calls, question="Is there a hen?", visitor="e", order=2) == []
+    answer = began(calls, "Is there a goat?", "e", 4)
+    assert ask(calls, question="Is there a hen?", visitor="e", order=2) == []  # nor does it end the newer one
+    assert finished(calls, list(answer))
+
+
+def test_a_wish_that_comes_after_its_question_ends_nothing_newer(calls):
+    answer = began(calls, "Is there a fox?", "f", 4)
+    wish(calls, "Is there an owl?", "f", 1)
+    assert finished(calls, list(answer))
+
+
+def test_the_same_wished_for_again_goes_on(calls):
+    answer = began(calls, "Is there a pig?", "g", 1)
+    wish(calls, "Is there a pig?", "g", 2)
+    assert finished(calls, list(answer))
 
 
 def test_an_upload_takes_the_old_question_along(calls, tmp_path):

@@ -123,6 +123,14 @@ def test_the_table(runs):
     assert "Ask something first" in Tree(cards.table([])).text
 
 
+def test_a_note_names_its_method_once(runs):
+    noted = replace(runs[1], report=replace(runs[1].report, notes=["divprune: looks away", "no CLS token"]))
+    text = Tree(cards.table([runs[0], noted])).text
+    assert "divprune: looks away" in text
+    assert "divprune: no CLS token" in text
+    assert "divprune: divprune" not in text
+
+
 def test_every_method_is_listed():
     tree = Tree(cards.method_list())
     for info in vtc.list_methods():

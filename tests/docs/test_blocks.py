@@ -26,6 +26,14 @@ TO_RUN = {
 }
 
 
+def test_no_block_is_wider_than_a_laptop_shows():
+    """site.css has room for this many letters."""
+    for page, found in PAGES.items():
+        for block in found:
+            for line in block.code.splitlines():
+                assert len(line) <= 120, f"{page} line {block.line}: {line}"
+
+
 def test_every_block_runs_or_says_why_not(capsys):
     code = [(page, block) for page, found in PAGES.items() for block in found if block.language in RUN]
     for page, found in PAGES.items():

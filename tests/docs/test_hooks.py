@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 site: Any = pytest.importorskip("docs.hooks.site")
 
@@ -23,7 +25,10 @@ class Files:
         return [SimpleNamespace(src_uri=name) for name in self.names]
 
 
-FILES = Files("index.md", "cli.md", "extend/index.md", "extend/tower.md", "contributing.md", "notebooks/first.md")
+FILES = Files(
+    *("index.md", "cli.md", "extend/index.md", "extend/tower.md", "contributing.md", "notebooks/first.md"),
+    *("a.png", "a-dark.png", "b.png"),
+)
 
 
 def page(name: str) -> Any:
@@ -46,12 +51,38 @@ def page(name: str) -> Any:
         ("index.md", '<img src="docs/a.png">', '<img src="a.png">'),
         ("extend/tower.md", '<img src="../a.png">', '<img src="../../a.png">'),
         ("cli.md", '<img src="https://example.org/a.png">', '<img src="https://example.org/a.png">'),
+        ("cli.md", "![a b](a.png)", "![a b](a.png#only-light)![a b](a-dark.png#only-dark)"),
+        ("index.md", "![a](docs/a.png)", "![a](a.png#only-light)![a](a-dark.png#only-dark)"),
+        ("extend/tower.md", "![a](../a.png)", "![a](../a.png#only-light)![a](../a-dark.png#only-dark)"),
+        ("cli.md", "![b](b.png) [a](a.png)", "![b](b.png) [a](a.png)"),  # there is no other; not shown here
         ("cli.md", "[a](https://example.org) [b](#there)", "[a](https://example.org) [b](#there)"),
     ],
 )
 def test_links(name, old, new, monkeypatch):
     monkeypatch.setattr(site, "URLS", {})
     assert site.on_page_markdown(old, page(name), None, FILES) == new
+
+
+def test_charts_are_told_by_their_paper(monkeypatch, tmp_path):
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    (tmp_path / "docs" / "bench").mkdir(parents=True)
+    within = {}
+    for name, ground in (("white", "white"), ("dark", "#171b22"), ("clear", (255, 255, 255, 0))):
+        file = tmp_path / "docs" / "bench" / f"{name}.png"
+        Image.new("RGBA", (4, 4), ground).save(file)
+        within[name] = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+    def marked(source: str) -> bool:
+        html = f'<p><img alt="a" src="{source}"></p>'
+        shown = site.on_page_content(html, page("cli.md"), None, FILES)
+        assert shown in (html, html.replace("<img ", '<img class="chart" '))
+        return shown != html
+
+    assert [marked(f"../bench/{name}.png") for name in within] == [True, False, False]
+    assert [marked(source) for source in within.values()] == [True, False, False]
+    assert marked("../bench/white.png#only-light")
+    assert not marked("../bench/nothing.png")
+    assert not marked("https://example.org/white.png")
 
 
 def test_links_into_the_repository_where_it_has_an_address(monkeypatch):
@@ -77,6 +108,7 @@ def test_a_notebook_as_a_page():
                 {"output_type": "stream", "text": ["said\n"]},
                 {"output_type": "execute_result", "data": {"text/plain": ["1"]}},
                 {"output_type": "display_data", "data": {"image/png": "AAA\n", "text/plain": ["<Figure>"]}},
+                {"output_type": "execute_result", "data": {"image/jpeg": "BBB", "text/plain": ["<PIL.Image>"]}},
             ],
         },
         {"cell_type": "code", "source": [], "outputs": []},
@@ -88,6 +120,7 @@ def test_a_notebook_as_a_page():
         "```text\nsaid\n```",
         "```text\n1\n```",
         "![What the code above draws](data:image/png;base64,AAA)",
+        "![What the code above draws](data:image/jpeg;base64,BBB)",
         "",
     ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import timm
 import torch
 
 import vtc
-from vtc.eval import classify, compare, datasets, fashion, idx, plot, recorded, runner, table
+from vtc.eval import classify, compare, datasets, fashion, idx, page, plot, recorded, runner, table
 from vtc.eval.settings import Settings, Spec
 from vtc.models import tiny
 
@@ -244,6 +246,26 @@ def test_the_table(outcome):
     assert set(row.tasks) == set(fashion.TASKS)
     assert "language model" not in table.caption(group)
     assert math.isclose(row.accuracy.mean, sum(score.mean for score in row.tasks.values()) / 2)
+
+
+def test_the_page_speaks_of_patches_and_blocks(outcome):
+    (group,) = compare.load(outcome.runs)
+    (found,) = json.loads(re.search(r"const DATA = (.*);\n", page.html([group]))[1])["groups"]  # type: ignore[index]
+    assert found["classifies"] is True
+    stages = {row["label"]: row["stage"] for row in found["rows"]}
+    assert stages == {"full": "", "blind": "", "random": "encoder", "downsample": "pixels", "pool": "input"}
+    tome = (
+        dataclasses.replace(group.rows[-1], label="tome"),
+        dataclasses.replace(group.rows[-1], label="tome(stage=input)"),
+    )
+    assert [page._row(row, True, None)["stage"] for row in tome] == ["encoder", "input"]
+    assert page._row(tome[0], False, None)["stage"] == "input"
+    for shown in found["tables"]:  # each column sorts
+        for cells, values in zip(shown["cells"], shown["values"], strict=True):
+            filled = {title for title, cell in zip(shown["titles"], cells, strict=True) if cell.strip(" -–")}
+            unclear = {"gain"} if "unclear" in cells else set()
+            known = {title for title, value in zip(shown["titles"], values, strict=True) if value is not None}
+            assert filled - unclear <= known
 
 
 # What is refused

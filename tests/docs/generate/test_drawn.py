@@ -14,8 +14,8 @@ from vtc.stages import stage_names
 
 def test_what_is_committed():
     files = {file.stem: file for file in pictures.FOLDER.glob("*.png")}
-    assert set(files) == set(pictures.PICTURES)
-    assert sum(file.stat().st_size for file in files.values()) < 400_000
+    assert set(files) == {name + look for name in pictures.PICTURES for look in pictures.LOOKS}
+    assert sum(file.stat().st_size for file in files.values()) < 800_000
     for file in files.values():
         with Image.open(file) as drawn:
             alpha = np.asarray(drawn.convert("RGBA"))[..., 3]
@@ -24,11 +24,12 @@ def test_what_is_committed():
         assert alpha[8, 400:-400].min() > 250
 
 
+@pytest.mark.parametrize("look", pictures.LOOKS)
 @pytest.mark.parametrize("name", ["stages", "selection", "schedule", "keep"])
-def test_they_are_drawn_as_they_are_committed(name):
+def test_they_are_drawn_as_they_are_committed(name, look):
     """Up to what another version of matplotlib does to letters."""
-    drawn = pictures.PICTURES[name]()
-    with Image.open(pictures.FOLDER / f"{name}.png") as stored:
+    drawn = pictures.draw(name, look)
+    with Image.open(pictures.FOLDER / f"{name}{look}.png") as stored:
         assert stored.size == drawn.size
         small = [one.convert("RGBA").resize((130, 50)).tobytes() for one in (drawn, stored)]
     assert sum(abs(a - b) for a, b in zip(*small, strict=True)) / len(small[0]) < 2
@@ -43,14 +44,27 @@ def test_the_schedules_by_hand():
     assert sum(average) / 32 == pytest.approx(288, abs=1)
 
 
-def test_every_stage_has_its_colour():
-    assert len(pictures._HUES) >= len(stage_names())
+def luminance(color: str) -> float:
+    """Relative luminance of "#rrggbb" as WCAG 2.2 defines it."""
+    found = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in found)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("colors", pictures.LOOKS.values(), ids=["light", "dark"])
+def test_every_stage_has_a_colour_that_can_be_read(colors):
+    assert len(colors.hues) >= len(stage_names())
+    for color in (colors.ink, colors.soft, *colors.hues):
+        low, high = sorted(luminance(one) for one in (color, colors.card))
+        assert (high + 0.05) / (low + 0.05) > (4.5 if color in (colors.ink, colors.soft) else 3), color
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures, "FOLDER", tmp_path / "new")
     assert pictures.main(["keep"]) == 0
-    assert "keep.png" in capsys.readouterr().out
-    assert (tmp_path / "new" / "keep.png").stat().st_size < 40_000
+    said = capsys.readouterr().out
+    for name in ("keep.png", "keep-dark.png"):
+        assert name in said
+        assert (tmp_path / "new" / name).stat().st_size < 40_000
     assert pictures.main(["none"]) == 2
     assert "there are stages, selection" in capsys.readouterr().err

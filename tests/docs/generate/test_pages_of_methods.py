@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -92,13 +93,23 @@ def test_results_are_those_of_the_tables():
     """Every row of every committed table stands on its method's page, as the table has it."""
     for name, group in results.groups().items():
         for row in group.rows:
-            if (method := results.name_of(row.label)) in NAMES:
+            for method in set(results.names_of(row.label)) & set(NAMES):
                 columns = results.rows_of(method)[name]
                 at = list(zip(columns["method"], columns["keep"], strict=True)).index((row.name, str(row.keep)))
                 assert columns["accuracy"][at].startswith(f"{100 * row.accuracy.mean:.1f} ")
                 assert columns["method"][0] == "full"
                 assert f"By `{results.TABLES[name][1]}`" in page(method)
                 assert f"| {markdown.escaped(row.name)} | {row.keep} | {row.tokens:.0f} |" in page(method)
+
+
+def test_a_row_of_several_methods_stands_on_the_page_of_each(monkeypatch):
+    group = results.groups()["pictures"]
+    label = "pixelprune(keep=0.6) + tome(stage=encoder) + divprune"
+    together = replace(group, rows=[group.rows[0], replace(group.rows[-1], label=label)])
+    monkeypatch.setattr(results, "groups", lambda: {"pictures": together})
+    for method in ("pixelprune", "tome", "divprune"):
+        assert results.rows_of(method)["pictures"]["method"] == ["full", label]
+    assert results.rows_of("todre") == {}
 
 
 def test_what_is_committed_fits():
@@ -176,3 +187,9 @@ def test_the_command_writes_them_all(tmp_path, capsys):
     assert written == set(generate.pages())
     assert f"{len(written)} pages" in capsys.readouterr().out
     assert generate.main(["--help"]) == generate.main(["a", "b"]) == 2
+
+
+def test_a_page_that_prose_names_is_a_link():
+    text = markdown.prose("`docs/speed.md` is code; docs/fidelity.md has the table, docs/fidelity.mdx nothing.")
+    title = (markdown.ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    assert text == f"`docs/speed.md` is code; [{title}](../fidelity.md) has the table, docs/fidelity.mdx nothing."
