@@ -6,6 +6,7 @@ import inspect
 import re
 
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns):$")
+_DEFAULT = re.compile(r"`([a-z]+_default)`")
 _ENTRY = re.compile(r"    ([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 
 
@@ -22,11 +23,12 @@ def option_help(cls: type) -> dict[str, str]:
     """Option -> what the `Args:` of the nearest class that describes it says, in one line.
 
     "layers, keeps: places and budgets" describes both of them, and so do "keep: ..." of the class and not of its base.
+    Where a base names an attribute, such as `scope_default`, what it is for this class stands.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         found |= _args(base.__doc__ or "")
-    return found
+    return {name: _DEFAULT.sub(lambda at: f'"{getattr(cls, at[1])}"', text) for name, text in found.items()}
 
 
 def _args(text: str) -> dict[str, str]:
