@@ -38,6 +38,16 @@ class Tile:
         rows = torch.arange(self.length).view(self.t, self.h, self.w + self.newline)
         return self.start + rows[..., : self.w]
 
+    def part(self, first: int, last: int) -> tuple[float, float, float, float] | None:
+        """The part of the picture under the rectangle between two of its tokens (span indices, one frame)."""
+        if self.box is None:
+            return None
+        row = self.w + self.newline
+        (top, left), (bottom, right) = (divmod((i - self.start) % (self.h * row), row) for i in (first, last))
+        x0, y0, x1, y1 = self.box
+        across, down = (x1 - x0) / self.w, (y1 - y0) / self.h
+        return x0 + across * left, y0 + down * top, x0 + across * (right + 1), y0 + down * (bottom + 1)
+
 
 @dataclass(frozen=True, eq=False)
 class VisualSpan:

@@ -104,8 +104,10 @@ def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tupl
 def _as_image(span: VisualSpan, place: Tensor) -> VisualSpan:
     """The span of the crop at `place` [h, w], on its own."""
     (h, w), flat = place.shape, place.flatten()
-    zeros = torch.zeros_like(flat)
-    return VisualSpan(span.row, flat, (1, h, w), (Tile(0, 1, h, w),), picture=span.picture, crop=zeros)
+    first, last, zeros = int(flat[0]), int(flat[-1]), torch.zeros_like(flat)
+    whole = next(tile for tile in span.tiles if tile.start <= first < tile.start + tile.length)
+    tile = Tile(0, 1, h, w, box=whole.part(first, last))
+    return VisualSpan(span.row, flat, (1, h, w), (tile,), span.modality, span.picture, zeros)
 
 
 def _once(read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
