@@ -12,7 +12,7 @@ import vtc
 from tests.families import batch, model_of
 
 
-def shown(n: int = 40, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+def shown(n: int = 40, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
     g = torch.Generator().manual_seed(seed)
     signals = {
         "joined_cls_attention": torch.randn(n, generator=g).softmax(dim=0),
@@ -43,7 +43,7 @@ def test_the_shares_of_the_papers_budget() -> None:
 
 def test_the_question_decides_what_comes_back() -> None:
     x, signals = shown()
-    asked = signals | {"text": x[[7]] * 3 + 0.01}
+    asked: dict[str, Any] = {**signals, "text": x[[7]] * 3 + 0.01}
     first, second = (vtc.select(vtc.Recoverable(keep=10), x, **s) for s in (signals, asked))
     assert not first.anchor.equal(second.anchor)
     without = vtc.Recoverable(keep=10, guided=False)
@@ -55,7 +55,8 @@ def test_the_question_decides_what_comes_back() -> None:
 
 def test_without_words_it_is_unguided() -> None:
     x, signals = shown()
-    silent = signals | {"text": torch.zeros(0, 4)}
+    silent: dict[str, Any] = {**signals, "text": torch.zeros(0, 4)}
+    options: dict[str, Any]
     for options in ({"keep": 12}, {"keep": 1.0, "exact_count": False}):
         quiet = vtc.select(vtc.Recoverable(**options), x, **silent)
         assert same(quiet, vtc.select(vtc.Recoverable(guided=False, **options), x, **signals), x)
@@ -75,7 +76,7 @@ def test_a_row_without_words_in_a_model() -> None:
 def test_equal_attention_keeps_one_token_and_the_sum_of_the_rest() -> None:
     """No outlier anywhere: the released rule would keep nothing at all."""
     x, signals = shown(50)
-    even = signals | {"joined_cls_attention": torch.full((50,), 1 / 51), "text": torch.zeros(2, 4)}
+    even: dict[str, Any] = {**signals, "joined_cls_attention": torch.full((50,), 1 / 51), "text": torch.zeros(2, 4)}
     selection = vtc.select(vtc.Recoverable(keep=1.0, exact_count=False), x, **even)
     assert selection.tokens_out == 2
     assert selection.anchor[0] == 0
@@ -151,7 +152,7 @@ def test_bare_tensors_lack_a_signal() -> None:
     with pytest.raises(ValueError, match=r"^this method needs the signal 'joined_cls_attention': pass [^\n]*\.$"):
         vtc.select("recoverable", x, **signals)
     with pytest.raises(ValueError, match=r"^joined_keys has shape \(40,\); expected \[40, d\] or \[L, 40, d\]\.$"):
-        vtc.select("recoverable", x, **signals | {"joined_keys": torch.zeros(40)})
+        vtc.select("recoverable", x, **{**signals, "joined_keys": torch.zeros(40)})
     received = vtc.select("recoverable", x, received_attention=torch.rand(40), **signals)
     assert received.tokens_out == 4
 
@@ -170,6 +171,7 @@ def test_a_tower_without_cls_is_noted() -> None:
 def test_numbers_that_are_none_are_last() -> None:
     x, signals = shown()
     x[3], signals["joined_keys"][5], signals["joined_cls_attention"][8] = float("nan"), float("nan"), float("nan")
+    options: dict[str, Any]
     for options in ({"keep": 12}, {"keep": 1.0, "exact_count": False}, {"keep": 39}):
         selection = vtc.select(vtc.Recoverable(**options), x, **signals).check()
         assert 1 <= selection.tokens_out <= 40

@@ -76,7 +76,7 @@ def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor
 def expected(monkeypatch, family, model, inputs) -> list[dict[str, torch.Tensor]]:
     """The signals of each image, from weights and keys of the model itself."""
     calls = weights_and_keys(monkeypatch, model, inputs)
-    spread = {name: [] for name in PER_LAYER} | {"keys": None}
+    spread: dict[str, Any] = {name: [] for name in PER_LAYER}
     for layer, made in enumerate(calls):
         own = per_image(family, model, inputs, made)
         for name in PER_LAYER:
