@@ -39,7 +39,8 @@ class Segment:
 
         A product of a matrix and a vector for each picture: no kernel of ours is worth its while.
         """
-        logits = torch.einsum("bhd,bhtd->bt", q.float(), self.k.float()) * (q.shape[1] * q.shape[2]) ** -0.5
+        products = (q.float()[:, :, None] @ self.k.float().mT)[:, :, 0]  # [B, H, T]
+        logits = products.sum(dim=1) * (q.shape[1] * q.shape[2]) ** -0.5
         return (logits if self.copies is None else logits - self.copies.log()).softmax(dim=-1)
 
     def received(self) -> Tensor:

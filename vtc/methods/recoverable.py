@@ -142,20 +142,20 @@ class Recoverable(Method):
         """[N], or None where nothing is known of it."""
         if not self.guided:
             return None
-        features = tokens.features.detach()
         if self.scorer is None:
             words = tokens.signal("text").detach().float()
             if not len(words):
                 return None
-            return F.cosine_similarity(features.float(), words.mean(dim=0, keepdim=True).to(features.device), dim=-1)
+            features = tokens.features.detach().float()
+            return (features @ F.normalize(words.mean(dim=0), dim=0)) / features.norm(dim=-1).clamp(min=1e-8)
         relevance = torch.as_tensor(self.scorer(tokens)).detach().float()
-        if relevance.shape != (len(features),) or not bool(relevance.isfinite().all()):
+        if relevance.shape != (len(tokens.features),) or not bool(relevance.isfinite().all()):
             shape, finite = tuple(relevance.shape), int(relevance.isfinite().sum())
             raise ValueError(
                 f"scorer= returned a tensor of shape {shape}, {finite} of whose numbers are finite; expected one "
-                f"finite number per token, [{len(features)}]."
+                f"finite number per token, [{len(tokens.features)}]."
             )
-        return relevance.to(features.device)
+        return relevance.to(tokens.features.device)
 
     def _absorbed(
         self, tokens: VisualTokens, kept: Tensor, merged: int, attention: Tensor, relevance: Tensor | None
@@ -186,7 +186,8 @@ class Recoverable(Method):
         rows = made_of @ tokens.features[rest].float()
         # one owner each, for those who ask which token has become a part of which
         held = taken[:centres].any(dim=0)
-        last = order[centres:][(~held[order[centres:]]).to(torch.uint8).argmax()][None]
+        free = (~held[order[centres:]]).to(torch.uint8).argmax(dim=0, keepdim=True)  # the first that no centre has
+        last = order[centres:].gather(0, free)
         best = torch.where(taken[:centres], like, LEAST).argmax(dim=0) if centres else torch.zeros_like(rest)
         owner = torch.where(held, best, centres).index_fill(0, last, centres)
         owner = owner.scatter(0, centre, torch.arange(centres, device=rest.device))
