@@ -18,6 +18,7 @@ INPUT: dict[str, Made] = {
     "divprune": lambda: vtc.DivPrune(keep=0.3),
     "vtc-cls": lambda: vtc.VTCCLS(keep=0.3),
     "visionzip": lambda: vtc.VisionZip(keep=0.3),
+    "recoverable": lambda: vtc.Recoverable(keep=0.3),
     "pool": lambda: vtc.Pool(keep=0.3),
     "tome": lambda: vtc.ToMe(keep=0.3),
     "pitome": lambda: vtc.PiToMe(keep=0.3),

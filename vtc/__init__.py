@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from vtc.methods.pyramiddrop import PyramidDrop
     from vtc.methods.quota import QuoTA
     from vtc.methods.random import Random
+    from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
     from vtc.methods.shared.clip_scorer import OpenClipScorer
     from vtc.methods.sparsevlm import SparseVLM
@@ -111,6 +112,7 @@ __all__ = [
     "PyramidDrop",
     "QuoTA",
     "Random",
+    "Recoverable",
     "Report",
     "Resized",
     "Sample",
@@ -196,6 +198,7 @@ _HOME = {
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
+    "Recoverable": "vtc.methods.recoverable",
     "Report": "vtc.reports",
     "Resized": "vtc.media.smaller",
     "Sample": "vtc.training.samples",

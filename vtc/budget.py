@@ -136,8 +136,11 @@ def counts_for_average(
     return tuple(max(1, round(total * share**high)) for share in shape)
 
 
-def split_budget(total: int, sizes: list[int]) -> list[int]:
-    """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds."""
+def split_budget(total: int, sizes: Sequence[float]) -> list[int]:
+    """Share `total` among blocks in proportion to their sizes: largest remainders, never more than a block holds.
+
+    Sizes may also be shares that add up to 1.
+    """
     exact = [total * size / max(1, sum(sizes)) for size in sizes]
     shares = [math.floor(x) for x in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+Box = tuple[float, float, float, float]  # the part (x0, y0, x1, y1) of a picture, in [0, 1]
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -26,7 +28,7 @@ class Tile:
     w: int
     newline: bool = False
     role: str = "image"
-    box: tuple[float, float, float, float] | None = (0.0, 0.0, 1.0, 1.0)
+    box: Box | None = (0.0, 0.0, 1.0, 1.0)
 
     @property
     def length(self) -> int:
@@ -37,6 +39,14 @@ class Tile:
         """Span indices of its tokens without the separators, [t, h, w]."""
         rows = torch.arange(self.length).view(self.t, self.h, self.w + self.newline)
         return self.start + rows[..., : self.w]
+
+    def part(self, top: int, left: int, h: int, w: int) -> Box | None:
+        """The box of `h` of its rows and `w` of its columns from (top, left) on."""
+        if self.box is None:
+            return None
+        x0, y0, x1, y1 = self.box
+        dx, dy = (x1 - x0) / self.w, (y1 - y0) / self.h
+        return x0 + left * dx, y0 + top * dy, x0 + (left + w) * dx, y0 + (top + h) * dy
 
 
 @dataclass(frozen=True, eq=False)

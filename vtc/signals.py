@@ -3,8 +3,9 @@
 The engine measures a signal only when a wrapped method lists it in `needs`; `vtc.select` takes it by keyword. A row
 says where it is measured, and `of` measures it there, on what that place offers:
 
-    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`; for
-             what is not read from queries and keys, what the projector makes of each crop's CLS token, [C, D]
+    tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `joined_row`, `received`,
+             `share`; for what is not read from queries and keys, what the projector makes of each crop's CLS token,
+             [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -120,6 +121,27 @@ for _row in (
         "tower",
         "key vectors of the vision tower, averaged over heads, at the layer the features come from",
         lambda segment: segment.k.float().mean(dim=1),
+        fold="mean",
+        attention=True,
+        together=True,
+    ),
+    Signal(
+        "joined_cls_attention",
+        ("L", "N"),
+        "tower",
+        "attention of the vision tower's CLS token onto each token as if all heads were one: softmax of the product of "
+        "whole query and key over the root of their width; towers without CLS: received attention instead, with a note",
+        lambda segment: segment.joined_row(segment.q[:, :, 0]),
+        attention=True,
+        stand_in="received_attention",
+        together=True,
+    ),
+    Signal(
+        "joined_keys",
+        ("L", "N", "d"),
+        "tower",
+        "key vectors of the vision tower, those of all heads side by side, per layer asked for",
+        lambda segment: segment.k.transpose(1, 2).flatten(2),
         fold="mean",
         attention=True,
         together=True,
@@ -390,19 +412,19 @@ def stacked(many: Sequence[VisualTokens]) -> VisualTokens | None:
 def given_signals(
     given: Mapping[str, Tensor], tokens: int, device: torch.device, crops: int = 1
 ) -> Callable[[str], Tensor]:
-    """A reader over signals passed by keyword, their shapes checked; [N] will do for one layer's [L, N]."""
+    """A reader over signals passed by keyword, their shapes checked; [N] will do for one layer's [L, N], and so on."""
     check_signals(tuple(given), "vtc.select")
     values: dict[str, Tensor] = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value).to(device)
         shape = SIGNALS[name].shape
-        if shape == ("L", "N") and tensor.dim() == 1:
+        if shape[:2] == ("L", "N") and tensor.dim() == len(shape) - 1:
             tensor = tensor.unsqueeze(0)
         sizes = {"N": tokens, "C": crops} | {side: int(side) for side in shape if side.isdigit()}
         fits = all(sizes.get(side, size) == size for side, size in zip(shape, tensor.shape, strict=False))
         if tensor.dim() != len(shape) or not fits:
             wanted = ", ".join(str(sizes.get(side, side)) for side in shape)
-            also = f"[{tokens}] or " if shape == ("L", "N") else ""
+            also = f"[{', '.join(wanted.split(', ')[1:])}] or " if shape[:2] == ("L", "N") else ""
             raise ValueError(f"{name} has shape {tuple(torch.as_tensor(value).shape)}; expected {also}[{wanted}].")
         values[name] = tensor
 

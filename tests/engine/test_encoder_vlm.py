@@ -89,7 +89,7 @@ def test_keep_is_exact_where_a_picture_is_one_crop(family: str) -> None:
 class Probe(vtc.Method):
     """Keeps what it is shown."""
 
-    needs: ClassVar[tuple[str, ...]] = ("cls_attention", "received_attention", "keys")
+    needs: ClassVar[tuple[str, ...]] = ("cls_attention", "received_attention", "joined_cls_attention", "keys")
     shown: ClassVar[list[dict[str, Tensor]]] = []
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def test_signals_of_later_layers_are_those_of_the_models_own_attention(
     def spy(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         output, weights = eager(module, query, key, *args, **kwargs)
         if module is attentions[1]:
-            said.append(weights)
+            said.append((weights, (query[:, :, :1] * key).sum(dim=(1, 3)) / query[0, :, 0].numel() ** 0.5))
         return output, weights
 
     monkeypatch.setattr(source, "eager_attention_forward", spy)
@@ -135,20 +135,23 @@ def test_signals_of_later_layers_are_those_of_the_models_own_attention(
         handle = attentions[1].register_forward_pre_hook(before)
         model(**inputs)
         handle.remove()
-    (weights,), (row,) = said, rows
+    ((weights, products),), (row,) = said, rows
     first, size = int(facts.has_cls), row.size
     for b in range(len(weights)):
         shared = weights[b].mean(dim=0) / size[b]  # [T, T], what each patch in a row attracts
         queries = row.shown[b]
         received = shared[queries].mean(dim=0)[queries][first:]
         cls = shared[0][queries][first:] if first else received
+        logits = products[b] + size[b].log() * proportional
+        joined = (logits.softmax(dim=-1) / size[b])[queries][first:] if first else received
         shown = Probe.shown[b]
         if family == "internvl":
             side = round(len(received) ** 0.5)
             fold = lambda x: x.view(side // 2, 2, side // 2, 2).sum(dim=(1, 3)).flatten()  # noqa: E731, B023
-            received, cls = fold(received), fold(cls)
+            received, cls, joined = fold(received), fold(cls), fold(joined)
         torch.testing.assert_close(shown["received_attention"][1], received, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(shown["cls_attention"][1], cls, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(shown["joined_cls_attention"][1], joined, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", TOKENS)

@@ -182,6 +182,32 @@ def test_order_of_the_outputs() -> None:
     assert zipped.tolist() == [0] * 10 + [1] * 10 + [2] * 10
 
 
+def test_a_crop_knows_which_part_of_the_picture_it_is() -> None:
+    shown: list[VisualTokens] = []
+
+    class Place(vtc.Method):
+        scope_default = "crop"
+
+        def select(self, tokens: VisualTokens) -> Selection:
+            shown.append(tokens)
+            return Selection.prune(torch.arange(self.count(tokens)), len(tokens.features))
+
+    film = VisualSpan(0, torch.arange(24), (4, 2, 3), (Tile(0, 4, 2, 3, role="frames"),), modality="video")
+    unknown = VisualSpan(0, torch.arange(8), (1, 2, 2), (Tile(0, 1, 2, 2, role="crop", box=None), Tile(4, 1, 2, 2)))
+    unknown = replace(unknown, crop=torch.arange(8) // 4)
+    for span, crops in ((image(3, 2, 3), 7), (film, 4), (unknown, 2)):
+        shown.clear()
+        select_scoped(
+            Place(keep=crops),
+            [VisualTokens(torch.randn(span.tokens, 2), span, torch.arange(span.tokens), {}.__getitem__)],
+        )
+        assert len(shown) == crops
+        for tokens in shown:
+            expected = span.boxes()[tokens.span.index]
+            torch.testing.assert_close(tokens.span.boxes(), expected, equal_nan=True)
+            assert tokens.span.modality == span.modality
+
+
 @pytest.mark.parametrize("index", [list(range(9, 30)), [4, 12, 13, 15, 22, 29], [15, 22, 29], [0, 15]])
 def test_what_an_earlier_stage_has_left(index: list[int]) -> None:
     """Crops share the budget by what is still there of them; newlines alone are left alone."""

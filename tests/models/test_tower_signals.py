@@ -15,13 +15,21 @@ pytestmark = pytest.mark.core
 
 DEPTH = 3
 FEATURE_LAYER = {name: 2 for name in FAMILIES} | {"llava": 1, "llava_siglip": 1, "llava_next": 1, "llava_next_video": 1}
+PER_LAYER = ("received_attention", "cls_attention", "joined_cls_attention", "joined_keys")
 HAS_CLS = ("clip_vision_model", "internvl_vision")  # types of towers
 
 
 class Probe(vtc.Method):
     """Keeps what it is shown."""
 
-    needs: ClassVar[tuple[str, ...]] = ("cls_attention", "received_attention", "keys", "text")
+    needs: ClassVar[tuple[str, ...]] = (
+        "cls_attention",
+        "received_attention",
+        "joined_cls_attention",
+        "joined_keys",
+        "keys",
+        "text",
+    )
     seen: ClassVar[list[dict[str, torch.Tensor]]] = []
 
     def tower_layers(self, depth, feature_layer):
@@ -45,8 +53,8 @@ def vision_inputs(inputs):
     return {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
 
 
-def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Per layer, one (weights [B, H, T, T], keys [B, H, T, d]) for each call of the model's own eager attention."""
+def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor, ...]]]:
+    """Per layer, one (weights [B, H, T, T], keys, queries [B, H, T, d]) per call of the model's own eager attention."""
     tower = adapter_for(model).tower(model)
     attentions = tower_for(tower).attentions(tower)
     calls: list[list[Any]] = [[] for _ in attentions]
@@ -56,7 +64,7 @@ def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor
     def spy(module, query, key, *args, **kwargs):
         output, weights = eager(module, query, key, *args, **kwargs)
         if module in attentions:
-            calls[attentions.index(module)].append((weights, key))
+            calls[attentions.index(module)].append((weights, key, query))
         return output, weights
 
     with monkeypatch.context() as patch:
@@ -68,20 +76,16 @@ def weights_and_keys(monkeypatch, model, inputs) -> list[list[tuple[torch.Tensor
 def expected(monkeypatch, family, model, inputs) -> list[dict[str, torch.Tensor]]:
     """The signals of each image, from weights and keys of the model itself."""
     calls = weights_and_keys(monkeypatch, model, inputs)
-    spread = {"received_attention": [], "cls_attention": [], "keys": None}
+    spread: dict[str, Any] = {name: [] for name in PER_LAYER}
     for layer, made in enumerate(calls):
         own = per_image(family, model, inputs, made)
-        for name in ("received_attention", "cls_attention"):
+        for name in PER_LAYER:
             spread[name].append(own[name])
         if layer == FEATURE_LAYER[family]:
             spread["keys"] = own["keys"]
     images = len(spread["keys"])
     return [
-        {
-            "received_attention": torch.stack([rows[i] for rows in spread["received_attention"]]),
-            "cls_attention": torch.stack([rows[i] for rows in spread["cls_attention"]]),
-            "keys": spread["keys"][i],
-        }
+        {name: torch.stack([rows[i] for rows in spread[name]]) for name in PER_LAYER} | {"keys": spread["keys"][i]}
         for i in range(images)
     ]
 
@@ -90,16 +94,20 @@ def per_image(family, model, inputs, made) -> dict[str, list[torch.Tensor]]:
     """One layer: signal -> one [N] or [N, d] per image."""
     if family.startswith("qwen"):
         return packed(model, inputs["image_grid_thw"], made)
-    ((weights, keys),) = made
+    ((weights, keys, queries),) = made
     cls = model.config.vision_config.model_type in HAS_CLS
     first = int(cls)
+    whole = keys.transpose(1, 2).flatten(2)  # [B, T, H d]
+    products = (whole * queries.transpose(1, 2).flatten(2)[:, :1]).sum(dim=-1) / whole.shape[-1] ** 0.5
     patches = {
         "received_attention": weights.mean(dim=(1, 2))[:, first:],  # [B, T]
         "cls_attention": weights.mean(dim=1)[:, 0, first:] if cls else weights.mean(dim=(1, 2)),
+        "joined_cls_attention": products.softmax(dim=-1)[:, first:] if cls else weights.mean(dim=(1, 2)),
+        "joined_keys": whole[:, first:],
         "keys": keys.mean(dim=1)[:, first:],  # [B, T, d]
     }
     if family == "internvl":
-        return {name: shuffled(model, inputs, x, name == "keys") for name, x in patches.items()}
+        return {name: shuffled(model, inputs, x, name.endswith("keys")) for name, x in patches.items()}
     if "image_sizes" in inputs:
         return {name: mosaicked(model, inputs, x) for name, x in patches.items()}
     return {name: list(x) for name, x in patches.items()}
@@ -107,17 +115,19 @@ def per_image(family, model, inputs, made) -> dict[str, list[torch.Tensor]]:
 
 def packed(model, grids, made) -> dict[str, list[torch.Tensor]]:
     """Qwen: chunks of one packed sequence, in window order where there are windows; four patches make a token."""
-    received = torch.cat([w.mean(dim=1).sum(dim=1)[0] for w, _ in made])  # [T], summed over the queries of its chunk
-    keys = torch.cat([k.mean(dim=1)[0] for _, k in made])
-    received, keys = received.view(-1, 4).sum(1), keys.view(len(received) // 4, 4, -1).mean(1)
+    received = torch.cat([w.mean(dim=1).sum(dim=1)[0] for w, *_ in made])  # [T], summed over the queries of its chunk
+    whole = torch.cat([k[0].transpose(0, 1).flatten(1) for _, k, _ in made])
+    keys = torch.cat([k.mean(dim=1)[0] for _, k, _ in made])
+    received, keys, whole = received.view(-1, 4).sum(1), *(x.view(-1, 4, x.shape[1]).mean(1) for x in (keys, whole))
     vision = model.config.vision_config
     if hasattr(vision, "window_size"):
         index, _ = get_vision_window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
         back = index.argsort()
-        received, keys = received[back], keys[back]
+        received, keys, whole = received[back], keys[back], whole[back]
     tokens = (grids.prod(dim=1) // 4).tolist()
     rows = [x / (4 * n) for x, n in zip(received.split(tokens), tokens, strict=True)]  # mean over the image's queries
-    return {"received_attention": rows, "cls_attention": rows, "keys": list(keys.split(tokens))}
+    parts = {"keys": list(keys.split(tokens)), "joined_keys": list(whole.split(tokens))}
+    return {name: rows for name in PER_LAYER if name != "joined_keys"} | parts
 
 
 def shuffled(model, inputs, x, mean) -> list[torch.Tensor]:

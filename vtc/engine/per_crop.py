@@ -104,8 +104,11 @@ def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tupl
 def _as_image(span: VisualSpan, place: Tensor) -> VisualSpan:
     """The span of the crop at `place` [h, w], on its own."""
     (h, w), flat = place.shape, place.flatten()
-    zeros = torch.zeros_like(flat)
-    return VisualSpan(span.row, flat, (1, h, w), (Tile(0, 1, h, w),), picture=span.picture, crop=zeros)
+    first = int(flat[0])
+    of = next(tile for tile in span.tiles if tile.start <= first < tile.start + tile.length)
+    row, column = divmod(first - of.start, of.w + of.newline)
+    tile = Tile(0, 1, h, w, box=of.part(row % of.h, column, h, w))  # rows of a video's frames follow each other
+    return VisualSpan(span.row, flat, (1, h, w), (tile,), span.modality, span.picture, torch.zeros_like(flat))
 
 
 def _once(read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

@@ -34,6 +34,15 @@ class Segment:
         """[B, R, T]: attention (mean over heads) of the queries q [B, H, R, d]."""
         return ops.attention_rows(*self._weighed(q), self.scale)
 
+    def joined_row(self, q: Tensor) -> Tensor:
+        """[B, T] in fp32: attention of one query q [B, H, d] as if all heads were one, H d wide.
+
+        A product of a matrix and a vector for each picture: no kernel of ours is worth its while.
+        """
+        products = (q.float()[:, :, None] @ self.k.float().mT)[:, :, 0]  # [B, H, T]
+        logits = products.sum(dim=1) * (q.shape[1] * q.shape[2]) ** -0.5
+        return (logits if self.copies is None else logits - self.copies.log()).softmax(dim=-1)
+
     def received(self) -> Tensor:
         """[B, T]: mean attention that each token receives from all of them."""
         return ops.received_attention(*self._weighed(self.q), self.scale)
