@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.h2o import H2O
+    from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
@@ -93,6 +94,7 @@ __all__ = [
     "FastV",
     "FrameDedupe",
     "FrameFusion",
+    "HiRED",
     "HoliTom",
     "Joined",
     "LayerMethod",
@@ -178,6 +180,7 @@ _HOME = {
     "FastV": "vtc.methods.fastv",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
+    "HiRED": "vtc.methods.hired",
     "HoliTom": "vtc.methods.holitom",
     "Joined": "vtc.methods.base.encoder",
     "LayerMethod": "vtc.methods.base.layer",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Box = tuple[float, float, float, float]  # the part (x0, y0, x1, y1) of a picture, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Tile:
     w: int
     newline: bool = False
     role: str = "image"
-    box: tuple[float, float, float, float] | None = (0.0, 0.0, 1.0, 1.0)
+    box: Box | None = (0.0, 0.0, 1.0, 1.0)
 
     @property
     def length(self) -> int:
@@ -37,6 +41,29 @@ class Tile:
         """Span indices of its tokens without the separators, [t, h, w]."""
         rows = torch.arange(self.length).view(self.t, self.h, self.w + self.newline)
         return self.start + rows[..., : self.w]
+
+    def part(self, top: int, left: int, h: int, w: int) -> Box | None:
+        """The box of `h` of its rows and `w` of its columns from (top, left) on."""
+        if self.box is None:
+            return None
+        x0, y0, x1, y1 = self.box
+        dx, dy = (x1 - x0) / self.w, (y1 - y0) / self.h
+        return x0 + left * dx, y0 + top * dy, x0 + (left + w) * dx, y0 + (top + h) * dy
+
+
+class Rectangle(NamedTuple):
+    """What a span has of one crop, a rectangle of one tile.
+
+    Attributes:
+        number: of the crop among those of its picture. tile: which of the span's it lies in.
+        places: LongTensor [h, w], span indices of its tokens.
+        box: the part of the picture it shows; None if unknown.
+    """
+
+    number: int
+    tile: Tile
+    places: Tensor
+    box: Box | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +106,18 @@ class VisualSpan:
         for tile in self.tiles:
             mask[tile.indices().flatten()] = False
         return mask
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        """What it has of each crop, tile by tile; of a picture, not of a video."""
+        for tile in self.tiles:
+            places = tile.indices()[0]  # [h, w]
+            owner = self.crop[places]
+            for number in owner.unique().tolist():
+                own = owner == number
+                rows, columns = own.any(dim=1).nonzero()[:, 0], own.any(dim=0).nonzero()[:, 0]
+                h, w = len(rows), len(columns)
+                box = tile.part(int(rows[0]), int(columns[0]), h, w)
+                yield Rectangle(number, tile, places[own].view(h, w), box)
 
     def boxes(self) -> Tensor:
         """FloatTensor [N, 4]: the part (x0, y0, x1, y1) of the picture under each token, in [0, 1]; NaN if unknown."""
