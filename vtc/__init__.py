@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vtc.methods.fastv import FastV
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
+    from vtc.methods.globalcom2 import GlobalCom2
     from vtc.methods.h2o import H2O
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
@@ -94,6 +95,7 @@ __all__ = [
     "FastV",
     "FrameDedupe",
     "FrameFusion",
+    "GlobalCom2",
     "HiRED",
     "HoliTom",
     "Joined",
@@ -164,6 +166,7 @@ __all__ = [
 _HOME = {
     "DART": "vtc.methods.dart",
     "EVS": "vtc.methods.evs",
+    "GlobalCom2": "vtc.methods.globalcom2",
     "H2O": "vtc.methods.h2o",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",

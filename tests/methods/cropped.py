@@ -1,4 +1,4 @@
-"""Pictures in crops for definitions of methods that share a budget among them, and their geometry in plain fractions."""
+"""Pictures in crops, for definitions of methods that share a budget among them; their geometry in plain fractions."""
 
 from __future__ import annotations
 

@@ -63,15 +63,17 @@ class HiRED(CropMethod):
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         return (0, feature_layer)
 
-    def asked(self, parts: Parts) -> Tensor | None:
+    def weigh(self, parts: Parts) -> tuple[Tensor | None, Tensor]:
+        attention = parts.tokens.read("cls_attention")  # [L, total]: the first block, and that of the features
+        worth = attention[-1][parts.tokens.index]
         if not parts.placed:
-            return None
-        first = parts.over_the_thumbnail(parts.tokens.read("cls_attention")[0])
+            return None, worth
+        first = parts.over_the_thumbnail(attention[0])
         if self.share == "count":
             most = top_k(first, whole((1 - self.alpha) * len(first)))
             first = torch.zeros_like(first).index_fill_(0, most, 1.0)
         shown = regions(parts) if self.regions == "rectangles" else _strips(parts)
-        return upload(shown, first.device) @ first.double()
+        return upload(shown, first.device) @ first.double(), worth
 
     def counts(self, parts: Parts, budget: float, asked: Sequence[float] | None) -> list[int]:
         total, sizes = whole(budget), [crop.size for crop in parts.crops]
@@ -83,9 +85,6 @@ class HiRED(CropMethod):
         else:
             rest = [min(size, whole(x)) for x, size in zip(parted(total - first, weights), sizes, strict=True)]
         return rest if parts.thumbnail is None else [first, *rest]
-
-    def worth(self, parts: Parts) -> Tensor:
-        return parts.tokens.signal("cls_attention")[-1]
 
 
 def _strips(parts: Parts) -> Tensor:

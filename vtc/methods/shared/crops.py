@@ -172,7 +172,7 @@ def whole(number: float) -> int:
 class CropMethod(Method):
     """Base of methods that give the thumbnail a part of the budget, and each crop as much of the rest as it says.
 
-    A new one defines `asked`, `counts` and `worth`. `keep` counts all tokens of a picture, over all of its crops.
+    A new one defines `weigh` and `counts`. `keep` counts all tokens of a picture, over all of its crops.
 
     Args:
         newline: whether the tokens that end the rows of an any-resolution picture stay. They count as tokens; where
@@ -192,38 +192,35 @@ class CropMethod(Method):
         """Not where shares are rounded down and cut, and tokens that end rows are left out."""
         return self.exact_count
 
-    def asked(self, parts: Parts) -> Tensor | None:
-        """What the shares of the crops are made of, [k]; None = nothing is known that tells them apart."""
-        raise TypeError(f"{type(self).__name__} does not define asked(parts).")
+    def weigh(self, parts: Parts) -> tuple[Tensor | None, Tensor]:
+        """What the shares of the crops are made of, [k], None if nothing is known that tells them apart; and what each
+        row of the features is worth, [N]: within a crop the highest are kept."""
+        raise TypeError(f"{type(self).__name__} does not define weigh(parts).")
 
     def counts(self, parts: Parts, budget: float, asked: Sequence[float] | None) -> list[int]:
         """How many tokens each of `parts.every` keeps, `budget` patches in all; that is whole if `exact_count` is."""
         raise TypeError(f"{type(self).__name__} does not define counts(parts, budget, asked).")
-
-    def worth(self, parts: Parts) -> Tensor:
-        """[N], of each row of the features; within a crop the highest are kept."""
-        raise TypeError(f"{type(self).__name__} does not define worth(parts).")
 
     def select(self, tokens: VisualTokens) -> Selection:
         return self.select_many([tokens])[0]
 
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
         spans = [take_apart(tokens) for tokens in many]
-        found = [self.asked(parts) for parts in spans]
-        known = [one for one in found if one is not None]
+        weighed = [self.weigh(parts) for parts in spans]
+        known = [asked for asked, _ in weighed if asked is not None]
         numbers = iter(torch.cat(known).tolist() if known else [])  # the device is waited for once
         chosen = []
-        for parts, one in zip(spans, found, strict=True):
-            asked = None if one is None else [next(numbers) for _ in range(len(one))]
-            chosen.append(self._chosen(parts, asked))
+        for parts, (asked, worth) in zip(spans, weighed, strict=True):
+            shares = None if asked is None else [next(numbers) for _ in range(len(asked))]
+            chosen.append(self._chosen(parts, shares, worth))
         return chosen
 
-    def _chosen(self, parts: Parts, asked: Sequence[float] | None) -> Selection:
+    def _chosen(self, parts: Parts, asked: Sequence[float] | None, worth: Tensor) -> Selection:
         budget, ends = self._budget(parts)
         counts = self.counts(parts, budget, asked)
         if not sum(counts):
             counts[parts.sizes.index(max(parts.sizes))] = 1
-        kept, worth = [parts.separators[:ends]], self.worth(parts)
+        kept = [parts.separators[:ends]]
         for crop, count in zip(parts.every, counts, strict=True):
             if count:
                 kept.append(crop.rows[top_k(worth[crop.rows], count)])
