@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +66,21 @@ class Rectangle(NamedTuple):
     box: Box | None
 
 
+def rectangles(tiles: Sequence[Tile], crop: Tensor) -> list[Rectangle]:
+    """What a picture's tiles have of each crop, where `crop` [N] says which one each of its tokens comes from."""
+    found = []
+    for tile in tiles:
+        places = tile.indices()[0]  # [h, w]
+        owner = crop[places]
+        for number in owner.unique().tolist():
+            own = owner == number
+            rows, columns = own.any(dim=1).nonzero()[:, 0], own.any(dim=0).nonzero()[:, 0]
+            h, w = len(rows), len(columns)
+            box = tile.part(int(rows[0]), int(columns[0]), h, w)
+            found.append(Rectangle(number, tile, places[own].view(h, w), box))
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class VisualSpan:
     """The visual tokens of one image or video in one row of a batch.
@@ -107,17 +122,9 @@ class VisualSpan:
             mask[tile.indices().flatten()] = False
         return mask
 
-    def rectangles(self) -> Iterator[Rectangle]:
+    def rectangles(self) -> list[Rectangle]:
         """What it has of each crop, tile by tile; of a picture, not of a video."""
-        for tile in self.tiles:
-            places = tile.indices()[0]  # [h, w]
-            owner = self.crop[places]
-            for number in owner.unique().tolist():
-                own = owner == number
-                rows, columns = own.any(dim=1).nonzero()[:, 0], own.any(dim=0).nonzero()[:, 0]
-                h, w = len(rows), len(columns)
-                box = tile.part(int(rows[0]), int(columns[0]), h, w)
-                yield Rectangle(number, tile, places[own].view(h, w), box)
+        return rectangles(self.tiles, self.crop)
 
     def boxes(self) -> Tensor:
         """FloatTensor [N, 4]: the part (x0, y0, x1, y1) of the picture under each token, in [0, 1]; NaN if unknown."""

@@ -26,6 +26,7 @@ def picture(h, w, dim=8, seed=0):
     n = h * w
     signals = {
         "cls_attention": torch.rand(2, n, generator=g),
+        "cls_logits": torch.randn(2, n, generator=g),
         "received_attention": torch.rand(2, n, generator=g),
         "keys": torch.randn(n, 5, generator=g),
         "text": torch.randn(4, dim, generator=g),

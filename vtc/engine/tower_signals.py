@@ -87,9 +87,7 @@ class TowerSignals:
         if "L" not in SIGNALS[name].shape:
             return [(name, last)]
         if SIGNALS[name].of_cls and not self.facts.has_cls:
-            self._note(
-                f"{method.title}: {tower_type(self.tower)} has no CLS token, and so there are no {_said(name)}."
-            )
+            self._note(f"{method.title}: {tower_type(self.tower)} has no CLS token, and so there are no {_said(name)}.")
             return []
         stand_in = SIGNALS[name].stand_in
         if stand_in is not None and not self.facts.has_cls:
