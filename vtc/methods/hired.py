@@ -18,7 +18,7 @@ SHARES, REGIONS = ("mass", "count"), ("rectangles", "strips")
 
 @dataclass(frozen=True, kw_only=True)
 class HiRED(CropMethod):
-    """Budgets of crops by the thumbnail's CLS token.
+    """Crop budgets by the thumbnail's CLS token.
 
     The thumbnail has a share `alpha` of the budget. The rest goes to the crops in proportion to the attention that the
     thumbnail's CLS token gives, in the tower's first block, to the part of the picture that each of them shows. Within
