@@ -108,3 +108,24 @@ def test_a_picture_is_treated_alike_alone_and_in_a_batch() -> None:
                 model(**batch("llava_next", rows))
                 kept.append([span.kept.tolist() for span in vtc.report(model).spans])
         assert kept[0] == [kept[1][0], kept[2][0], kept[3][0]]
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "internvl"])
+def test_encoded_once_asked_with_either(family: str) -> None:
+    model, inputs = model_of(family), batch(family, [[0], [1, 2], [1]])
+    text = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    encoded = vtc.encode(model, ["hired", "globalcom2"], **batch(family, [[0, 1, 2]]))
+    for method in ("hired", "globalcom2"):
+        with torch.no_grad(), vtc.wrapped(model, method, keep=0.2):
+            expected = model(**inputs).logits
+            kept = [span.kept.tolist() for span in vtc.report(model).spans]
+            logits = model(**text, **encoded.take([0, 1, 2, 1])).logits
+            assert [span.kept.tolist() for span in vtc.report(model).spans] == kept
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stages", ["divprune(keep=0.6) + hired(keep=0.2)", "hired(keep=0.5) + globalcom2(keep=0.2)"])
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_behind_another_method(family: str, stages: str) -> None:
+    report = equal_to_oracle(family, "sdpa", [[0], [1, 2]], "left", stages)
+    assert all(span.tokens_out == round(0.2 * span.tokens_in) for span in report.spans)
