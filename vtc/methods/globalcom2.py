@@ -117,7 +117,8 @@ def _cosines(parts: Parts, groups: Sequence[Tensor]) -> Tensor:
     found = features.new_zeros(parts.tokens.total)
     for rows in groups:
         own = features[rows]  # [n, D]
-        found[parts.tokens.index[rows]] = -F.cosine_similarity(own, own.mean(dim=0, keepdim=True), dim=-1)
+        mean = F.normalize(own.mean(dim=0), dim=0)
+        found[parts.tokens.index[rows]] = -(own @ mean) / own.norm(dim=-1).clamp(min=1e-12)
     return found
 
 
