@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 LONG_SIDE = 768  # px; small pictures are enlarged so that a patch stays visible
 GAP, BAR = 16, 40  # px between panels; height of the caption
 PAPER, _INK, _FRAME = (18, 20, 26), (235, 238, 245), (255, 255, 255)
+_SMALLEST = 9  # points of a label
 _EDGE, _LABEL = (90, 200, 250, 255), (10, 12, 18, 225)  # around crops; behind what is written on them
 _TINT = np.array([30.0, 34.0, 44.0])  # lifts dropped patches off black, so that kept black ones differ from them
 
@@ -73,8 +75,9 @@ def label_crops(drawn: Image.Image, span: ReportSpan, thumbnail: bool) -> None:
         if not thumbnail:
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_EDGE, width=2)
         share = f"{crop.tokens_out}"
+        fonts = [font for font in _fonts() if font.size <= max(_SMALLEST, (y1 - y0) / 6)]
         for text in (f"{share} · {100 * crop.tokens_out / total:.0f} %", share):
-            font = next((f for f in _fonts() if draw.textlength(text, font=f) <= x1 - x0 - 24), None)
+            font = next((font for font in fonts if draw.textlength(text, font=font) <= x1 - x0 - 24), None)
             if font is not None and font.size + 16 <= y1 - y0:
                 wide = draw.textlength(text, font=font)
                 draw.rounded_rectangle((x0 + 6, y0 + 6, x0 + 18 + wide, y0 + 14 + font.size), 5, fill=_LABEL)
@@ -82,10 +85,11 @@ def label_crops(drawn: Image.Image, span: ReportSpan, thumbnail: bool) -> None:
                 break
 
 
-def _fonts() -> list[ImageFont.FreeTypeFont]:
+@cache
+def _fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
     """From the largest to the smallest that is written with."""
-    fonts = (ImageFont.load_default(points) for points in range(22, 8, -1))
-    return [font for font in fonts if isinstance(font, ImageFont.FreeTypeFont)]
+    fonts = (ImageFont.load_default(points) for points in range(22, _SMALLEST - 1, -1))
+    return tuple(font for font in fonts if isinstance(font, ImageFont.FreeTypeFont))
 
 
 def caption(span: ReportSpan) -> str:
