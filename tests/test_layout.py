@@ -60,3 +60,18 @@ def test_layout_splits_by_span():
     spans = tuple(VisualSpan(row=0, index=torch.arange(n), grid=(1, 1, n), tiles=()) for n in (3, 1, 2))
     parts = VisualLayout(1, 10, spans).split(torch.arange(12).view(6, 2))
     assert [p[:, 0].tolist() for p in parts] == [[0, 2, 4], [6], [8, 10]]
+
+
+def test_rectangles_of_crops():
+    """Two crops side by side of which the upper row is padding and gone, and the thumbnail behind them."""
+    mosaic = Tile(0, 1, 1, 4, newline=True, role="mosaic", box=(0.0, 0.2, 1.0, 0.8))
+    tiles = (mosaic, Tile(5, 1, 2, 2, role="thumbnail"))
+    span = VisualSpan(0, torch.arange(9), (1, 1, 4), tiles, crop=torch.tensor([1, 1, 2, 2, -1, 0, 0, 0, 0]))
+    found = [(one.number, one.tile.role, one.places.tolist(), one.box) for one in span.rectangles()]
+    assert found == [
+        (1, "mosaic", [[0, 1]], (0.0, 0.2, 0.5, 0.8)),
+        (2, "mosaic", [[2, 3]], (0.5, 0.2, 1.0, 0.8)),
+        (0, "thumbnail", [[5, 6], [7, 8]], (0.0, 0.0, 1.0, 1.0)),
+    ]
+    unknown = Tile(0, 1, 1, 4, newline=True, role="crop", box=None)
+    assert unknown.part(0, 0, 1, 2) is None

@@ -115,3 +115,25 @@ def test_a_stopwatch_on_the_cpu():
     first = watch.stop().ms
     assert 10 <= first < 1000
     assert watch.stop().ms > first
+
+
+@pytest.mark.parametrize("method", ["hired", "globalcom2", "divprune", "visionzip"])
+def test_what_each_crop_keeps_is_told(method):
+    report = ran(method, "llava_next", rows=((0,), (2,)), keep=0.2)
+    for span, crops in zip(report.spans, (5, 10), strict=True):
+        assert len(span.crops) == crops
+        assert span.crops[0].role == "thumbnail"
+        assert sum(crop.tokens_in for crop in span.crops) == int((span.crop >= 0).sum())
+        assert sum(crop.tokens_out for crop in span.crops) == int((span.crop[span.kept] >= 0).sum())
+    first = [crop.tokens_out for crop in report.spans[0].crops]
+    line = f"kept by crop   picture 1: thumbnail {first[0]}, crops {' '.join(map(str, first[1:]))}"
+    assert line in str(report)
+    assert [crop["tokens_out"] for crop in report.as_dict()["spans"][0]["crops"]] == first
+
+
+@pytest.mark.parametrize(("family", "rows"), [("llava", ((0,),)), ("qwen2_5_vl", ((0, "v0"),)), ("internvl", ((0,),))])
+def test_pictures_of_one_crop_and_videos_have_no_such_line(family, rows):
+    report = ran("divprune", family, rows=rows, keep=0.2)
+    assert all(span.crops == () for span in report.spans)
+    assert "kept by crop" not in str(report)
+    assert report.as_dict()["spans"][0]["crops"] == []

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from vtc.methods.fastv import FastV
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
+    from vtc.methods.globalcom2 import GlobalCom2
     from vtc.methods.h2o import H2O
+    from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
@@ -94,6 +96,8 @@ __all__ = [
     "FastV",
     "FrameDedupe",
     "FrameFusion",
+    "GlobalCom2",
+    "HiRED",
     "HoliTom",
     "Joined",
     "LayerMethod",
@@ -164,6 +168,7 @@ __all__ = [
 _HOME = {
     "DART": "vtc.methods.dart",
     "EVS": "vtc.methods.evs",
+    "GlobalCom2": "vtc.methods.globalcom2",
     "H2O": "vtc.methods.h2o",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
@@ -180,6 +185,7 @@ _HOME = {
     "FastV": "vtc.methods.fastv",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
+    "HiRED": "vtc.methods.hired",
     "HoliTom": "vtc.methods.holitom",
     "Joined": "vtc.methods.base.encoder",
     "LayerMethod": "vtc.methods.base.layer",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +51,36 @@ class Tile:
         return x0 + left * dx, y0 + top * dy, x0 + (left + w) * dx, y0 + (top + h) * dy
 
 
+class Rectangle(NamedTuple):
+    """What a span has of one crop, a rectangle of one tile.
+
+    Attributes:
+        number: of the crop among those of its picture. tile: which of the span's it lies in.
+        places: LongTensor [h, w], span indices of its tokens.
+        box: the part of the picture it shows; None if unknown.
+    """
+
+    number: int
+    tile: Tile
+    places: Tensor
+    box: Box | None
+
+
+def rectangles(tiles: Sequence[Tile], crop: Tensor) -> list[Rectangle]:
+    """What a picture's tiles have of each crop, where `crop` [N] says which one each of its tokens comes from."""
+    found = []
+    for tile in tiles:
+        places = tile.indices()[0]  # [h, w]
+        owner = crop[places]
+        for number in owner.unique().tolist():
+            own = owner == number
+            rows, columns = own.any(dim=1).nonzero()[:, 0], own.any(dim=0).nonzero()[:, 0]
+            h, w = len(rows), len(columns)
+            box = tile.part(int(rows[0]), int(columns[0]), h, w)
+            found.append(Rectangle(number, tile, places[own].view(h, w), box))
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class VisualSpan:
     """The visual tokens of one image or video in one row of a batch.
@@ -89,6 +121,10 @@ class VisualSpan:
         for tile in self.tiles:
             mask[tile.indices().flatten()] = False
         return mask
+
+    def rectangles(self) -> list[Rectangle]:
+        """What it has of each crop, tile by tile; of a picture, not of a video."""
+        return rectangles(self.tiles, self.crop)
 
     def boxes(self) -> Tensor:
         """FloatTensor [N, 4]: the part (x0, y0, x1, y1) of the picture under each token, in [0, 1]; NaN if unknown."""

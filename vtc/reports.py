@@ -10,7 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vtc.layout import Tile
+from vtc.layout import Box, Tile, rectangles
+
+
+class CropShare(NamedTuple):
+    """What one crop of an any-resolution picture keeps.
+
+    Attributes:
+        number: of the crop. role: "thumbnail" or "crop". box: the part of the picture it shows; None if unknown.
+        tokens_in, tokens_out: its tokens, and those that are left.
+    """
+
+    number: int
+    role: str
+    box: Box | None
+    tokens_in: int
+    tokens_out: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +41,7 @@ class ReportSpan:
         evicted: by layer, the tokens that its KV cache lost at the end of the prefill.
         whole: where the picture was made smaller before the vision tower, the tokens that it has as it is; everything
             else is about the small one.
+        crop: LongTensor [N], the crop that each token comes from, -1 for separators.
     """
 
     row: int
@@ -38,6 +54,25 @@ class ReportSpan:
     steps: tuple[tuple[int, Tensor, Tensor], ...] = ()
     evicted: Mapping[int, Tensor] = field(default_factory=dict)
     whole: int | None = None
+    crop: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @property
+    def crops(self) -> tuple[CropShare, ...]:
+        """What each crop of an any-resolution picture keeps, the thumbnail first; () of any other, and of videos."""
+        if len(self.crop) != self.source.numel() or self.grid[0] > 1 or int(self.crop.max()) < 1:
+            return ()
+        left = torch.zeros(self.source.numel(), dtype=torch.long).index_fill_(0, self.kept.cpu(), 1)
+        shares = [
+            CropShare(
+                one.number,
+                "thumbnail" if one.tile.role == "thumbnail" else "crop",
+                one.box,
+                one.places.numel(),
+                int(left[one.places].sum()),
+            )
+            for one in rectangles(self.tiles, self.crop)
+        ]
+        return tuple(sorted(shares, key=lambda share: (share.role != "thumbnail", share.number)))
 
     @property
     def tokens_in(self) -> int:
@@ -239,6 +274,9 @@ class Report:
                     "tokens_out": span.tokens_out,
                     "kept": span.kept.tolist(),
                     "source": span.source.tolist(),
+                    "crops": [
+                        {"role": c.role, "tokens_in": c.tokens_in, "tokens_out": c.tokens_out} for c in span.crops
+                    ],
                 }
                 for span in self.spans
             ],
@@ -271,6 +309,9 @@ class Report:
         console.print(spans)
         if len(self.spans) > 20:
             console.print(f"… and {len(self.spans) - 20} more")
+        for number, span in enumerate(self.spans[:20], 1):
+            if span.crops:
+                console.print(_shares(span, number if len(self.spans) > 1 else 0))
         if len(set(self.tokens_by_layer)) > 1:
             console.print(
                 f"visual tokens  {self.tokens_average:.1f} on average over {len(self.tokens_by_layer)} layers"
@@ -296,6 +337,13 @@ class Report:
 def _firsts(whole: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The first numbers of `whole` beside the second ones of `own`."""
     return [(full, kept) for (full, _), (_, kept) in zip(whole, own, strict=True)]
+
+
+def _shares(span: ReportSpan, number: int) -> str:
+    """What the crops of picture `number` keep, in a line; 0 = the only one."""
+    first = "".join(f"thumbnail {crop.tokens_out}, " for crop in span.crops if crop.role == "thumbnail")
+    rest = " ".join(str(crop.tokens_out) for crop in span.crops if crop.role == "crop")
+    return f"kept by crop   {f'picture {number}: ' if number else ''}{first}crops {rest}"
 
 
 def _si(value: float) -> str:

@@ -48,6 +48,8 @@ class Signal:
         together: whether it can be read of several equally large spans at once, with one more dimension in front.
         shared: whether asking for one span's share, where it is measured, computes what all spans have theirs from.
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
+        of_cls: whether it is the CLS token's and nothing takes its place: towers without one then have no row of it
+            (L = 0), with a note in the report.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Signal:
     together: bool = False
     shared: bool = False
     stand_in: str | None = None
+    of_cls: bool = False
 
     @property
     def text(self) -> str:
@@ -104,6 +107,18 @@ for _row in (
         lambda segment: segment.rows(segment.q[:, :, :1])[:, 0],
         attention=True,
         stand_in="received_attention",
+        together=True,
+    ),
+    Signal(
+        "cls_logits",
+        ("L", "N"),
+        "tower",
+        "the same before the softmax: scaled products of the CLS token's queries and each token's keys, mean over "
+        "heads, and over the patches that make a token; towers without CLS: no row, L = 0",
+        lambda segment: segment.logits(segment.q[:, :, :1])[:, 0],
+        fold="mean",
+        attention=True,
+        of_cls=True,
         together=True,
     ),
     Signal(

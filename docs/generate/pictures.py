@@ -1,7 +1,7 @@
 """Draw the pictures of "How it works" into docs/pictures/: `python -m docs.generate.pictures [NAME ...]`.
 
 Each is a card with round corners, once for light pages and once, as NAME-dark.png, for dark ones. What they show is
-computed: the numbers by the library, the four methods by a run of tiny-llava on a picture of its test set.
+computed: numbers by the library, what methods keep by runs of tiny-llava and tiny-next on pictures of their test sets.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "pictures"
 PICTURE, QUESTION = ROOT / "eval/data/tiny/pictures/0006.webp", "What color is the heart?"
 FOUR = ("vtc-cls", "divprune", "visionzip", "fastv")
+CROPPED, COMMANDED = ROOT / "eval/data/tiny-next/pictures/0001.webp", ("hired", "globalcom2")
 _DPI, _RADIUS, _COLORS = 190, 22, 256
 
 
@@ -230,6 +231,30 @@ def _row(drawn: list[tuple[Image.Image, str, str, str]]) -> Image.Image:
     return _finish(figure)
 
 
+# -- budgets of crops -------------------------------------------------------------------------------------------------
+
+
+def crops() -> Image.Image:
+    """How two methods share 640 tokens among the thumbnail and the crops of one picture of tiny-next's test set."""
+    import vtc
+
+    model, processor = vtc.load("tiny-next")
+    picture = vtc.load_picture(CROPPED)
+    inputs = vtc.prepare(processor, "What is this?", [picture])
+    wide, high = 5.1, 2.72
+    figure, axes = _canvas(0.2 + 2 * wide, high + 0.45)
+    for i, name in enumerate(COMMANDED):
+        with vtc.wrapped(model, name, keep=640):
+            model(**inputs)
+            drawn = vtc.overlay(vtc.seen(picture, processor), vtc.report(model).spans[0], side=470)
+        x = 0.1 + wide * i
+        axes.imshow(drawn, extent=(x, x + wide, 0.05, 0.05 + wide * drawn.height / drawn.width), zorder=2)
+        axes.text(x + 0.17, high + 0.2, name, color=_look.ink, fontsize=12, weight="bold", va="center")
+    axes.set_xlim(0, figure.get_figwidth())
+    axes.set_ylim(0, figure.get_figheight())
+    return _finish(figure)
+
+
 # -- schedules, and what keep means ----------------------------------------------------------------------------------
 
 
@@ -386,6 +411,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "stages": stages,
     "selection": selection,
     "four-methods": four_methods,
+    "crops": crops,
     "schedule": schedule,
     "keep": keep,
 }

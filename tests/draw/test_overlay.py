@@ -1,5 +1,7 @@
 """The overlay shows kept patches bright, dropped ones dim, groups outlined, and every tile where it belongs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +114,65 @@ def test_one_time_step_of_a_video():
     assert frame_overlay(clip, video, 0, 200).height > 100
     with pytest.raises(IndexError, match="outside the video's 2 time steps"):
         frame_overlay(clip, video, 2)
+
+
+def quarters(kept, boxes=True):
+    """A thumbnail and four crops of 2 x 2 tokens of which one row of padding is gone at the top and at the bottom."""
+    box = (0.0, 0.0, 1.0, 1.0) if boxes else None
+    tiles = [Tile(0, 1, 2, 2, role="thumbnail"), Tile(4, 1, 2, 4, newline=True, role="mosaic", box=box)]
+    crop = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, -1, 3, 3, 4, 4, -1])
+    return replace(span(tiles, kept), crop=crop)
+
+
+def test_the_report_counts_what_each_crop_keeps():
+    given = quarters([0, 3, 6, 7, 9, 13])  # the last is the end of a row
+    assert [(crop.role, crop.number, crop.tokens_in, crop.tokens_out) for crop in given.crops] == [
+        ("thumbnail", 0, 4, 2),
+        ("crop", 1, 2, 0),
+        ("crop", 2, 2, 2),
+        ("crop", 3, 2, 1),
+        ("crop", 4, 2, 0),
+    ]
+    assert [crop.box for crop in given.crops[1:3]] == [(0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5)]
+    assert given.at(0).crops[0].tokens_out == 4
+    assert quarters([0], boxes=False).crops[1].box is None
+    assert span([Tile(0, 1, 2, 2)], [0]).crops == ()
+    assert replace(span([Tile(0, 2, 1, 2)], [0]), grid=(2, 1, 2), crop=torch.tensor([0, 0, 1, 1])).crops == ()
+
+
+def test_each_crop_is_framed_and_says_what_it_keeps():
+    picture, kept = Image.new("RGB", (80, 40), COLOR), [0, 3, 6, 7, 9]
+    plain, labelled = (np.asarray(overlay(picture, one)) for one in (span(quarters([0]).tiles, kept), quarters(kept)))
+    assert plain.shape == labelled.shape
+    changed = (plain != labelled).any(axis=-1)
+    top, left, right = 16, 16 + 768 + 16, 384  # the second panel, 768 x 384 px; the width of a crop in it
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        y, x = top + row * 192, left + column * right
+        own = changed[y : y + 192, x : x + right]
+        assert own[:2].all()
+        assert own[-2:].all()
+        assert own[:, :2].all()
+        assert own[:, -2:].all()
+        assert own[8:34, 10:80].mean() > 0.9  # the label
+        assert not own[60:-4, 100:-4].any()
+    assert changed[top + 8 : top + 34, 26:90].mean() > 0.9  # the thumbnail's, which has no frame
+    assert not changed[top + 60 : top + 380, 16 : 16 + 768].any()
+
+
+def test_labels_become_short_and_vanish_where_there_is_no_room():
+    for long, room in ((80, True), (8, False)):
+        small, bare = (
+            np.asarray(overlay(Image.new("RGB", (320, 320), COLOR), one, side=long))
+            for one in (quarters([0]), replace(quarters([0]), crop=torch.empty(0, dtype=torch.long)))
+        )
+        inside = (small != bare).any(axis=-1)[16 + 4 : 16 + long // 2 - 4, 32 + long + 4 : 32 + long + long // 2 - 4]
+        assert inside.any() == room
+
+
+def test_without_captions_crops_are_not_labelled():
+    picture = Image.new("RGB", (80, 40), COLOR)
+    plain, labelled = (
+        np.asarray(overlay(picture, one, 200, captions=False))
+        for one in (span(quarters([0]).tiles, [0]), quarters([0]))
+    )
+    assert (plain == labelled).all()

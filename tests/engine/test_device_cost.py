@@ -86,6 +86,14 @@ def test_the_input_stage_waits_for_little(method: str) -> None:
     assert sum(waits.values()) - loops <= (5 if method == "vqtoken" else 2), waits
 
 
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("method", ["hired", "globalcom2"])
+def test_what_the_thumbnails_ask_for_is_waited_for_once(family: str, method: str) -> None:
+    """Beside the ids and the look for separators: the numbers of all pictures together."""
+    waits = ours(prefill(family, INPUT[method](), FOUR))
+    assert sum(waits.values()) <= 3, waits
+
+
 @pytest.mark.parametrize("method", [name for name in LAYER if not only_videos(name)])
 def test_a_layer_step_waits_for_nothing(method: str) -> None:
     """But for ToDRE's, whose question is whether anything stays, for each picture, and that of its first stage."""

@@ -45,7 +45,8 @@ def picture(h, w, dim=8, seed=0):
         "survives": torch.rand(n, generator=g) < 0.5,
     }
     features = torch.randn(n, dim, generator=g)
-    return features, (1, h, w), signals | {"final_states": features.flip(1) * 2}
+    late = {"final_states": features.flip(1) * 2, "cls_logits": torch.randn(2, n, generator=g)}
+    return features, (1, h, w), signals | late
 
 
 def select(method, seen):

@@ -247,6 +247,60 @@ def test_a_tower_without_cls_is_noted(family):
     assert all("no CLS token; received attention stands in" in note for note in notes)
 
 
+class Logits(vtc.Method):
+    """Keeps the logits of all blocks that it is shown."""
+
+    needs: ClassVar[tuple[str, ...]] = ("cls_logits",)
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def tower_layers(self, depth, feature_layer):
+        return tuple(range(depth))
+
+    def select(self, tokens):
+        self.seen.append(tokens.signal("cls_logits").clone())
+        return vtc.Selection.identity(tokens.total)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_the_cls_token(monkeypatch, family, attention):
+    """Of every block, the last included, whichever the features come from; no row where there is no CLS token."""
+    model, inputs = model_of(family, "eager"), batch(family, [[1, 0], [], [2]])
+    tower = adapter_for(model).tower(model)
+    attentions = tower_for(tower).attentions(tower)
+    source = sys.modules[type(attentions[0]).__module__]
+    eager, made = source.eager_attention_forward, [[] for _ in attentions]
+
+    def spy(module, query, key, *args, **kwargs):
+        if module in attentions:
+            products = torch.einsum("bhd,bhtd->bht", query[:, :, 0], key) * kwargs["scaling"]
+            made[attentions.index(module)].append(products.mean(dim=1)[:, 1:])
+        return eager(module, query, key, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "eager_attention_forward", spy)
+        model.model.get_image_features(**vision_inputs(inputs), return_dict=True)
+    Logits.seen.clear()
+    with vtc.wrapped(model_of(family, attention), Logits()) as wrapped:
+        wrapped(**inputs)
+        notes = vtc.report(wrapped).notes
+    if model.config.vision_config.model_type not in HAS_CLS:
+        assert [len(one) for one in Logits.seen] == [0, 0, 0]
+        (note,) = notes
+        assert note.endswith("has no CLS token, and so there are no CLS logits.")
+        return
+    assert notes == []
+    for layer, ((products,), *_) in enumerate(zip(made, strict=True)):
+        if family == "internvl":
+            want = [x.flatten() for x in shuffled(model, inputs, products[..., None], mean=True)]
+        elif "image_sizes" in inputs:
+            want = mosaicked(model, inputs, products)
+        else:
+            want = list(products)
+        for one, own in zip(Logits.seen, want, strict=True):
+            torch.testing.assert_close(one[layer], own, atol=1e-5, rtol=1e-4)
+
+
 def test_internvl_reads_queries_and_keys_after_their_norms(monkeypatch):
     config = FAMILIES["internvl"].config()
     config.vision_config.use_qk_norm = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 LONG_SIDE = 768  # px; small pictures are enlarged so that a patch stays visible
 GAP, BAR = 16, 40  # px between panels; height of the caption
 PAPER, _INK, _FRAME = (18, 20, 26), (235, 238, 245), (255, 255, 255)
+_SMALLEST = 9  # points of a label
+_EDGE, _LABEL = (90, 200, 250, 255), (10, 12, 18, 225)  # around crops; behind what is written on them
 _TINT = np.array([30.0, 34.0, 44.0])  # lifts dropped patches off black, so that kept black ones differ from them
 
 
@@ -29,7 +32,8 @@ def overlay(picture: Image.Image, span: ReportSpan, side: int = LONG_SIDE, capti
     Returns:
         A new picture with one panel for the image, and one more for its thumbnail if the model makes one.
         Patches whose token was kept are bright, dropped ones dark and grey. Patches that share an output are half
-        bright and outlined in that output's colour. A caption counts the tokens.
+        bright and outlined in that output's colour. A caption counts the tokens, and a label in each crop of an
+        any-resolution picture says how many it keeps, and which share that is of those of all crops.
     Raises:
         ValueError: the span is a video, or the model does not say where its tokens lie in the picture.
     """
@@ -42,6 +46,9 @@ def overlay(picture: Image.Image, span: ReportSpan, side: int = LONG_SIDE, capti
     image = [tile for tile in placed if tile.role != "thumbnail"]
     panels = [(name, tiles) for name, tiles in (("thumbnail", thumbnail), ("crops", image)) if tiles]
     drawn = [panel(picture, span, tiles, side) for _, tiles in panels]
+    if captions:
+        for part, (name, _) in zip(drawn, panels, strict=True):
+            label_crops(part, span, name == "thumbnail")
 
     margin, bar = (GAP, GAP + BAR) if captions else (0, 0)
     width = sum(part.width for part in drawn) + GAP * (len(drawn) - 1) + 2 * margin
@@ -55,6 +62,34 @@ def overlay(picture: Image.Image, span: ReportSpan, side: int = LONG_SIDE, capti
             write(draw, (x, middle), text, part.width)
         x += part.width + GAP
     return sheet
+
+
+def label_crops(drawn: Image.Image, span: ReportSpan, thumbnail: bool) -> None:
+    """Write into a panel what each crop keeps, and outline it: the thumbnail if `thumbnail`, else the others."""
+    total = max(1, sum(crop.tokens_out for crop in span.crops))
+    draw = ImageDraw.Draw(drawn, "RGBA")
+    for crop in span.crops:
+        if (crop.role == "thumbnail") is not thumbnail or crop.box is None:
+            continue
+        x0, y0, x1, y1 = (round(v * side) for v, side in zip(crop.box, drawn.size * 2, strict=True))
+        if not thumbnail:
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_EDGE, width=2)
+        share = f"{crop.tokens_out}"
+        fonts = [font for font in _fonts() if font.size <= max(_SMALLEST, (y1 - y0) / 6)]
+        for text in (f"{share} · {100 * crop.tokens_out / total:.0f} %", share):
+            font = next((font for font in fonts if draw.textlength(text, font=font) <= x1 - x0 - 24), None)
+            if font is not None and font.size + 16 <= y1 - y0:
+                wide = draw.textlength(text, font=font)
+                draw.rounded_rectangle((x0 + 6, y0 + 6, x0 + 18 + wide, y0 + 14 + font.size), 5, fill=_LABEL)
+                draw.text((x0 + 12, y0 + 10 + font.size / 2), text, fill=_INK, font=font, anchor="lm")
+                break
+
+
+@cache
+def _fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
+    """From the largest to the smallest that is written with."""
+    fonts = (ImageFont.load_default(points) for points in range(22, _SMALLEST - 1, -1))
+    return tuple(font for font in fonts if isinstance(font, ImageFont.FreeTypeFont))
 
 
 def caption(span: ReportSpan) -> str:

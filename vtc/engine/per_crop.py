@@ -13,7 +13,7 @@ Example: a LLaVA-NeXT image, t = thumbnail, a and b = what is left of two crops,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,17 +60,7 @@ def crops_of(span: VisualSpan, scope: str | None) -> list[Crop]:
         return list(enumerate(frame for tile in span.tiles for frame in tile.indices()))
     if scope == "frame" or len(span.crop) != span.tokens or int(span.crop.max()) < 1:
         return []
-    return sorted(_rectangles(span), key=lambda crop: crop[0])
-
-
-def _rectangles(span: VisualSpan) -> Iterator[Crop]:
-    """Number and span indices [h, w] of the crops; each is a rectangle of one tile."""
-    for tile in span.tiles:
-        places = tile.indices()[0]  # [h, w]
-        owner = span.crop[places]
-        for number in owner.unique().tolist():
-            own = owner == number
-            yield number, places[own].view(int(own.any(dim=1).sum()), -1)
+    return sorted(((one.number, one.places) for one in span.rectangles()), key=lambda crop: crop[0])
 
 
 def _views(method: Method, tokens: VisualTokens, crops: list[Crop]) -> list[tuple[VisualTokens, Tensor]] | None:

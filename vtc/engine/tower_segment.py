@@ -43,6 +43,13 @@ class Segment:
         logits = products.sum(dim=1) * (q.shape[1] * q.shape[2]) ** -0.5
         return (logits if self.copies is None else logits - self.copies.log()).softmax(dim=-1)
 
+    def logits(self, q: Tensor) -> Tensor:
+        """[B, R, T] in fp32: scaled products (mean over heads) of the queries q [B, H, R, d] and the keys."""
+        heads = q.shape[1]
+        joined = (x.transpose(1, 2).flatten(2).float() for x in (q, self.k))  # [B, R, H * d] and [B, T, H * d]
+        queries, keys = joined
+        return queries @ keys.mT * (self.scale / heads)
+
     def received(self) -> Tensor:
         """[B, T]: mean attention that each token receives from all of them."""
         return ops.received_attention(*self._weighed(self.q), self.scale)

@@ -86,14 +86,19 @@ class TowerSignals:
             self._check_cls(method)
         if "L" not in SIGNALS[name].shape:
             return [(name, last)]
+        if SIGNALS[name].of_cls and not self.facts.has_cls:
+            self._note(f"{method.title}: {tower_type(self.tower)} has no CLS token, and so there are no {_said(name)}.")
+            return []
         stand_in = SIGNALS[name].stand_in
         if stand_in is not None and not self.facts.has_cls:
-            wanted, given = (x.replace("_", " ").replace("cls", "CLS") for x in (name, stand_in))
-            note = f"{method.title}: {tower_type(self.tower)} has no CLS token; {given} stands in for {wanted}."
-            if note not in self.notes:
-                self.notes.append(note)
+            given, wanted = _said(stand_in), _said(name)
+            self._note(f"{method.title}: {tower_type(self.tower)} has no CLS token; {given} stands in for {wanted}.")
             name = stand_in
         return [(name, layer) for layer in method.tower_layers(len(self.facts.blocks(self.tower)), last)]
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _check_cls(self, method: Method) -> None:
         """Raise ValueError if there is no CLS token, or none that could be passed on."""
@@ -248,6 +253,9 @@ class TowerReader:
             return _per_crop(measured[0], self.spans[0], self.call).to(self.device)
         alone = len(self.spans) == 1
         patch = self.spans[0].patch if alone else torch.stack([span.patch for span in self.spans])
+        if not measured:  # a tower without a CLS token
+            rows = (0, *patch.shape) if alone else (len(patch), 0, patch.shape[1])
+            return torch.zeros(rows, device=self.device)
         values = torch.stack(measured) if "L" in row.shape else measured[0][None]  # [L, P, ...]
         values = _per_token(values, patch)  # [L, N, ...] or [L, S, N, ...]
         if "L" not in row.shape:
@@ -262,6 +270,11 @@ class TowerReader:
         if apart or any(other.call is not one.call or other.method is not one.method for other in readers):
             return None
         return replace(one, spans=tuple(span for reader in readers for span in reader.spans))
+
+
+def _said(name: str) -> str:
+    """A signal's name in a sentence."""
+    return name.replace("_", " ").replace("cls", "CLS")
 
 
 def _measured(call: TowerCall | None, pair: Pair) -> Tensor:

@@ -144,6 +144,7 @@ class Trace:
                     self._steps_of(number),
                     self._evicted_from(s),
                     None if self.whole is None else self.whole[number],
+                    s.crop,
                 )
                 for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
             ],

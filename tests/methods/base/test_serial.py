@@ -19,6 +19,7 @@ WORDS = (
     *("selection", "kcenter", "random", "released", "mean", "hash", "uniform"),
     *("mae", "coded"),
     *("encoder", "geometric", "bipartite", "cls"),
+    *("count", "strips", "cosine"),
 )
 TRIED: tuple[Any, ...] = (
     *(True, False, 3, 1, 2, 0.35, 0.2),

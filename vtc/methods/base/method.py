@@ -43,6 +43,7 @@ class Method:
     stage: ClassVar[str] = "input"
     needs: ClassVar[tuple[str, ...]] = ()
     query_aware: ClassVar[bool] = False
+    #: whether exactly `keep` tokens stay; a field or a property of this name answers where options decide
     exact_count: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     trained: ClassVar[bool] = False

@@ -75,7 +75,8 @@ def describe(cls: type[Method]) -> MethodInfo:
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
     default_keep: Any = defaults.pop("keep")
     said = option_help(cls)
-    stages = dict.fromkeys(part.stage or "input" for part in cls().parts())
+    usual = cls()
+    stages = dict.fromkeys(part.stage or "input" for part in usual.parts())
     return MethodInfo(
         name=cls.name,
         module=cls.__module__,
@@ -84,7 +85,7 @@ def describe(cls: type[Method]) -> MethodInfo:
         places=cls.places if issubclass(cls, EncoderMethod) else tuple(stages),
         needs=cls.needs,
         query_aware=cls.query_aware,
-        exact_count=cls.exact_count,
+        exact_count=usual.exact_count,
         merges=cls.merges,
         trained=cls.trained,
         modality=cls.modality,
