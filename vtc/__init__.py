@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from vtc.methods.tome import PiToMe, ToMe
     from vtc.methods.transprune import TransPrune
     from vtc.methods.uniform_frames import UniformFrames
+    from vtc.methods.vflowopt import VFlowOpt
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vqtoken import VQToken
@@ -124,6 +125,7 @@ __all__ = [
     "TrainedMethod",
     "TransPrune",
     "UniformFrames",
+    "VFlowOpt",
     "VQToken",
     "VisionDrop",
     "VisionZip",
@@ -163,6 +165,7 @@ _HOME = {
     "DART": "vtc.methods.dart",
     "EVS": "vtc.methods.evs",
     "H2O": "vtc.methods.h2o",
+    "VFlowOpt": "vtc.methods.vflowopt",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",

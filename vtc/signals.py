@@ -4,7 +4,8 @@ The engine measures a signal only when a wrapped method lists it in `needs`; `vt
 says where it is measured, and `of` measures it there, on what that place offers:
 
     tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `received`, `share`; for
-             what is not read from queries and keys, what the projector makes of each crop's CLS token, [C, D]
+             what is not read from queries and keys, the patches that it is given (`vtc.engine.patch_pixels`), or what
+             the projector makes of each crop's CLS token, [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -47,6 +48,9 @@ class Signal:
         together: whether it can be read of several equally large spans at once, with one more dimension in front.
         shared: whether asking for one span's share, where it is measured, computes what all spans have theirs from.
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
+        numbered: whether `of` is given, behind the place, the number that the method wants it with
+            (`Method.signal_number`); of the place `tower`.
+        pixels: whether it is read from the pixels that the tower is given.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Signal:
     together: bool = False
     shared: bool = False
     stand_in: str | None = None
+    numbered: bool = False
+    pixels: bool = False
 
     @property
     def text(self) -> str:
@@ -123,6 +129,27 @@ for _row in (
         fold="mean",
         attention=True,
         together=True,
+    ),
+    Signal(
+        "global_attention",
+        ("N",),
+        "tower",
+        "mean attention that each token receives from the vision tower's global tokens, at the layer the features come "
+        "from (mean over heads): of each crop those patches that receive more than a number of times the mean",
+        lambda segment, times: segment.from_global(times),
+        attention=True,
+        together=True,
+        numbered=True,
+    ),
+    Signal(
+        "patch_entropy",
+        ("N",),
+        "tower",
+        "entropy, in bits, of the 256 grey levels of each token's pixels",
+        lambda patches: patches.entropy(),
+        fold="mean",
+        together=True,
+        pixels=True,
     ),
     Signal(
         "cls_token",
@@ -324,6 +351,7 @@ class VisualTokens:
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
         counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
+        alone: whether no other picture or video stands in its row.
         together: whether its signals are those of several spans of this size, see `stacked`.
     """
 
@@ -336,6 +364,7 @@ class VisualTokens:
     depth: int = 0
     budget: int | None = None
     counts: tuple[int, ...] = ()
+    alone: bool = True
     together: bool = False
 
     @property
@@ -381,7 +410,9 @@ def stacked(many: Sequence[VisualTokens]) -> VisualTokens | None:
     """
     one = many[0]
     stack = getattr(one.read, "stack", None)
-    same = {(len(t.features), t.total, t.step, t.layer, t.depth, t.budget, t.counts, type(t.read)) for t in many}
+    same = {
+        (len(t.features), t.total, t.step, t.layer, t.depth, t.budget, t.counts, t.alone, type(t.read)) for t in many
+    }
     whole = all(len(t.features) == t.total or t.layer is not None for t in many)  # `index` says nothing then
     read = stack([t.read for t in many]) if stack is not None and len(same) == 1 and whole else None
     return None if read is None else replace(one, read=read, together=True)

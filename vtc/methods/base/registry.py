@@ -142,4 +142,4 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     if isinstance(method, Method) and not options:
         return method
     check_options(cls.name or cls.__name__, options, {f.name for f in fields(cls)})
-    return replace(method, **options) if isinstance(method, Method) else cls(**options)
+    return replace(method, **options) if isinstance(method, Method) else cls(**cls.completed(options))
