@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vtc import models as models
     from vtc import ops as ops
     from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+    from vtc.calibration.calibrate import Calibrated, calibrate
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
+    from vtc.methods.base.calibrated import CalibratedMethod
     from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
@@ -83,6 +85,8 @@ __all__ = [
     "Adapter",
     "BlockTokens",
     "CacheMethod",
+    "Calibrated",
+    "CalibratedMethod",
     "Clip",
     "ClipLimits",
     "DivPrune",
@@ -132,6 +136,7 @@ __all__ = [
     "VisualTokens",
     "ZeroTPrune",
     "__version__",
+    "calibrate",
     "clip_inputs",
     "downsample",
     "downsample_all",
@@ -170,6 +175,8 @@ _HOME = {
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",
     "CacheMethod": "vtc.methods.base.cache",
+    "Calibrated": "vtc.calibration.calibrate",
+    "CalibratedMethod": "vtc.methods.base.calibrated",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
@@ -217,6 +224,7 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
+    "calibrate": "vtc.calibration.calibrate",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
     "downsample_all": "vtc.media.smaller",

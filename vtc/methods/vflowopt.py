@@ -268,10 +268,26 @@ class VFlowOpt(CalibratedMethod):
             "alpha": (-1.0, 1.0),
         }
 
+    def start(self) -> dict[str, float]:
+        """What the search begins with: the options as they are, `r1` as a share of all tokens."""
+        assert isinstance(self.keep, float)
+        found = {name: float(self.option(name)) for name in self.tuned}
+        if super().option("r1") is None:
+            found["r1"] = min(1.0, self.keep * self.released.r1 / self.released.keep)
+        return found
+
+    def measuring(self) -> VFlowOpt:
+        return self.tried(alpha=1.0)
+
+    def check_calibration(self) -> None:
+        if not isinstance(self.keep, float) or not self.average or self.r3 is not None:
+            raise ValueError(
+                f"{self.title} is calibrated for an average share of the tokens, and finds r3 itself: give a share as "
+                "keep=, such as 0.25, average=True, and no r3."
+            )
+
     def calibrated(self, work: Work) -> Mapping[str, Any]:
-        if not isinstance(self.keep, float):
-            raise ValueError(f"keep={self.keep} is a count: {self.title} is calibrated for a share, such as 0.25.")
-        return work.search(self.space(), lambda values: work.likeness(self.tried(**values)))
+        return work.search(self.space(), self.start(), lambda values: work.likeness(self.tried(**values)))
 
 
 def _recycles(tokens: VisualTokens) -> bool:

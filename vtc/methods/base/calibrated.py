@@ -75,6 +75,10 @@ class CalibratedMethod(Method):
         """This method with other values of its tuned options, and no file."""
         return replace(self, calibration=None, **values)
 
+    def measuring(self) -> Self:
+        """This method with values of its tuned options for which it reads every signal that it may read with others."""
+        return self
+
     def check_checkpoint(self, model_type: str, fingerprint: Callable[[], str]) -> None:
         if self.calibration is None:
             return
@@ -84,6 +88,9 @@ class CalibratedMethod(Method):
                 f"{self.calibration} is of another model ({known['type']} {known['fingerprint']}; this one "
                 f"is {model_type} {own}): run vtc.calibrate on this one."
             )
+
+    def check_calibration(self) -> None:
+        """Raise ValueError with one sentence if there is nothing to calibrate; asked before any compute."""
 
     def calibrated(self, work: Work) -> Mapping[str, Any]:
         """Find the options in `tuned`: their values, by name.
