@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtc.models.decoder import decoder_for
 from vtc.models.registry import adapter_for
+from vtc.models.tower import tower_type
 
 
 def fingerprint_of(model: nn.Module) -> str:
@@ -21,7 +22,8 @@ def fingerprint_of(model: nn.Module) -> str:
     family = adapter_for(model)
     lm, tower = family.language_model(model), family.tower(model)
     config = lm.config
-    known = hashlib.sha256(f"{model.config.model_type} {config.hidden_size} {config.num_hidden_layers}".encode())  # type: ignore[union-attr]
+    shape = [model.config.model_type, tower_type(tower), config.hidden_size, config.num_hidden_layers]  # type: ignore[union-attr]
+    known = hashlib.sha256(repr(shape).encode())
     for part in (decoder_for(lm).final_norm(lm), *_norms(tower)):
         for parameter in part.parameters():
             known.update(_bytes(parameter))

@@ -131,7 +131,7 @@ def _write(found: Calibrated, method: CalibratedMethod, model: Mapping[str, Any]
 
     card = {
         "format": FORMAT,
-        "method": method.name,
+        "method": method.title,
         "keep": method.keep,
         "options": found.options,
         "model": model,
