@@ -327,6 +327,12 @@ def of_place(names: tuple[str, ...], *places: str) -> tuple[str, ...]:
     return tuple(name for name in names if SIGNALS[name].place in places)
 
 
+def signal_of(measured: str) -> Signal:
+    """The signal that a run of the tower has measured under the name `measured`: its own, behind which "=" and a number
+    stand where it takes one."""
+    return SIGNALS[measured.partition("=")[0]]
+
+
 def check_signals(names: tuple[str, ...], asker: str) -> None:
     """Raise ValueError if `names` holds an unknown signal."""
     for name in names:

@@ -15,7 +15,6 @@ import vtc
 from vtc.api import ATTRIBUTE
 from vtc.calibration.pairs import Given, read_pairs
 from vtc.calibration.trials import Trial, Trials, check_out
-from vtc.calibration.work import Work
 from vtc.checks import check_number
 from vtc.engine.wrappers import look_through
 from vtc.methods.base.calibrated import FORMAT, CalibratedMethod
@@ -88,6 +87,8 @@ def calibrate(
     Raises:
         ValueError, TypeError, FileNotFoundError: with one sentence, before any compute.
     """
+    from vtc.calibration.work import Work  # it imports the engine, which other calls can do without
+
     chosen = resolve(method, keep, **options)
     if not isinstance(chosen, CalibratedMethod):
         raise not_calibrated(chosen.title)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vtc.engine.find_layout import Looks, layouts_of
 from vtc.engine.tower_call import ITEM, ROWS_ITEM, pack
-from vtc.engine.tower_signals import signal_of
 from vtc.models.family import Adapter, TowerCall
+from vtc.signals import signal_of
 
 
 class Encoded:

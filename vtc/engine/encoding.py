@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from vtc.engine import context
 from vtc.engine.encoded import Encoded
 from vtc.engine.tower_call import PIXEL_ITEM, unpack
-from vtc.engine.tower_signals import TowerSignals, signal_of
+from vtc.engine.tower_signals import TowerSignals
 from vtc.methods.base.method import Method
 from vtc.methods.base.pixels import PixelMethod
 from vtc.models import adapter_for
 from vtc.models.family import GRIDS, PIXELS, Adapter
-from vtc.signals import of_place
+from vtc.signals import of_place, signal_of
 
 
 def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:

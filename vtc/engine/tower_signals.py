@@ -28,7 +28,7 @@ from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
 from vtc.models.tower import Tower, tower_for, tower_type
-from vtc.signals import SIGNALS, Signal, of_place
+from vtc.signals import SIGNALS, of_place, signal_of
 from vtc.transfer import upload
 
 Pair = tuple[str, int]  # (signal of the vision tower, layer); of one that takes a number, "name=number"
@@ -37,11 +37,6 @@ Pair = tuple[str, int]  # (signal of the vision tower, layer); of one that takes
 def numbered(method: Method, name: str) -> str:
     """What a signal is measured as for `method`: its name, with the number that it takes."""
     return f"{name}={method.signal_number(name)!r}" if SIGNALS[name].numbered else name
-
-
-def signal_of(measured: str) -> Signal:
-    """The signal that is measured as `measured`."""
-    return SIGNALS[measured.partition("=")[0]]
 
 
 @dataclass(eq=False)
