@@ -45,8 +45,8 @@ def loaded(folder):
     return model, processor
 
 
-def calibrate(loaded, folder, out, method="vflowopt", **options):
-    settings = {"processor": loaded[1], "keep": 0.5, "pairs": 2, "trials": 4}
+def calibrate(loaded, folder, out, method: Any = "vflowopt", **options):
+    settings: Any = {"processor": loaded[1], "keep": 0.5, "pairs": 2, "trials": 4}
     return vtc.calibrate(loaded[0], method, folder / "data.jsonl", out=out, **{**settings, **options})
 
 
@@ -203,14 +203,15 @@ def test_no_pairs_and_what_else_is_refused(loaded, folder, tmp_path):
     ):
         with pytest.raises((ValueError, TypeError), match=says):
             calibrate(loaded, folder, **{"out": out, **wrong})
-    for data, says in (
+    given: list[tuple[Any, str]] = [
         ([], "there are no pairs of a picture and a question"),
         ([("gone.png", "what ?")], "there is no picture at gone.png"),
         ([(folder / "red.png", " ")], "is no pair"),
         ([3], "is no pair"),
         (3, "data is int"),
         (tmp_path / "empty.jsonl", "holds no questions"),
-    ):
+    ]
+    for data, says in given:
         with pytest.raises((ValueError, TypeError, FileNotFoundError), match=says):
             vtc.calibrate(loaded[0], "vflowopt", data, out=out, processor=loaded[1], keep=0.5)
     with vtc.wrapped(loaded[0], "random"), pytest.raises(ValueError, match=r"is wrapped: vtc.unwrap it"):

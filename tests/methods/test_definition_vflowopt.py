@@ -260,7 +260,9 @@ def test_released_shares(keep):
     """The released numbers, and R3 as the paper's identity has it: 9 R1 + 9 R1 R2 + 10 R1 R2 R3 = 28 keep."""
     r1, r2, r3 = {0.5: (0.723, 0.749, 0.487), 0.25: (0.265, 0.983, 0.877), 0.1: (0.117, 1.0, 0.601)}[keep]
     n = 100_000
-    told = counts(vtc.VFlowOpt(keep=keep, r1=r1, r2=r2, r3=r3), n, 28)
+    whole = vtc.VFlowOpt(keep=keep, r1=r1, r2=r2, r3=r3)
+    assert vtc.resolve(str(whole)) == vtc.Method.from_dict(whole.as_dict()) == whole
+    told = counts(whole, n, 28)
     for layer, share in ((0, r1), (8, r1), (9, r1 * r2), (17, r1 * r2), (18, r1 * r2 * r3), (27, r1 * r2 * r3)):
         assert told[layer] == pytest.approx(share * n, abs=1)
     solved = (28 * keep - 9 * r1 - 9 * r1 * r2) / 10
@@ -340,8 +342,9 @@ def test_shares_that_are_refused():
         (dict(cell=0.5), "cell=0.5"),
         (dict(threshold=-1), "threshold=-1"),
     ):
+        options: dict[str, Any] = dict(wrong)
         with pytest.raises((ValueError, TypeError), match=says):
-            vtc.VFlowOpt(**wrong)
+            vtc.VFlowOpt(**options)
 
 
 def test_a_first_cut_too_small_for_the_budget_is_refused_when_wrapped():

@@ -152,9 +152,9 @@ class TowerSignals:
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
         grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
         run = TowerRun(TowerCall(grid_thw=grid, crops=crops))
-        for name, layer in self.starts:
+        if self.starts and pixels is not None:
             patches = PatchPixels(self.model, self.adapter, pixels.detach(), patches_there())
-            run.call.signals[name, layer] = signal_of(name).of(patches)
+            run.call.signals.update({pair: signal_of(pair[0]).of(patches) for pair in self.starts})
         context.push(self, run)
 
     @uncompiled
