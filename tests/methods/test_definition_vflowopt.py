@@ -121,8 +121,8 @@ def test_the_released_count_depends_on_the_picture():
 # -- importance ------------------------------------------------------------------------------------------------------
 
 
-def asked(family: str, inputs: Any, name: str, number: float = 0.0) -> list[Row]:
-    """The signal `name` of each picture in a model, as a method hears it."""
+def asked(family: str, inputs: Any, name: str, number: float = 0.0, before: tuple[vtc.Method, ...] = ()) -> list[Row]:
+    """The signal `name` of each picture in a model, as a method hears it behind others."""
     heard: list[Row] = []
 
     class Hears(vtc.Method):
@@ -136,7 +136,7 @@ def asked(family: str, inputs: Any, name: str, number: float = 0.0) -> list[Row]
             return tokens.signal(name)
 
     model = model_of(family, "eager")
-    with torch.no_grad(), vtc.wrapped(model, Hears(keep=0.5)):
+    with torch.no_grad(), vtc.wrapped(model, [*before, Hears(keep=1)]):
         model(**inputs)
     return heard
 
@@ -205,6 +205,19 @@ def test_entropy_of_packed_patches_is_the_mean_of_four(family):
     expected = [sum(bits[i : i + 4]) / 4 for i in range(0, len(bits), 4)]
     one, two = asked(family, inputs, "patch_entropy")
     assert one + two == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_entropy_of_what_the_tower_has_not_lost(family):
+    inputs, cut = batch(family, [[0, 1]]), vtc.PixelPrune(keep=0.5)
+    inputs["pixel_values"] = inputs["pixel_values"] * 0.3
+    whole = asked(family, inputs, "patch_entropy")
+    left = asked(family, inputs, "patch_entropy", before=(cut,))
+    with torch.no_grad(), vtc.wrapped(model_of(family), cut) as model:
+        model(**inputs)
+        spans = vtc.report(model).spans
+    for span, all_of_it, some in zip(spans, whole, left, strict=True):
+        assert some == pytest.approx([all_of_it[i] for i in span.kept.tolist()], abs=1e-6)
 
 
 @defines("vflowopt", "alpha")
