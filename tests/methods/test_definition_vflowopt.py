@@ -67,7 +67,7 @@ def outputs(x: list[Row], score: Row, stays: list[int], groups: dict[Any, list[i
 
 
 def recycled(span: VisualSpan, x: list[Row], score: Row, count: int, side: float, exact: bool) -> dict[int, Row]:
-    """Section 3.3: D + Z tokens go and come back as one per cell, Z of them; exactly `count`, or as released."""
+    """D + Z tokens go and come back as one per cell, Z of them; exactly `count`, or as released."""
     n, breaks = len(score), [i for i, apart in enumerate(span.separators.tolist()) if apart]
     if count >= n:
         return dict(enumerate(x))
@@ -142,7 +142,7 @@ def asked(family: str, inputs: Any, name: str, number: float = 0.0, before: tupl
 
 
 def flow(attention: list[list[Row]], first: int, times: float) -> Row:
-    """Section 3.2: [H][T][T] of one crop -> of each patch, the mean of what the global patches give it."""
+    """[H][T][T] of one crop -> of each patch, the mean of what the global patches give it."""
     t = len(attention[0])
     mean = [[sum(head[i][j] for head in attention) / len(attention) for j in range(t)] for i in range(t)]
     received = [sum(mean[i][j] for i in range(t)) / t for j in range(t)]

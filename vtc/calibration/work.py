@@ -102,7 +102,7 @@ class Work:
 
     def likeness(self, method: Method) -> float:
         """Mean over the pairs of the cosine between what the last layer makes of a prompt's last token with `method`
-        and with all visual tokens (arXiv 2508.05211, section 3.4)."""
+        and with all visual tokens (what VFlowOpt, arXiv 2508.05211, optimises)."""
         cosines: list[float] = []
         pairs = self.ready()
         with wrapped(self.model, method):

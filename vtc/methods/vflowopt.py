@@ -49,8 +49,8 @@ class VFlowOpt(CalibratedMethod):
     A cut before the language model, which recycles what it drops, and two inside of it, all by one importance; how they
     share the budget is found for a model by `vtc.calibrate`.
 
-    Source: arXiv 2508.05211, sections 3.2 (importance), 3.3 (recycling) and 3.4 (search); numbers from its released
-    code.
+    Source: arXiv 2508.05211, the sections on its importance map, its progressive pruning with recycling and its search;
+    formulas and numbers are those of its released code.
 
     * Importance: of each crop the global patches are those that receive more than `threshold` times the mean attention
       in the tower's block that the features come from; a token's importance is the mean attention that these give it,
