@@ -189,6 +189,15 @@ def test_one_pair_and_pictures_that_are_looked_at_anew(loaded, folder, tmp_path)
     assert len(vtc.calibrate(loaded[0], "vflowopt", listed, out=tmp_path / "c.json", **settings).trials) == 2
 
 
+def test_a_count_is_calibrated_for_as_a_count(loaded, folder, tmp_path):
+    found = calibrate(loaded, folder, tmp_path / "count.json", keep=6, trials=3)
+    assert isinstance(found.options["r1"], int)
+    assert 6 <= found.options["r1"] <= 9
+    method = vtc.resolve("vflowopt", calibration=found.path)
+    assert (method.keep, method.option("r1")) == (6, found.options["r1"])  # type: ignore[attr-defined]
+    method.parts()[1].counts(12, 3)  # type: ignore[attr-defined]
+
+
 def test_no_pairs_and_what_else_is_refused(loaded, folder, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     out = tmp_path / "out.json"
@@ -196,8 +205,7 @@ def test_no_pairs_and_what_else_is_refused(loaded, folder, tmp_path):
         (dict(pairs=0), "pairs=0 is not a whole number of 1 or more"),
         (dict(trials=0), "trials=0 is not a whole number of 1 or more"),
         (dict(seed=-1), "seed=-1"),
-        (dict(keep=64), "is calibrated for an average share of the tokens"),
-        (dict(method="vflowopt(average=False)"), "is calibrated for an average share of the tokens"),
+        (dict(method="vflowopt(average=False)"), "is calibrated for an average over the layers"),
         (dict(method="fastv"), "fastv has nothing to calibrate; methods that have: .*vflowopt"),
         (dict(out=tmp_path), "is a folder"),
     ):

@@ -291,6 +291,13 @@ def test_shares_that_cannot_meet_the_budget_leave_more():
     assert sum(layers) / 28 == pytest.approx(250, abs=0.5)
 
 
+def test_counts_stay_counts():
+    layers = counts(vtc.VFlowOpt(keep=64, r1=90, r2=0.9), 1000, 28)
+    assert (layers[0], layers[9]) == (90, 81)
+    assert sum(layers) / 28 == pytest.approx(64, abs=0.5)
+    assert counts(vtc.VFlowOpt(keep=64, r1=90), 50, 28) == (50,) * 28
+
+
 def test_released_settings_by_the_nearest_budget():
     asked = {0.5: 28.68, 0.4: 28.68, 1.0: 28.68, 0.3: 34.76, 0.25: 34.76, 0.12: 39.26, 0.01: 39.26, 64: 34.76}
     for keep, threshold in asked.items():
@@ -347,6 +354,9 @@ def test_a_picture_beside_another_row_that_has_two():
 def test_shares_that_are_refused():
     for wrong, says in (
         (dict(keep=0.25, r1=0.2), "r1=0.2 is below keep=0.25"),
+        (dict(keep=64, r1=60), "r1=60 is below keep=64"),
+        (dict(keep=64, r1=0), "r1=0 is not"),
+        (dict(r1=1.5), "r1=1.5 is not"),
         (dict(r3=0.5), "r3 is what r1, r2 and keep leave"),
         (dict(r1=0.3, r2=0.9, r3=0.9, keep=64), "r3 is what r1, r2 and keep leave"),
         (dict(keep=0.25, r1=0.5, r2=0.9, r3=0.9), "on average, not keep=0.25"),

@@ -79,8 +79,8 @@ class VFlowOpt(CalibratedMethod):
             10 % (28.68, 34.76, 39.26; of a count 34.76).
         alpha: weight of the entropy; None = 0, as released.
         cell: side of a cell in tokens, at least 1. None = as released (11.76, 15.58, 17.39).
-        r1: share of all tokens that the first cut leaves, at least `keep`; more is left where `keep` could not be met
-            else. None = as much more than `keep` as was released (0.723, 0.265, 0.117).
+        r1: what the first cut leaves, a share of all tokens or a count of them, at least `keep`. None = as much more
+            than `keep` as was released (0.723, 0.265, 0.117).
         r2: share of these that the second leaves; more where `keep` could not be met else. None = as released (0.749,
             0.983, 1.0).
         r3: share of those that the third leaves; None = what makes the average `keep`.
@@ -95,7 +95,7 @@ class VFlowOpt(CalibratedMethod):
     threshold: float | None = None
     alpha: float | None = None
     cell: float | None = None
-    r1: float | None = None
+    r1: int | float | None = None
     r2: float | None = None
     r3: float | None = None
     layers: tuple[int | float, ...] = (9 / 28, 18 / 28)
@@ -116,7 +116,9 @@ class VFlowOpt(CalibratedMethod):
             check_number(self.alpha, "alpha", what="the weight of the entropy")
         if self.cell is not None:
             check_number(self.cell, "cell", 1, what="the side of a cell in tokens")
-        for name in ("r1", "r2", "r3"):
+        if isinstance(self.r1, int):
+            check_number(self.r1, "r1", 1, integer=True, what="a share of the tokens, or a number of them")
+        for name in ("r2", "r3") if isinstance(self.r1, int) else ("r1", "r2", "r3"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name, above=0, high=1, what="a share of the tokens")
         check_row(self.layers, "layers", "two decoder layers, such as (9, 18) or (0.32, 0.64)")
@@ -127,14 +129,14 @@ class VFlowOpt(CalibratedMethod):
 
     def _check_shares(self) -> None:
         """Refuse shares that cannot come to the budget."""
-        if isinstance(self.keep, float) and self.r1 is not None and self.r1 < self.keep:
+        if type(self.keep) is type(self.r1) and self.r1 < self.keep:  # type: ignore[operator]
             raise ValueError(f"r1={self.r1} is below keep={self.keep}: later cuts bring no tokens back; raise r1.")
         if self.r3 is None:
             return
         parts = (self.r1, self.r2, self.r3)
-        if None in parts or not self.average or not isinstance(self.keep, float):
+        if None in parts or not self.average or not isinstance(self.keep, float) or isinstance(self.r1, int):
             raise ValueError(
-                "r3 is what r1, r2 and keep leave: give it with r1, r2, a share as keep= and average=True, or not."
+                "r3 is what r1, r2 and keep leave: give it with r1, r2 and keep as shares, and average=True, or not."
             )
         if all(isinstance(layer, float) for layer in self.layers):
             one, two = self.layers
@@ -174,7 +176,7 @@ class VFlowOpt(CalibratedMethod):
         asked, released = token_count(self.keep, total), self.released
         chosen = super().option("r1")
         if chosen is not None:
-            wanted = chosen * total
+            wanted = token_count(chosen, total)
         elif self.average:
             wanted = asked * released.r1 / released.keep
         else:
@@ -259,9 +261,9 @@ class VFlowOpt(CalibratedMethod):
 
     def space(self) -> dict[str, tuple[float, float]]:
         """The box that is searched: the paper's at 25 %, whose bounds of r1 are 1 and 1.5 times `keep`."""
-        assert isinstance(self.keep, float)
+        most = min(1.0, 1.5 * self.keep) if isinstance(self.keep, float) else 1.5 * self.keep
         return {
-            "r1": (self.keep, min(1.0, 1.5 * self.keep)),
+            "r1": (float(self.keep), most),
             "r2": (0.533, 1.0),
             "threshold": (0.0, 50.0),
             "cell": (3.0, 24.0),
@@ -269,25 +271,29 @@ class VFlowOpt(CalibratedMethod):
         }
 
     def start(self) -> dict[str, float]:
-        """What the search begins with: the options as they are, `r1` as a share of all tokens."""
-        assert isinstance(self.keep, float)
+        """What the search begins with: the options as they are, `r1` as it goes with `keep`."""
         found = {name: float(self.option(name)) for name in self.tuned}
         if super().option("r1") is None:
-            found["r1"] = min(1.0, self.keep * self.released.r1 / self.released.keep)
+            found["r1"] = min(self.space()["r1"][1], self.keep * self.released.r1 / self.released.keep)
         return found
+
+    def valued(self, found: Mapping[str, float]) -> dict[str, Any]:
+        """Options of what the search has found: `r1` is a count if `keep` is one."""
+        return {**found, "r1": round(found["r1"])} if isinstance(self.keep, int) else dict(found)
 
     def measuring(self) -> VFlowOpt:
         return self.tried(alpha=1.0)
 
     def check_calibration(self) -> None:
-        if not isinstance(self.keep, float) or not self.average or self.r3 is not None:
+        if not self.average or self.r3 is not None:
             raise ValueError(
-                f"{self.title} is calibrated for an average share of the tokens, and finds r3 itself: give a share as "
-                "keep=, such as 0.25, average=True, and no r3."
+                f"{self.title} is calibrated for an average over the layers, and finds r3 itself: give average=True, "
+                "and no r3."
             )
 
     def calibrated(self, work: Work) -> Mapping[str, Any]:
-        return work.search(self.space(), self.start(), lambda values: work.likeness(self.tried(**values)))
+        box, start = self.space(), self.start()
+        return self.valued(work.search(box, start, lambda found: work.likeness(self.tried(**self.valued(found)))))
 
 
 def _recycles(tokens: VisualTokens) -> bool:
