@@ -18,15 +18,23 @@ def fingerprint_of(model: nn.Module) -> str:
 
     Norms are not quantised, and adapters (LoRA) leave them alone: a checkpoint has one fingerprint in fp32, bf16 and
     four bits, and with an adapter.
+
+    Raises:
+        ValueError: these norms are not in memory.
     """
     family = adapter_for(model)
     lm, tower = family.language_model(model), family.tower(model)
     config = lm.config
     shape = [model.config.model_type, tower_type(tower), config.hidden_size, config.num_hidden_layers]  # type: ignore[union-attr]
     known = hashlib.sha256(repr(shape).encode())
-    for part in (decoder_for(lm).final_norm(lm), *_norms(tower)):
-        for parameter in part.parameters():
-            known.update(_bytes(parameter))
+    norms = [p for part in (decoder_for(lm).final_norm(lm), *_norms(tower)) for p in part.parameters()]
+    if any(parameter.is_meta for parameter in norms):
+        raise ValueError(
+            "this model is not in memory as a whole (offloaded?), so that it cannot be told from others: calibrations "
+            "are for models that are loaded without offloading."
+        )
+    for parameter in norms:
+        known.update(_bytes(parameter))
     return known.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ import vtc
 from tests.families import batch, model_of
 from tests.small_qwen import save
 from vtc.calibration.pairs import read_pairs
+from vtc.calibration.trials import alone
 from vtc.cli.main import main
 from vtc.engine.encoding import Remeasured
 from vtc.models.fingerprint import fingerprint_of
@@ -171,6 +172,20 @@ def test_a_stopped_run_goes_on_to_the_same_end(after, finished, loaded, folder, 
     assert not kept.exists()
     with pytest.raises(ValueError, match="is there already"):
         calibrate(loaded, folder, out)
+
+
+def test_two_at_once_are_kept_apart(loaded, folder, tmp_path):
+    out = tmp_path / "flow.json"
+    with alone(out), pytest.raises(ValueError, match=r"another calibration is at work on .*flow.json: wait for it"):
+        calibrate(loaded, folder, out)
+    assert calibrate(loaded, folder, out, trials=1).path == out
+
+
+def test_a_model_that_is_not_in_memory_has_no_fingerprint(folder):
+    model, _ = vtc.load(folder)
+    model.model.language_model.norm.to("meta")
+    with pytest.raises(ValueError, match="is not in memory as a whole"):
+        fingerprint_of(model)
 
 
 def test_the_model_is_left_as_it_was(finished, loaded):

@@ -14,7 +14,7 @@ from torch import nn
 import vtc
 from vtc.api import ATTRIBUTE
 from vtc.calibration.pairs import Given, read_pairs
-from vtc.calibration.trials import Trial, Trials, check_out
+from vtc.calibration.trials import Trial, Trials, alone, check_out
 from vtc.checks import check_number
 from vtc.engine.wrappers import look_through
 from vtc.methods.base.calibrated import FORMAT, CalibratedMethod
@@ -116,13 +116,14 @@ def calibrate(
         "model": known,
     }
     told = progress or (lambda what, done, total: None)
-    done = Trials(file.with_name(f"{file.name}.trials"), settings)
-    work = Work(inner, processor, chosen, found.chosen, done, trials, seed, told, frames, fps, cache_bytes)
-    with frozen(inner), torch.inference_mode():
-        values = dict(chosen.calibrated(work))
-    result = Calibrated(file, values, tuple(done.done))
-    _write(result, chosen, known, settings)
-    done.remove()
+    with alone(file):
+        done = Trials(file.with_name(f"{file.name}.trials"), settings)
+        work = Work(inner, processor, chosen, found.chosen, done, trials, seed, told, frames, fps, cache_bytes)
+        with frozen(inner), torch.inference_mode():
+            values = dict(chosen.calibrated(work))
+        result = Calibrated(file, values, tuple(done.done))
+        _write(result, chosen, known, settings)
+        done.remove()
     return result
 
 
@@ -141,7 +142,6 @@ def _write(found: Calibrated, method: CalibratedMethod, model: Mapping[str, Any]
         "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "trials": [trial._asdict() for trial in found.trials],
     }
-    found.path.parent.mkdir(parents=True, exist_ok=True)
     part = found.path.with_name(f"{found.path.name}.part")
     part.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     part.replace(found.path)

@@ -128,4 +128,5 @@ def _card(path: Path, written: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Tuples for JSON's lists."""
+    return tuple(map(_plain, value)) if isinstance(value, list) else value
