@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.cli import arguments
+from vtc.cli.bars import with_bars
 from vtc.cli.loading import load
 from vtc.eval import datasets
 from vtc.eval.metrics import METRICS
@@ -139,7 +140,7 @@ def _eval(options: argparse.Namespace) -> int:
     team = Processes(settings.device)
     own = partial(load, classifiers=True)
     try:
-        outcome = _with_bars(lambda advance: runner.evaluate(settings, advance, team, own), team.rank == 0)
+        outcome = with_bars(lambda advance: runner.evaluate(settings, advance, team, own), team.rank == 0)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what was answered is kept, and the same command goes on from there") from None
     team.leave()
@@ -153,41 +154,6 @@ def _eval(options: argparse.Namespace) -> int:
             print(f"note: {note}", file=sys.stderr)
         _tell_broken(outcome.broken)
     return 1 if outcome.broken else 0
-
-
-def _with_bars(work: Callable[[Callable[[str, int, int], None]], Any], visible: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
-    bars: dict[str, Any] = {}
-
-    def advance(what: str, done: int, total: int) -> None:
-        progress.start()  # not before there is something to show: mistakes end in one line
-        if what not in bars or (progress.tasks[bars[what]].finished and done < total):
-            bars[what] = progress.add_task(what, total=total)
-        progress.update(bars[what], completed=done, total=total)
-
-    try:
-        return work(advance)
-    finally:
-        if bars:
-            progress.stop()
 
 
 def _tell_broken(broken: dict[str, str]) -> None:

@@ -86,7 +86,7 @@ def shipped() -> list[str]:
     )
 
 
-def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
+def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None, answered: bool = True) -> Dataset:
     """Read a set of questions, and check every field and that every picture and video is there.
 
     Args:
@@ -94,6 +94,7 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> 
             `.parquet` file or its folder, a folder written by `datasets.Dataset.save_to_disk`, or one with the IDX
             files of Fashion-MNIST's test split.
         columns: field -> what the set calls it.
+        answered: whether each question must have an answer.
     Raises:
         FileNotFoundError: there is no such set, or one of its pictures is missing.
         ValueError: a line is not of the form above (the message says which and why), or there are no questions, or
@@ -107,7 +108,8 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None) -> 
     if name and fashion.is_fashion(own):
         data = _fashion(name, own, columns)
     elif path.exists():
-        data = _from_saved(path, columns) if is_saved(path) else _from_file(_only_file(path), columns)
+        read = _from_saved if is_saved(path) else _from_file
+        data = read(path if is_saved(path) else _only_file(path), columns, answered)
         data = replace(data, name=path.resolve().stem)
     elif name in shipped():
         data = replace(_from_file(_only_file(_SHIPPED / name), columns), name=name)
@@ -145,7 +147,7 @@ def _only_file(path: Path) -> Path:
     return inside[0]
 
 
-def _from_file(path: Path, columns: Mapping[str, str]) -> Dataset:
+def _from_file(path: Path, columns: Mapping[str, str], answered: bool = True) -> Dataset:
     def locate(kind: str, value: Any) -> Media:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"'{kind}' is not the path of a file: {value!r}")
@@ -160,15 +162,15 @@ def _from_file(path: Path, columns: Mapping[str, str]) -> Dataset:
     rows = fields.renamed(rows, columns, fields.names_of(rows), str(path))
     if files.is_delimited(path):
         rows = [fields.with_lists(row) for row in rows]
-    return _dataset(rows, locate, str(path))
+    return _dataset(rows, locate, str(path), answered)
 
 
-def _from_saved(path: Path, columns: Mapping[str, str]) -> Dataset:
+def _from_saved(path: Path, columns: Mapping[str, str], answered: bool) -> Dataset:
     saved = Saved(path)
-    return _dataset(fields.renamed(saved.rows, columns, saved.names, str(path)), saved.locate, str(path))
+    return _dataset(fields.renamed(saved.rows, columns, saved.names, str(path)), saved.locate, str(path), answered)
 
 
-def _dataset(rows: Sequence[Row], locate: Callable[[str, Any], Media], source: str) -> Dataset:
+def _dataset(rows: Sequence[Row], locate: Callable[[str, Any], Media], source: str, answered: bool) -> Dataset:
     """Questions of rows under the names of fields, ids being different."""
     questions: list[Question] = []
     places: dict[str, str] = {}
@@ -176,7 +178,7 @@ def _dataset(rows: Sequence[Row], locate: Callable[[str, Any], Media], source: s
         try:
             if isinstance(row.fields, ValueError):
                 raise row.fields
-            question = question_of(row.fields, str(row.number), locate)
+            question = question_of(row.fields, str(row.number), locate, answered)
             if question.id in places:
                 raise ValueError(
                     f"its id {question.id!r} is that of {places[question.id].rstrip(',')}: ids must differ"

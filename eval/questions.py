@@ -61,12 +61,13 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def question_of(fields: Any, place: str, locate: Callable[[str, Any], Media]) -> Question:
+def question_of(fields: Any, place: str, locate: Callable[[str, Any], Media], answered: bool = True) -> Question:
     """A question from a line's fields, as `vtc.eval.datasets` describes them.
 
     Args:
         place: the id of a question that names none.
         locate: (kind, value) -> Media.
+        answered: whether there must be an answer.
     Raises:
         ValueError: what is wrong with the fields.
     """
@@ -77,10 +78,10 @@ def question_of(fields: Any, place: str, locate: Callable[[str, Any], Media]) ->
         both = "it has both 'image' and 'video': give one"
         raise ValueError(both if given else f"'image' or 'video' is missing{_instead(fields, 'image', 'video')}")
     question = _text(fields, "question", required=True)
-    plural = fields.get("answers") is not None
-    if not plural and fields.get("answer") is None:
+    plural, single = fields.get("answers") is not None, fields.get("answer") is not None
+    if not plural and not single and answered:
         raise ValueError(f"'answer' is missing{_instead(fields, 'answer')}")
-    answers = _words(fields, "answers") if plural else (_word(fields["answer"], "'answer'"),)
+    answers = _words(fields, "answers") if plural else (_word(fields["answer"], "'answer'"),) if single else ()
     choices = _words(fields, "choices") if fields.get("choices") is not None else ()
     if choices:
         answers = tuple(_option(answer, choices) for answer in answers)

@@ -40,6 +40,7 @@ LAYER: dict[str, Made] = {
     "visiondrop": lambda: vtc.VisionDrop(keep=0.4),
     "todre": lambda: vtc.ToDRE(keep=0.4, tau=1.0),
     "framefusion": lambda: vtc.FrameFusion(keep=0.3, similar=0.2),
+    "vflowopt": lambda: vtc.VFlowOpt(keep=0.4, threshold=1.0, cell=2.0),
 }
 CACHE: dict[str, Made] = {
     "mustdrop": lambda: vtc.MustDrop(share=0.5, peak=0.5, similar=0.5),

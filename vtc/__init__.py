@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vtc import models as models
     from vtc import ops as ops
     from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+    from vtc.calibration.calibrate import Calibrated, calibrate
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
     from vtc.methods.base.cache import CacheMethod
+    from vtc.methods.base.calibrated import CalibratedMethod
     from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from vtc.methods.tome import PiToMe, ToMe
     from vtc.methods.transprune import TransPrune
     from vtc.methods.uniform_frames import UniformFrames
+    from vtc.methods.vflowopt import VFlowOpt
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vqtoken import VQToken
@@ -85,6 +88,8 @@ __all__ = [
     "Adapter",
     "BlockTokens",
     "CacheMethod",
+    "Calibrated",
+    "CalibratedMethod",
     "Clip",
     "ClipLimits",
     "DivPrune",
@@ -130,12 +135,14 @@ __all__ = [
     "TrainedMethod",
     "TransPrune",
     "UniformFrames",
+    "VFlowOpt",
     "VQToken",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",
     "__version__",
+    "calibrate",
     "clip_inputs",
     "downsample",
     "downsample_all",
@@ -170,10 +177,13 @@ _HOME = {
     "EVS": "vtc.methods.evs",
     "GlobalCom2": "vtc.methods.globalcom2",
     "H2O": "vtc.methods.h2o",
+    "VFlowOpt": "vtc.methods.vflowopt",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",
     "CacheMethod": "vtc.methods.base.cache",
+    "Calibrated": "vtc.calibration.calibrate",
+    "CalibratedMethod": "vtc.methods.base.calibrated",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
@@ -223,6 +233,7 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
+    "calibrate": "vtc.calibration.calibrate",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
     "downsample_all": "vtc.media.smaller",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -163,6 +164,12 @@ class VisualLayout:
     def split(self, flat: Tensor) -> list[Tensor]:
         """Split a tensor of all visual tokens in reading order, [sum N, ...], into one [N, ...] per span."""
         return list(flat.split([span.tokens for span in self.spans]))
+
+
+def alone(spans: Sequence[VisualSpan]) -> list[bool]:
+    """Of each span, whether no other one stands in its row."""
+    there = Counter(span.row for span in spans)
+    return [there[span.row] == 1 for span in spans]
 
 
 def single_span(tokens: int, grid: tuple[int, int, int] | None, modality: str = "image") -> VisualSpan:

@@ -4,8 +4,8 @@ The engine measures a signal only when a wrapped method lists it in `needs`; `vt
 says where it is measured, and `of` measures it there, on what that place offers:
 
     tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `joined_row`, `received`,
-             `share`; for what is not read from queries and keys, what the projector makes of each crop's CLS token,
-             [C, D]
+             `share`; for what is not read from queries and keys, the patches that it is given
+             (`vtc.engine.patch_pixels`), or what the projector makes of each crop's CLS token, [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -50,6 +50,9 @@ class Signal:
         stand_in: the signal that takes its place in towers without a CLS token, with a note in the report.
         of_cls: whether it is the CLS token's and nothing takes its place: towers without one then have no row of it
             (L = 0), with a note in the report.
+        numbered: whether `of` is given, behind the place, the number that the method wants it with
+            (`Method.signal_number`); of the place `tower`.
+        pixels: whether it is read from the pixels that the tower is given.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Signal:
     shared: bool = False
     stand_in: str | None = None
     of_cls: bool = False
+    numbered: bool = False
+    pixels: bool = False
 
     @property
     def text(self) -> str:
@@ -160,6 +165,27 @@ for _row in (
         fold="mean",
         attention=True,
         together=True,
+    ),
+    Signal(
+        "global_attention",
+        ("N",),
+        "tower",
+        "mean attention that each token receives from the vision tower's global tokens, at the layer the features come "
+        "from (mean over heads): of each crop those patches that receive more than a number of times the mean",
+        lambda segment, times: segment.from_global(times),
+        attention=True,
+        together=True,
+        numbered=True,
+    ),
+    Signal(
+        "patch_entropy",
+        ("N",),
+        "tower",
+        "entropy, in bits, of the 256 grey levels of each token's pixels",
+        lambda patches: patches.entropy(),
+        fold="mean",
+        together=True,
+        pixels=True,
     ),
     Signal(
         "cls_token",
@@ -337,6 +363,12 @@ def of_place(names: tuple[str, ...], *places: str) -> tuple[str, ...]:
     return tuple(name for name in names if SIGNALS[name].place in places)
 
 
+def signal_of(measured: str) -> Signal:
+    """The signal that a run of the tower has measured under the name `measured`: its own, behind which "=" and a number
+    stand where it takes one."""
+    return SIGNALS[measured.partition("=")[0]]
+
+
 def check_signals(names: tuple[str, ...], asker: str) -> None:
     """Raise ValueError if `names` holds an unknown signal."""
     for name in names:
@@ -361,6 +393,7 @@ class VisualTokens:
         depth: number of decoder layers; 0 = unknown (`vtc.select`).
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
         counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
+        alone: whether no other picture or video stands in its row.
         together: whether its signals are those of several spans of this size, see `stacked`.
     """
 
@@ -373,6 +406,7 @@ class VisualTokens:
     depth: int = 0
     budget: int | None = None
     counts: tuple[int, ...] = ()
+    alone: bool = True
     together: bool = False
 
     @property
@@ -418,7 +452,9 @@ def stacked(many: Sequence[VisualTokens]) -> VisualTokens | None:
     """
     one = many[0]
     stack = getattr(one.read, "stack", None)
-    same = {(len(t.features), t.total, t.step, t.layer, t.depth, t.budget, t.counts, type(t.read)) for t in many}
+    same = {
+        (len(t.features), t.total, t.step, t.layer, t.depth, t.budget, t.counts, t.alone, type(t.read)) for t in many
+    }
     whole = all(len(t.features) == t.total or t.layer is not None for t in many)  # `index` says nothing then
     read = stack([t.read for t in many]) if stack is not None and len(same) == 1 and whole else None
     return None if read is None else replace(one, read=read, together=True)

@@ -43,6 +43,10 @@ def _train(*more: str) -> list[str]:
     return ["train", "--data", "good.jsonl", "--method", "vqtoken", "--out", "new", *more]
 
 
+def _calibrate(*more: str) -> list[str]:
+    return ["calibrate", "--data", "good.jsonl", "--method", "vflowopt", "--out", "new.json", *more]
+
+
 #: (command line, a part of what is said); exit status 2, before torch is imported
 EARLY: list[tuple[list[str], str]] = [
     ([], "COMMAND"),
@@ -76,6 +80,8 @@ EARLY: list[tuple[list[str], str]] = [
     (["eval", "--fps", "0"], "fps=0.0 is not a number in"),
     (["eval", "--methods", "todre(mode=kcenter, mod=1)"], "there is no option of todre 'mod'"),
     (["train", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has no parameters to train"),
+    (["calibrate", "--data", "none", "--out", "none", "--method", "pool(keep=3)"], "pool has nothing to calibrate"),
+    (["calibrate", "--data", "none", "--out", "a.json", "--method", "vflowopt"], "there is no data set 'none'"),
     (_ask("--method", "fastv(keep=0)"), "keep=0 is not a whole number"),
     (_ask("--method", "downsample(keep=0)"), "keep=0 is not a whole number"),
     (_ask("--method", "downsample", "--keep", "0.0"), "keep=0.0 is not"),
@@ -199,6 +205,14 @@ LINES: list[tuple[list[str], str]] = [
     (_train("--seed", "x"), "'x' is not a whole number of 0 or more"),
     (_train("--frames", "4", "--fps", "2"), "not both"),
     (_train("--model", "tiny-lava"), "Did you mean 'tiny-llava'?"),
+    (["calibrate", "--data", "lost.jsonl", "--method", "vflowopt", "--out", "new"], "there is no image at gone.png"),
+    (["calibrate", "--data", "broken.jsonl", "--method", "vflowopt", "--out", "new"], "broken.jsonl"),
+    (["calibrate", "--data", "tiny", "--out", "taken", "--method", "vflowopt"], "taken is a folder"),
+    (_calibrate("--pairs", "0"), "'0' is not a whole number of 1 or more"),
+    (_calibrate("--trials", "x"), "'x' is not a whole number of 1 or more"),
+    (_calibrate("--frames", "4", "--fps", "2"), "not both"),
+    (_calibrate("--model", "tiny-lava"), "Did you mean 'tiny-llava'?"),
+    (["calibrate", "--data", "good.jsonl", "--method", "vflowopt(r1=2.0)", "--out", "new"], "r1=2.0 is not"),
     (["bench", "ops", "--device", "auto"], "name the one to measure"),
     (["bench", "ops", "--only", "nope"], "no such op here"),
     (["bench", "model", "--arch", "nope"], "invalid choice: 'nope'"),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import vtc
 from vtc.methods.base import registry
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.calibrated import CalibratedMethod
 from vtc.methods.base.encoder import DroppingMethod, EncoderMethod, MergingMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.trained import TrainedMethod
@@ -31,6 +32,7 @@ BASES: tuple[type[vtc.Method], ...] = (
     CacheMethod,
     ActiveMethod,
     TrainedMethod,
+    CalibratedMethod,
 )
 
 

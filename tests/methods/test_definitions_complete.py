@@ -14,6 +14,7 @@ from tests.methods.definitions import BASES, definer, defines, options_of, shipp
 #: options that choose no tokens, and why they need no definition
 EXEMPT = {
     ("TrainedMethod", "weights"): "a file that is loaded; what its module computes is vqtoken's own definition",
+    ("CalibratedMethod", "calibration"): "a file that is loaded, tests/calibration; its options have definitions",
 }
 #: fields that the base alone answers for, tested on all methods at once in test_all.py, and with models in tests/engine
 SHARED = ("keep", "positions")

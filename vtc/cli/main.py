@@ -11,6 +11,7 @@ from pathlib import Path
 
 import vtc
 from vtc.cli import arguments, media, mistakes
+from vtc.cli.calibrate import add_command as calibrate_command
 from vtc.cli.completion import add_command as completion_command
 from vtc.cli.demo import add_command as demo_command
 from vtc.cli.listing import add_commands as listing_commands
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     eval_commands(commands, measured)
     bench_command(commands)
     train_command(commands, shipped)
+    calibrate_command(commands, shipped)
 
     demo_command(commands, shipped)
     completion_command(commands, parser)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vtc.engine.find_layout import Looks, layouts_of
 from vtc.engine.tower_call import ITEM, ROWS_ITEM, pack
 from vtc.models.family import Adapter, TowerCall
-from vtc.signals import SIGNALS
+from vtc.signals import signal_of
 
 
 class Encoded:
@@ -104,7 +104,7 @@ class Encoded:
 
     def _sizes(self, signal: str, layer: int) -> list[int]:
         """How many rows of a signal are each image's."""
-        return self._crops if "C" in SIGNALS[signal].shape else self._tokens
+        return self._crops if "C" in signal_of(signal).shape else self._tokens
 
     @staticmethod
     def _pick(values: Any, sizes: list[int], images: Sequence[int]) -> Any:

@@ -17,16 +17,54 @@ from vtc.methods.base.method import Method
 from vtc.methods.base.pixels import PixelMethod
 from vtc.models import adapter_for
 from vtc.models.family import GRIDS, PIXELS, Adapter
+from vtc.signals import of_place, signal_of
 
 
 def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
     """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
-    adapter = adapter_for(model)
+    return _encode(model, _listening(model, methods), vision_inputs)
+
+
+class Remeasured:
+    """A run of the vision tower whose signals are measured anew where methods want them with another number.
+
+    Args:
+        method: of which all signals are measured that any of those methods reads.
+    """
+
+    def __init__(self, model: Any, method: Method, vision_inputs: dict[str, Any]) -> None:
+        self._signals = _listening(model, [method])
+        self._signals.record = {}
+        self._encoded = _encode(model, self._signals, vision_inputs)
+
+    def of(self, method: Method) -> Encoded:
+        """The run with the signals of `method`."""
+        call, signals = self._encoded._call, self._signals
+        assert signals.record is not None
+        asked = [(part, row) for part in method.parts() for row in of_place(part.requires(), "tower")]
+        for name, layer in {pair for part, row in asked for pair in signals.pairs(part, row)} - call.signals.keys():
+            for old in [pair for pair in call.signals if signal_of(pair[0]) is signal_of(name)]:
+                del call.signals[old]
+            call.signals[name, layer] = signals.measure(name, signals.record[layer], call.grid_thw)
+        return self._encoded
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is held."""
+        held = [x for segments in (self._signals.record or {}).values() for s in segments for x in (s.q, s.k)]
+        return self._encoded.size + sum(x.numel() * x.element_size() for x in held)
+
+
+def _listening(model: Any, methods: Sequence[Method]) -> TowerSignals:
     parts = [part for method in methods for part in method.parts()]
     for part in parts:
         if isinstance(part, PixelMethod):
             raise ValueError(f"{part.title} acts before the vision tower: what it has encoded cannot be made smaller.")
-    signals = TowerSignals(model, adapter, parts, private=True)
+    return TowerSignals(model, adapter_for(model), parts, private=True)
+
+
+def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) -> Encoded:
+    adapter = signals.adapter
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
     given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]

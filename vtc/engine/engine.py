@@ -51,6 +51,7 @@ from vtc.methods.base.encoder import placed
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
 from vtc.models.family import PIXELS
+from vtc.models.fingerprint import fingerprint_of
 from vtc.reports import Report
 from vtc.transfer import upload
 
@@ -80,6 +81,8 @@ class Engine:
                 there = ", ".join(dict.fromkeys(kind.name for kind in kinds))
                 raise ValueError(f"{part.title} works at stage {part.stage!r}, which nothing runs; there are {there}.")
             part.check_model(config.model_type, facts.language_model.config.hidden_size)
+        for method in methods:
+            method.check_checkpoint(config.model_type, partial(fingerprint_of, model))
         check_reads(facts.language_model, parts)
         order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):

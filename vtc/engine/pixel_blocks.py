@@ -67,7 +67,7 @@ def choose_packed(
 
     def blocks(i: int) -> Tensor:
         channels = parts[i].view(*small[i], packing.merge**2, len(facts.mean), -1)  # T * p * p of each
-        return _bright(channels, facts, -2).flatten(3)
+        return bright(channels, facts, -2).flatten(3)
 
     return choose(methods, small, blocks, pixels.device)
 
@@ -78,12 +78,12 @@ def choose_crops(methods: Sequence[PatchMethod], pixels: Tensor, side: int, fact
 
     def blocks(i: int) -> Tensor:
         cells = pixels[i, :, : h * side, : w * side].detach().unflatten(2, (w, side)).unflatten(1, (h, side))
-        return _bright(cells, facts, 0).permute(1, 3, 0, 2, 4).flatten(2)[None]  # [1, h, w, C * side * side]
+        return bright(cells, facts, 0).permute(1, 3, 0, 2, 4).flatten(2)[None]  # [1, h, w, C * side * side]
 
     return choose(methods, [(1, h, w)] * len(pixels), blocks, pixels.device)
 
 
-def _bright(pixels: Tensor, facts: Tower, channels: int) -> Tensor:
+def bright(pixels: Tensor, facts: Tower, channels: int) -> Tensor:
     """Pixels as they were before the processor normalised them, 0 = black and 1 = white, in fp32."""
     shape = [1] * pixels.dim()
     shape[channels] = -1

@@ -19,12 +19,14 @@ class Segment:
         share: of all patches of the run.
         copies: [B, T], how many copies of each token there are, where the attention has seen one of them only; None
             where it has seen all, or one that attracted as much attention as all.
+        first: how many tokens stand before the patches (CLS).
     """
 
     q: Tensor
     k: Tensor
     share: float = 1.0
     copies: Tensor | None = None
+    first: int = 0
 
     @property
     def scale(self) -> float:
@@ -53,6 +55,24 @@ class Segment:
     def received(self) -> Tensor:
         """[B, T]: mean attention that each token receives from all of them."""
         return ops.received_attention(*self._weighed(self.q), self.scale)
+
+    def from_global(self, times: float) -> Tensor:
+        """[B, T]: mean attention that each token receives from the global ones of its row: the patches that receive
+        more than `times` the mean of all patches, or, where none does, the one that receives most.
+
+        What all receive sums to 1, so only N / times patches that receive most can be global: theirs are the only
+        rows that are made.
+        """
+        q, k = self._weighed(self.q)
+        received = ops.received_attention(q, k, self.scale)[:, self.first :]  # [B, N]
+        n = received.shape[1]
+        value, patch = received.topk(min(n, int(n / max(times, 1)) + 1), dim=1)  # [B, R]
+        chosen = value > times * received.mean(dim=1, keepdim=True)
+        chosen[:, 0] |= ~chosen.any(dim=1)
+        weight = chosen / chosen.sum(dim=1, keepdim=True)
+        at = (patch + self.first)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
+        passed = ops.passed_attention(q.gather(2, at), k, self.scale, weight[:, None].expand(-1, q.shape[1], -1))
+        return passed.mean(dim=1)
 
     def _weighed(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and the keys under which all copies of a token share what one of them attracts: one more channel

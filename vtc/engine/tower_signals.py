@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
 from vtc.engine.context import uncompiled
+from vtc.engine.patch_pixels import PatchPixels
 from vtc.engine.tower_blocks import visit_here
 from vtc.engine.tower_call import ITEM, pack
 from vtc.engine.tower_patches import patches_there
@@ -27,10 +28,15 @@ from vtc.layout import VisualSpan
 from vtc.methods.base.method import Method
 from vtc.models.family import Adapter, TowerCall
 from vtc.models.tower import Tower, tower_for, tower_type
-from vtc.signals import SIGNALS, of_place
+from vtc.signals import SIGNALS, of_place, signal_of
 from vtc.transfer import upload
 
-Pair = tuple[str, int]  # (signal of the vision tower, layer)
+Pair = tuple[str, int]  # (signal of the vision tower, layer); of one that takes a number, "name=number"
+
+
+def numbered(method: Method, name: str) -> str:
+    """What a signal is measured as for `method`: its name, with the number that it takes."""
+    return f"{name}={method.signal_number(name)!r}" if SIGNALS[name].numbered else name
 
 
 @dataclass(eq=False)
@@ -65,9 +71,14 @@ class TowerSignals:
         asked = [(method, name) for method in methods for name in of_place(method.requires(), "tower")]
         self.wanted: dict[int, list[str]] = {}  # of each layer, what is measured on its queries and keys
         self.ends: list[Pair] = []  # what is measured on the tower's output
+        self.starts: list[Pair] = []  # and on its input
+        #: by layer, the queries and keys of the last run, for those who measure signals of other numbers later
+        self.record: dict[int, list[Segment]] | None = None
         for signal, layer in sorted({pair for method, name in asked for pair in self.pairs(method, name)}):
-            if "C" in SIGNALS[signal].shape:
+            if "C" in signal_of(signal).shape:
                 self.ends.append((signal, layer))
+            elif signal_of(signal).pixels:
+                self.starts.append((signal, layer))
             else:
                 self.wanted.setdefault(layer, []).append(signal)
 
@@ -85,7 +96,7 @@ class TowerSignals:
         if "C" in SIGNALS[name].shape:
             self._check_cls(method)
         if "L" not in SIGNALS[name].shape:
-            return [(name, last)]
+            return [(numbered(method, name), last)]
         if SIGNALS[name].of_cls and not self.facts.has_cls:
             self._note(f"{method.title}: {tower_type(self.tower)} has no CLS token, and so there are no {_said(name)}.")
             return []
@@ -94,7 +105,8 @@ class TowerSignals:
             given, wanted = _said(stand_in), _said(name)
             self._note(f"{method.title}: {tower_type(self.tower)} has no CLS token; {given} stands in for {wanted}.")
             name = stand_in
-        return [(name, layer) for layer in method.tower_layers(len(self.facts.blocks(self.tower)), last)]
+        layers = method.tower_layers(len(self.facts.blocks(self.tower)), last)
+        return [(numbered(method, name), layer) for layer in layers]
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -144,7 +156,11 @@ class TowerSignals:
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
         grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
-        context.push(self, TowerRun(TowerCall(grid_thw=grid, crops=crops)))
+        run = TowerRun(TowerCall(grid_thw=grid, crops=crops))
+        if self.starts and pixels is not None:
+            patches = PatchPixels(self.model, self.adapter, pixels.detach(), patches_there())
+            run.call.signals.update({pair: signal_of(pair[0]).of(patches) for pair in self.starts})
+        context.push(self, run)
 
     @uncompiled
     def _after_projection(
@@ -177,16 +193,19 @@ class TowerSignals:
         total = sum(q.shape[2] for q, _ in pairs)
         shared = [None] * len(pairs) if copies is None else copies.split([q.shape[2] for q, _ in pairs], dim=1)
         segments = [
-            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own)
+            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own, int(self.facts.has_cls))
             for (q, k), own in zip(pairs, shared, strict=True)
         ]
+        if self.record is not None:
+            self.record[layer] = segments
         for name in self.wanted[layer]:
-            run.call.signals[name, layer] = self._measure(name, segments, run.call.grid_thw)
+            run.call.signals[name, layer] = self.measure(name, segments, run.call.grid_thw)
 
-    def _measure(self, name: str, segments: list[Segment], grid_thw: Tensor | None) -> Tensor:
+    def measure(self, name: str, segments: list[Segment], grid_thw: Tensor | None) -> Tensor:
         """[tokens] or [tokens, d] of all crops one after another, as the projector leaves them, without CLS."""
-        signal, first = SIGNALS[name], 1 if self.facts.has_cls else 0
-        parts = [signal.of(segment)[:, first:] for segment in segments]
+        signal, first = signal_of(name), 1 if self.facts.has_cls else 0
+        number = () if not signal.numbered else (float(name.partition("=")[2]),)
+        parts = [signal.of(segment, *number)[:, first:] for segment in segments]
         values, mean = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], signal.fold == "mean"
         there = patches_there()
         some = {} if there is None else {"kept": there}
@@ -199,7 +218,7 @@ class TowerSignals:
         if run is None or not hasattr(output, "last_hidden_state"):  # a bare tuple
             return
         for signal, layer in self.ends:
-            run.call.signals[signal, layer] = SIGNALS[signal].of(self.adapter.cls_tokens(self.model, output))
+            run.call.signals[signal, layer] = signal_of(signal).of(self.adapter.cls_tokens(self.model, output))
             run.call.crop_tokens = output.last_hidden_state.shape[1] - 1
         if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
             output[ITEM]["signals"].update(pack(run.call)["signals"])

@@ -73,7 +73,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def cache_of(holder: Mapping[str, Any]) -> Any:
     """The KV cache among keyword arguments or in a model's output: `cache` since 5.24, `past_key_values` before."""
     found = holder.get("cache")
-    return found if found is not None else holder.get("past_key_values")
+    if found is not None or "past_key_values" not in list(holder):  # an output of 5.24 would warn of being asked itself
+        return found
+    return holder["past_key_values"]
 
 
 def length_of(cache: Any) -> int:

@@ -151,7 +151,7 @@ def train(
     checkpoint = Checkpoint(out, settings, checkpoint_every)
     if (out / CARD).exists() and not checkpoint.exists:
         raise ValueError(f"{out} holds finished weights: give another folder, or delete it to train anew.")
-    with _frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad():
         module = chosen.initial(width, seed).float().train().requires_grad_(True)
         module, losses, seen = _run(model, chosen, module, batches, recipe, checkpoint, log_every, log)
     facts = {"tokens": seen, "training": settings | {"loss": sum(losses[-20:]) / len(losses[-20:])}}
@@ -237,7 +237,7 @@ def _config(model: nn.Module) -> Any:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """The model without gradients and in eval mode; afterwards as it was."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(part, part.training) for part in model.modules()]

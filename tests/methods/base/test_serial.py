@@ -63,9 +63,14 @@ def test_every_option_comes_back(name):
         assert changed == [option] or option == "version"  # which has positions of its own
         assert [repr(one) for one in read_back(method)] == [repr(method)] * 2
         tried.add(option)
-    free = {field.name for field in fields(plain)} - {"weights", "scorer"}  # a folder and a function: below
+    free = {field.name for field in fields(plain)} - {
+        "weights",
+        "scorer",
+        "calibration",
+    }  # a folder and a function: below
     fixed = {"scope"} if len(plain.scopes) == 1 else set()
     fixed |= {"positions"} if plain.stage in ("pixels", "cache") else set()
+    fixed |= {"r3"} if name == "vflowopt" else set()  # which stands beside r1 and r2: see its definition
     fixed |= {"stage"} if plain.stage == "encoder" else set()
     assert tried == free - fixed
 

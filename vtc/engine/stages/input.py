@@ -10,6 +10,7 @@ from torch import Tensor
 from vtc.engine.flow import Flow
 from vtc.engine.per_crop import select_scoped
 from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
+from vtc.layout import alone
 from vtc.methods.base.method import Method
 from vtc.reports import Stopwatch
 from vtc.selection import Selection
@@ -40,12 +41,24 @@ class InputRun(Run):
         assert flow.layout is not None
         assert flow.found is not None
         spans, methods, trace = flow.spans, self.stage.methods, self.forward.trace
-        tokens = zip(spans, flow.found.places.split(flow.found.features), flow.index, strict=True)
-        views = [VisualTokens(own, span, index, self.forward.tower(methods[0], span)) for span, own, index in tokens]
+        company = alone(spans)
+        tokens = zip(spans, flow.found.places.split(flow.found.features), flow.index, company, strict=True)
+        views = [
+            VisualTokens(own, span, index, self.forward.tower(methods[0], span), alone=single)
+            for span, own, index, single in tokens
+        ]
         chosen: list[Selection | None] = [None] * len(views)
         for number, method in enumerate(methods):
             watch, before = Stopwatch(embeds.device), sum(len(view.features) for view in views)
-            keys = [(s.modality, s.picture, s.row // flow.layout.expansion if method.query_aware else 0) for s in spans]
+            keys = [
+                (
+                    s.modality,
+                    s.picture,
+                    s.row // flow.layout.expansion if method.query_aware else 0,
+                    method.heeds_others and single,
+                )
+                for s, single in zip(spans, company, strict=True)
+            ]
             asked = {key: keys.index(key) for key in keys if key[0] in method.modality}
             done = select_scoped(
                 method, [replace(views[i], read=self.forward.tower(method, spans[i])) for i in asked.values()]

@@ -22,7 +22,7 @@ from vtc.engine.forward import Forward
 from vtc.engine.layer_signals import Door, LayerSignals
 from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
 from vtc.engine.versions import cache_of
-from vtc.layout import VisualSpan
+from vtc.layout import VisualSpan, alone
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method
 from vtc.reports import Stopwatch
@@ -141,7 +141,7 @@ class LayerRun(Run):
         asked = self.asked(i)
         assert flow.places is not None
         row, slot = flow.places.at.to(hidden.device)
-        features = flow.places.split(hidden[row, slot])
+        features, company = flow.places.split(hidden[row, slot]), alone(flow.spans)
         views = [
             VisualTokens(
                 features=features[number],
@@ -154,6 +154,7 @@ class LayerRun(Run):
                 layer=i,
                 depth=self.stage.depth,
                 counts=self.counts(number),
+                alone=company[number],
             )
             for number in asked
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import get_annotations
 from typing import Any, ClassVar, Self
@@ -49,6 +49,8 @@ class Method:
     trained: ClassVar[bool] = False
     #: whether outputs that are made of several tokens come after those that stay as they are; False = all in order
     appends: ClassVar[bool] = False
+    #: whether it treats a picture or video that has its prompt to itself (`VisualTokens.alone`) in another way
+    heeds_others: ClassVar[bool] = False
     #: whether `score` takes several spans of one size at once: its signals then have one more dimension in front, and
     #: so has what it returns
     stacks: ClassVar[bool] = False
@@ -150,12 +152,29 @@ class Method:
         """
         return (feature_layer,)
 
+    def signal_number(self, name: str) -> float:
+        """The number that this method wants the signal `name` with, of signals that take one."""
+        raise TypeError(f"{type(self).__name__} reads {name!r}, which takes a number: define signal_number(name).")
+
     def check_model(self, model_type: str, width: int) -> None:
         """Raise ValueError with one sentence if this method cannot serve such a model; asked when it is wrapped.
 
         Args:
             model_type: of its config. width: of the language model's embeddings.
         """
+
+    def check_checkpoint(self, model_type: str, fingerprint: Callable[[], str]) -> None:
+        """Raise ValueError with one sentence if this method holds numbers that were found for another model; asked when
+        it is wrapped.
+
+        Args:
+            model_type: of its config. fingerprint: () -> what tells it from others, see `vtc.models.fingerprint`.
+        """
+
+    @classmethod
+    def completed(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that a method is to be made with, those filled in that follow from others."""
+        return options
 
     def module_flops(self, tokens_in: int, tokens_out: int, width: int) -> int:
         """FLOPs of the method's own learned module on one span, multiply-adds counted twice; 0 = it has none."""

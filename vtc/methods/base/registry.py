@@ -107,6 +107,12 @@ def untrained(title: str) -> ValueError:
     return ValueError(f"{title} has no parameters to train; methods that have: {able}.")
 
 
+def not_calibrated(title: str) -> ValueError:
+    """What is raised when a method that has no numbers to find is to be calibrated."""
+    able = ", ".join(info.name for info in list_methods() if "calibration" in info.options)
+    return ValueError(f"{title} has nothing to calibrate; methods that have: {able}.")
+
+
 def check_options(title: str, options: Iterable[str], valid: Collection[str]) -> None:
     """Raise TypeError with one sentence if one of `options` is not among those a method has."""
     for option in options:
@@ -143,4 +149,4 @@ def resolve(method: str | Method, keep: int | float | None = None, **options: An
     if isinstance(method, Method) and not options:
         return method
     check_options(cls.name or cls.__name__, options, {f.name for f in fields(cls)})
-    return replace(method, **options) if isinstance(method, Method) else cls(**options)
+    return replace(method, **options) if isinstance(method, Method) else cls(**cls.completed(options))
