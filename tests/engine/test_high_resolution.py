@@ -23,6 +23,12 @@ METHODS: dict[str, Any] = {
     "todre": lambda keep: vtc.ToDRE(keep=keep, scope="crop", tau=None),
     "recoverable": lambda keep: vtc.Recoverable(keep=keep),
 }
+#: those that share out the budget by what crops show; newlines are theirs to keep
+SHARING: dict[str, Any] = {
+    "hired": lambda keep: vtc.HiRED(keep=keep),
+    "globalcom2": lambda keep: vtc.GlobalCom2(keep=keep),
+    "vflowopt": lambda keep: vtc.VFlowOpt(keep=keep, average=False),
+}
 ANYRES = ["llava_next", "llava_onevision"]
 #: heights and widths: longer than any arrangement of crops, a pixel high, padded above and below, filling their crops
 SIZES = {
@@ -126,13 +132,23 @@ def test_budgets_are_met_crop_by_crop(name: str, method: str) -> None:
             assert abs(len(set(tokens) & set(said.kept.tolist())) - exact) < 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARING)
+@pytest.mark.parametrize("name", NAMES)
+def test_budgets_are_met_over_all_crops(name: str, method: str) -> None:
+    family, inputs = pictures()[name]
+    for keep in (1, 5, 0.3):
+        span, said = run(family, inputs, SHARING[method](keep))
+        count = keep if isinstance(keep, int) else max(1, round(keep * span.tokens))
+        assert said.tokens_out == count == len(set(said.kept.tolist()))
+
+
+@pytest.mark.parametrize("method", METHODS | SHARING)
 @pytest.mark.parametrize("name", ["llava_next, a pixel", "llava_onevision, 1:9", "internvl, 10 tiles"])
 def test_everything_and_all_but_one(name: str, method: str) -> None:
     family, inputs = pictures()[name]
-    span, said = run(family, inputs, METHODS[method](1.0))
+    span, said = run(family, inputs, (METHODS | SHARING)[method](1.0))
     assert said.tokens_out == span.tokens
-    span, said = run(family, inputs, METHODS[method](span.tokens - 1))
+    span, said = run(family, inputs, (METHODS | SHARING)[method](span.tokens - 1))
     assert said.tokens_out == span.tokens - 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtc.api import wrapped
 from vtc.calibration.pairs import Pair
-from vtc.calibration.search import Box, proposed
+from vtc.calibration.search import Box, check_search, proposed
 from vtc.calibration.trials import Trial, Trials
 from vtc.engine.encoding import Remeasured
 from vtc.methods.base.calibrated import CalibratedMethod
@@ -118,6 +118,7 @@ class Work:
         """The point of a box with the largest objective of those that are tried, the first of which is `start`."""
         done = self.trials.done
         if len(done) <= self.count:
+            check_search()
             self.ready()
         while len(done) <= self.count:
             self.progress("trials", len(done), self.count + 1)
