@@ -1,8 +1,8 @@
 """Search of a box of numbers for the largest value of something that is dear to measure.
 
-The first points are a Sobol sequence; each later one is what optuna's tree-structured Parzen estimator (TPE, Bergstra et
-al., 2011) proposes from all values so far. Both are a function of the seed and of the values, so that a search that was
-stopped goes on as if it had not been.
+The first points are a Sobol sequence; each later one is what optuna's tree-structured Parzen estimator (TPE, Bergstra
+et al., 2011) proposes from all values so far. Both are a function of the seed and of the values, so that a search that
+was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
