@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vtc.models.tiny import build as llava
 from vtc.models.tiny import common, drawings, packing, symbols
-from vtc.models.tiny.next import asking, build
+from vtc.models.tiny.next import asking, attention, build
 from vtc.models.tiny.next.pool import PER_VIEW, VIEWS, Pool, Seen
 from vtc.models.tiny.next.scenes import CROPS, place
 from vtc.models.tiny.scenes import GRID
@@ -42,13 +42,13 @@ class Stage:
 
 
 STAGES = [
-    Stage("part", 240, 8, 16, 1400, 1e-3),
-    Stage("more", 960, 3, 20, 250, 5e-4),
+    Stage("part", 240, 8, 16, 1100, 1e-3),
+    Stage("more", 960, 3, 20, 200, 5e-4),
     Stage("all", _PATCHES, 1, 40, 200, 3e-4),
 ]
 TASK_WEIGHTS = {"color": 1.5, "object": 2.0, "existence": 1.2, "count": 2.5, "position": 3.0, "reading": 1.5}
 _POOL = 700
-_FIRST = 200  # scenes drawn before the first step
+_FIRST = 160  # scenes drawn before the first step
 
 
 def positions() -> Tensor:
@@ -145,7 +145,7 @@ def train(run: common.Run) -> Path:
     model = build.model(run.seed).to(run.device).train()
     model.model.vision_tower.requires_grad_(False)
     language, projector = model.model.language_model, model.model.multi_modal_projector
-    language.set_attn_implementation("eager")
+    language.set_attn_implementation(attention.NAME)
     guide = Guide(model.model.image_newline).to(run.device)
     packer = packing.Packer(build.processor().tokenizer)
     pool = None
@@ -176,7 +176,7 @@ def train(run: common.Run) -> Path:
                 said.clear()
             if (step + 1) % checkpoint.every == 0:
                 checkpoint.save(step + 1)
-            pool.refresh(step % 2)
+            pool.refresh(step % 3 == 0)
         checkpoint.save(steps, done=True)
     language.set_attn_implementation("sdpa")
     folder = run.out / "tiny-next"
