@@ -42,13 +42,13 @@ class Stage:
 
 
 STAGES = [
-    Stage("part", 240, 8, 16, 1100, 1e-3),
-    Stage("more", 960, 3, 20, 200, 5e-4),
-    Stage("all", _PATCHES, 1, 40, 200, 3e-4),
+    Stage("part", 240, 8, 16, 400, 1e-3),
+    Stage("more", 960, 3, 24, 300, 8e-4),
+    Stage("all", _PATCHES, 1, 48, 350, 6e-4),
 ]
 TASK_WEIGHTS = {"color": 1.5, "object": 2.0, "existence": 1.2, "count": 2.5, "position": 3.0, "reading": 1.5}
 _POOL = 700
-_FIRST = 160  # scenes drawn before the first step
+_FIRST = 120  # scenes drawn before the first step
 
 
 def positions() -> Tensor:
@@ -108,7 +108,7 @@ def draw_batch(pool: Pool, stage: Stage, pictures: int, per_picture: int, seed: 
     rng = np.random.default_rng(seed)
     chance = random.Random(int(rng.integers(1 << 40)))
     part = stage.shown < _PATCHES
-    thumbnails = part and chance.random() < 0.1
+    thumbnails = chance.random() < 0.1
     kept = 0 if thumbnails else ROWS if not part or chance.random() < 0.7 else chance.randint(4, ROWS - 1)
     at, ends = positions(), newlines()
     features, places, orders, asked = [], [], [], []
@@ -119,7 +119,7 @@ def draw_batch(pool: Pool, stage: Stage, pictures: int, per_picture: int, seed: 
         if not questions:
             continue
         first, last = (PER_VIEW if mixed else 0), (PER_VIEW if thumbnails else _PATCHES)
-        count = min(stage.shown, PER_VIEW // 2 if thumbnails else _PATCHES)
+        count = min(stage.shown, PER_VIEW // (1 + part) if thumbnails else _PATCHES)
         chosen = torch.from_numpy(_choose(seen, first, last, count, rng))
         lines = ends[np.sort(rng.choice(ROWS, kept, replace=False))]
         unordered = torch.cat([at[chosen], lines])
