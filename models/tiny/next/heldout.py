@@ -48,10 +48,10 @@ def write(out: Path, pictures: int = PICTURES, quality: int = 74) -> None:
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (scene, asked) in enumerate(choose(pictures), start=1):
-        name = f"pictures/{number:04d}.webp"
+        name = f"pictures/n{number:04d}.webp"
         Image.fromarray(render.draw(scene)).save(out / name, quality=quality, method=6)
         for i, q in enumerate(asked):
-            line = {"id": f"{number:04d}-{i}", "image": name, "question": q.question, "answer": q.answer}
+            line = {"id": f"n{number:04d}-{i}", "image": name, "question": q.question, "answer": q.answer}
             lines.append(json.dumps(line | {"task": q.task}))
     (out / "questions.jsonl").write_text("\n".join(lines) + "\n")
 

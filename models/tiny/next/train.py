@@ -168,7 +168,11 @@ def train(run: common.Run) -> Path:
             loss, told, packed, correct = _losses(run, language, projector, guide, packer, batch)
             (loss + 0.3 * told).backward()
             common.step_all(optimizers, list(modules.values()))
-            for name, value in {**packing.accuracy(correct.cpu(), packed), "loss": loss.detach(), "places": told.detach()}.items():
+            for name, value in {
+                **packing.accuracy(correct.cpu(), packed),
+                "loss": loss.detach(),
+                "places": told.detach(),
+            }.items():
                 said[name].append(float(value))
             if step % 25 == 0 or step + 1 == steps:
                 means = {name: sum(v) / len(v) for name, v in sorted(said.items())}

@@ -162,5 +162,5 @@ def test_the_held_out_set_is_made_again_from_its_seeds(tmp_path):
     ours = (heldout.DATA / "questions.jsonl").read_text().splitlines()
     made = (tmp_path / "questions.jsonl").read_text().splitlines()
     assert ours[: len(made)] == made
-    pictures = [np.asarray(Image.open(p / "pictures" / "0001.webp"), dtype=int) for p in (tmp_path, heldout.DATA)]
+    pictures = [np.asarray(Image.open(p / "pictures" / "n0001.webp"), dtype=int) for p in (tmp_path, heldout.DATA)]
     assert np.abs(pictures[0] - pictures[1]).mean() < 2

@@ -37,7 +37,7 @@ def lines() -> list[dict]:
 def seen(loaded, lines) -> tuple[list[dict], list[dict]]:
     """Answers about the first pictures: with all tokens, and from the thumbnail alone."""
     model, processor = loaded
-    return scoring.run(model, processor, DATA, [x for x in lines if x["image"] <= "pictures/0003.webp"])
+    return scoring.run(model, processor, DATA, [x for x in lines if x["image"] <= "pictures/n0003.webp"])
 
 
 def test_checkpoint_is_a_small_genuine_llava_next(loaded):
@@ -66,7 +66,9 @@ def test_vtc_knows_it_by_name():
 )
 def test_a_picture_is_a_thumbnail_and_rows_that_end_in_newlines(loaded, size, rows, columns):
     model, processor = loaded
-    given = processor(images=Image.new("RGB", size), text=vtc.prompt(processor, "Is there a star?"), return_tensors="pt")
+    given = processor(
+        images=Image.new("RGB", size), text=vtc.prompt(processor, "Is there a star?"), return_tensors="pt"
+    )
     visual = int((given["input_ids"] == processor.image_token_id).sum())
     assert visual == 576 + rows * (columns + 1)
     if size == (672, 672):
