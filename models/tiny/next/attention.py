@@ -1,4 +1,4 @@
-"""Attention in slices of queries, for training on thousands of tokens: what lies in a slice's future is not computed."""
+"""Attention in slices of queries, for training on thousands of tokens: a slice's future is not computed."""
 
 import torch
 from torch import Tensor, nn

@@ -15,6 +15,7 @@ from vtc.models.tiny.scenes import Scene as Small
 
 PER_VIEW = GRID * GRID
 VIEWS = 1 + CROPS**2
+_SIGNS = 0.95  # letters are learned last
 _WHOLE = torch.arange(PER_VIEW)
 
 
@@ -39,7 +40,7 @@ class Pool:
 
     def refresh(self, count: int) -> None:
         for _ in range(count):
-            seen = look(self.vision, scenes.sample(self.next_seed))
+            seen = look(self.vision, scenes.sample(self.next_seed, signs=_SIGNS))
             self._whole_crops = [(i, c) for i, c in self._whole_crops if i != self._at]
             self._whole_crops += [(self._at, c) for c in range(CROPS**2) if _is_whole(seen.scene, c)]
             self.seen[self._at : self._at + 1] = [seen]

@@ -67,8 +67,9 @@ class Scene:
         return tuple(t.item for t in self.things if t.crop is None)
 
 
-def sample(seed: int, split: str = "train") -> Scene:
-    """The scene of this seed: up to two large things and four to ten small ones.
+def sample(seed: int, split: str = "train", signs: float = 0.6) -> Scene:
+    """The scene of this seed: up to two large things and four to ten small ones; `signs` is how often there is a word,
+    and how often a number.
 
     A name is either large or small in a picture, so that what is counted is to be found at one scale. There is one word
     and one number at most. `split` decides which drawings, words, numbers and fonts are shown.
@@ -78,19 +79,19 @@ def sample(seed: int, split: str = "train") -> Scene:
     things: list[Thing] = []
     for name in large:
         _put(rng, things, lambda name=name: _large(rng, name))
-    for kind, name, color, text in _wanted(rng, split, large):
+    for kind, name, color, text in _wanted(rng, split, large, signs):
         _put(rng, things, lambda k=kind, n=name, c=color, t=text: _small(rng, things, k, n, c, t))
     return Scene(seed, split, tuple(things))
 
 
-def _wanted(rng: random.Random, split: str, taken: list[str]) -> list[tuple[str, str, str, str]]:
+def _wanted(rng: random.Random, split: str, taken: list[str], signs: float) -> list[tuple[str, str, str, str]]:
     """(kind, name, colour, text) of the small things, the widest first."""
     shapes = [name for name in words.SHAPES if name not in taken]
     drawings = [name for name in words.DRAWINGS if name not in taken]
     wanted = []
-    if rng.random() < 0.6:
+    if rng.random() < signs:
         wanted.append(("word", "word", "", words.sample_word(rng, split)))
-    if rng.random() < 0.6:
+    if rng.random() < signs:
         wanted.append(("number", "number", "", words.sample_number(rng, split)))
     shown = rng.choices(drawings, k=rng.randint(1, 3))
     if rng.random() < 0.3:  # several of a kind, so that counting has something to count

@@ -39,16 +39,19 @@ class Stage:
     questions: int  # per picture
     steps: int
     lr: float
+    practice: int = 0  # pictures more per step, with as few tokens as the first stage shows
 
 
 STAGES = [
     Stage("part", 240, 8, 16, 400, 1e-3),
     Stage("more", 960, 3, 24, 300, 8e-4),
     Stage("all", _PATCHES, 1, 48, 350, 6e-4),
+    Stage("last", _PATCHES, 1, 48, 450, 6e-4, practice=6),
 ]
-TASK_WEIGHTS = {"color": 1.5, "object": 2.0, "existence": 1.2, "count": 2.5, "position": 3.0, "reading": 1.5}
+TASK_WEIGHTS = {"color": 1.2, "object": 2.5, "existence": 1.5, "count": 3.5, "position": 3.0, "reading": 1.5}
+_COUNTS_FOR = 2.0  # an answer's loss, of the hardest task: counting
 _POOL = 700
-_FIRST = 120  # scenes drawn before the first step
+_FIRST = 200  # scenes drawn before the first step
 
 
 def positions() -> Tensor:
@@ -167,6 +170,11 @@ def train(run: common.Run) -> Path:
             batch = draw_batch(pool, stage, run.batch(stage.pictures), stage.questions, [run.seed, number, step])
             loss, told, packed, correct = _losses(run, language, projector, guide, packer, batch)
             (loss + 0.3 * told).backward()
+            if stage.practice:
+                few, seed = STAGES[0], [run.seed, 100 + number, step]
+                practice = draw_batch(pool, few, run.batch(stage.practice), few.questions, seed)
+                other, told_there, *_ = _losses(run, language, projector, guide, packer, practice)
+                (0.5 * other + 0.15 * told_there).backward()
             common.step_all(optimizers, list(modules.values()))
             for name, value in {
                 **packing.accuracy(correct.cpu(), packed),
@@ -180,19 +188,23 @@ def train(run: common.Run) -> Path:
                 said.clear()
             if (step + 1) % checkpoint.every == 0:
                 checkpoint.save(step + 1)
-            pool.refresh(step % 3 == 0)
+            pool.refresh(1)
         checkpoint.save(steps, done=True)
     language.set_attn_implementation("sdpa")
     folder = run.out / "tiny-next"
     llava.save(model.cpu().eval(), folder, build.processor())
     shutil.copyfile(run.out / "log.jsonl", folder / "training-log.jsonl")
-    print(f"saved {folder}; measure it with: python -m vtc.models.tiny.evaluate --model {folder}")
+    print(f"saved {folder}; measure it with: python -m vtc.models.tiny.next.evaluate --model {folder}")
     return folder
 
 
 def _losses(run: common.Run, language, projector, guide: Guide, packer: packing.Packer, batch: Batch):
     """(answer loss, loss of telling places, questions, what was answered right)."""
-    packed = packer.pack(batch.asked).to(run.device)
+    packed = packer.pack(batch.asked)
+    for spans, weights, tasks in zip(packed.spans, packed.weights, packed.tasks, strict=True):
+        counting = torch.tensor([False, *(task == "count" for task in tasks)])
+        weights[counting[spans]] *= _COUNTS_FOR
+    packed = packed.to(run.device)
     places, order = batch.places.to(run.device), batch.order.to(run.device)
     early: list[Tensor] = []
     hook = language.layers[_TOLD_AFTER].register_forward_hook(

@@ -54,7 +54,7 @@ def test_checkpoint_is_a_small_genuine_llava_next(loaded):
 
 
 def test_vtc_knows_it_by_name():
-    model, processor = vtc.load("tiny-next", device="cpu")
+    model, _ = vtc.load("tiny-next", device="cpu")
     assert type(model) is LlavaNextForConditionalGeneration
     assert "tiny-next" in tiny.names()
     assert datasets.load("tiny-next").model == "tiny-next"  # what `vtc eval --data tiny-next` asks
