@@ -20,7 +20,12 @@ _ASKED = {  # of the pictures in eval/data/tiny
 }
 _ASKED_OF = {  # of the pictures made for another model, in the set that has its name
     "tiny-next": {
-        "n0003": "What word is printed?",
+        "n0001": "What word is printed?",
+        "n0016": "How many stars are there?",
+        "n0008": "In which quarter is the purple star?",
+        "n0017": "What number is printed?",
+        "n0022": "Where is the note?",
+        "n0003": "Which color is the cross?",
     },
 }
 _MOST_CLIPS = 3

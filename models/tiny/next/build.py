@@ -1,5 +1,7 @@
 """tiny-next before its training: a genuine LLaVA-NeXT that holds tiny-llava's weights, and its processor."""
 
+from typing import Any
+
 import torch
 from transformers import (
     AutoModelForImageTextToText,
@@ -48,17 +50,18 @@ def model(seed: int = 0, start: LlavaForConditionalGeneration | None = None) -> 
     """tiny-llava's weights (or those of `start`); the newline row and the embeddings of new words are random."""
     torch.manual_seed(seed)
     old = start or AutoModelForImageTextToText.from_pretrained(tiny.path("tiny-llava"), local_files_only=True).float()
+    was: Any = old.config
     ids = {token: i for i, token in enumerate(vocabulary())}
-    text = old.config.text_config.to_dict() | {"vocab_size": len(ids), "max_position_embeddings": _LONGEST}
+    text = was.text_config.to_dict() | {"vocab_size": len(ids), "max_position_embeddings": _LONGEST}
     config = LlavaNextConfig(
-        vision_config=old.config.vision_config.to_dict(),
+        vision_config=was.vision_config.to_dict(),
         text_config=text,
         image_token_index=ids["<image>"],
         vision_feature_select_strategy="default",
-        vision_feature_layer=old.config.vision_feature_layer,
+        vision_feature_layer=was.vision_feature_layer,
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=(SIZE // PATCH) ** 2,
-        projector_hidden_act=old.config.projector_hidden_act,
+        projector_hidden_act=was.projector_hidden_act,
         tie_word_embeddings=True,
     )
     built = LlavaNextForConditionalGeneration(config).float()

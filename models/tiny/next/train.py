@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +89,8 @@ class Guide(nn.Module):
         """states [B, N, D] after an early layer; wanted [B, N, 2]."""
         told = self.head(self.norm(states.float()))
         ninth, quarter = told[..., :9].flatten(0, 1), told[..., 9:].flatten(0, 1)
-        of = {"ignore_index": -100}
-        return F.cross_entropy(ninth, wanted[..., 0].flatten(), **of) + F.cross_entropy(
-            quarter, wanted[..., 1].flatten(), **of
-        )
+        wanted = wanted.flatten(0, 1)  # -100, which is left out, for what is not in the mosaic
+        return F.cross_entropy(ninth, wanted[:, 0]) + F.cross_entropy(quarter, wanted[:, 1])
 
 
 @dataclass
@@ -145,7 +144,8 @@ def train(run: common.Run) -> Path:
     run.out.mkdir(parents=True, exist_ok=True)
     if run.quick:
         drawings.most_files = 12
-    model = build.model(run.seed).to(run.device).train()
+    model: Any = build.model(run.seed)
+    model.to(run.device).train()
     model.model.vision_tower.requires_grad_(False)
     language, projector = model.model.language_model, model.model.multi_modal_projector
     language.set_attn_implementation(attention.NAME)

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
 import vtc
+from vtc.demos.examples import shipped_pictures
 from vtc.eval import datasets
 from vtc.models import tiny
 from vtc.models.tiny import evaluate, questions
@@ -155,3 +156,15 @@ def test_sliced_attention_is_attention():
             share = torch.softmax(torch.tensor(scores), 0)
             wanted = sum(w * value[0, head, i] for w, i in zip(share, allowed, strict=True))
             torch.testing.assert_close(got[0, row, head], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_demo_opens_with_questions_that_it_answers(loaded, lines):
+    """The first here; all of them in the full tests' accuracy."""
+    examples = shipped_pictures("tiny-next")
+    known = {(Path(x["image"]).name, x["question"]): x["answer"] for x in lines}
+    assert len(examples) >= 5
+    assert all((media.name, question) in known for media, question in examples)
+    media, question = examples[0]
+    model, processor = loaded
+    tokens = scoring.tokens_of(model, processor, media.picture)
+    assert scoring.answer(model, processor, tokens, [question]) == [known[media.name, question]]
