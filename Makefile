@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-video | table-vit | picture | vqtoken | tiny-vit | bench | bench-engine | bench-gpu
+# make demo | table | table-inside | table-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
@@ -16,7 +16,7 @@ ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
-    table table-inside table-video table-vit picture vqtoken tiny-vit bench bench-engine bench-gpu clean
+    table table-inside table-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -195,6 +195,11 @@ VIT_METHODS ?= tome,pitome,zerotprune,pool
 table-vit: $(STAMP)
 	$(BIN)/vtc eval --timing $(TIMING) --data $(FASHION) --methods $(VIT_METHODS) --keep 144,100,49,25 --out runs/vit
 	$(call COMPARE,vit)
+
+# tiny-next from tiny-llava, into runs/tiny-next/tiny-next (apt-get install openclipart-png fonts-dejavu), and its score.
+tiny-next: $(STAMP)
+	$(BIN)/python -m vtc.models.tiny.next.train --out runs/tiny-next
+	$(BIN)/python -m vtc.models.tiny.next.evaluate --model runs/tiny-next/tiny-next --json runs/tiny-next/metrics.json
 
 # tiny-vit from nothing, into runs/tiny-vit/tiny-vit (apt-get install dataset-fashion-mnist); stopped, it goes on.
 tiny-vit: $(STAMP)

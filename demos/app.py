@@ -14,7 +14,7 @@ from vtc.demos.studio import Studio
 
 def build(studio: Studio) -> gr.Blocks:
     """The page for a studio whose first model is loaded already."""
-    items = shipped_pictures() + shipped_clips()
+    items = shipped_pictures(studio.names[0]) + shipped_clips()
     with gr.Blocks(title="vtc: visual-token compression", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         parts = lay_out(items, studio.names, studio.methods, studio.load(studio.names[0]).depth)
         calls = Callbacks(studio, parts, items)

@@ -9,7 +9,7 @@ import vtc
 from vtc.demos.media import Media, load_media
 
 _DATA = Path(vtc.__file__).parent / "eval" / "data"
-_ASKED = {  # of eval/data/tiny/pictures
+_ASKED = {  # of the pictures in eval/data/tiny
     "0001": "Is the yellow star above or below the cone?",
     "0003": "What word is printed?",
     "0006": "What shape is red?",
@@ -18,13 +18,24 @@ _ASKED = {  # of eval/data/tiny/pictures
     "0012": "What number is printed?",
     "0005": "Describe the picture.",
 }
+_ASKED_OF = {  # of the pictures made for another model, in the set that has its name
+    "tiny-next": {
+        "n0001": "What word is printed?",
+        "n0016": "How many stars are there?",
+        "n0008": "In which quarter is the purple star?",
+        "n0017": "What number is printed?",
+        "n0022": "Where is the note?",
+        "n0003": "Which color is the cross?",
+    },
+}
 _MOST_CLIPS = 3
 _PATHS: dict[str, str] = {}  # of what was loaded, by key
 
 
-def shipped_pictures() -> list[tuple[Media, str]]:
-    """Pictures, each with a question."""
-    return [(_load(_DATA / "tiny" / "pictures" / f"{name}.webp"), asked) for name, asked in _ASKED.items()]
+def shipped_pictures(model: str = "tiny-llava") -> list[tuple[Media, str]]:
+    """Pictures, each with a question: those made for a model that ships, or tiny-llava's."""
+    folder, asked = (model, _ASKED_OF[model]) if model in _ASKED_OF else ("tiny", _ASKED)
+    return [(_load(_DATA / folder / "pictures" / f"{name}.webp"), question) for name, question in asked.items()]
 
 
 def shipped_path(media: Media) -> str | None:

@@ -35,6 +35,7 @@ from vtc.eval.files import Row
 from vtc.eval.questions import Media, Question, question_of
 from vtc.eval.saved import Saved, is_saved
 from vtc.hints import did_you_mean
+from vtc.models import tiny
 
 __all__ = ["Dataset", "Media", "Question", "load", "shipped"]
 
@@ -112,7 +113,8 @@ def load(name_or_path: str | Path, columns: Mapping[str, str] | None = None, ans
         data = read(path if is_saved(path) else _only_file(path), columns, answered)
         data = replace(data, name=path.resolve().stem)
     elif name in shipped():
-        data = replace(_from_file(_only_file(_SHIPPED / name), columns), name=name)
+        own_model = name if name in tiny.names() else None
+        data = replace(_from_file(_only_file(_SHIPPED / name), columns), name=name, model=own_model)
     elif name == "easy-vqa":
         _no_columns(name, columns)
         data = Dataset(name, tuple(_easy_vqa()))

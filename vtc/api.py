@@ -178,7 +178,8 @@ def load(
     Of a bare classifier ("tiny-vit", or a folder that timm wrote) the second is what prepares pictures for it.
 
     Args:
-        name_or_path: "tiny-llava", "tiny-qwen" or "tiny-vit", which ship; a folder; or a Hub id ("owner/name").
+        name_or_path: "tiny-llava", "tiny-next", "tiny-qwen" or "tiny-vit", which ship; a folder; or a Hub id
+            ("owner/name").
         device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
         dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
         attn_implementation: "sdpa", "eager", "flash_attention_2" ...; default what transformers chooses.

@@ -33,7 +33,7 @@ def load(folder: Path):
 
 def data_of(model) -> Path:
     """The held-out set of a shipped model."""
-    return _DATA / ("tiny" if model.config.model_type == "llava" else "tiny-video")
+    return _DATA / {"llava": "tiny", "llava_next": "tiny-next"}.get(model.config.model_type, "tiny-video")
 
 
 def look(data: Path, line: dict, blind: bool) -> dict[str, list]:

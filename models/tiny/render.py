@@ -98,7 +98,7 @@ def shape(item: Item, rng: random.Random) -> Image.Image:
     return rgba
 
 
-def _drawing(item: Item, rng: random.Random, split: str) -> Image.Image:
+def drawing(item: Item, rng: random.Random, split: str) -> Image.Image:
     file = drawings.load()[split][item.name]
     rgba = Image.fromarray(rng.choice(file)[1])
     side = item.box[2] - item.box[0]
@@ -204,7 +204,7 @@ def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         elif item.kind == "shape":
             rgba = shape(item, style)
         else:
-            rgba = _drawing(item, style, scene.split)
+            rgba = drawing(item, style, scene.split)
         x = int(item.center[0] - rgba.width / 2)
         y = int(item.center[1] - rgba.height / 2)
         picture.paste(rgba, (x, y), rgba)
