@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "pictures"
 PICTURE, QUESTION = ROOT / "eval/data/tiny/pictures/0006.webp", "What color is the heart?"
 FOUR = ("vtc-cls", "divprune", "visionzip", "fastv")
-CROPPED, COMMANDED = ROOT / "eval/data/tiny-next/pictures/0001.webp", ("hired", "globalcom2")
+CROPPED, COMMANDED = ROOT / "eval/data/tiny-next/pictures/n0001.webp", ("hired", "globalcom2")
 _DPI, _RADIUS, _COLORS = 190, 22, 256
 
 
