@@ -166,5 +166,6 @@ def test_the_demo_opens_with_questions_that_it_answers(loaded, lines):
     assert all((media.name, question) in known for media, question in examples)
     media, question = examples[0]
     model, processor = loaded
+    assert media.picture is not None
     tokens = scoring.tokens_of(model, processor, media.picture)
     assert scoring.answer(model, processor, tokens, [question]) == [known[media.name, question]]
