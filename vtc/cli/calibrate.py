@@ -30,9 +30,9 @@ def add_command(commands: Any, running: argparse.ArgumentParser) -> None:
         file = check_out(options.out)
         arguments.check_file("--out", options.out)
         there = read_pairs(options.data, options.pairs, options.seed)  # these refuse before a model is loaded
+        model, processor = load(options.model, options.device, options.dtype)
         if len(there.chosen) < options.pairs:
             print(f"note: there are {there.there} pairs only, fewer than --pairs {options.pairs}", file=sys.stderr)
-        model, processor = load(options.model, options.device, options.dtype)
         try:
             found = with_bars(
                 lambda advance: vtc.calibrate(
