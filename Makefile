@@ -213,7 +213,7 @@ tiny-vit: $(STAMP)
 # The picture that opens the README: some methods of both tables, which are made first.
 picture: table table-video
 	$(BIN)/vtc compare --plot runs/picture.png --html runs/picture.html \
-	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@* pixelprune*divprune@*, \
+	    $(foreach method,full blind random@* downsample@* vtc-cls@* divprune@* todre@* visionzip@* pixelprune*0.5*divprune@*, \
 	        runs/table/tiny-llava/$(method)) \
 	    $(foreach method,full blind random@* downsample@* uniform-frames@* divprune@* visionzip@* evs*0.25*@* vqtoken*codebook*@* vqtoken?weights*@* framededupe*divprune@*, \
 	        runs/video/tiny-qwen/$(method))

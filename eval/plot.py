@@ -68,8 +68,11 @@ def picture(groups: Sequence[Compared]) -> Figure:
     # What the legend takes, a mark and the letters of a name in inches, and three names besides: frontier, full, blind.
     beside = len(costs) < 2  # one panel per group: these stand in a row
     width = _SIDE * (len(groups) if beside else len(costs))
-    columns = max(1, int(width / (0.6 + 0.085 * max(map(len, names)))))
-    height = 0.8 * _SIDE * (1 if beside else len(groups)) + 0.25 * math.ceil((len(names) + 3) / columns)
+    told = {name: _in_lines(name) for name in names}
+    longest = max(len(line) for text in told.values() for line in text.split("\n"))
+    columns = max(1, int(width / (0.6 + 0.085 * longest)))
+    lines = math.ceil(sum(text.count("\n") + 1 for text in [*told.values(), "", "", ""]) / columns)
+    height = 0.8 * _SIDE * (1 if beside else len(groups)) + 0.25 * (lines + (columns > 1))
     figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
     if beside:
         panels = figure.subplots(1, len(groups), squeeze=False).T
@@ -83,12 +86,17 @@ def picture(groups: Sequence[Compared]) -> Figure:
             axes.set_xlabel(_FLOPS_OF_ALL if classifies(group) and cost == "flops_share" else COSTS[cost][1])
         row_of_panels[0].set_ylabel(f"accuracy, % of {group.questions} questions")
         row_of_panels[0].set_title(group.title, loc="left", fontweight="bold")
-    labels = [marked.get(name, name) for name in handles]
+    labels = [_in_lines(marked.get(name, name)) for name in handles]
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.draw_without_rendering()  # every mark has its place now
     for label in tell:
         label()
     return figure
+
+
+def _in_lines(label: str) -> str:
+    """A legend's label: methods that act together each in a line of its own."""
+    return label.replace(" + ", " +\n")
 
 
 def shown(groups: Sequence[Compared]) -> list[str]:

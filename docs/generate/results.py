@@ -22,10 +22,11 @@ PAGE = FOLDER.with_suffix(".md")
 _INSIDE = "Inside the language model, at an equal"
 #: file -> its title, and the command that makes its runs, in the order in which they are shown
 TABLES = {
-    "pictures": ("Pictures", "make table TIMING=0"),
+    "pictures": ("Pictures", "make table"),
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
-    "video": ("Videos", "make table-video TIMING=0"),
+    "video": ("Videos", "make table-video"),
+    "vit": ("Inside a vision tower", "make table-vit"),
 }
 #: file -> the heading of docs/results.md under which all of its numbers stand
 HEADINGS = {
@@ -33,6 +34,7 @@ HEADINGS = {
     "inside-average": f"{_INSIDE} average",
     "inside-final": f"{_INSIDE} number of tokens at the end",
     "video": "All numbers of videos",
+    "vit": "Inside a vision tower",
 }
 # Columns of a method's own rows.
 _COLUMNS = (
