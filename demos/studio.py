@@ -28,6 +28,7 @@ import vtc
 from vtc.demos.media import Media
 from vtc.demos.presence import PRESENCE
 from vtc.demos.sentences import presentable
+from vtc.engine.encoding import signals_of
 from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 _log = logging.getLogger("vtc")
@@ -331,20 +332,14 @@ def _inputs(loaded: Loaded, media: Media, question: str, options: dict[str, Any]
 
 def _encoded(loaded: Loaded, media: Media, inputs: Any, run: Run) -> dict[str, Any]:
     """The same with what the vision tower makes of it, with the signals that the method reads."""
-    key = media.key, _needs(run.method), run.keep if run.resizes else None
-    method = run.method if run.method and not run.resizes else "random"
+    method = vtc.resolve(run.method, run.keep) if run.method and not run.resizes else vtc.resolve("random")
+    key = media.key, signals_of(loaded.model, [method]), run.keep if run.resizes else None
     encoded = loaded.encoded.fetch(key, lambda: vtc.encode(loaded.model, method, **inputs))
     return {name: inputs[name] for name in _TEXT if name in inputs} | encoded.take([0])
 
 
 def _key(name: str, media: Media, question: str, method: str | None, keep: float) -> Hashable:
     return name, media.key, question.strip(), method, keep if method else None
-
-
-def _needs(method: str | None) -> tuple[str, ...]:
-    """Methods of equal needs share a run of the vision tower; options may change them."""
-    plain = next((info.needs for info in vtc.list_methods() if info.name == method), ())
-    return plain if method is None or "(" not in method else (method,)
 
 
 class _Stream(BaseStreamer):

@@ -117,6 +117,14 @@ def test_another_budget_does_not_look_at_the_picture_again(studio, heart, monkey
     assert len(seen) == 1
 
 
+def test_every_method_finds_what_it_reads_of_a_picture_that_others_have_seen(studio, heart):
+    """Methods of like needs may read other layers, and other numbers at another budget."""
+    methods = ["vtc-cls", "hired", "globalcom2", "recoverable", "mustdrop", "visiondrop", "vflowopt"]
+    for method, keep in [*((name, 0.1) for name in methods), ("vflowopt", 0.5)]:
+        run = last(studio, heart, method=method, keep=keep)
+        assert run.state == "done", (method, run.text)
+
+
 def test_a_method_takes_turns_with_all_tokens(studio, heart, monkeypatch):
     """However long the uncompressed answer took before, and whatever a method's first run costs."""
     seconds, calls = {False: 0.4, True: 0.1}, []

@@ -25,6 +25,13 @@ def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, 
     return _encode(model, _listening(model, methods), vision_inputs)
 
 
+def signals_of(model: Any, methods: Sequence[Method]) -> frozenset[tuple[str, int]]:
+    """What a run of the vision tower measures for `methods`, (signal, layer): one run serves those with the same."""
+    signals = _listening(model, methods)
+    layers = {(name, layer) for layer, names in signals.wanted.items() for name in names}
+    return frozenset({*layers, *signals.ends, *signals.starts})
+
+
 class Remeasured:
     """A run of the vision tower whose signals are measured anew where methods want them with another number.
 
