@@ -205,11 +205,9 @@ class Settings:
         for before, name, options in entries:
             own = options.pop("keep", self.keep)
             keeps = tuple(own) if isinstance(own, list | tuple) else (own,)
-            _known(name, infos, "method")
+            _check_options(name, options, infos)
             for keep in keeps:
                 check_keep(keep)
-            for option in options:
-                _known(option, infos[name].options, f"option of {name}")
             fixed = tuple(_fixed(part, name, infos) for part in before)
             if name == DOWNSAMPLE and (options or before):
                 raise ValueError(
@@ -337,13 +335,18 @@ def _read_entry(entry: str | Mapping[str, Any]) -> tuple[tuple[tuple[str, dict[s
 def _fixed(part: tuple[str, dict[str, Any]], last: str, infos: Mapping[str, MethodInfo]) -> str:
     """A method that stands before the last one, written out; ValueError if it cannot."""
     name, options = part
-    _known(name, infos, "method")
-    for option in options.keys() - {"keep"}:
-        _known(option, infos[name].options, f"option of {name}")
+    _check_options(name, options, infos)
     if "keep" not in options:
         raise ValueError(f"{name} + {last}: {last} has the budgets; give {name} its own, as in {name}(keep=0.5)")
     check_keep(options["keep"])
     return write_method(name, options)
+
+
+def _check_options(name: Any, options: Mapping[str, Any], infos: Mapping[str, MethodInfo]) -> None:
+    _known(name, infos, "method")
+    for option in options:
+        if option != "keep":
+            _known(option, infos[name].options, f"option of {name}")
 
 
 def _known(name: Any, names: Any, what: str) -> None:

@@ -16,6 +16,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+import vtc
+
 SPECIAL = ["<pad>", "</s>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<unk>"]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
@@ -23,6 +25,16 @@ TEMPLATE = (
     "{% elif c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
 )
+
+
+def loaded_from(folder: Path) -> tuple[Any, Any]:
+    """Model and processor that `save` wrote, the matrices redrawn so large that pictures change what is said."""
+    model, processor = vtc.load(folder)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return model, processor
 
 
 def save(folder: Path) -> Path:

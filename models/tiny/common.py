@@ -1,5 +1,6 @@
 """What every training stage shares: optimisers, learning-rate schedule, log, and checkpoints that survive a kill."""
 
+import argparse
 import json
 import math
 import time
@@ -20,6 +21,12 @@ class Run:
     quick: bool = False
     device: str = "cpu"
 
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Run":
+        """What a command line of `parser` asks for, on a GPU if there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(arguments.out, arguments.seed, arguments.quick, device)
+
     def steps(self, full: int) -> int:
         return 2 if self.quick else full
 
@@ -31,6 +38,15 @@ class Run:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
+
+
+def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """The command line of a training whose module says `doc`; `out` is where it writes unless told otherwise."""
+    made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    made.add_argument("--out", type=Path, default=Path(out), help="checkpoints, log and the finished model")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
+    return made
 
 
 def optimizers(modules: list[nn.Module], lr: float, weight_decay: float = 0.01) -> list[torch.optim.Optimizer]:

@@ -107,14 +107,36 @@ def _easy_task(answer: str) -> str:
     return "object" if answer in ("circle", "triangle", "rectangle") else "color"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="tiny-llava", help="a shipped name or a folder; default: %(default)s")
-    parser.add_argument("--data", type=Path, default=None, help="folder of questions.jsonl; default: the model's own")
+def parser_of(doc: str | None, model: str, data: Path | None) -> argparse.ArgumentParser:
+    """The command line of a module that says `doc` and scores `model` unless told otherwise."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--model", default=model, help="a shipped name or a folder; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=data, help="folder of questions.jsonl; default: the model's own")
     parser.add_argument("--limit", type=int, default=None, help="only the first N questions")
-    parser.add_argument("--easy-vqa", action="store_true", help="also the published test split of easy-vqa")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
     parser.add_argument("--answers", type=Path, default=None, help="write every answer here (JSONL)")
+    return parser
+
+
+def begun(folder: Path, done: list[dict]) -> dict[str, object]:
+    """The first numbers about the weights in `folder`, from all answers."""
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return {"weights_sha256": weights, "questions": len(done), "accuracy": summary(done)}
+
+
+def report(arguments: argparse.Namespace, metrics: dict[str, object], done: list[dict]) -> None:
+    """Print the numbers, and write them and the answers where the command line wants them."""
+    if arguments.answers:
+        arguments.answers.write_text("".join(json.dumps(x) + "\n" for x in done))
+    text = json.dumps(metrics, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+def main() -> None:
+    parser = parser_of(__doc__, "tiny-llava", None)
+    parser.add_argument("--easy-vqa", action="store_true", help="also the published test split of easy-vqa")
     arguments = parser.parse_args()
     folder = Path(source(arguments.model))
     model, processor = load(folder)
@@ -122,19 +144,13 @@ def main() -> None:
     lines = read(data)[: arguments.limit]
     started = time.monotonic()
     done = run(model, processor, data, lines)
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    metrics: dict[str, object] = {"weights_sha256": weights, "questions": len(lines), "accuracy": summary(done)}
+    metrics = begun(folder, done)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     metrics["blind"] = summary(run(model, processor, data, lines, blind=True))
     if arguments.easy_vqa:
         root, easy = easy_vqa_lines(arguments.limit)
         metrics["easy_vqa"] = {"questions": len(easy), "accuracy": summary(run(model, processor, root, easy))}
-    if arguments.answers:
-        arguments.answers.write_text("".join(json.dumps(x) + "\n" for x in done))
-    text = json.dumps(metrics, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    report(arguments, metrics, done)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -69,6 +70,22 @@ class Balance:
     def add(self, q: questions.Question) -> None:
         self.per_task[q.task] += 1
         self.per_answer[self._key(q)] += 1
+
+    def pick(
+        self, options: list[questions.Question], count: int, weight: Callable[[questions.Question], int]
+    ) -> list[questions.Question]:
+        """Up to `count` of `options`, which loses them: of the task least often among those picked, the rarest."""
+        picked: list[questions.Question] = []
+        taken: Counter[str] = Counter()
+        while options and len(picked) < count:
+            best = min(options, key=lambda q: (taken[q.task], self.frequency(q, weight(q))))
+            options.remove(best)
+            if self.tips(best):
+                continue
+            picked.append(best)
+            taken[best.task] += 1
+            self.add(best)
+        return picked
 
     @staticmethod
     def _key(q: questions.Question) -> tuple[str, str]:

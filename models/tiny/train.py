@@ -5,7 +5,6 @@ between them, then all on questions about pictures. Every stage writes a checkpo
 end: a run that was killed goes on where it stopped when started again with the same --out.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -38,13 +37,7 @@ def train(run: common.Run) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, log and the finished model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(common.Run(arguments.out, arguments.seed, arguments.quick, device))
+    train(common.Run.of(common.parser(__doc__, "runs/tiny").parse_args()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vtc
 from tests.families import batch, model_of
-from tests.small_qwen import save
+from tests.small_qwen import loaded_from, save
 from vtc.cli.main import main
 from vtc.engine.encoded import Encoded
 from vtc.methods.base import registry
@@ -41,12 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    model, processor = vtc.load(folder)
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model, processor
+    return loaded_from(folder)
 
 
 def train(loaded, folder, out, **options):

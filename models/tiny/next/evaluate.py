@@ -3,10 +3,7 @@
 python -m vtc.models.tiny.next.evaluate --json models/tiny/tiny-next/metrics.json
 """
 
-import argparse
-import hashlib
 import inspect
-import json
 import time
 from collections import defaultdict
 from copy import deepcopy
@@ -88,29 +85,17 @@ def _scored(lines: list[dict], said: list[str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="tiny-next", help="a shipped name or a folder; default: %(default)s")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of questions.jsonl; default: the model's own")
-    parser.add_argument("--limit", type=int, default=None, help="only the first N questions")
-    parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
-    parser.add_argument("--answers", type=Path, default=None, help="write every answer here (JSONL)")
-    arguments = parser.parse_args()
+    arguments = evaluate.parser_of(__doc__, "tiny-next", DATA).parse_args()
     folder = Path(source(arguments.model))
     model, processor = evaluate.load(folder)
     lines = evaluate.read(arguments.data)[: arguments.limit]
     started = time.process_time()
     seen, thumbnail = run(model, processor, arguments.data, lines)
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    metrics: dict[str, object] = {"weights_sha256": weights, "questions": len(lines), "accuracy": summary(seen)}
+    metrics = evaluate.begun(folder, seen)
     metrics["thumbnail"] = summary(thumbnail)
     metrics["blind"] = summary(run_blind(model, processor, arguments.data, lines))
     metrics["cpu_seconds"] = round(time.process_time() - started)
-    if arguments.answers:
-        arguments.answers.write_text("".join(json.dumps(x) + "\n" for x in seen))
-    text = json.dumps(metrics, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    evaluate.report(arguments, metrics, seen)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m vtc.models.tiny.next.heldout --out eval/data/tiny-next
 import argparse
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 from PIL import Image
@@ -30,17 +29,7 @@ def choose(pictures: int = PICTURES, first_seed: int = 0) -> list[tuple[scenes.S
     for number in range(pictures):
         scene = scenes.sample(first_seed + number, "test")
         options = asking.ask_many(scene, rng, _CANDIDATES)
-        picked: list[Question] = []
-        taken: Counter[str] = Counter()
-        while options and len(picked) < PER_PICTURE:
-            best = min(options, key=lambda q: (taken[q.task], balance.frequency(q, 2)))
-            options.remove(best)
-            if balance.tips(best):
-                continue
-            picked.append(best)
-            taken[best.task] += 1
-            balance.add(best)
-        chosen.append((scene, picked))
+        chosen.append((scene, balance.pick(options, PER_PICTURE, lambda q: 2)))
     return chosen
 
 

@@ -6,7 +6,6 @@ thumbnail can tell. It sees random parts of a picture's tokens first, each at it
 killed run goes on where it stopped when started again with the same --out.
 """
 
-import argparse
 import random
 import shutil
 import time
@@ -225,13 +224,7 @@ def _losses(run: common.Run, language, projector, guide: Guide, packer: packing.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny-next"), help="checkpoints, log and the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(common.Run(arguments.out, arguments.seed, arguments.quick, device))
+    train(common.Run.of(common.parser(__doc__, "runs/tiny-next").parse_args()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python -m vtc.models.tiny.qwen.heldout --train 600 --out runs/clips  # to train 
 import argparse
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import av
@@ -43,19 +42,7 @@ def choose(count: int, first_seed: int, steps: int, per_clip: int) -> list[tuple
     for number in range(count):
         clip = clips.sample(first_seed + number, "test", steps)
         options = asking.ask_many(clip, rng, _CANDIDATES, {})
-        picked: list[Question] = []
-        taken: Counter[str] = Counter()
-        while options and len(picked) < per_clip:
-            best = min(
-                options,
-                key=lambda q: (taken[q.task], balance.frequency(q, 1 if steps == 1 or q.task in _MOVING else 2)),
-            )
-            options.remove(best)
-            if balance.tips(best):
-                continue
-            picked.append(best)
-            taken[best.task] += 1
-            balance.add(best)
+        picked = balance.pick(options, per_clip, lambda q: 1 if steps == 1 or q.task in _MOVING else 2)
         chosen.append((clip, picked))
     return chosen
 

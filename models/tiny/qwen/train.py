@@ -6,7 +6,6 @@ goes on where it stopped when started again with the same --out. The first two s
 `--only tower` and `--only language` may run side by side, each on cores of its own, before the whole.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -44,14 +43,10 @@ def train(run: common.Run, only: str | None = None) -> Path | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny-qwen"), help="checkpoints, log, finished model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
+    parser = common.parser(__doc__, "runs/tiny-qwen")
     parser.add_argument("--only", choices=["tower", "language"], help="this stage and no other")
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(common.Run(arguments.out, arguments.seed, arguments.quick, device), arguments.only)
+    train(common.Run.of(arguments), arguments.only)
 
 
 if __name__ == "__main__":

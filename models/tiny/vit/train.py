@@ -8,7 +8,6 @@ goes on where it stopped when started again with the same --out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -170,11 +169,8 @@ def _accuracy(model: VisionTransformer, pictures: torch.Tensor, labels: torch.Te
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny-vit"), help="checkpoints, log and the model")
+    parser = common.parser(__doc__, "runs/tiny-vit")
     parser.add_argument("--data", type=Path, default=DEBIAN, help="folder of Fashion-MNIST's IDX files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two steps of every stage: shows that all of it runs")
     arguments = parser.parse_args()
     try:
         train(common.Run(arguments.out, arguments.seed, arguments.quick), arguments.data)
