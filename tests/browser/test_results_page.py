@@ -108,7 +108,7 @@ def test_a_row_opens_to_its_command(page):
     row = next(row for row in results.groups()["pictures"].rows if row.label == "divprune" and row.keep == 0.1)
     page.fill("input", "divprune")
     page.select_option("#budget select", "0.1")
-    opener = page.locator("tbody th button", has_text="divprune")
+    opener = page.get_by_role("button", name="▸ divprune", exact=True)
     opener.press("Enter")
     assert opener.get_attribute("aria-expanded") == "true"
     assert " ".join(page.inner_text(".more code").split()) == row.command
