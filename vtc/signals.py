@@ -348,6 +348,41 @@ for _row in (
         lambda rows: rows.record,
     ),
     Signal(
+        "layer_record",
+        ("c",),
+        "cache",
+        "what the method's `layer_gain` made of the attention in the layer, summed",
+        lambda rows: rows.layer_record,
+    ),
+    Signal(
+        "row_record",
+        ("K",),
+        "cache",
+        "`attention_record` of all tokens that the layer's cache holds of the row, those that are chosen among or not",
+        lambda rows: rows.row_record,
+    ),
+    Signal(
+        "cached_keys",
+        ("G", "N", "d"),
+        "cache",
+        "keys of each cached token, as they are cached: rotated to its position",
+        lambda rows: rows.keys,
+    ),
+    Signal(
+        "cached_values",
+        ("G", "N", "d"),
+        "cache",
+        "values of each cached token",
+        lambda rows: rows.values,
+    ),
+    Signal(
+        "plain_keys",
+        ("G", "N", "d"),
+        "cache",
+        "keys of each cached token before the rotation to its position",
+        lambda rows: rows.plain_keys,
+    ),
+    Signal(
         "survives",
         ("N",),
         "cache",
@@ -394,6 +429,7 @@ class VisualTokens:
         budget: how many tokens to keep, where that is not for the method to say (frames of a video).
         counts: of these tokens, how many each decoder layer so far has seen, the last number being N; () = unknown.
         alone: whether no other picture or video stands in its row.
+        begins: whether these are cached tokens with which their row begins.
         together: whether its signals are those of several spans of this size, see `stacked`.
     """
 
@@ -407,6 +443,7 @@ class VisualTokens:
     budget: int | None = None
     counts: tuple[int, ...] = ()
     alone: bool = True
+    begins: bool = False
     together: bool = False
 
     @property

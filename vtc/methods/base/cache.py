@@ -1,19 +1,30 @@
-"""CacheMethod: base of the methods that drop rows of the KV cache, after the prefill or while decoding.
+"""CacheMethod: base of the methods that drop or merge rows of the KV cache, after the prefill or while decoding.
+
+A method is score x budget x what becomes of the rest, each of them one function that may be overridden:
+
+    gain, query_weights    what a query adds to the record of each cached token
+    score                  what is kept: [N], or [G, N] where each KV head chooses for itself (`per_head`)
+    layer_budgets          how many tokens each layer holds; alike by default
+    head_budgets           how many each head of a layer holds; alike by default
+    merge                  what the tokens that stay make of those that go; nothing by default
 
 ActiveMethod: of those that drop nothing, but let a decode step read a part of the rows only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vtc.budget import check_layer, layer_number
 from vtc.checks import check_number
-from vtc.methods.base.method import Method
+from vtc.held import Held
+from vtc.methods.base.method import Method, top_k
+from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
@@ -25,7 +36,8 @@ class CacheMethod(Method):
 
     Args:
         keep: tokens left per image in each layer; with scope="all", tokens left per row.
-        scope: "visual" drops visual tokens only, "all" text as well (the papers' own form).
+        scope: "visual" drops visual tokens only, "all" text as well, together (the papers' own form), "apart" also, but
+            each picture and the text of a row have budgets of their own.
         every: also choose again after every so many decode steps; None = after the prefill only.
         first: the first decoder layer (an int from 0, or a share of the depth) whose cache is touched.
     """
@@ -34,10 +46,18 @@ class CacheMethod(Method):
     first: int | float = 0
 
     stage: ClassVar[str] = "cache"
-    scopes: ClassVar[tuple[str, ...]] = ("visual", "all")
+    scopes: ClassVar[tuple[str, ...]] = ("visual", "apart", "all")
     scope_default: ClassVar[str] = "visual"
-    #: how many of the prompt's last queries the method hears: None = all of them, 0 = it needs no attention
-    window: ClassVar[int | None] = 0
+    #: which queries of the prompt the method hears: its last ones, so many; None = all of them, 0 = it needs no
+    #: attention, "text" = those of the text behind the row's pictures (its last token, where there is none)
+    window: ClassVar[int | None | Literal["text"]] = 0
+    #: whether each KV head chooses for itself; its signals then have one more dimension G in front. A field of this
+    #: name answers where it is an option
+    per_head: ClassVar[bool] = False
+    #: whether `head_budgets` may differ between heads; a field or a property answers where options decide
+    uneven_heads: ClassVar[bool] = False
+    #: the first tokens of a row, which are never dropped where text is chosen among; a field answers if it is an option
+    sinks: ClassVar[int] = 0
     may_drop_all: ClassVar[bool] = False
     #: also, that the choice is made alike in every layer: `score` is asked for several layers at once, its signals are
     #: [layers, pictures, N] and so is what it returns, or it returns [N]; where `select` is the method's own and it
@@ -58,7 +78,7 @@ class CacheMethod(Method):
         """`first`, 0-based, in a model of `depth` layers."""
         return 0 if self.first == 0 else layer_number(self.first, depth, self.title)
 
-    def queries(self) -> int | None:
+    def queries(self) -> int | None | Literal["text"]:
         """`window`, unless an option says it."""
         return self.window
 
@@ -66,16 +86,75 @@ class CacheMethod(Method):
         """What some queries add to the record of each cached token.
 
         Args:
-            rows: [B, R, K], attention of R queries (mean over heads); 0 where a query cannot see.
-            visible: LongTensor [B, R], how many tokens each query can see; 0 = no query.
+            rows: [..., R, K], attention of R queries; 0 where a query cannot see. The mean over heads, or, where each
+                KV head chooses for itself, the mean over the query heads of a KV head.
+            visible: LongTensor [..., R], how many tokens each query can see; 0 = no query.
 
         Returns:
-            [B, K], summed over the queries.
+            [..., K], summed over the queries.
         """
-        return rows.sum(dim=1)
+        return rows.sum(dim=-2)
+
+    def layer_gain(self, rows: Tensor, visible: Tensor) -> Tensor | None:
+        """What some queries add to the record of the layer as a whole, [..., c], c numbers that are summed over all
+        queries; arguments as of `gain`. None = there is none."""
+        return None
+
+    def query_weights(self, states: Tensor, real: Tensor) -> Tensor | None:
+        """What each query counts for: its attention is multiplied by this before `gain`. None = all alike.
+
+        Args:
+            states: [B, R, D], what goes into the layer's attention. real: BoolTensor [B, R], False = no query.
+
+        Returns:
+            [B, R], or None.
+        """
+        return None
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.signal("attention_record")
+
+    def layer_budgets(self, layers: Sequence[VisualTokens]) -> Sequence[int] | None:
+        """How many of some tokens each layer holds, `layers` being the same tokens in every layer that is touched, in
+        order (`tokens.layer`); those who are alike in all layers say None."""
+        return None
+
+    def head_budgets(self, score: Tensor, count: int) -> Tensor | None:
+        """LongTensor [G], how many tokens each KV head holds by `score` [G, N]; None = `count` each."""
+        return None
+
+    def merge(self, tokens: VisualTokens, kept: Held) -> Held:
+        """What the tokens that stay make of those that go; `kept` as it is by default."""
+        return kept
+
+    def hold(self, tokens: VisualTokens) -> Held:
+        """What a layer holds of some of its tokens: `select`, head by head where each head chooses for itself."""
+        if not self.per_head:
+            return self.merge(tokens, Held.of(self.select(tokens)))
+        score, n, count = self.guarded(tokens, self.score(tokens)), tokens.features.shape[0], self.count(tokens)
+        if score.dim() != 2 or score.shape[1] != n:
+            raise ValueError(
+                f"score(tokens) of {self.title}, whose heads choose for themselves, returned shape "
+                f"{tuple(score.shape)}; expected one number per KV head and token, [G, {n}]."
+            )
+        budgets = self.head_budgets(score, count)
+        return self.merge(tokens, Held(top_k(score, count) if budgets is None else top_of_each(score, budgets), n))
+
+    def guarded(self, tokens: VisualTokens, score: Tensor) -> Tensor:
+        """`score` [..., N], under which `sinks` come first where these are the first tokens of a row."""
+        count = min(self.sinks, self.count(tokens)) if tokens.begins else 0
+        if count:
+            score = score.clone()
+            score[..., :count] = torch.inf
+        return score
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        score, n = self.guarded(tokens, self.score(tokens)), tokens.features.shape[0]
+        if score.shape != (n,):
+            raise ValueError(
+                f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [{n}]."
+            )
+        return Selection.prune(top_k(score, self.count(tokens)), n, ascending=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,3 +212,12 @@ def with_latest(record: Tensor, late: int) -> Tensor:
     score = record.clone()
     score[..., record.shape[-1] - late :] = torch.inf
     return score
+
+
+def top_of_each(score: Tensor, counts: Tensor) -> Tensor:
+    """The `counts` [G] highest of each row of `score` [G, N], ties to the lowest index: LongTensor [G, M] of ascending
+    indices, where rows with fewer than M begin with -1."""
+    order = score.detach().float().neg().argsort(dim=1, stable=True)  # upwards, as that puts NaN last
+    most = int(counts.max())
+    taken = torch.arange(most, device=score.device) < counts[:, None].to(score.device)
+    return torch.where(taken, order[:, :most], -1).sort(dim=1).values
