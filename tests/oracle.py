@@ -2,9 +2,9 @@
 
 It shares no code with the engine. The sequence keeps its full length in every layer and in the cache; from the layer on
 at which a token was dropped its key is masked out, in prefill and in every decode step; rows of anchors are replaced by
-explicit weighted sums; rows that the cache lost are masked in that layer, and in that head, from that moment on, and those that took others in
-are replaced in its keys and values. The oracle needs only
-the decisions, read from the wrapped model's record.
+explicit weighted sums; rows that the cache lost are masked in that layer, and in that head, from that moment on, and
+what took others in there is replaced in its keys and values. The oracle needs only the decisions, read from the wrapped
+model's record.
 """
 
 from __future__ import annotations
