@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from vtc import models as models
     from vtc import ops as ops
     from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+    from vtc.cache_bytes import CacheBytes, cache_bytes
     from vtc.calibration.calibrate import Calibrated, calibrate
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
+    from vtc.held import Held
     from vtc.media.limits import ClipLimits
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
@@ -87,6 +89,7 @@ __all__ = [
     "VTCCLS",
     "Adapter",
     "BlockTokens",
+    "CacheBytes",
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
@@ -102,6 +105,7 @@ __all__ = [
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
+    "Held",
     "HiRED",
     "HoliTom",
     "Joined",
@@ -142,6 +146,7 @@ __all__ = [
     "VisualTokens",
     "ZeroTPrune",
     "__version__",
+    "cache_bytes",
     "calibrate",
     "clip_inputs",
     "downsample",
@@ -181,6 +186,7 @@ _HOME = {
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",
+    "CacheBytes": "vtc.cache_bytes",
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
@@ -195,6 +201,7 @@ _HOME = {
     "FastV": "vtc.methods.fastv",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
+    "Held": "vtc.held",
     "HiRED": "vtc.methods.hired",
     "HoliTom": "vtc.methods.holitom",
     "Joined": "vtc.methods.base.encoder",
@@ -233,6 +240,7 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
+    "cache_bytes": "vtc.cache_bytes",
     "calibrate": "vtc.calibration.calibrate",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
