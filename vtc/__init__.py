@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vtc.methods.h2o import H2O
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
+    from vtc.methods.minicache import MiniCache
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
@@ -113,6 +114,7 @@ __all__ = [
     "MergingMethod",
     "Method",
     "MethodInfo",
+    "MiniCache",
     "MustDrop",
     "OpenClipScorer",
     "Paper",
@@ -209,6 +211,7 @@ _HOME = {
     "MergingMethod": "vtc.methods.base.encoder",
     "Method": "vtc.methods.base.method",
     "MethodInfo": "vtc.methods.base.index",
+    "MiniCache": "vtc.methods.minicache",
     "MustDrop": "vtc.methods.mustdrop",
     "OpenClipScorer": "vtc.methods.shared.clip_scorer",
     "Paper": "vtc.methods.base.index",

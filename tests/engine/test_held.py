@@ -80,7 +80,7 @@ def test_heads_of_their_own_number_cannot_choose_again() -> None:
 def test_flash_attention_has_no_room_for_a_mask_of_each_head(monkeypatch: Any, method: Any) -> None:
     model = model_of("llava")
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match='needs a mask for each KV head, which flash_attention_2 .*"sdpa"'):
+    with pytest.raises(ValueError, match="needs a mask for each KV head, which flash_attention_2 has"):
         vtc.wrap(model, method)
 
 
