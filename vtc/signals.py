@@ -383,6 +383,20 @@ for _row in (
         lambda rows: rows.plain_keys,
     ),
     Signal(
+        "cached_visual",
+        ("N",),
+        "cache",
+        "True for cached tokens of a picture or video, False for text",
+        lambda rows: rows.visual,
+    ),
+    Signal(
+        "seen_by",
+        ("N",),
+        "cache",
+        "how many tokens of its row stand at or behind each cached token: so many have been able to see it",
+        lambda rows: rows.seen_by,
+    ),
+    Signal(
         "survives",
         ("N",),
         "cache",
