@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.budget import split_budget
 from vtc.checks import check_number
 from vtc.methods.base.method import Paper, top_k
+from vtc.methods.shared.cached import rounded
 from vtc.methods.snapkv import SnapKV
 
 
@@ -55,8 +55,7 @@ class AdaKV(SnapKV):
         open_ = score.masked_fill(score == torch.inf, -torch.inf)
         best = top_k(open_.flatten(), heads * free)
         share = torch.bincount(best // score.shape[1], minlength=heads).tolist()
-        exact = [self.floor * free + (1 - self.floor) * part for part in share]
-        parts = split_budget(heads * free, [part / (heads * free) for part in exact])
+        parts = rounded([self.floor * free + (1 - self.floor) * part for part in share])
         least = 0 if own else 1
         while min(parts) < least:
             parts[parts.index(max(parts))] -= 1

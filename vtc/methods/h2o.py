@@ -24,9 +24,9 @@ class H2O(CacheMethod):
     `keep`; by default tokens go once, after the prefill. Attention is summed over all queries that can see a token, so
     earlier tokens have more to sum; of an odd budget, the odd token is a heavy hitter.
 
-    Deviations: the choice is one per layer, by the mean over heads; the paper's, one per head, is `per_head=True`, which
-    keeps other tokens. Query heads that share keys are heard as their mean. The released code counts the token to come
-    among the latest ones; this does not.
+    Deviations: the choice is one per layer, by the mean over heads; one per head, as in the paper, is `per_head=True`
+    and keeps other tokens. Query heads that share keys are heard as their mean. The released code counts the token to
+    come among the latest ones; this does not.
 
     Args:
         recent: share of the budget for the latest tokens; None = 0.5 with text among them, 0 among visual tokens, whose

@@ -64,7 +64,9 @@ class LookM(CacheMethod):
     window = None
     merges = True
     needs = ("attention_record", "cached_visual", "cached_keys", "plain_keys")
-    paper = Paper("LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context Inference", "2406.18139")
+    paper = Paper(
+        "LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context Inference", "2406.18139"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,10 +22,10 @@ class Scissorhands(CacheMethod):
     Source: arXiv 2305.17118, section 4 (persistence of importance): a token is important to a query that sees t tokens
     if it gets more than 1/t; the least often important ones go, the latest stay. There is no public code.
 
-    Deviations: the choice is one per layer, by the mean over heads; the paper's, one per head, is `per_head=True`, where
-    query heads that share keys vote as their mean. A query has no vote on tokens it cannot see, so those within the last
-    `history` tokens can collect fewer votes than older ones. While decoding (`every`), each step adds its vote to those
-    of the prompt, and none expires.
+    Deviations: the choice is one per layer, by the mean over heads; one per head, as in the paper, is `per_head=True`,
+    where query heads that share keys vote as their mean. A query has no vote on tokens it cannot see, so those within
+    the last `history` tokens can collect fewer votes than older ones. While decoding (`every`), each step adds its vote
+    to those of the prompt, and none expires.
 
     Args:
         history: how many of the prompt's last queries vote.

@@ -59,7 +59,9 @@ class SnapKV(CacheMethod):
             check_number(self.window, "window", 1, integer=True, what='a number of queries, or "text"')
         check_number(self.kernel, "kernel", 1, integer=True, what="an odd number of neighbours")
         if not self.kernel % 2:
-            raise ValueError(f"kernel={self.kernel} is even: a token and its neighbours on both sides are an odd number.")
+            raise ValueError(
+                f"kernel={self.kernel} is even: a token and its neighbours on both sides are an odd number."
+            )
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}.")
         check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")

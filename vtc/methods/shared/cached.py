@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.budget import split_budget
 from vtc.held import Held
 from vtc.methods.base.cache import CacheMethod, with_latest
 from vtc.signals import VisualTokens
@@ -70,7 +70,16 @@ def shared_out(weights: Sequence[float], total: int, least: int, most: int) -> l
         scale = (low + high) / 2
         low, high = (low, scale) if sum(_clipped(weights, scale, least, most)) > total else (scale, high)
     exact = _clipped(weights, low, least, most)
-    return split_budget(total, [part / sum(exact) for part in exact])
+    return rounded([total * part / sum(exact) for part in exact])
+
+
+def rounded(exact: Sequence[float]) -> list[int]:
+    """Numbers that add up to a whole one as whole ones that do, the largest remainders rounded up, of equals the first."""
+    parts = [math.floor(part + 1e-9) for part in exact]
+    order = sorted(range(len(parts)), key=lambda i: (round(parts[i] - exact[i], 6), i))
+    for i in order[: round(sum(exact)) - sum(parts)]:
+        parts[i] += 1
+    return parts
 
 
 def _clipped(weights: Sequence[float], scale: float, least: int, most: int) -> list[float]:
