@@ -2,12 +2,14 @@
 
 It shares no code with the engine. The sequence keeps its full length in every layer and in the cache; from the layer on
 at which a token was dropped its key is masked out, in prefill and in every decode step; rows of anchors are replaced by
-explicit weighted sums; rows that the cache lost are masked in that layer from that moment on. The oracle needs only
-the decisions, read from the wrapped model's record.
+explicit weighted sums; rows that the cache lost are masked in that layer, and in that head, from that moment on, and
+what took others in there is replaced in its keys and values. The oracle needs only the decisions, read from the wrapped
+model's record.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,11 +48,25 @@ class Choice:
 
 
 @dataclass
+class Merge:
+    """What one layer's cache made of some of its tokens, when the conversation had `length` of them: row by row."""
+
+    length: int
+    layer: int
+    row: int
+    places: list[list[int]]  # [head][n], in the conversation; one head stands for all
+    held: Any  # vtc.held.Held
+
+
+@dataclass
 class Decisions:
     """Everything a wrapped model decided in one forward, and what its cache lost since."""
 
     steps: list[tuple[int, list[Choice]]] = field(default_factory=list)  # (from layer, one Choice per span)
-    evicted: list[tuple[int, int, list[list[int]]]] = field(default_factory=list)  # (length, layer, places per row)
+    evicted: list[tuple[int, int, list[list[list[int]]]]] = field(
+        default_factory=list
+    )  # (length, layer, lost[row][head])
+    merged: list[Merge] = field(default_factory=list)
     resting: dict[tuple[int, int], list[list[int]]] = field(default_factory=dict)  # (length before, layer): likewise
 
     def visual(self) -> list[tuple[int, list[int], list[int]]]:
@@ -75,7 +91,11 @@ def decisions(model: Any) -> Decisions:
             now[i] = choices[-1].slots
         made.steps.append((layer, choices))
     for eviction in record.evictions:
-        made.evicted.append((eviction.length, eviction.layer, [x.tolist() for x in eviction.slots]))
+        lost = [[x.tolist() for x in row] for row in eviction.by_head]
+        made.evicted.append((eviction.length, eviction.layer, lost))
+        for one in eviction.held:
+            if one.held.merges or one.held.weighs:
+                made.merged.append(Merge(eviction.length, eviction.layer, one.row, one.places.tolist(), one.held))
     return made
 
 
@@ -134,12 +154,19 @@ class _Play:
         self.lm, self.made, self.rows, self.compact = model.model.language_model, made, rows, compact
         self.earlier, self.stages = earlier, []
         self.start = -1  # length of the cache when the forward with the pictures began
+        self.applied: set[tuple[int, int]] = set()  # merges of each cache
+        self.heads, self.groups = (getattr(self.lm.config, f"num_{name}_heads") for name in ("attention", "key_value"))
+        self.tables: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> what its keys were rotated by, [B, T, d]
 
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
         embeds: Tensor = kwargs["inputs_embeds"]
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         self.seen = cache.get_seq_length() if cache is not None else 0
+        for merge in self.made.merged:
+            if self.seen >= merge.length and (id(merge), id(cache)) not in self.applied:
+                self.applied.add((id(merge), id(cache)))
+                self.merge(cache.layers[merge.layer], merge)
         self.batch, self.length, _ = embeds.shape
         user = kwargs.get("attention_mask")
         ones = torch.ones(self.batch, self.seen + self.length, dtype=torch.bool)
@@ -180,31 +207,94 @@ class _Play:
                 hidden = one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
         end = self.seen + self.length
-        visible = self.user.clone()
+        visible = self.user[:, None].repeat(1, self.heads, 1)  # [B, H, K]
         for r in range(self.batch):
-            visible[r, [self.start + p for p in stage.dropped[r]]] = False
+            visible[r, :, [self.start + p for p in stage.dropped[r]]] = False
             for layer, choices in self.earlier.steps if self.earlier else []:
                 for choice in choices:
                     if layer <= i:
-                        visible[r, sorted(set(choice.index) - set(choice.slots))] = False
+                        visible[r, :, sorted(set(choice.index) - set(choice.slots))] = False
             for length, layer, lost in [*(self.earlier.evicted if self.earlier else []), *self.made.evicted]:
                 if layer == i and self.seen >= length:
-                    visible[r, lost[r // (self.batch // self.rows)]] = False
+                    for head in range(self.heads):
+                        visible[r, head, one_of(lost[r // (self.batch // self.rows)], head, self.heads)] = False
         for r, slots in enumerate(self.made.resting.get((self.seen, i), [])):
-            visible[r, slots] = False
+            visible[r, :, slots] = False
         places = torch.arange(end)
-        allowed = visible[:, None, :] & (places <= places[self.seen :, None])  # [B, T, K]
+        allowed = visible[:, :, None, :] & (places <= places[self.seen :, None])  # [B, H, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
-        mask = torch.zeros(self.batch, 1, self.length, end)
-        kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)}
+        mask = torch.zeros(self.batch, self.heads, self.length, end)
+        for merge in self.made.merged:
+            if merge.layer == i and self.seen >= merge.length and merge.held.weighs:
+                self.weigh(mask, merge)
+        kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
         if self.compact:
             positions = self.positions[number]
             kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0])
+        if self.seen == self.start:
+            self.tables[i] = kwargs["position_embeddings"]
         return (hidden, *args[1:]), kwargs
+
+    def copies(self, row: int) -> list[int]:
+        """The batch rows that are row `row` of the prompt."""
+        return [r for r in range(self.batch) if r // (self.batch // self.rows) == row]
+
+    def merge(self, layer: Any, merge: Merge) -> None:
+        """Put what a merge makes of a plain cache's keys and values in the places of its anchors, sum by sum."""
+        held, tables = merge.held, self.tables[merge.layer]
+        keys, values = layer.keys.clone(), layer.values.clone()
+        for r in self.copies(merge.row):
+            for g in range(self.groups):
+                places = one_of(merge.places, g, self.groups)
+                anchor, source = (one_of(x.tolist(), g, self.groups) for x in (held.anchor, held.source))
+                for new, old, weights in ((keys, layer.keys, held.keys), (values, layer.values, held.values)):
+                    if weights is None:
+                        continue
+                    weight, turns = one_of(weights.tolist(), g, self.groups), new is keys and not held.rotated
+                    for m, a in enumerate(anchor):
+                        own = [n for n, s in enumerate(source) if s == m]
+                        if a < 0 or (own == [a] and weight[a] == 1):
+                            continue
+                        parts = [(old[r, g, places[n]].double(), self.angle(tables, merge.row, places[n])) for n in own]
+                        turned = [rotate(x, cos, -sin) if turns else x for x, (cos, sin) in parts]
+                        total = sum(weight[n] * x for n, x in zip(own, turned, strict=True))
+                        cos, sin = self.angle(tables, merge.row, places[a])
+                        new[r, g, places[a]] = (rotate(total, cos, sin) if turns else total).float()
+        layer.keys, layer.values = keys, values
+
+    def angle(self, tables: tuple[Tensor, Tensor], row: int, place: int) -> tuple[Tensor, Tensor]:
+        cos, sin = (table[min(row, len(table) - 1), place - self.start].double() for table in tables)
+        return cos, sin
+
+    def weigh(self, mask: Tensor, merge: Merge) -> None:
+        """Add what an output stands for to its logits."""
+        for r in self.copies(merge.row):
+            for h in range(self.heads):
+                places, rows, anchor = (
+                    one_of(x, h, self.heads)
+                    for x in (merge.places, merge.held.rows.tolist(), merge.held.anchor.tolist())
+                )
+                for a, count in zip(anchor, rows, strict=True):
+                    if a >= 0:
+                        mask[r, h, :, places[a]] = math.log(count)
 
     def after_layer(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
         i = module.self_attn.layer_idx
         return output + self.deepstack[i] if i < len(self.deepstack) else None
+
+
+def one_of(heads: list[Any], head: int, of: int) -> Any:
+    """What `heads` [1 or G] say of one of so many heads."""
+    return heads[head // (of // len(heads))]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """A key [d] turned by the angles of its pairs, which are (j, j + d / 2)."""
+    half, out = len(x) // 2, x.clone()
+    for j in range(half):
+        out[j] = x[j] * cos[j] - x[j + half] * sin[j]
+        out[j + half] = x[j + half] * cos[j] + x[j] * sin[j]
+    return out
 
 
 class _Stage:

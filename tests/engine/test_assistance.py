@@ -277,7 +277,7 @@ def test_candidates_may_be_placeholders() -> None:
 def unbroken(made: Decisions, layer: int, length: int) -> int:
     """How many of a row's last tokens are all in the cache of `layer`."""
     lost = [p for first, choices in made.steps if first <= layer for c in choices for p in {*c.index} - {*c.slots}]
-    lost += [p for _, i, places in made.evicted if i == layer for p in places[0]]
+    lost += [p for _, i, places in made.evicted if i == layer for head in places[0] for p in head]
     return length - 1 - max(lost, default=-1)
 
 

@@ -6,7 +6,7 @@ are projected otherwise. How, the language model's `Decoder` says; its own atten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -61,7 +61,7 @@ class LayerView:
         rotary: the position embeddings that it is handed; as tables [B or 1, S, r] from then on.
         held: [B, G, P or P + S, d], keys in the cache (already rotated); None without a cache.
         filled: whether `held` includes the S tokens of this forward.
-        seen: BoolTensor [B, P + S], False for padding; None = all are real.
+        seen: BoolTensor [B, P + S], False for padding, or [B, G, P + S] of each KV head's own; None = all are real.
     """
 
     decoder: Decoder
@@ -105,8 +105,33 @@ class LayerView:
         """The last key that each query in slots `at` sees; -1 = none."""
         return torch.where(at >= 0, at + self.past, -1)
 
+    def by_head(self, at: Tensor) -> Tensor:
+        """`rows` of each KV head, [B, G, R, P + S]: the mean over the query heads that share it."""
+        return self._folded(ops.attention_rows, at)
+
+    def received_by_head(self, at: Tensor) -> Tensor:
+        """`received` of each KV head, [B, G, P + S]."""
+        return self._folded(ops.received_attention, at)
+
+    def _folded(self, op: Callable[..., Tensor], at: Tensor) -> Tensor:
+        """An op that averages over heads, over those of each KV head: these are its batch."""
+        here, keys = at.to(self.x.device), self.keys
+        b, groups = keys.shape[:2]
+        queries = self._queries(here).unflatten(1, (groups, -1)).flatten(0, 1)  # [B * G, H / G, R, d]
+        seen, limits = self._seen, self._limits(here).repeat_interleave(groups, 0)
+        if seen is not None:
+            seen = seen.flatten(0, 1) if seen.dim() == 3 else seen.repeat_interleave(groups, 0)
+        scale = self.decoder.scaling(self.attention)
+        return op(queries, keys.flatten(0, 1)[:, None], scale, limits, seen).unflatten(0, (b, groups)).to(at.device)
+
+    def states(self, at: Tensor) -> Tensor:
+        """[B, R, D], what goes into the layer in slots `at` [B, R]."""
+        return self.x.gather(1, at.clamp(min=0).to(self.x.device)[..., None].expand(-1, -1, self.x.shape[-1]))
+
     def rows(self, at: Tensor) -> Tensor:
         """Attention rows of the queries in slots `at` [B, R] (-1 = none) onto all keys, [B, R, P + S]."""
+        if self.seen is not None and self.seen.dim() == 3:
+            return self.by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
         return ops.attention_rows(self._queries(here), self.keys, scale, self._limits(here), self._seen).to(at.device)
 
@@ -116,8 +141,9 @@ class LayerView:
         queries, keys, scale = self._queries(here), self.keys, self.decoder.scaling(self.attention)
         shared = queries.shape[1] // keys.shape[1]
         for head in range(queries.shape[1]):
-            own = keys[:, head // shared, None]
-            yield ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), self._seen).to(at.device)
+            own, seen = keys[:, head // shared, None], self._seen
+            seen = seen[:, head // shared] if seen is not None and seen.dim() == 3 else seen
+            yield ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), seen).to(at.device)
 
     def peak(self, at: Tensor) -> Tensor:
         """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
@@ -135,6 +161,8 @@ class LayerView:
 
     def received(self, at: Tensor) -> Tensor:
         """Mean attention that the queries in slots `at` [B, R] (-1 = none) give each key, [B, P + S]."""
+        if self.seen is not None and self.seen.dim() == 3:
+            return self.received_by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
         received = ops.received_attention(self._queries(here), self.keys, scale, self._limits(here), self._seen)
         return received.to(at.device)

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from vtc import ops
 from vtc.engine.find_layout import Found
-from vtc.engine.kv_cache import CompressedLayer, tail_of
+from vtc.engine.kv_cache import REAL, CompressedLayer, tail_of
 from vtc.engine.plan import Plan
 from vtc.engine.versions import cache_of, causal_mask
 from vtc.layout import VisualSpan
@@ -138,8 +138,9 @@ class Flow:
 
     @property
     def uneven(self) -> bool:
-        """Whether this forward's layers held different rows when it began."""
-        return any(state != self.states[0] for state in self.states)
+        """Whether this forward's layers held different rows when it began, or heads of theirs."""
+        heads = any(past is not None and past.masks_heads for past in self.pasts)
+        return heads or any(state != self.states[0] for state in self.states)
 
     def _first(self, kwargs: dict[str, Any]) -> Part:
         own = None if self.user is None else self.user[:, -self.length :]
@@ -409,9 +410,19 @@ class Flow:
         return torch.cat([before, ones[:, self.seen :] if part.valid is None else part.valid], dim=1)
 
     def seen_keys(self, layer: int) -> Tensor | None:
-        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads."""
-        visible, past = self.visible(layer, self.parts[self.number_of_part(layer)]), self.past(layer)
-        return visible if visible is None or past is None else visible[:, past.unread :]
+        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads; of each
+        head, [B, G, held + S], where heads hold unequally many."""
+        part, past = self.parts[self.number_of_part(layer)], self.past(layer)
+        visible = self.visible(layer, part)
+        if past is None:
+            return visible
+        seen = None if visible is None else visible[:, past.unread :]
+        own = past.tags.get(REAL)
+        if own is None:
+            return seen
+        missing = self.seen - past.unread + part.width - own.shape[2]
+        own = torch.nn.functional.pad(own, (0, missing), value=True)
+        return own if seen is None else own & seen[:, None]
 
     def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right.
@@ -428,7 +439,9 @@ class Flow:
         part = self.parts[number]
         if number == 0 and part.rotary is None:
             part.rotary = kwargs["position_embeddings"]  # made from part.positions, for layer 0's cache
-        if number == 0 and self.state(layer) == self.state(0):
+        past = self.past(layer)
+        masks_heads = past is not None and past.masks_heads
+        if number == 0 and self.state(layer) == self.state(0) and not masks_heads:
             return None
         changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
         key = (number, self.state(layer), hidden.device)
@@ -436,30 +449,51 @@ class Flow:
             alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
             visible = self.visible(layer, part)
             visible = None if visible is None else visible.to(hidden.device)
-            self._masks[key] = causal_mask(self.lm.config, hidden, visible, alone)
+            mask = causal_mask(self.lm.config, hidden, visible, alone)
+            if masks_heads:
+                assert past is not None
+                mask = past.of_heads(mask, self.lm.config.num_attention_heads, hidden)
+            self._masks[key] = mask
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:
             changes["position_ids"] = self.text_positions(part)
         return changes
 
     def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
-        """Tables for a layer's tokens. Under compact positions a cache whose layers lost differently many tokens moves
-        what follows by differently much: layer 0's shift is in `part.positions` already, the rest is added here.
-        """
-        part, past, zero = self.parts[number], self.past(layer), self.past(0)
-        own = None if past is None else past.shift
-        base = None if zero is None else zero.shift
-        if (own is None and base is None) or self.state(layer) == self.state(0):
+        part, moved = self.parts[number], self._moved(layer)
+        if moved is None:
             if part.rotary is None:
                 part.rotary = self._tables(layer, hidden, part.positions)
             return part.rotary
-        key = (number, id(own))
+        past = self.past(layer)
+        key = (number, None if past is None else id(past.shift))
         if key not in self._rotaries:
-            moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
-            moved = moved if own is None else moved + own.to(self.device)
-            moved = moved if base is None else moved - base.to(self.device)
             self._rotaries[key] = self._tables(layer, hidden, part.positions - moved[:, None])
         return self._rotaries[key]
+
+    def _moved(self, layer: int) -> Tensor | None:
+        """LongTensor [B], how much further down the tokens of a layer are than `part.positions` says; None = not.
+
+        Under compact positions a cache whose layers lost differently many tokens moves what follows by differently
+        much: layer 0's shift is in `part.positions` already, the rest is added here.
+        """
+        past, zero = self.past(layer), self.past(0)
+        own = None if past is None else past.shift
+        base = None if zero is None else zero.shift
+        if (own is None and base is None) or self.state(layer) == self.state(0):
+            return None
+        moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+        moved = moved if own is None else moved + own.to(self.device)
+        return moved if base is None else moved - base.to(self.device)
+
+    def placed(self, layer: int) -> Tensor:
+        """LongTensor [B, S] or [3, B, S]: the positions to which a layer's keys of this forward are rotated."""
+        positions, moved = self.parts[self.number_of_part(layer)].positions, self._moved(layer)
+        return positions if moved is None else positions - moved[:, None]
+
+    def tables(self, layer: int, like: Tensor, positions: Tensor) -> Rotary:
+        """What the layer's keys at `positions` [B, S] or [3, B, S] are rotated by, in the type of `like`."""
+        return self._tables(layer, like, positions)
 
     def _tables(self, layer: int, hidden: Tensor, positions: Tensor) -> Rotary:
         decoder = decoder_for(self.lm)
@@ -487,7 +521,7 @@ class Flow:
             number, past = self.number_of_part(i), self.past(i)
             part, visible = self.parts[number], self.seen_keys(i)
             dropped, shift = self.length - part.width, part.shift
-            held = layer.keys.shape[-2]  # type: ignore[union-attr]
+            held = layer.keys.shape[-2] if past is None else past.held  # type: ignore[union-attr]
             tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
             if past is not None:
                 dropped += past.dropped

@@ -10,21 +10,27 @@ Example: a prompt of eight tokens, of which six are held, and one token that has
     dropped           2         9 - 7, the offset at which masks begin
     prompt            6         rows that it held when it was compressed; `mask` and `tags` say what they are
     tail              4         of those, the last 4 are the last 4 tokens of the prompt: it can be cropped by up to 5
+
+Its KV heads may hold different tokens: equally many, and then nothing else changes; or each its own number, and then
+they are kept in a store (`kv_store.py`) and what a head does not have is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from vtc.engine import context
+from vtc.engine.kv_store import Change, Store, UnevenRows
 from vtc.engine.reading import Reading, Window, rows_of
 
-Change = Callable[[Tensor], Tensor]
+#: tags of layers whose heads hold unequally many rows, or rows that stand for several tokens: BoolTensor [B, G, rows],
+#: False for what fills up a head; [B, G or 1, rows], what is added to the logits of each
+REAL, BIAS = "real", "bias"
 
 
 class CompressedLayer(DynamicLayer):
@@ -40,7 +46,10 @@ class CompressedLayer(DynamicLayer):
         group: the same object in layers to which the same masks apply.
         evicted: whether rows of its own have gone since, so that layers of its group may hold others.
         kinds: what its tokens are of, besides text ("image", "video").
-        tags: name -> [B, rows], what `kv_tags.py` notes of the first rows held. age: decode steps since the prefill.
+        tags: name -> [B, rows], or [B, G, rows] where heads hold different tokens: what `kv_tags.py` notes of the first
+            rows held. age: decode steps since the prefill.
+        store: the rows of the prompt, where they are not in `keys` and `values`; these then hold what came later.
+        chosen: (method, picture) for what has been chosen of a picture for good, see `EvictRun`.
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.
         pictures: how many pictures its tags have named.
         reading: what the forward in progress reads of the prompt, None = everything.
@@ -63,6 +72,8 @@ class CompressedLayer(DynamicLayer):
     readings: dict[int, Reading] | None = None
     read: Reading | None = None
     window: Window | None = None
+    store: Store | None = None
+    chosen: frozenset[tuple[str, int]] = frozenset()
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -77,16 +88,44 @@ class CompressedLayer(DynamicLayer):
         new = cls()
         vars(new).update(vars(layer))  # whatever a layer of this version of transformers knows of itself
         new.dropped, new.mask, new.shift, new.group = dropped, mask, shift, group
-        new.prompt = new.tail = 0 if layer.keys is None else layer.keys.shape[-2]
+        new.prompt = new.tail = new.held
         return new
 
     # -- what the model asks -----------------------------------------------------------------------------------
 
     @property
+    def held(self) -> int:
+        """Rows of keys and values, of the head that has most."""
+        return (0 if self.keys is None else self.keys.shape[-2]) + (0 if self.store is None else self.store.width)
+
+    @property
+    def heads(self) -> int:
+        """KV heads."""
+        return 0 if self.keys is None else self.keys.shape[1]
+
+    @property
+    def per_head(self) -> bool:
+        """Whether its KV heads hold different tokens."""
+        return any(tag.dim() == 3 for tag in self.tags.values())
+
+    @property
+    def masks_heads(self) -> bool:
+        """Whether attention needs a mask of each head's own, or something added to its logits."""
+        return REAL in self.tags or BIAS in self.tags
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, held, d]."""
+        assert self.keys is not None
+        assert self.values is not None
+        if self.store is None:
+            return self.keys, self.values
+        keys, values = self.store.whole()
+        return torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
+
+    @property
     def state(self) -> tuple[int, int, object]:
         """Equal for layers that offer the same rows: the same masks and positions are right for them."""
-        held = 0 if self.keys is None else self.keys.shape[-2]
-        return held, self.dropped, self.group if self.reading is None else self.reading
+        return self.held, self.dropped, self.group if self.reading is None else self.reading
 
     @property
     def unread(self) -> int:
@@ -94,7 +133,7 @@ class CompressedLayer(DynamicLayer):
         return self.dropped + (0 if self.reading is None else self.prompt - self.reading.rows.shape[1])
 
     def get_seq_length(self) -> int:
-        return super().get_seq_length() + self.dropped
+        return self.held + self.dropped if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         self._expect_engine()
@@ -102,7 +141,8 @@ class CompressedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._expect_engine()
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        super().update(key_states, value_states, *args, **kwargs)
+        keys, values = self.whole()
         return (keys, values) if self.reading is None else self._read(self.reading, keys, values)
 
     def _read(self, reading: Reading, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,10 +185,42 @@ class CompressedLayer(DynamicLayer):
         unseen = torch.zeros(rows, self.unread, dtype=torch.bool, device=device)
         return torch.cat([unseen, own.to(device), later.to(device)], dim=1)
 
+    def of_heads(self, mask: Tensor | None, heads: int, hidden: Tensor) -> Tensor:
+        """The mask [B, H, Q, K] of a layer that `masks_heads`, in which each head sees its own rows.
+
+        Args:
+            mask: of all heads alike, BoolTensor or what is added to logits, [B, 1, Q, K]; None = causal, no padding.
+            heads: H, of queries. hidden: [B, Q, D], what goes into the layer.
+        """
+        b, queries = hidden.shape[:2]
+        keys = self.held + queries if mask is None else mask.shape[-1]
+        if mask is None:
+            places = torch.arange(keys, device=hidden.device)
+            mask = (places <= places[keys - queries :, None]).expand(b, 1, -1, -1)
+        real, bias = (self._over(name, keys, hidden.device, empty) for name, empty in ((REAL, True), (BIAS, 0.0)))
+        if bias is None and mask.dtype == torch.bool:
+            assert real is not None
+            mask = mask & real
+        else:
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+            mask = mask if bias is None else mask + bias.to(mask.dtype)
+            mask = mask if real is None else mask.masked_fill(~real, torch.finfo(mask.dtype).min)
+        return (
+            mask.expand(-1, heads, -1, -1) if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], 1)
+        )
+
+    def _over(self, name: str, keys: int, device: torch.device, empty: float) -> Tensor | None:
+        """A tag as [B, G or 1, 1, keys], `empty` for later rows; None without it."""
+        tag = self.tags.get(name)
+        if tag is None:
+            return None
+        tag = (tag if tag.dim() == 3 else tag[:, None]).to(device)
+        return torch.nn.functional.pad(tag, (0, keys - tag.shape[2]), value=empty)[:, :, None]
+
     def take_in(self, mask: Tensor | None) -> None:
         """Count the rows added since to the prompt; `mask` BoolTensor [B, held] says which are real, None = all."""
-        assert self.keys is not None
-        held = self.keys.shape[2]
+        held = self.held
         self.tail, self.prompt, self.mask = self.tail + held - self.prompt, held, mask
 
     # -- what changes it ---------------------------------------------------------------------------------------
@@ -157,33 +229,46 @@ class CompressedLayer(DynamicLayer):
         """Hold only some of the rows; the memory of the others is freed. See `evict`.
 
         Args:
-            rows: LongTensor [B, width], right-aligned. valid: BoolTensor [B, width], False for rows that fill up
-                shorter ones; None = all are real. tags: those of the rows. tail: how many of them are the last ones
-                that were held.
+            rows: LongTensor [B, width], right-aligned, or [B, G, width] of each head. valid: of this shape, or, where
+                heads hold equally many, [B, width]: False for rows that fill up shorter ones; None = all are real.
+            tags: those of the rows. tail: how many of them are the last ones that were held.
         """
-        assert self.keys is not None
-        assert self.values is not None
-        held, width = self.keys.shape[2], rows.shape[1]
+        keys, values = self.whole()
+        held, width = self.held, rows.shape[-1]
         self.tail = least([self.tail + held - self.prompt, tail])
-        self.keys, self.values, self.tags = rows_of(self.keys, rows), rows_of(self.values, rows), tags
+        self.tags, self.store = tags, None
+        if valid is not None and valid.dim() == 3:
+            self.store = UnevenRows(keys, values, rows, valid)
+            self.keys, self.values = keys[:, :, :0].clone(), values[:, :, :0].clone()
+            self.tags[REAL], valid = valid, None
+        else:
+            self.keys, self.values = rows_of(keys, rows), rows_of(values, rows)
+            self.tags.pop(REAL, None)
         self.dropped, self.prompt, self.mask = self.dropped + held - width, width, valid
         # without padding, layers that hold equally many rows at equal positions can share masks
-        self.group = ("evicted", id(self.shift)) if valid is None else object()
+        alike = valid is None and not self.masks_heads
+        self.group = ("evicted", id(self.shift)) if alike else object()
         self.evicted, self.readings, self.read, self.window = True, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
         assert self.keys is not None
+        assert self.values is not None
         self.readings = self.read = self.window = None
-        count, held = abs(tokens_to_remove), self.keys.shape[-2]
+        count, held = abs(tokens_to_remove), self.held
         if count > int(self.tail) + held - self.prompt:
             raise ValueError(
                 f"cannot remove {count} tokens from a compressed cache: that reaches back to where some were dropped; "
                 "start again without past_key_values."
             )
-        super().crop(tokens_to_remove)
-        left = self.keys.shape[-2]
-        self.tags = {name: tag[:, :left] for name, tag in self.tags.items()}
+        later = held - (0 if self.store is None else self.store.width)
+        if self.store is not None and count > later:
+            self.store.crop(count - later)
+            self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+        else:
+            super().crop(tokens_to_remove)
+        left = self.held
+        self.tags = {name: tag[..., :left] for name, tag in self.tags.items()}
         if left < self.prompt:
             self.tail, self.prompt = self.tail - (self.prompt - left), left
             self.mask = None if self.mask is None else self.mask[:, :left]
@@ -194,6 +279,8 @@ class CompressedLayer(DynamicLayer):
         self.shift = None if self.shift is None else change(self.shift)
         self.touched = None if self.touched is None else change(self.touched)
         self.tags = {name: change(tag) for name, tag in self.tags.items()}
+        if self.store is not None:
+            self.store.each_row(change)
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
@@ -211,7 +298,20 @@ class CompressedLayer(DynamicLayer):
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
         self.readings = self.read = self.window = None
+        self.store, self.chosen = None, frozenset()
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
+
+
+class Rows(NamedTuple):
+    """Keys and values [B, G, N, d] as a layer would hold them without a store."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def rows_held(layer: Any) -> Any:
+    """What to read the keys and values of a layer of the cache from."""
+    return Rows(*layer.whole()) if isinstance(layer, CompressedLayer) and layer.store is not None else layer
 
 
 def tail_of(gaps: Tensor) -> Tensor:
@@ -230,35 +330,45 @@ def least(numbers: Sequence[int | Tensor]) -> int | Tensor:
     return smallest.clamp(max=min(known)) if known else smallest
 
 
-def evict(layers: list[CompressedLayer], keep: Tensor, counts: list[list[int]]) -> None:
+def evict(layers: list[CompressedLayer], keep: Tensor, counts: Tensor) -> None:
     """Drop rows of layers that hold equally many.
 
     Args:
-        keep: BoolTensor [layers, B, held]. counts: [layers][B], how many of them are True.
+        keep: BoolTensor [layers, B, G, held]; G = 1 where all heads keep the same. counts: LongTensor [layers, B, G] in
+            main memory, how many of them are True.
     """
-    tails = tail_of((~keep).any(dim=1))
-    held = keep.shape[2]
-    order = keep.to(torch.uint8).argsort(dim=2, stable=True)  # what stays goes last, both in order
+    heads, held = keep.shape[2:]
+    tails = tail_of((~keep).any(dim=2).any(dim=1))
+    order = keep.to(torch.uint8).argsort(dim=3, stable=True)  # what stays goes last, both in order
     tags: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for layer in layers for name in layer.tags):
         known = [layer.tags.get(name) for layer in layers]
         some = next(tag for tag in known if tag is not None)
         if all(tag is some for tag in known):
-            stacked = _filled_up(some, held).expand(len(layers), -1, -1)
+            stacked = _filled_up(some, held, name == REAL).expand(len(layers), -1, heads, -1)
         else:  # layers without it, and records of another turn's method, which know nothing of the rows since: 0
-            stacked = torch.stack([_filled_up(some[:, :0] if tag is None else tag, held) for tag in known])
-        tags[name] = stacked.gather(2, order)
+            filled = [_filled_up(some[..., :0] if tag is None else tag, held, name == REAL) for tag in known]
+            stacked = torch.stack([tag.expand(-1, heads, -1) for tag in filled])
+        tags[name] = stacked.gather(3, order)
     for i, (layer, own) in enumerate(zip(layers, counts, strict=True)):
-        start = held - max(own)
-        rows = order[i, :, start:]
-        valid = None if min(own) == max(own) else keep[i].gather(1, rows)
-        mine = {name: tag[i, :, start:] for name, tag in tags.items() if name in layer.tags}
+        start = held - int(own.max())
+        rows, valid = order[i, ..., start:], None
+        even = bool((own == own[:, :1]).all())
+        if not even or bool((own != own[0, 0]).any()):
+            valid = keep[i].gather(2, rows)
+        mine = {name: tag[i, ..., start:] for name, tag in tags.items() if name in layer.tags}
+        if heads == 1:
+            rows, mine = rows[:, 0], {name: tag[:, 0] for name, tag in mine.items()}
+        if valid is not None and even:
+            valid = valid[:, 0]
         layer.take(rows, valid, mine, tails[i])
 
 
-def _filled_up(tag: Tensor, held: int) -> Tensor:
-    missing = held - tag.shape[1]
-    return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing))
+def _filled_up(tag: Tensor, held: int, value: float = 0) -> Tensor:
+    """A tag [B, rows] or [B, G, rows] as [B, 1 or G, held]."""
+    tag = tag if tag.dim() == 3 else tag[:, None]
+    missing = held - tag.shape[2]
+    return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing), value=value)
 
 
 def compressed(cache: Any) -> bool:

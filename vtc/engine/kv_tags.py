@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from vtc.engine.flow import Flow
-from vtc.engine.kv_cache import CompressedLayer, least
+from vtc.engine.kv_cache import REAL, CompressedLayer, least
 from vtc.transfer import upload
 
 #: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
 #: and what it is a part of, an index into KINDS
 SLOT, OWNER, TOTAL, KIND = "slot", "owner", "total", "kind"
+#: and, where some method asks for keys before their rotation, its position on each axis
+PLACES = ("position 0", "position 1", "position 2")
 KINDS = ("text", "image", "video")
 
 
@@ -38,7 +40,7 @@ def settle(flow: Flow, cache: Any) -> None:
         tail      5      5      of the prompt, beside the later one; layer 0 could give all of its eight
     """
     layers = [compressed_layer(flow, cache, i) for i in range(len(cache.layers))]
-    later = [0 if layer.keys is None else layer.keys.shape[2] - layer.prompt for layer in layers]
+    later = [0 if layer.keys is None else layer.held - layer.prompt for layer in layers]
     known: dict[tuple[int, int], int | Tensor] = {}  # layers share tails: nothing is added up twice
     for layer, more in zip(layers, later, strict=True):
         known.setdefault((id(layer.tail), more), layer.tail + more)
@@ -60,18 +62,17 @@ def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
         kind      0  1  0      text, image, text
     """
     layer = compressed_layer(flow, cache, i)
-    assert layer.keys is not None
     part = flow.parts[flow.number_of_part(i)]
-    held = layer.keys.shape[2]
+    held = layer.held
     earlier = held - part.width
     known = layer.tags.get(SLOT)
-    before = 0 if known is None else known.shape[1]
+    before = 0 if known is None else known.shape[-1]
     if before < earlier:  # rows of forwards without this engine: text, for all we know
         slot = torch.arange(before, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
         _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
         before = earlier
     if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
-        layer.take_in(seen)
+        layer.take_in(seen if seen.dim() == 2 else None)
     if before < held:
         layer.kinds = layer.kinds | {span.modality for span in flow.spans}
         _extend(layer, *_new_tags(flow, flow.number_of_part(i), layer.pictures))
@@ -99,13 +100,14 @@ def _new_tags(flow: Flow, part: int, pictures: int) -> tuple[Tensor, ...]:
 
 
 def real_rows(layer: CompressedLayer) -> Tensor:
-    """BoolTensor [B, held]: rows of the cache that are no padding."""
+    """BoolTensor [B, held], or [B, G, held] of heads that hold unequally many: rows of the cache that are real."""
     assert layer.keys is not None
-    rows, held = layer.keys.shape[0], layer.keys.shape[2]
-    real = torch.ones(rows, held, dtype=torch.bool, device=layer.tags[SLOT].device)
+    rows, held, device = layer.keys.shape[0], layer.held, layer.tags[SLOT].device
+    real = torch.ones(rows, held, dtype=torch.bool, device=device)
     if layer.mask is not None:
         real[:, : layer.mask.shape[1]] = layer.mask.to(real.device)
-    return real
+    own = layer.tags.get(REAL)
+    return real if own is None else real[:, None] & torch.nn.functional.pad(own, (0, held - own.shape[2]), value=True)
 
 
 def rows_of_kind(layer: CompressedLayer, modality: tuple[str, ...]) -> Tensor:
@@ -114,7 +116,27 @@ def rows_of_kind(layer: CompressedLayer, modality: tuple[str, ...]) -> Tensor:
     return (torch.isin(layer.tags[KIND], kinds) & real_rows(layer)[:, : layer.tags[KIND].shape[1]])[:, : layer.prompt]
 
 
+def note_places(flow: Flow, layer: CompressedLayer, i: int) -> None:
+    """Tag the rows that this forward has added with their positions; earlier ones that have none keep -1."""
+    part, held = flow.parts[flow.number_of_part(i)], layer.held
+    positions = flow.placed(i)
+    for name, new in zip(PLACES, positions if positions.dim() == 3 else positions[None], strict=False):
+        old = layer.tags.get(name)
+        before = 0 if old is None else old.shape[-1]
+        if before >= held:
+            continue
+        new = torch.nn.functional.pad(new, (held - part.width - before, 0), value=-1)[:, -(held - before) :]
+        layer.tags[name] = new if old is None else _joined(old, new)
+
+
 def _extend(layer: CompressedLayer, slot: Tensor, owner: Tensor, total: Tensor, kind: Tensor) -> None:
     for name, new in ((SLOT, slot), (OWNER, owner), (TOTAL, total), (KIND, kind)):
         old = layer.tags.get(name)
-        layer.tags[name] = new if old is None or not old.shape[1] else torch.cat([old, new], dim=1)
+        layer.tags[name] = new if old is None or not old.shape[-1] else _joined(old, new)
+
+
+def _joined(old: Tensor, new: Tensor) -> Tensor:
+    """Tags [B, n] or [B, G, n], and those [B, m] of new rows, which all heads hold."""
+    if old.dim() == 3:
+        new = new[:, None].expand(-1, old.shape[1], -1)
+    return torch.cat([old, new], dim=-1)

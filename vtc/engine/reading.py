@@ -73,10 +73,12 @@ def _with_room(x: Tensor) -> Tensor:
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, R] of keys or values [B, G, N, d], copied row by row."""
+    """Rows `index` [B, R], or [B, G, R] of each head, of keys or values [B, G, N, d], copied row by row."""
     b, groups, n, width = x.shape
     index = index.to(x.device)
-    if b == 1:
-        return x.index_select(2, index[0])
+    if index.dim() == 2:
+        if b == 1:
+            return x.index_select(2, index[0])
+        index = index[:, None]
     first = torch.arange(b * groups, device=x.device).view(b, groups, 1) * n
-    return x.reshape(-1, width).index_select(0, (first + index[:, None]).view(-1)).view(b, groups, -1, width)
+    return x.reshape(-1, width).index_select(0, (first + index).view(-1)).view(b, groups, -1, width)

@@ -12,7 +12,9 @@ from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
 from vtc.engine.versions import cache_of, length_of
 from vtc.methods.base.cache import CacheMethod
+from vtc.models.decoder import Decoder
 from vtc.models.family import PIXELS, Adapter
+from vtc.models.text_models import LatentDecoder
 
 #: arguments by which callers say that a row holds several sequences (flash attention without padding)
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
@@ -98,3 +100,25 @@ def check_use(methods: Sequence[CacheMethod], language_model: nn.Module, forward
     use = forward.given.get("use_cache")
     if methods and not (getattr(config, "use_cache", True) if use is None else use):
         raise ValueError(f"{methods[0].title} compresses the KV cache, but use_cache is False; leave it on.")
+
+
+def check_heads(method: CacheMethod, language_model: nn.Module, decoder: Decoder) -> None:
+    """Refuse, at wrap, what a language model's cache cannot hold by KV head, or merge."""
+    config: Any = language_model.config
+    if isinstance(decoder, LatentDecoder) and (method.per_head or method.merges):
+        what = "lets each KV head choose for itself" if method.per_head else "merges keys"
+        raise ValueError(
+            f"{method.title} {what}, but {config.model_type} caches one latent for all its heads; use a method that "
+            "drops tokens for all heads alike (h2o, say)."
+        )
+    if method.uneven_heads and method.every:
+        raise ValueError(
+            f"{method.title} gives each KV head a number of tokens of its own, once: leave every= out, or use a method "
+            "whose heads hold equally many."
+        )
+    attention = getattr(config, "_attn_implementation", None)
+    if (method.uneven_heads or method.weighs) and attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{method.title} needs a mask for each KV head, which {attention} has no room for: load the model with "
+            'attn_implementation="sdpa", or use a method whose heads hold equally many (snapkv, say).'
+        )

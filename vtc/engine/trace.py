@@ -12,9 +12,23 @@ from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
+from vtc.held import Held
 from vtc.layout import VisualSpan
 from vtc.reports import Elapsed, Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
 from vtc.selection import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRows:
+    """What a layer holds of some tokens of batch row `row`.
+
+    Attributes:
+        places: LongTensor [G or 1, N] in main memory, where in the conversation the tokens are that `held` is about.
+    """
+
+    row: int
+    places: Tensor
+    held: Held
 
 
 @dataclass
@@ -22,19 +36,32 @@ class Eviction:
     """Rows that one layer's KV cache lost at one moment.
 
     Attributes:
-        length: logical length of the cache at that moment. slot: LongTensor [B, lost], positions in the whole
-            conversation. gone: BoolTensor [B, lost], False where a row has lost fewer than another.
+        length: logical length of the cache at that moment. slot: LongTensor [B, G, lost], positions in the whole
+            conversation; G = 1 where all heads lose the same. gone: BoolTensor [B, G, lost], False where a row or head
+            has lost fewer than another. held: what was said of each picture, where that is more than what goes.
     """
 
     layer: int
     length: int
     slot: Tensor
     gone: Tensor
+    held: tuple[HeldRows, ...] = ()
+
+    @property
+    def by_head(self) -> list[list[Tensor]]:
+        """Per batch row and head, the positions that are lost."""
+        pairs = zip(self.slot.cpu(), self.gone.cpu(), strict=True)
+        return [[slot[gone] for slot, gone in zip(*row, strict=True)] for row in pairs]
 
     @property
     def slots(self) -> list[Tensor]:
-        """Per batch row, the positions that are lost."""
-        return [slot[gone] for slot, gone in zip(self.slot.cpu(), self.gone.cpu(), strict=True)]
+        """Per batch row, the positions that every head has lost."""
+        found = []
+        for first, *others in self.by_head:
+            for other in others:
+                first = first[torch.isin(first, other)]
+            found.append(first)
+        return found
 
 
 @dataclass

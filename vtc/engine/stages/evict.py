@@ -1,13 +1,14 @@
-"""Stage `cache`: rows of the KV cache are dropped, layer by layer, and their memory is given back.
+"""Stage `cache`: rows of the KV cache are dropped or merged, layer by layer, and their memory is given back.
 
 Every row of a touched layer carries tags (`kv_tags.py`), which follow it through beam search and later evictions; so do
-the records that methods keep of the attention it received.
+the records that methods keep of the attention it received. What a method says is a `Held` for the tokens of a picture
+in a layer: what each KV head keeps, and what it makes of the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,16 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vtc.budget import token_count
 from vtc.engine.attention import LayerView
+from vtc.engine.cached_rows import CachedRows, Group, Units
 from vtc.engine.context import uncompiled
 from vtc.engine.flow import padded
 from vtc.engine.forward import Forward
-from vtc.engine.kv_cache import CompressedLayer, evict
-from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, settle, tagged
-from vtc.engine.refuse import check_use
+from vtc.engine.kv_cache import BIAS, CompressedLayer, evict, rows_held
+from vtc.engine.kv_merge import Rotation, merged
+from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, note_places, real_rows, settle, tagged
+from vtc.engine.refuse import check_heads, check_use
 from vtc.engine.stage import Facts, Run, Stage, checked
-from vtc.engine.trace import Eviction
+from vtc.engine.trace import Eviction, HeldRows
 from vtc.engine.versions import cache_of
+from vtc.held import Held
 from vtc.layout import single_span
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
 from vtc.methods.base.method import Method, top_k
@@ -33,63 +38,7 @@ from vtc.signals import SIGNALS, VisualTokens
 from vtc.transfer import download_all, upload, upload_all
 
 LARGEST = 2**24  # attention held at a time, in numbers
-
-
-@dataclass(eq=False)
-class Group:
-    """Layers of the cache that hold the same rows, and what those are, in main memory.
-
-    Attributes:
-        layers: their numbers. slot, owner, total, kind: LongTensors [B, held], see `kv_tags.py`.
-        real: BoolTensor [B, held], False for padding.
-    """
-
-    layers: list[int]
-    slot: Tensor
-    owner: Tensor
-    total: Tensor
-    kind: Tensor
-    real: Tensor
-
-
-@dataclass(eq=False)
-class Units:
-    """Cached tokens that are chosen among, those of one picture or all of a row; one or several equally large ones.
-
-    Attributes:
-        rows: [U], of the batch. where: LongTensor [U, N] in main memory, the rows of the cache. total: tokens there
-            were of each before anything was dropped.
-        here, on: `where` and `rows` on the device, LongTensors [U, N] and [U, 1].
-    """
-
-    rows: list[int]
-    where: Tensor
-    total: int
-    here: Tensor
-    on: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class CachedRows:
-    """Some rows of one layer of the cache, as signals of the place `cache` read them; or of several layers that hold
-    the same, and of several units of tokens, for a method that takes them together."""
-
-    run: EvictRun
-    layers: list[CompressedLayer]
-    number: int  # of the method
-    units: Units
-
-    @property
-    def record(self) -> Tensor:
-        """[N], or [layers, U, N]: what the method's `gain` made of the attention that each has received."""
-        records = self.run.records(self.number, self.layers)[:, self.units.on, self.units.here]
-        return records if self.run.stage.methods[self.number].stacks else records[0, 0]
-
-    @property
-    def survives(self) -> Tensor:
-        """BoolTensor [N]: whether the last decoder layer still sees each."""
-        row, here = self.units.rows[0], self.units.here[0]
-        return self.run.survivors[row, self.layers[0].tags[SLOT][row, here]]
+TAGS = (SLOT, OWNER, TOTAL, KIND)
 
 
 class EvictRun(Run):
@@ -97,16 +46,19 @@ class EvictRun(Run):
 
     def __init__(self, stage: EvictStage, forward: Forward) -> None:
         super().__init__(stage, forward)
-        self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K]
+        self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K] or [B, G, K]
+        self.of_layers: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> its `layer_gain`, [B, c] or [B, G, c]
         self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
-        self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, LongTensor [B] in main memory
-        self._asked: dict[tuple[int, int | None], Tensor] = {}
+        self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, mean over heads [B] in main memory
+        self.real: dict[int, Tensor] = {}  # layer -> which of its rows are no padding, [B, G or 1, held]
+        self._asked: dict[tuple[int, Any], Tensor] = {}
         self._records: dict[tuple[int, ...], Tensor] = {}
 
     # -- listening ---------------------------------------------------------------------------------------------
 
-    def asked(self, part: int, last: int | None) -> Tensor:
-        """LongTensor [B, R]: slots of the prompt's `last` tokens in a part (None = of all), -1 = none."""
+    def asked(self, part: int, last: Any) -> Tensor:
+        """LongTensor [B, R]: slots of the prompt's `last` tokens in a part (None = of all, "text" = of those behind the
+        row's pictures), -1 = none."""
         key = (part, last)
         if key not in self._asked:
             own = self.flow.parts[part]
@@ -114,34 +66,65 @@ class EvictRun(Run):
             if self.flow.ends_here is not None:
                 real = real & (own.slot < self.flow.ends_here[:, None])
             most = self.flow.most(part)
-            if last is not None:
+            if last == "text":
+                after = real & (own.slot > self.flow.bounds[:, 1:])
+                final = real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
+                real = torch.where(after.any(dim=1, keepdim=True), after, final)
+            elif last is not None:
                 real, most = real & (real.flip(1).cumsum(dim=1).flip(1) <= last), min(most, last)
             self._asked[key] = padded(real, most)
         return self._asked[key]
 
-    def listen(self, method: CacheMethod, view: LayerView, at: Tensor) -> Tensor:
-        """Gains [B, K] of all keys from the queries in slots `at` [B, R] (-1 = none)."""
-        if type(method).gain is CacheMethod.gain:  # their plain sum, which needs no rows
-            return view.received(at) * (at >= 0).sum(dim=1, keepdim=True)
-        keys = view.keys.shape[2]
-        before = torch.arange(keys, device=at.device) if view.seen is None else view.seen.cumsum(dim=1) - 1
-        before = before.expand(len(at), -1) + 1  # [B, K], real keys up to each one
-        heard = torch.zeros(len(at), keys, device=at.device)
-        for part in at.split(max(1, LARGEST // (len(at) * keys)), dim=1):
-            visible = torch.where(part >= 0, before.gather(1, (part + view.past).clamp(min=0)), 0)
-            heard += method.gain(view.rows(part), visible)
-        return heard
+    def listen(self, number: int, i: int, view: LayerView, at: Tensor) -> None:
+        """What all keys of layer `i` gain from the queries in slots `at` [B, R] (-1 = none), of one method."""
+        method = self.stage.methods[number]
+        kind, heads = type(method), method.per_head
+        alike = kind.query_weights is CacheMethod.query_weights and kind.layer_gain is CacheMethod.layer_gain
+        if alike and kind.gain is CacheMethod.gain:  # their plain sum, which needs no rows
+            count = (at >= 0).sum(dim=1)
+            received = view.received_by_head(at) if heads else view.received(at)
+            self.heard[number, i] = received * count.view(-1, *(1,) * (received.dim() - 1))
+            return
+        keys, seen = view.keys.shape[2], view.seen
+        before = torch.arange(keys, device=at.device) if seen is None else seen.to(at.device).cumsum(dim=-1) - 1
+        if before.dim() == 3:
+            before = before if heads else before.amax(dim=1)
+        elif heads:
+            before = before.expand(len(at), 1, -1)
+        before = before.expand(len(at), *before.shape[1:]) if before.dim() > 1 else before.expand(len(at), -1)
+        weights = method.query_weights(view.states(at).to(at.device), at >= 0)
+        heard: Tensor | None = None
+        layer: Tensor | None = None
+        size = len(at) * keys * (view.keys.shape[1] if heads else 1)
+        for n, part in enumerate(at.split(max(1, LARGEST // size), dim=1)):
+            own = (part + view.past).clamp(min=0)
+            own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
+            there = (part >= 0)[:, None] if heads else part >= 0
+            visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query
+            rows = view.by_head(part) if heads else view.rows(part)
+            if weights is not None:
+                mine = weights[:, n * part.shape[1] : n * part.shape[1] + part.shape[1]][..., None]
+                rows = rows * (mine[:, None] if heads else mine)
+            gain, of_layer = method.gain(rows, visible), method.layer_gain(rows, visible)
+            heard = gain if heard is None else heard + gain
+            if of_layer is not None:
+                layer = of_layer if layer is None else layer + of_layer
+        assert heard is not None
+        self.heard[number, i] = heard
+        if layer is not None:
+            self.of_layers[number, i] = layer
 
     def record_of(self, number: int) -> str:
         """The tag of a method's record: a cache that goes on under another method keeps its own apart."""
         return f"record {number} of {self.stage.methods[number]}"
 
     def records(self, number: int, layers: list[CompressedLayer]) -> Tensor:
-        """[layers, B, K]: the records of a method."""
+        """[layers, B, G, K]: the records of a method; G = 1 where heads are taken together."""
         key = (number, *map(id, layers))
         if key not in self._records:
             name = self.record_of(number)
-            self._records[key] = torch.stack([layer.tags[name] for layer in layers])
+            found = [layer.tags[name] for layer in layers]
+            self._records[key] = torch.stack([tag if tag.dim() == 3 else tag[:, None] for tag in found])
         return self._records[key]
 
     def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
@@ -149,7 +132,9 @@ class EvictRun(Run):
         layer, name = compressed_layer(self.flow, cache, i), self.record_of(number)
         before = layer.tags.get(name)
         if before is not None:
-            heard[:, : before.shape[1]] += before.to(heard.device)
+            if before.dim() > heard.dim():  # another method has made the layer's heads hold different tokens since
+                heard = heard[:, None].expand(-1, before.shape[1], -1).clone()
+            heard[..., : before.shape[-1]] += before.to(heard.device)
         layer.tags[name] = heard
 
     @cached_property
@@ -162,10 +147,15 @@ class EvictRun(Run):
         slot = part.slot if part.valid is None else torch.where(part.valid, part.slot, part.slot[:, -1:])
         return there.scatter(1, flow.seen + slot, True)
 
+    def rotation(self, layer: CompressedLayer, i: int) -> Rotation:
+        """How the keys of layer `i` are turned."""
+        decoder = self.stage.facts.decoder
+        return Rotation(self.flow, decoder, decoder.attention(self.stage.facts.layers[i]), layer, i)
+
     # -- dropping ----------------------------------------------------------------------------------------------
 
     def leave(self, cache: Any) -> None:
-        """Drop what the methods that are due do not keep."""
+        """Drop, or merge, what the methods that are due do not keep."""
         flow, methods = self.flow, self.stage.methods
         if cache is None:
             return
@@ -181,13 +171,18 @@ class EvictRun(Run):
         if not due:
             return
         layers = [tagged(flow, cache, i) for i in range(self.stage.depth)]
-        for layer in layers:
+        for i, layer in enumerate(layers):
             layer.touched = touched
+            if self.stage.turns_keys:
+                note_places(flow, layer, i)
         for number in due:
             watch = Stopwatch(flow.device)
             groups, here = self._groups(layers, touched)
-            before = sum(len(group.layers) * int((group.owner >= 0).sum()) for group in groups) / self.stage.depth
-            lost = sum(self._evict(layers, group, here, number) for group in groups) / self.stage.depth
+            before = sum(_visual(group) for group in groups) / self.stage.depth
+            for group in groups:
+                group.units = self._units(layers, group, number, here)
+            budgets = self._budgets(layers, groups, number)
+            lost = sum(self._hold(layers, group, len(here), number, budgets) for group in groups) / self.stage.depth
             self._records.clear()
             if prefill:
                 watches = [*self.watches.get(number, []), watch.stop()]
@@ -211,118 +206,223 @@ class EvictRun(Run):
         """The layers by what they hold, and which rows of the batch are touched, read from the device all at once."""
         numbers: dict[tuple[int, ...], list[int]] = {}
         for i, layer in enumerate(layers):
-            key = (*(id(layer.tags[name]) for name in (SLOT, OWNER, TOTAL, KIND)), id(layer.mask))
+            key = (*(id(layer.tags[name]) for name in TAGS), id(layer.mask), id(layer.store))
             numbers.setdefault(key, []).append(i)
         tensors = [touched]
         for first in (layers[own[0]] for own in numbers.values()):
-            tensors += [first.tags[name] for name in (SLOT, OWNER, TOTAL, KIND)]
-            tensors += [] if first.mask is None else [first.mask]
+            tensors += [first.tags[name] for name in TAGS]
+            tensors += [real_rows(first)] if first.mask is not None or first.masks_heads else []
         read = iter(download_all(tensors))
         here, groups = next(read).tolist(), []
         for own in numbers.values():
-            slot, owner, total, kind = (next(read) for _ in range(4))
-            real, mask = torch.ones_like(slot, dtype=torch.bool), layers[own[0]].mask
-            if mask is not None:
-                real[:, : mask.shape[1]] = next(read)
-            groups.append(Group(own, slot, owner, total, kind, real))
+            slot, owner, total, kind = (_by_head(next(read)) for _ in range(4))
+            first = layers[own[0]]
+            masked = first.mask is not None or first.masks_heads
+            real = _by_head(next(read)) if masked else torch.ones_like(slot, dtype=torch.bool)
+            groups.append(Group(own, slot, owner, total, kind, real.expand_as(slot)))
+            for i in own:
+                self.real[i] = groups[-1].real
         return groups, here
 
-    def _units(self, group: Group, method: CacheMethod, here: list[bool]) -> list[Units]:
+    def _units(self, layers: list[CompressedLayer], group: Group, number: int, here: list[bool]) -> list[Units]:
         """What the method chooses among in these layers, together what it takes together."""
-        found: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+        method, found = self.stage.methods[number], {}
         for row in range(len(here)):
             if not here[row]:
                 continue
-            mine, owner = group.real[row], group.owner[row]
+            mine = group.real[row]
             if self.flow.ends is not None:
                 # candidates of assisted decoding, or an answer that is scored, are not the prompt's to choose from
                 mine = mine & (group.slot[row] < self.flow.seen + self.flow.ends[row])
-            parts: list[tuple[Tensor, int]] = []
-            if method.scope == "visual":
-                for unit in owner.unique().tolist():
-                    where = (mine & (owner == unit)).nonzero()[:, 0] if unit >= 0 else owner[:0]
-                    if len(where) and KINDS[int(group.kind[row, where[0]])] in method.modality:
-                        parts.append((where, int(group.total[row, where[0]])))
-            elif mine.any():  # all that the row has said so far
-                where = mine.nonzero()[:, 0]
-                slots = group.slot[row, where]
-                parts.append((where, int(slots.max() - slots.min()) + 1))
-            for where, total in parts:
+            for name, among in _among(method, group, row, mine):
+                counts = among.sum(dim=1).tolist()
+                if not any(counts) or self._done(layers, group, number, name):
+                    continue
+                slots = group.slot[row][among]
+                owned = method.scope == "visual" or (method.scope == "apart" and name >= 0)
+                total = int(group.total[row][among][0]) if owned else int(slots.max() - slots.min()) + 1
+                shared = len(counts) > 1 and not method.per_head
+                if len(set(counts)) > 1 or (shared and counts[0] > token_count(method.keep, total)):
+                    raise ValueError(
+                        f"{method.title} is to choose among tokens of which each KV head of this cache holds its own: "
+                        "start again without past_key_values, or go on with the method that has chosen them."
+                    )
+                where = among.nonzero()[:, 1].view(len(counts), -1)
+                if shared:  # nothing is to go
+                    continue
+                begins = method.sinks > 0 and int(slots.min()) == int(group.slot[row][group.real[row]].min())
                 alone = () if scores_together(method) else (len(found),)
-                found.setdefault((len(where), total, *alone), []).append((row, where))
+                found.setdefault((where.shape, total, begins and not owned, *alone), []).append((row, name, where))
         units, device = [], self.flow.device
-        for (_, total, *_), alike in found.items():
-            rows, where = [row for row, _ in alike], torch.stack([where for _, where in alike])
-            units.append(Units(rows, where, total, *upload_all([where, torch.tensor(rows)[:, None]], device)))
+        for (_, total, begins, *_), alike in found.items():
+            rows, names, where = [row for row, *_ in alike], [name for _, name, _ in alike], [x for *_, x in alike]
+            stacked = torch.stack(where)
+            on_device = upload_all([stacked, torch.tensor(rows)[:, None, None]], device)
+            units.append(Units(rows, names, stacked, total, begins, *on_device))
         return units
 
-    def _evict(self, layers: list[CompressedLayer], group: Group, here: list[bool], number: int) -> Tensor | int:
-        """Drop what a method does not keep in the layers of a group; how many visual tokens that makes."""
+    def _done(self, layers: list[CompressedLayer], group: Group, number: int, name: int) -> bool:
+        """Whether the method has chosen among these tokens for good."""
+        method = self.stage.methods[number]
+        if name < 0 or method.every or not (method.per_head or method.uneven_layers):
+            return False
+        return all((self.record_of(number), name) in layers[i].chosen for i in group.layers)
+
+    def _budgets(
+        self, layers: list[CompressedLayer], groups: list[Group], number: int
+    ) -> dict[tuple[int, int, int], int]:
+        """(row, picture, layer) -> how many of its tokens that layer holds, of methods that tell layers apart."""
+        method, asked = self.stage.methods[number], {}
+        if not method.uneven_layers:
+            return {}
+        for group in groups:
+            for units in group.units:
+                for i in group.layers:
+                    if i >= self.stage.first[number]:
+                        tokens = self._tokens(layers, [i], units, number)
+                        asked.setdefault((units.rows[0], units.names[0]), {})[i] = tokens
+        found = {}
+        for (row, name), by_layer in asked.items():
+            numbers = sorted(by_layer)
+            counts = method.layer_budgets([by_layer[i] for i in numbers])
+            if counts is not None:
+                found |= {(row, name, i): int(count) for i, count in zip(numbers, counts, strict=True)}
+        return found
+
+    def _hold(
+        self,
+        layers: list[CompressedLayer],
+        group: Group,
+        batch: int,
+        number: int,
+        budgets: dict[tuple[int, int, int], int],
+    ) -> Tensor | float:
+        """Let the layers of a group hold what a method says; how many visual tokens they lose, mean over heads."""
+        method = self.stage.methods[number]
         for i in group.layers:
-            self.held[i] = group.real.sum(dim=1)
-        group.layers = [i for i in group.layers if i >= self.stage.first[number]]
-        if not group.layers:
+            self.held[i] = group.real.sum(dim=2).float().mean(dim=1)
+        numbers = group.layers = [i for i in group.layers if i >= self.stage.first[number]]
+        if not numbers or not group.units:
             return 0
-        held, mine = group.slot.shape[1], [layers[i] for i in group.layers]
-        counts = [self.held[i].tolist() for i in group.layers]
-        cut = [False] * len(mine)
-        stays, goes = [], []  # places in all of [layers, B, held]
-        for units in self._units(group, self.stage.methods[number], here):
-            start = (torch.arange(len(mine))[:, None] * len(here) + torch.tensor(units.rows)) * held  # [layers, U]
-            kept = self._chosen(layers, group, units, number)
-            if isinstance(kept, Tensor):  # [layers, U, M]
-                stays.append(
-                    upload(start, kept.device)[..., None] + units.here.expand(len(mine), -1, -1).gather(2, kept)
-                )
-            for n in range(len(mine)):
-                stay = kept[n]
-                if not isinstance(kept, Tensor):
-                    stays.append(int(start[n]) + units.here[0, stay])
-                left = units.where.shape[1] - stay.shape[-1]
-                cut[n] = cut[n] or left > 0
+        mine = [layers[i] for i in numbers]
+        heads = mine[0].heads if method.per_head else group.slot.shape[1]
+        held = group.slot.shape[2]
+        real = group.real.expand(-1, heads, -1)
+        counts = real.sum(dim=2).expand(len(mine), -1, -1).clone()  # [layers, B, heads]
+        stays, goes = [], []  # places in all of [layers, B, heads, held]
+        merges: list[tuple[int, int, Tensor, Held]] = []
+        noted: list[list[HeldRows]] = [[] for _ in mine]
+        head = torch.arange(heads)[:, None]
+        for units in group.units:
+            start = (torch.arange(len(mine))[:, None] * batch + torch.tensor(units.rows)) * heads * held
+            start = start[..., None, None] + head * held  # [layers, U, heads, 1]
+            goes.append((start + units.where).flatten())
+            chosen = self._chosen(layers, numbers, units, number, budgets)
+            if isinstance(chosen, Tensor):  # [layers, U, heads or 1, M]
+                chosen = chosen.expand(-1, -1, heads, -1)
+                places = units.here.expand(len(mine), -1, heads, -1).gather(3, chosen)
+                stays.append((upload(start, places.device) + places).flatten())
                 for row in units.rows:
-                    counts[n][row] -= left
-            goes.append((start[..., None] + units.where).flatten())
+                    counts[:, row] -= units.size - chosen.shape[3]
+                if method.per_head:
+                    for n in range(len(mine)):
+                        for u, row in enumerate(units.rows):
+                            places = group.slot[row].gather(1, units.where[u])
+                            noted[n].append(HeldRows(row, places, Held(chosen[n, u], units.size)))
+                continue
+            row = units.rows[0]
+            for n, one in enumerate(chosen):
+                anchor = one.anchor.expand(heads, -1)
+                there = anchor >= 0
+                places = units.here[0].expand(heads, -1).gather(1, anchor.clamp(min=0))
+                places = upload(start[n, 0], places.device) + places
+                uneven = method.uneven_heads
+                stays.append(places[there] if uneven else places.flatten())
+                left = there.sum(dim=1).cpu() if uneven else anchor.shape[1]
+                counts[n, row] -= units.size - left
+                if one.merges or one.weighs:
+                    merges.append((n, row, units.here[0], one))
+                noted[n].append(HeldRows(row, group.slot[row].gather(1, units.where[0]), one))
+        cut = [bool((counts[n] < real.sum(dim=2)).any()) for n in range(len(mine))]
         if not any(cut):
             return 0
-        real = upload(group.real, self.flow.device).expand(len(mine), -1, -1)
-        keep = real.reshape(-1).index_fill(0, upload(torch.cat(goes), real.device), False)
-        keep = keep.index_fill_(0, torch.cat([x.flatten() for x in stays]), True).view(real.shape)
-        slot, owner, gone = mine[0].tags[SLOT], mine[0].tags[OWNER], real & ~keep
-        most = max(int((self.held[i] - torch.tensor(own)).max()) for i, own in zip(group.layers, counts, strict=True))
-        lost = gone.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., :most]  # [layers, B, most]
-        where, there = slot.expand_as(gone).gather(2, lost), gone.gather(2, lost)
-        for n, i in enumerate(group.layers):
-            self.held[i] = torch.tensor(counts[n])
+        self._merge(mine, numbers, merges)
+        everything = upload(real, self.flow.device).expand(len(mine), -1, -1, -1)
+        keep = everything.reshape(-1).index_fill(0, upload(torch.cat(goes), everything.device), False)
+        keep = keep.index_fill_(0, torch.cat(stays), True).view(everything.shape)
+        slot, owner, gone = _by_head(mine[0].tags[SLOT]), _by_head(mine[0].tags[OWNER]), everything & ~keep
+        most = int((real.sum(dim=2) - counts).max())
+        lost = gone.to(torch.uint8).argsort(dim=3, descending=True, stable=True)[..., :most]  # [layers, B, heads, most]
+        where, there = slot.expand_as(gone).gather(3, lost), gone.gather(3, lost)
+        for n, i in enumerate(numbers):
+            self.held[i] = counts[n].float().mean(dim=1)
             if cut[n]:
-                self.forward.trace.evictions.append(Eviction(i, mine[n].get_seq_length(), where[n], there[n]))
+                event = Eviction(i, mine[n].get_seq_length(), where[n], there[n], tuple(noted[n]))
+                self.forward.trace.evictions.append(event)
+            names = {(self.record_of(number), name) for units in group.units for name in units.names}
+            mine[n].chosen = mine[n].chosen | names
         some = [n for n in range(len(mine)) if cut[n]]
         if len(some) < len(mine):
-            keep = keep[some]
-        evict([mine[n] for n in some], keep, [counts[n] for n in some])
-        return (gone & (owner >= 0)).sum()
+            keep, counts = keep[some], counts[some]
+        evict([mine[n] for n in some], keep, counts)
+        return (gone & (owner >= 0)).sum() / heads
 
-    def _chosen(self, layers: list[CompressedLayer], group: Group, units: Units, number: int) -> Tensor | list[Tensor]:
-        """What stays of the units in each layer of the group: LongTensor [layers, U, M], or layer by layer [M]."""
+    def _merge(
+        self, mine: list[CompressedLayer], numbers: list[int], merges: list[tuple[int, int, Tensor, Held]]
+    ) -> None:
+        """Let the rows that stay take in those that go, and note how many tokens they stand for."""
+        for n, row, where, held in merges:
+            layer = mine[n]
+            if held.merges:
+                keys, values = layer.whole()
+                rotation = self.rotation(layer, numbers[n])
+                layer.keys, layer.values = merged(keys, values, row, where, held, rotation)
+                layer.store = None  # whole now; what is left of it goes back into one
+            if held.rows is not None:
+                bias = layer.tags.get(BIAS)
+                groups = held.rows.shape[0]
+                if bias is None:
+                    bias = torch.zeros(self.flow.rows, groups, layer.held, device=self.flow.device)
+                bias = _by_head(bias).expand(-1, max(groups, _by_head(bias).shape[1]), -1).clone()
+                anchor = held.anchor.expand(bias.shape[1], -1)
+                there = anchor >= 0
+                places = where.expand(bias.shape[1], -1).gather(1, anchor.clamp(min=0))
+                head = torch.arange(bias.shape[1], device=bias.device)[:, None].expand_as(places)
+                bias[row, head[there], places[there]] = held.rows.expand(bias.shape[1], -1)[there].log().to(bias)
+                layer.tags[BIAS] = bias
+
+    def _chosen(
+        self,
+        layers: list[CompressedLayer],
+        numbers: list[int],
+        units: Units,
+        number: int,
+        budgets: dict[tuple[int, int, int], int],
+    ) -> Tensor | list[Held]:
+        """What stays of the units in each layer: LongTensor [layers, U, G, M], or layer by layer a Held."""
         method = self.stage.methods[number]
         if scores_together(method):
-            tokens = self._tokens(layers, group.layers, units, number)
-            score, one = method.score(tokens), (len(tokens.features),)
-            all_of_them = (len(group.layers), len(units.rows), *one)
-            if score.shape not in (one, all_of_them):
+            tokens = self._tokens(layers, numbers, units, number)
+            score, heads = method.score(tokens), units.where.shape[1] if method.per_head else 1
+            score = method.guarded(tokens, score)
+            whole = (len(numbers), len(units.rows), *score.shape[-2 if method.per_head else -1 :])
+            if score.shape not in (whole[2:], whole) or score.shape[-1] != units.size:
                 raise ValueError(
                     f"score(tokens) of {method.title}, which stacks, returned shape {tuple(score.shape)}; expected "
-                    f"{all_of_them}, or {one} for all alike."
+                    f"{(*whole[:-1], units.size)}, or {(*whole[2:-1], units.size)} for all alike."
                 )
             kept = top_k(score, method.count(tokens))
-            return kept.expand(len(group.layers), len(units.rows), -1)
-        if method.stacks and method.queries() == 0:  # it hears nothing that a layer could be told by
-            return [self._select(layers, group.layers[:1], units, number)] * len(group.layers)
-        return [self._select(layers, [i], units, number) for i in group.layers]
+            kept = kept.expand(len(numbers), len(units.rows), *kept.shape[-2 if method.per_head else -1 :])
+            return kept if method.per_head else kept[:, :, None].expand(-1, -1, heads, -1)
+        if method.stacks and method.queries() == 0 and not method.uneven_layers:
+            # it hears nothing that a layer could be told by
+            return [self._one(layers, numbers[:1], units, number, None)] * len(numbers)
+        row, name = units.rows[0], units.names[0]
+        return [self._one(layers, [i], units, number, budgets.get((row, name, i))) for i in numbers]
 
     def _tokens(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> VisualTokens:
-        n, method = units.where.shape[1], self.stage.methods[number]
-        rows = CachedRows(self, [layers[i] for i in numbers], number, units)
+        n, method = units.size, self.stage.methods[number]
+        rows = CachedRows(self, [layers[i] for i in numbers], numbers, number, units)
         return VisualTokens(
             features=torch.empty(n, 0, device=self.flow.device),
             span=single_span(max(units.total, n), None),
@@ -330,18 +430,28 @@ class EvictRun(Run):
             read=self._reader(method, rows),
             layer=numbers[0] if len(numbers) == 1 else None,
             depth=self.stage.depth,
+            begins=units.begins,
         )
 
-    def _select(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> Tensor:
+    def _one(
+        self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int, budget: int | None
+    ) -> Held:
         method = self.stage.methods[number]
-        given = method.select(self._tokens(layers, numbers, units, number))
-        (chosen,) = checked(method, [given], [units.where.shape[1]], method.may_drop_all)
-        if chosen.tokens_out and chosen.merges:
-            raise ValueError(
-                f"{method.title} returned a Selection that merges tokens, but cached rows can only be dropped: "
-                "return Selection.prune(kept, total)."
-            )
-        return chosen.anchor.to(self.flow.device)
+        tokens = replace(self._tokens(layers, numbers, units, number), budget=budget)
+        if type(method).hold is CacheMethod.hold and not method.per_head:
+            given = method.select(tokens)
+            (chosen,) = checked(method, [given], [units.size], method.may_drop_all)
+            if chosen.tokens_out and chosen.merges and not method.merges:
+                raise ValueError(
+                    f"{method.title} returned a Selection that merges tokens without saying that it does: set "
+                    "merges = True, or return Selection.prune(kept, total)."
+                )
+            held = method.merge(tokens, Held.of(chosen.to(self.flow.device)))
+        else:
+            held = method.hold(tokens).to(self.flow.device)
+        if not type(method).__module__.startswith("vtc.methods."):
+            held.check(layers[numbers[0]].heads)
+        return held
 
     def _reader(self, method: CacheMethod, rows: CachedRows) -> Callable[[str], Tensor]:
         def read(name: str) -> Tensor:
@@ -356,12 +466,41 @@ class EvictRun(Run):
 
 def scores_together(method: CacheMethod) -> bool:
     """Whether the method scores several layers, and several units of tokens, at once."""
-    return method.stacks and type(method).select is Method.select
+    kind, own = type(method), ("select", "hold", "merge", "head_budgets")
+    plain = all(getattr(kind, name) is getattr(CacheMethod, name) for name in own)
+    return method.stacks and plain and not method.uneven_layers
+
+
+def _by_head(tag: Tensor) -> Tensor:
+    """A tag [B, n] or [B, G, n] as [B, 1 or G, n]."""
+    return tag if tag.dim() == 3 else tag[:, None]
+
+
+def _visual(group: Group) -> float:
+    """Visual tokens that the layers of a group hold, mean over heads."""
+    return len(group.layers) * float(((group.owner >= 0) & group.real).sum()) / group.owner.shape[1]
+
+
+def _among(method: CacheMethod, group: Group, row: int, mine: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(picture, or -1 for text; BoolTensor [G, held]) of what a method chooses among in a batch row, of which `mine`
+    [G, held] may be chosen."""
+    if method.scope == "all":  # all that the row has said so far
+        yield -1, mine
+        return
+    owner = group.owner[row]
+    for name in owner.unique().tolist():
+        among = mine & (owner == name)
+        if name >= 0 and bool(among.any()):
+            kind = int(group.kind[row][among][0])
+            if KINDS[kind] in method.modality:
+                yield name, among
+        elif name < 0 and method.scope == "apart":
+            yield name, among
 
 
 class EvictStage(Stage):
     name, order, run = "cache", 40, EvictRun
-    base, can_merge = "CacheMethod", False
+    base = "CacheMethod"
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -371,6 +510,9 @@ class EvictStage(Stage):
         super().__init__(facts, methods)
         self.depth = facts.depth
         self.first = [method.first_layer(self.depth) for method in self.methods]
+        self.turns_keys = any(method.merges or "plain_keys" in method.requires() for method in self.methods)
+        for method in self.methods:
+            check_heads(method, facts.language_model, facts.decoder)
 
     def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):
@@ -413,11 +555,10 @@ class EvictStage(Stage):
         if not asking:
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        held = decoder.cached_keys(module, cache.layers[i])
+        held = decoder.cached_keys(module, rows_held(cache.layers[i]))
         view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
         for number, method in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                at = run.asked(flow.number_of_part(i), method.queries())
-                run.heard[number, i] = run.listen(method, view, at)
+                run.listen(number, i, view, run.asked(flow.number_of_part(i), method.queries()))
             run.watches.setdefault(number, []).append(watch.stop())

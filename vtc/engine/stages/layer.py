@@ -19,6 +19,7 @@ from vtc import ops
 from vtc.engine.attention import LayerView, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
+from vtc.engine.kv_cache import rows_held
 from vtc.engine.layer_signals import Door, LayerSignals
 from vtc.engine.stage import Facts, Run, Stage, checked, identical, in_order
 from vtc.engine.versions import cache_of
@@ -73,8 +74,9 @@ class LayerRun(Run):
         """The attention of layer `i` over normed hidden states x; `filled`: its cache holds their keys already."""
         cache = cache_of(kwargs)
         layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
-        there, decoder = layer is not None and layer.is_initialized and layer.keys.numel(), self.stage.facts.decoder
-        held = decoder.cached_keys(attention, layer) if there else None
+        decoder = self.stage.facts.decoder
+        there = layer is not None and layer.is_initialized and (layer.keys.numel() or getattr(layer, "store", None))
+        held = decoder.cached_keys(attention, rows_held(layer)) if there else None
         return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, self.flow.seen_keys(i))
 
     def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from vtc.budget import layer_number
 from vtc.engine.attention import LayerView
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
-from vtc.engine.kv_cache import CompressedLayer
+from vtc.engine.kv_cache import CompressedLayer, rows_held
 from vtc.engine.kv_tags import SLOT, real_rows, rows_of_kind, tagged
 from vtc.engine.reading import Reading
 from vtc.engine.refuse import check_use
@@ -62,7 +62,7 @@ class ReadRun(Run):
             return
         for i in range(self.stage.first - 1, self.stage.depth):
             layer = tagged(flow, cache, i)
-            if layer.keys is not None and layer.prompt < layer.keys.shape[2]:  # nothing of this forward was dropped
+            if layer.keys is not None and layer.prompt < layer.held:  # nothing of this forward was dropped
                 layer.take_in(flow.seen_keys(i))
 
     def decide(self, cache: Any, view: LayerView) -> None:
@@ -166,5 +166,5 @@ class ReadStage(Stage):
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         seen = flow.seen_keys(self.first - 1)
         decoder = self.facts.decoder
-        held = decoder.cached_keys(module, layer)
+        held = decoder.cached_keys(module, rows_held(layer))
         run.decide(cache, LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen))

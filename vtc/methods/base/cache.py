@@ -50,12 +50,14 @@ class CacheMethod(Method):
     scope_default: ClassVar[str] = "visual"
     #: which queries of the prompt the method hears: its last ones, so many; None = all of them, 0 = it needs no
     #: attention, "text" = those of the text behind the row's pictures (its last token, where there is none)
-    window: ClassVar[int | None | Literal["text"]] = 0
+    window: ClassVar[int | Literal["text"] | None] = 0
     #: whether each KV head chooses for itself; its signals then have one more dimension G in front. A field of this
     #: name answers where it is an option
     per_head: ClassVar[bool] = False
     #: whether `head_budgets` may differ between heads; a field or a property answers where options decide
     uneven_heads: ClassVar[bool] = False
+    #: whether what stays may stand for several tokens in the softmax (`Held.rows`)
+    weighs: ClassVar[bool] = False
     #: the first tokens of a row, which are never dropped where text is chosen among; a field answers if it is an option
     sinks: ClassVar[int] = 0
     may_drop_all: ClassVar[bool] = False
@@ -63,6 +65,11 @@ class CacheMethod(Method):
     #: [layers, pictures, N] and so is what it returns, or it returns [N]; where `select` is the method's own and it
     #: hears no attention, that is asked once for all layers. False = it is asked layer by layer, with `tokens.layer`
     stacks: ClassVar[bool] = False
+
+    @property
+    def uneven_layers(self) -> bool:
+        """Whether layers may hold unequally many tokens."""
+        return type(self).layer_budgets is not CacheMethod.layer_budgets
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +85,7 @@ class CacheMethod(Method):
         """`first`, 0-based, in a model of `depth` layers."""
         return 0 if self.first == 0 else layer_number(self.first, depth, self.title)
 
-    def queries(self) -> int | None | Literal["text"]:
+    def queries(self) -> int | Literal["text"] | None:
         """`window`, unless an option says it."""
         return self.window
 

@@ -1,0 +1,132 @@
+"""Rows of the KV cache as the stage `cache` chooses among them: which there are, and what signals read of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vtc.engine.kv_cache import CompressedLayer
+from vtc.engine.kv_merge import Rotation
+from vtc.engine.kv_tags import SLOT
+
+if TYPE_CHECKING:
+    from vtc.engine.stages.evict import EvictRun
+
+
+@dataclass(eq=False)
+class Units:
+    """Cached tokens that are chosen among, those of one picture or all of a row; one or several equally large ones.
+
+    Attributes:
+        rows: [U], of the batch. names: [U], the pictures; -1 = text, or all of a row.
+        where: LongTensor [U, G, N] in main memory, the rows of the cache; G = 1 where all heads hold the same.
+        total: tokens there were of each before anything was dropped. begins: whether rows begin with them.
+        here, on: `where` and `rows` on the device, LongTensors [U, G, N] and [U, 1, 1].
+    """
+
+    rows: list[int]
+    names: list[int]
+    where: Tensor
+    total: int
+    begins: bool
+    here: Tensor
+    on: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.where.shape[2]
+
+
+@dataclass(eq=False)
+class Group:
+    """Layers of the cache that hold the same rows, and what those are, in main memory.
+
+    Attributes:
+        layers: their numbers. slot, owner, total, kind: LongTensors [B, G, held], see `kv_tags.py`; G = 1 where all
+            heads hold the same.
+        real: BoolTensor [B, G, held], False for padding.
+        units: what a method chooses among.
+    """
+
+    layers: list[int]
+    slot: Tensor
+    owner: Tensor
+    total: Tensor
+    kind: Tensor
+    real: Tensor
+    units: list[Units] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRows:
+    """Some rows of one layer of the cache, as signals of the place `cache` read them; or of several layers that hold
+    the same, and of several units of tokens, for a method that takes them together."""
+
+    run: EvictRun
+    layers: list[CompressedLayer]
+    numbers: list[int]  # of the layers
+    number: int  # of the method
+    units: Units
+
+    def _shaped(self, value: Tensor) -> Tensor:
+        """A value [layers, U, G, ...] as its method asks for it."""
+        method = self.run.stage.methods[self.number]
+        value = value if method.per_head else value[:, :, 0]
+        return value if method.stacks else value[0, 0]
+
+    @property
+    def record(self) -> Tensor:
+        """[N], or [G, N], or [layers, U, (G,) N]: what the method's `gain` made of the attention each has received."""
+        units = self.units
+        records = self.run.records(self.number, self.layers)  # [layers, B, G, K]
+        groups = records.shape[2]
+        head = torch.arange(groups, device=records.device)[None, :, None]
+        here = units.here.expand(-1, groups, -1)
+        return self._shaped(records[:, units.on, head, here])
+
+    @property
+    def row_record(self) -> Tensor:
+        """[K] or [G, K]: the same of all that the layer holds of the row."""
+        records = self.run.records(self.number, self.layers)[0, self.units.rows[0]]
+        real = self.run.real[self.numbers[0]][self.units.rows[0]].to(records.device)  # [G or 1, K]
+        found = torch.stack([own[there] for own, there in zip(records, real.expand(len(records), -1), strict=True)])
+        return found if self.run.stage.methods[self.number].per_head else found[0]
+
+    @property
+    def layer_record(self) -> Tensor:
+        """[c] or [G, c]: what `layer_gain` made of the attention in the layer in this forward."""
+        found = self.run.of_layers[self.number, self.numbers[0]][self.units.rows[0]]
+        return found
+
+    def _of(self, x: Tensor) -> Tensor:
+        """[G, N, d] of keys or values [B, G, K, d]."""
+        where = self.units.here[0].to(x.device).expand(x.shape[1], -1)
+        return x[self.units.rows[0]].gather(1, where[..., None].expand(-1, -1, x.shape[-1])).to(self.run.flow.device)
+
+    @property
+    def keys(self) -> Tensor:
+        return self._of(self.layers[0].whole()[0])
+
+    @property
+    def values(self) -> Tensor:
+        return self._of(self.layers[0].whole()[1])
+
+    @property
+    def plain_keys(self) -> Tensor:
+        keys, rotation = self.layers[0].whole()[0], self.rotation
+        mine = self._of(keys).to(keys.device)
+        tables = rotation.tables(self.units.rows[0], self.units.here[0], mine)
+        return rotation.turned(mine, tables, back=True).to(self.run.flow.device)
+
+    @property
+    def rotation(self) -> Rotation:
+        return self.run.rotation(self.layers[0], self.numbers[0])
+
+    @property
+    def survives(self) -> Tensor:
+        """BoolTensor [N]: whether the last decoder layer still sees each."""
+        row, here = self.units.rows[0], self.units.here[0, 0]
+        return self.run.survivors[row, self.layers[0].tags[SLOT][row, here]]
