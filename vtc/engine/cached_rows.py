@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_merge import Rotation
-from vtc.engine.kv_tags import SLOT
+from vtc.engine.kv_tags import OWNER, SLOT
 
 if TYPE_CHECKING:
     from vtc.engine.stages.evict import EvictRun
@@ -124,6 +124,32 @@ class CachedRows:
     @property
     def rotation(self) -> Rotation:
         return self.run.rotation(self.layers[0], self.numbers[0])
+
+    def _tag(self, name: str) -> Tensor:
+        """[N], or [G, N], or [layers, U, (G,) N]: a tag of each."""
+        units = self.units
+        tag = torch.stack([layer.tags[name] for layer in self.layers])  # [layers, B, (G,) K]
+        tag = tag[:, :, None] if tag.dim() == 3 else tag
+        head = torch.arange(units.here.shape[1], device=tag.device)[None, :, None]
+        return self._shaped(tag[:, units.on, head, units.here])
+
+    @property
+    def visual(self) -> Tensor:
+        return self._tag(OWNER) >= 0
+
+    @property
+    def seen_by(self) -> Tensor:
+        """[N], or [G, N], or [layers, U, (G,) N]: tokens of the row at or behind each, those that are not the prompt's
+        left out."""
+        flow, rows, tag = self.run.flow, self.units.rows, self.layers[0].tags[SLOT]
+        slots = (tag if tag.dim() == 3 else tag[:, None])[rows]  # [U, G, K]
+        real = self.run.real[self.numbers[0]][rows].to(slots.device)
+        last = slots.masked_fill(~real, -1).amax(dim=(1, 2))
+        if flow.ends is not None:
+            last = last.clamp(max=(flow.seen + flow.ends[rows] - 1).to(last.device))
+        last = last.view(-1, *[1] * self.run.stage.methods[self.number].per_head, 1)
+        own = self._tag(SLOT)
+        return (last if self.run.stage.methods[self.number].stacks else last[0]) + 1 - own
 
     @property
     def survives(self) -> Tensor:
