@@ -74,7 +74,7 @@ def shared_out(weights: Sequence[float], total: int, least: int, most: int) -> l
 
 
 def rounded(exact: Sequence[float]) -> list[int]:
-    """Numbers that add up to a whole one as whole ones that do, the largest remainders rounded up, of equals the first."""
+    """Numbers with a whole sum as whole numbers with that sum: the largest remainders go up, of equals the first."""
     parts = [math.floor(part + 1e-9) for part in exact]
     order = sorted(range(len(parts)), key=lambda i: (round(parts[i] - exact[i], 6), i))
     for i in order[: round(sum(exact)) - sum(parts)]:
