@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vtc.methods.divprune import DivPrune
     from vtc.methods.downsample import Downsample
     from vtc.methods.dycoke import DyCoke
+    from vtc.methods.ems import EMS
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
     from vtc.methods.framededupe import FrameDedupe
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
 __all__ = [
     "D2O",
     "DART",
+    "EMS",
     "EVS",
     "H2O",
     "VTCCLS",
@@ -195,6 +197,7 @@ _HOME = {
     "H2O": "vtc.methods.h2o",
     "AdaKV": "vtc.methods.adakv",
     "D2O": "vtc.methods.d2o",
+    "EMS": "vtc.methods.ems",
     "KeyDiff": "vtc.methods.keydiff",
     "KNorm": "vtc.methods.knorm",
     "LookM": "vtc.methods.lookm",

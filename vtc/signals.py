@@ -355,6 +355,13 @@ for _row in (
         lambda rows: rows.layer_record,
     ),
     Signal(
+        "late_record",
+        ("N",),
+        "cache",
+        "attention that each cached token has received from the forward's last queries, `late_queries` of them, summed",
+        lambda rows: rows.late_record,
+    ),
+    Signal(
         "row_record",
         ("K",),
         "cache",

@@ -13,6 +13,7 @@ from tests.methods.kv import (
     DEPTH,
     GROUPS,
     assert_holds,
+    best,
     count_of,
     expected,
     held,
@@ -46,9 +47,9 @@ def compared(one, layer, kept, slots, rotated, per_head):
     return partners
 
 
-def made_of(one, layer, kept, weights, rotated):
+def made_of(one, layer, kept, weights, rotated, of_keys=None):
     """What each head holds: in each slot the weighted sum of the keys and of the values of `weights[head][slot]`, keys
-    turned back to position 0 before and to the slot's position after."""
+    turned back to position 0 before and to the slot's position after; `of_keys` where keys have weights of their own."""
     heads = []
     for g in range(GROUPS):
         own = {}
@@ -56,8 +57,8 @@ def made_of(one, layer, kept, weights, rotated):
             key, value = [0.0] * 8, [0.0] * 8
             for i, w in weights[g][j].items():
                 k, v = one.entry(layer, g, i)
-                k = k if rotated else turned(k, -i)
-                key = [a + w * b for a, b in zip(key, k, strict=True)]
+                k, of_key = k if rotated else turned(k, -i), w if of_keys is None else of_keys[g][j][i]
+                key = [a + of_key * b for a, b in zip(key, k, strict=True)]
                 value = [a + w * b for a, b in zip(value, v, strict=True)]
             own[j] = (key if rotated else turned(key, j), value)
         heads.append(own)
@@ -222,6 +223,78 @@ class Tokens:
 )
 def test_layers_of_d2o(options, budgets):
     assert vtc.D2O(keep=8, **options).layer_budgets([Tokens(i) for i in range(6)]) == budgets
+
+
+def ems(scope, window=32, joining=1.0, threshold=0.6, rotated=False, per_head=True, sinks=4):
+    """EMS as vtc reads it: the larger of what all queries and what the last ones give; the next best join."""
+
+    def rule(one, layer, slots, count):
+        last = range(one.length - window, one.length)
+        spread = [
+            {s: x / (one.length - s) for s, x in own.items()}
+            for own in together(per_head, received(one, layer, range(one.length), slots))
+        ]
+        local = together(per_head, received(one, layer, last, slots))
+        scores = []
+        for g in range(GROUPS):
+            scale = sum(spread[g].values()) / sum(local[g].values())
+            scores.append({s: max(spread[g][s], local[g][s] * scale) for s in slots})
+        late, first = window if is_text(one, slots) else 0, sinks if slots[0] == 0 else 0
+        kept = [with_forced(score, slots, count, first, late) for score in scores]
+        keys = [
+            {s: one.keys[layer][g][s] if rotated else turned(one.keys[layer][g][s], -s) for s in slots}
+            for g in range(GROUPS)
+        ]
+        values = one.values[layer]
+
+        def alike(g, i, j):
+            return max(0, cosine(keys[g][i], keys[g][j])) * max(0, cosine(values[g][i], values[g][j]))
+
+        weights, of_keys = [], []
+        for g in range(GROUPS):
+            heads = [g] if per_head else range(GROUPS)
+            left = {s: scores[g][s] for s in slots if s not in kept[g]}
+            members = {j: [j] for j in kept[g]}
+            for i in best(left, int(joining * count)):
+                product = {j: sum(alike(h, i, j) for h in heads) / len(heads) for j in kept[g]}
+                centre = max(product, key=lambda j: product[j])
+                if product[centre] >= threshold:
+                    members[centre].append(i)
+            shares_ = {j: {i: scores[g][i] / sum(scores[g][m] for m in own) for i in own} for j, own in members.items()}
+            weights.append(shares_)
+            of_keys.append({j: directed([keys[h] for h in heads], j, own) for j, own in shares_.items()})
+        return made_of(one, layer, kept, weights, rotated, of_keys)
+
+    return rule
+
+
+def directed(heads, centre, share):
+    """Weights of keys whose sum is the mean direction, as long as the centre; for all heads alike their mean."""
+    total = dict.fromkeys(share, 0.0)
+    for keys in heads:
+        size = {i: math.sqrt(sum(x * x for x in keys[i])) for i in share}
+        mean = [sum(share[i] * keys[i][c] / size[i] for i in share) for c in range(8)]
+        long = math.sqrt(sum(x * x for x in mean))
+        for i in share:
+            total[i] += share[i] / size[i] * size[centre] / long / len(heads)
+    return total
+
+
+@defines("ems", "window", "joining", "threshold", "rotated", "per_head", "sinks")
+@pytest.mark.parametrize(("scope", "keep"), [("visual", 8), ("all", 28), ("apart", 6)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.3},
+        {"window": 5, "threshold": 0.1, "rotated": True},
+        {"window": 5, "threshold": 0.0, "joining": 2.5, "sinks": 0},
+        {"window": 9, "threshold": 0.2, "per_head": False},
+        {"window": 9, "joining": 0.0},
+    ],
+    ids=str,
+)
+def test_ems(options, scope, keep):
+    assert_holds(vtc.EMS(keep=keep, scope=scope, **options), expected(ems(scope, **options), scope, keep))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class EvictRun(Run):
         super().__init__(stage, forward)
         self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K] or [B, G, K]
         self.of_layers: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> its `layer_gain`, [B, c] or [B, G, c]
+        self.late: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> attention of the last queries, [B, (G,) K]
         self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
         self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, mean over heads [B] in main memory
         self.real: dict[int, Tensor] = {}  # layer -> which of its rows are no padding, [B, G or 1, held]
@@ -560,5 +561,9 @@ class EvictStage(Stage):
         for number, method in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                run.listen(number, i, view, run.asked(flow.number_of_part(i), method.queries()))
+                part, late = flow.number_of_part(i), method.late_queries()
+                run.listen(number, i, view, run.asked(part, method.queries()))
+                if late:
+                    at = run.asked(part, late)
+                    run.late[number, i] = (view.by_head(at) if method.per_head else view.rows(at)).sum(dim=-2)
             run.watches.setdefault(number, []).append(watch.stop())

@@ -89,20 +89,24 @@ def _clipped(weights: Sequence[float], scale: float, least: int, most: int) -> l
 # -- merging ---------------------------------------------------------------------------------------------------
 
 
-def nearest(keys: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+def nearest(keys: Tensor, held: Held, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which kept token each token's key is most similar to, by cosine; of all heads alike, by their mean cosine.
 
     Args:
-        keys: [G, N, d].
+        keys: [G, N, d]. values: [G, N, d]; with them it is the product of both cosines, each at least 0.
 
     Returns:
         similarity [G', N] and column of `held.anchor` [G', N]; G' = 1 where all heads hold the same.
     """
-    unit, anchor = F.normalize(keys.float(), dim=-1), held.anchor.expand(keys.shape[0], -1)
-    kept = unit.gather(1, anchor.clamp(min=0)[..., None].expand(-1, -1, unit.shape[-1]))
+    anchor = held.anchor.expand(keys.shape[0], -1).clamp(min=0)[..., None]
+    units = [F.normalize(x.float(), dim=-1) for x in (keys, values) if x is not None]
     best = []
-    for part in unit.split(512, dim=1):  # [G, N, M] at once may be large
-        cosine = part @ kept.transpose(1, 2)
+    for parts in zip(*(unit.split(512, dim=1) for unit in units), strict=True):  # [G, N, M] at once may be large
+        cosines = [
+            part @ unit.gather(1, anchor.expand(-1, -1, unit.shape[-1])).transpose(1, 2)
+            for part, unit in zip(parts, units, strict=True)
+        ]
+        cosine = cosines[0] if values is None else cosines[0].clamp(min=0) * cosines[1].clamp(min=0)
         cosine = cosine.mean(dim=0, keepdim=True) if held.heads == 1 else cosine
         best.append(cosine.masked_fill(held.anchor[:, None] < 0, -torch.inf).max(dim=2))
     return torch.cat([found.values for found in best], dim=1), torch.cat([found.indices for found in best], dim=1)
