@@ -49,7 +49,7 @@ def compared(one, layer, kept, slots, rotated, per_head):
 
 def made_of(one, layer, kept, weights, rotated, of_keys=None):
     """What each head holds: in each slot the weighted sum of the keys and of the values of `weights[head][slot]`, keys
-    turned back to position 0 before and to the slot's position after; `of_keys` where keys have weights of their own."""
+    turned back to position 0 before and to the slot's after; `of_keys` where keys have weights of their own."""
     heads = []
     for g in range(GROUPS):
         own = {}

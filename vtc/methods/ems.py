@@ -31,7 +31,7 @@ class EMS(CacheMethod):
                  0, if that is at least `threshold`; else to none (the paper's zero class)
         merge    means by score, of values, and of the directions of keys; a centre's key keeps its norm
 
-    How many are merged besides the centres, `threshold`, and that the window stays where text is chosen among, are ours.
+    How many are merged besides the centres, `threshold`, and that the window stays where text is chosen among, is ours.
     KV heads choose, by the mean over the query heads that share them.
 
     Args:
