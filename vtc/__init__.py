@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from vtc import models as models
     from vtc import ops as ops
     from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
+    from vtc.cache_bytes import CacheBytes, cache_bytes
     from vtc.calibration.calibrate import Calibrated, calibrate
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
+    from vtc.held import Held
     from vtc.media.limits import ClipLimits
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from vtc.methods.keydiff import KeyDiff
     from vtc.methods.knorm import KNorm
     from vtc.methods.lookm import LookM
+    from vtc.methods.minicache import MiniCache
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from vtc.methods.pyramidkv import PyramidKV
     from vtc.methods.quota import QuoTA
     from vtc.methods.random import Random
+    from vtc.methods.razor import Razor
     from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
     from vtc.methods.shared.clip_scorer import OpenClipScorer
@@ -99,6 +103,7 @@ __all__ = [
     "AdaKV",
     "Adapter",
     "BlockTokens",
+    "CacheBytes",
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
@@ -114,6 +119,7 @@ __all__ = [
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
+    "Held",
     "HiRED",
     "HoliTom",
     "Joined",
@@ -124,6 +130,7 @@ __all__ = [
     "MergingMethod",
     "Method",
     "MethodInfo",
+    "MiniCache",
     "MustDrop",
     "OpenClipScorer",
     "Paper",
@@ -137,6 +144,7 @@ __all__ = [
     "PyramidKV",
     "QuoTA",
     "Random",
+    "Razor",
     "Recoverable",
     "Report",
     "Resized",
@@ -160,6 +168,7 @@ __all__ = [
     "VisualTokens",
     "ZeroTPrune",
     "__version__",
+    "cache_bytes",
     "calibrate",
     "clip_inputs",
     "downsample",
@@ -208,6 +217,7 @@ _HOME = {
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",
+    "CacheBytes": "vtc.cache_bytes",
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
@@ -222,6 +232,7 @@ _HOME = {
     "FastV": "vtc.methods.fastv",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
+    "Held": "vtc.held",
     "HiRED": "vtc.methods.hired",
     "HoliTom": "vtc.methods.holitom",
     "Joined": "vtc.methods.base.encoder",
@@ -229,6 +240,7 @@ _HOME = {
     "MergingMethod": "vtc.methods.base.encoder",
     "Method": "vtc.methods.base.method",
     "MethodInfo": "vtc.methods.base.index",
+    "MiniCache": "vtc.methods.minicache",
     "MustDrop": "vtc.methods.mustdrop",
     "OpenClipScorer": "vtc.methods.shared.clip_scorer",
     "Paper": "vtc.methods.base.index",
@@ -241,6 +253,7 @@ _HOME = {
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
+    "Razor": "vtc.methods.razor",
     "Recoverable": "vtc.methods.recoverable",
     "Report": "vtc.reports",
     "Resized": "vtc.media.smaller",
@@ -260,6 +273,7 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
+    "cache_bytes": "vtc.cache_bytes",
     "calibrate": "vtc.calibration.calibrate",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",

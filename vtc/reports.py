@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtc.layout import Box, Tile, rectangles
+from vtc.selection import Selection
 
 
 class CropShare(NamedTuple):
@@ -39,6 +40,8 @@ class ReportSpan:
         tiles: blocks of tokens. boxes: FloatTensor [N, 4], the part of the picture under each token.
         steps: (layer, kept, source) after each shortening, in order; the last one's are `kept` and `source`.
         evicted: by layer, the tokens that its KV cache lost at the end of the prefill.
+        held: by layer, where KV heads keep tokens of their own or rows have taken others in: one Selection of the
+            span's tokens for each KV head, or a single one for all of them.
         whole: where the picture was made smaller before the vision tower, the tokens that it has as it is; everything
             else is about the small one.
         crop: LongTensor [N], the crop that each token comes from, -1 for separators.
@@ -53,6 +56,7 @@ class ReportSpan:
     boxes: Tensor
     steps: tuple[tuple[int, Tensor, Tensor], ...] = ()
     evicted: Mapping[int, Tensor] = field(default_factory=dict)
+    held: Mapping[int, tuple[Selection, ...]] = field(default_factory=dict)
     whole: int | None = None
     crop: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 

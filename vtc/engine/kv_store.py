@@ -7,7 +7,7 @@ attention asks for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -78,3 +78,66 @@ class UnevenRows:
 
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values, self.index]
+
+
+class Half(NamedTuple):
+    """Keys, or values, of a layer that shares a part of them with another one.
+
+    Attributes:
+        own: [R, d], rows that are the layer's alone. directions: [S, d], of length 1, in both layers. norms: [S], the
+            lengths of these rows here.
+    """
+
+    own: Tensor
+    directions: Tensor
+    norms: Tensor
+
+
+class PairedRows:
+    """Rows of which two layers share the directions: they are multiplied by their lengths when attention asks.
+
+    Args:
+        halves: of keys and of values. index: int tensors [B, G, width] of both: which row of `own`, or, behind these,
+            of `directions`, each one is.
+    """
+
+    def __init__(self, halves: tuple[Half, Half], index: tuple[Tensor, Tensor]) -> None:
+        self.halves, self.index = halves, index
+        self.width = index[0].shape[2]
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        keys, values = (
+            torch.cat([half.own, half.directions * half.norms[:, None]])
+            .index_select(0, index.flatten())
+            .view(*index.shape, -1)
+            for half, index in zip(self.halves, self.index, strict=True)
+        )
+        return keys, values
+
+    def each_row(self, change: Change) -> None:
+        self.index = change(self.index[0]), change(self.index[1])
+
+    def crop(self, count: int) -> None:
+        self.width -= count
+        self.index = self.index[0][:, :, : self.width], self.index[1][:, :, : self.width]
+
+    def tensors(self) -> list[Tensor]:
+        return [x for half in self.halves for x in half] + [*self.index]
+
+
+def paired(
+    one: Tensor, other: Tensor, among: Tensor, directions: Tensor, own: Tensor
+) -> tuple[tuple[Half, Tensor], tuple[Half, Tensor]]:
+    """Keys (or values) of two layers as halves with their indices.
+
+    Args:
+        one, other: [B, G, K, d]. among: BoolTensor [B, G, K], rows that may be shared. directions: [B, G, K, d], where
+            they are. own: BoolTensor [B, G, K], those of them that both layers keep as they are.
+    """
+    shares = among & ~own
+    number = torch.where(shares, shares.flatten().cumsum(0).view_as(shares) - 1, 0)
+    kept = (~shares).flatten().cumsum(0).view_as(shares) - 1
+    index = torch.where(shares, number + int((~shares).sum()), kept).int()
+    common = directions[shares]
+    made = [(Half(x[~shares], common, x[shares].norm(dim=-1).to(x.dtype)), index) for x in (one, other)]
+    return made[0], made[1]

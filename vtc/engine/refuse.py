@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
 from vtc.engine.versions import cache_of, length_of
-from vtc.methods.base.cache import CacheMethod
+from vtc.methods.base.cache import CacheMethod, PairedMethod
 from vtc.models.decoder import Decoder
 from vtc.models.family import PIXELS, Adapter
 from vtc.models.text_models import LatentDecoder
@@ -105,7 +105,7 @@ def check_use(methods: Sequence[CacheMethod], language_model: nn.Module, forward
 def check_heads(method: CacheMethod, language_model: nn.Module, decoder: Decoder) -> None:
     """Refuse, at wrap, what a language model's cache cannot hold by KV head, or merge."""
     config: Any = language_model.config
-    if isinstance(decoder, LatentDecoder) and (method.per_head or method.merges):
+    if isinstance(decoder, LatentDecoder) and (method.per_head or method.merges or isinstance(method, PairedMethod)):
         what = "lets each KV head choose for itself" if method.per_head else "merges keys"
         raise ValueError(
             f"{method.title} {what}, but {config.model_type} caches one latent for all its heads; use a method that "

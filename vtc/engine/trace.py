@@ -170,6 +170,7 @@ class Trace:
                     s.boxes(),
                     self._steps_of(number),
                     self._evicted_from(s),
+                    self._held_of(s),
                     None if self.whole is None else self.whole[number],
                     s.crop,
                 )
@@ -224,3 +225,26 @@ class Trace:
                 own = torch.isin(span.index.cpu(), event.slots[span.row].cpu() - self.start)
                 lost.setdefault(event.layer, []).append(own.nonzero().squeeze(1))
         return {layer: torch.cat(parts) for layer, parts in lost.items()}
+
+    def _held_of(self, span: VisualSpan) -> dict[int, tuple[Selection, ...]]:
+        """By layer, what each KV head holds of a span's tokens at the end of the prefill, where that was noted."""
+        found: dict[int, tuple[Selection, ...]] = {}
+        own = {place: number for number, place in enumerate(span.index.tolist())}
+        for event in self.evictions:
+            for one in event.held if event.length == self.start + self.length else ():
+                numbers = [[own.get(place - self.start, -1) for place in head] for head in one.places.tolist()]
+                if one.row == span.row and all(min(head) >= 0 for head in numbers):
+                    heads = range(max(one.held.heads, len(numbers)))
+                    made = [
+                        _among(one.held.selection(g), numbers[min(g, len(numbers) - 1)], span.tokens) for g in heads
+                    ]
+                    found[event.layer] = tuple(made)
+        return found
+
+
+def _among(selection: Selection, numbers: list[int], total: int) -> Selection:
+    """A selection among the tokens `numbers` of a span, as one among all `total` of them."""
+    where, chosen = torch.tensor(numbers), selection.to(torch.device("cpu"))
+    source = torch.full((total,), -1, dtype=torch.long).scatter_(0, where, chosen.source)
+    weight = torch.zeros(total).scatter_(0, where, chosen.weight.float())
+    return Selection(where[chosen.anchor], source, weight)

@@ -31,7 +31,7 @@ from vtc.engine.trace import Eviction, HeldRows
 from vtc.engine.versions import cache_of
 from vtc.held import Held
 from vtc.layout import single_span
-from vtc.methods.base.cache import ActiveMethod, CacheMethod
+from vtc.methods.base.cache import ActiveMethod, CacheMethod, PairedMethod
 from vtc.methods.base.method import Method, top_k
 from vtc.reports import Stopwatch
 from vtc.signals import SIGNALS, VisualTokens
@@ -505,7 +505,7 @@ class EvictStage(Stage):
 
     @classmethod
     def takes(cls, method: Method) -> bool:
-        return isinstance(method, CacheMethod) and method.stage == cls.name and not isinstance(method, ActiveMethod)
+        return isinstance(method, CacheMethod) and not isinstance(method, ActiveMethod | PairedMethod)
 
     def __init__(self, facts: Facts, methods: Sequence[CacheMethod]) -> None:
         super().__init__(facts, methods)

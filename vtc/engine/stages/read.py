@@ -44,6 +44,11 @@ class ReadRun(Run):
 
     def enter(self, kwargs: dict[str, Any]) -> None:
         """A forward of several tokens reads everything again, and the next step chooses from nothing."""
+        if any(past is not None and past.per_head for past in self.flow.pasts):
+            raise ValueError(
+                f"{self.stage.method.title} reads some of the cached tokens, the same in every KV head, and the "
+                "heads of this cache hold different ones: start again without past_key_values."
+            )
         decider = self.flow.past(self.stage.first - 1)
         if decider is not None and self.flow.length > 1:
             decider.tags.pop(HEARD, None)
@@ -134,6 +139,11 @@ class ReadStage(Stage):
 
     def check_beside(self, others: Sequence[Method]) -> None:
         for other in others:
+            if isinstance(other, CacheMethod) and other.per_head:
+                raise ValueError(
+                    f"{self.method.title} reads some of the cached tokens, the same in every KV head, and "
+                    f"{other.title} leaves each head its own: leave one of them out, or per_head=False."
+                )
             if isinstance(other, CacheMethod) and other.every:
                 raise ValueError(
                     f"{other.title} with every= drops cached tokens while decoding, among which {self.method.title} "

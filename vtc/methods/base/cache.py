@@ -216,6 +216,37 @@ class ActiveMethod(CacheMethod):
         return visual & (rank < count.clamp(min=1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairedMethod(CacheMethod):
+    """Base of methods under which two neighbouring layers of the cache share a part of what they hold; no token goes.
+
+    Args:
+        keep: 1.0, as all tokens stay.
+        first: the first decoder layer (an int from 0, or a share of the depth) that shares with the next; pairs follow
+            each other from there.
+    """
+
+    keep: int | float = 1.0
+    first: int | float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep != 1.0 or self.every is not None:
+            raise ValueError(f"{self.title} drops no tokens: leave keep= and every= out.")
+
+    def shared(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """What two layers share of keys, or of values.
+
+        Args:
+            one, other: [G, N, d], of the same tokens in the layer and in the next.
+
+        Returns:
+            directions [G, N, d] of length 1, each of which stands, at its own length, for the row in both layers; and
+            which rows both layers keep as they are, BoolTensor [G, N].
+        """
+        raise TypeError(f"{type(self).__name__} does not define shared(one, other).")
+
+
 def with_latest(record: Tensor, late: int) -> Tensor:
     """Scores [..., N] that put the latest `late` tokens before all others, and those as `record` has them."""
     if not late:
