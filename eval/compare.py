@@ -33,7 +33,7 @@ class Row:
             token, over the uncompressed run.
         accuracy and the like: fractions. p_full, p_random: of the differences, corrected for all rows of the group
             together (Holm).
-        picture_ms: time per picture, of a classifier.
+        picture_ms: time per picture, of a classifier. cache: bytes of the KV cache, measured when it was timed.
         group_a: accuracy on the questions that the uncompressed model gets right and `downsample` at the same keep gets
             wrong (VTC-Bench, ACL 2026: those that take more than a smaller picture). why_not: why there is none.
         full_cost: whether pictures that were made smaller were made larger again, and have cost more tokens than asked
@@ -71,6 +71,7 @@ class Row:
     extras: dict[str, dict[str, float]]
     broken: int
     command: str
+    cache: float | None = None
 
     @property
     def name(self) -> str:
@@ -225,6 +226,7 @@ def _row(
         decode=run.timing.get("decode_tokens_per_s"),
         picture_ms=1000 / found if (found := run.timing.get("pictures_per_s")) else None,
         peak=run.timing.get("peak_bytes"),
+        cache=run.timing.get("cache_bytes"),
         accuracy=accuracy,
         retention=run.retention(group.full) if relative and group.full else None,
         loyalty=run.loyalty(group.full) if relative and group.full else None,

@@ -106,6 +106,7 @@ _VALUES: dict[str, Callable[[Row], Any]] = {
     "gain": lambda row: row.speedup and row.speedup.ratio if row.speedup and row.speedup.clear else None,
     "tok/s": lambda row: row.decode,
     "peak": lambda row: row.peak,
+    "cache": lambda row: row.cache,
     "accuracy": lambda row: row.accuracy.mean,
     "vs full": lambda row: row.versus_full and row.versus_full.mean,
     "vs random": lambda row: row.versus_random and row.versus_random.mean,

@@ -77,6 +77,7 @@ _COLUMNS: dict[str, _Cell] = {
     "gain": lambda row: _gain(row.speedup) if row.picture_ms else "",
     "tok/s": lambda row: _number(row.decode),
     "peak": lambda row: f"{_si(row.peak)}B" if row.peak is not None else "",
+    "cache": lambda row: f"{_si(row.cache)}B" if row.cache is not None else "",
     "accuracy": lambda row: _percent(row.accuracy),
     "vs full": lambda row: _marked(row.versus_full, row.p_full),
     "vs random": lambda row: _marked(row.versus_random, row.p_random),
@@ -102,13 +103,14 @@ def _meaning(group: Compared) -> dict[str, str]:
         "mean": "their mean over the decoder layers",
         "FLOPs": "of the language model's prefill",
         "FLOPs %": "FLOPs of the language model's prefill in % of the uncompressed model's",
-        "KV": "bytes of the KV cache",
+        "KV": "bytes of the KV cache, by the tokens that it holds",
         "KV %": "the same in % of the uncompressed model's",
         "TTFT ms": "time to first token with the vision tower, median, one question at a time",
         "TTFT gain": "how much sooner the first token comes than uncompressed: ratio of medians, its spread over the "
         "questions; unclear where that covers 1",
         "tok/s": "decoded tokens per second",
         "peak": "peak memory without weights",
+        "cache": "what the keys and values of the KV cache occupied when the questions were timed, with 17 tokens said",
         "accuracy": f"in %; ±: 95 % score intervals with {kind} as independent draws, n/a below {FEWEST} of them, or "
         "where a few have nearly all questions",
         "vs full": f"points gained over the uncompressed model; {paired}",

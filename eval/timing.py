@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+import vtc
+from vtc.engine.versions import cache_of
 from vtc.eval.answer import Answerer, Item
 from vtc.eval.bench.model import peak_bytes
 from vtc.eval.questions import Question
@@ -52,13 +54,15 @@ def measure(
     Returns:
         per run `ttft_ms` (median time of `generate` to its first token), `decode_tokens_per_s` (from the median time of
         one of the 16 tokens after it), `peak_bytes` (the most that answering had allocated at a time, weights left
-        out), `samples`, and `speedup` to the first token over the uncompressed run (see `vtc.speedup.SpeedUp`; None
+        out), `cache_bytes` (what the keys and values of the KV cache occupy after these tokens, mean over questions;
+        `vtc.cache_bytes`), `cache_notes_bytes` (what is kept with them: which row is which), `samples`, and `speedup` to the first token over the uncompressed run (see `vtc.speedup.SpeedUp`; None
         where that was not timed, or too few questions were).
     """
     timed = [spec for spec in specs if spec.method != BLIND]
     items = _readable(answerer, questions, samples)
     steps: dict[Spec, list[list[float]]] = {spec: [] for spec in timed}  # seconds from token to token, by question
     peak: dict[Spec, int] = {}
+    cached: dict[Spec, list[vtc.CacheBytes]] = {spec: [] for spec in timed}
     for number, item in enumerate(items):
         plain = answerer.processed([item])
         inputs = {spec: _resized(answerer, item, spec) if spec.resizes else plain for spec in timed}
@@ -70,7 +74,8 @@ def measure(
                 warm_up()
         for position, spec in enumerate(timed if number % 2 == 0 else reversed(timed)):
             with answerer.compressed(spec):
-                ticks = _generate(answerer.model, inputs[spec])
+                ticks, held = _generate(answerer.model, inputs[spec])
+            cached[spec].append(held)
             steps[spec].append([after - before for before, after in itertools.pairwise(ticks)])
             progress(number * len(timed) + position + 1, len(items) * len(timed))
     if not items:
@@ -82,6 +87,8 @@ def measure(
             "ttft_ms": round(1000 * statistics.median(first[spec]), 3),
             "decode_tokens_per_s": round(1 / statistics.median(step for own in steps[spec] for step in own[1:]), 2),
             "peak_bytes": peak[spec],
+            "cache_bytes": round(statistics.mean(held.rows for held in cached[spec])),
+            "cache_notes_bytes": round(statistics.mean(held.notes for held in cached[spec])),
             "samples": len(items),
             "speedup": _speedup(full, first[spec]) if spec.compressed else None,
         }
@@ -100,18 +107,19 @@ def _speedup(full: Sequence[float] | None, own: Sequence[float]) -> dict[str, fl
     return asdict(found) if found else None
 
 
-def _generate(model: Any, inputs: dict[str, Any], new: int = DECODE_STEPS + 1) -> list[float]:
-    """When it began, and when each of `new` tokens had come, in seconds."""
+def _generate(model: Any, inputs: dict[str, Any], new: int = DECODE_STEPS + 1) -> tuple[list[float], vtc.CacheBytes]:
+    """When it began, and when each of `new` tokens had come, in seconds; and what the KV cache then occupies."""
     clock = _Clock()
-    model.generate(
+    out = model.generate(
         **inputs,
         min_new_tokens=new,
         max_new_tokens=new,
         do_sample=False,
         num_beams=1,
         stopping_criteria=StoppingCriteriaList([clock]),
+        return_dict_in_generate=True,
     )
-    return clock.ticks
+    return clock.ticks, vtc.cache_bytes(cache_of(out))
 
 
 def _readable(answerer: Answerer, questions: Sequence[Question], samples: int) -> list[Item]:

@@ -49,9 +49,10 @@ class DecoderCost:
         """FLOPs to read a prompt of `tokens` and emit one logit row."""
         return self.layers * self.layer_flops(tokens) + self.head_flops()
 
-    def layer_kv_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values that `tokens` leave in one layer's cache."""
-        return 2 * self.kv_heads * self.head_dim * tokens * self.bytes_per_value
+    def layer_kv_bytes(self, tokens: float) -> int:
+        """Bytes of keys and values that `tokens` leave in one layer's cache; the mean over its heads, where these hold
+        unequally many."""
+        return round(2 * self.kv_heads * self.head_dim * tokens * self.bytes_per_value)
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that `tokens` leave in the cache, all layers."""

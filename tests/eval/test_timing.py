@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from vtc.eval import timing
 from vtc.eval.settings import Spec
@@ -48,6 +49,7 @@ class Answerer:
         for _ in range(max_new_tokens):
             stopping_criteria[0](torch.zeros(1, 1, dtype=torch.long), None)
             self.clock[0] += 0.01
+        return {"past_key_values": DynamicCache()}
 
 
 @pytest.fixture

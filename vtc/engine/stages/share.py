@@ -33,10 +33,18 @@ class ShareRun(Run):
         if cache is None or not flow.spans:
             return
         watch = Stopwatch(flow.device)
-        layers = [tagged(flow, cache, i) for i in range(stage.depth)]
-        apart = [i for i in stage.pairs if not self._share(layers[i], layers[i + 1], i)]
-        settle(flow, cache)
         trace, method = self.forward.trace, stage.method
+        layers = [tagged(flow, cache, i) for i in range(stage.depth)]
+        held = trace.cached or [real_rows(layer).sum(dim=-1).float().view(flow.rows, -1).mean(1) for layer in layers]
+        apart = []
+        for i in stage.pairs:
+            saved = self._share(layers[i], layers[i + 1], i)
+            if saved is None:
+                apart.append(i)
+            else:
+                held[i], held[i + 1] = (held[n] - saved.to(held[n].device) for n in (i, i + 1))
+        settle(flow, cache)
+        trace.cached = held
         tokens = sum(len(where) for where in flow.where)
         trace.note_stage(method.title, stage.depth, tokens, tokens, [watch.stop()])
         if apart:
@@ -45,27 +53,30 @@ class ShareRun(Run):
                 "nothing."
             )
 
-    def _share(self, one: CompressedLayer, other: CompressedLayer, i: int) -> bool:
-        """Whether two layers hold the same rows; if so, they share from now on."""
+    def _share(self, one: CompressedLayer, other: CompressedLayer, i: int) -> Tensor | None:
+        """Let two layers share, if they hold the same rows: [B], how many rows' memory each of them saves; else None.
+
+        A row of width d that is shared takes d + 2 numbers in both layers together, instead of 2 d.
+        """
         if (
             one.held != other.held
             or one.per_head
             or other.per_head
             or not torch.equal(one.tags[SLOT], other.tags[SLOT])
         ):
-            return False
+            return None
         for layer, number in ((one, i), (other, i + 1)):
             if layer.held > layer.prompt:
                 layer.take_in(self.flow.seen_keys(number))
         among = self._among(one)
         both = [layer.whole() for layer in (one, other)]
         made = [self._paired(both[0][part], both[1][part], among) for part in (0, 1)]
+        saved = [made[part][2] * (0.5 - 1 / both[0][part].shape[-1]) for part in (0, 1)]
         for n, layer in enumerate((one, other)):
             (keys, at), (values, there) = made[0][n], made[1][n]
-            whole = layer.whole()
             layer.store = PairedRows((keys, values), (at, there))
-            layer.keys, layer.values = (x[:, :, :0].clone() for x in whole)
-        return True
+            layer.keys, layer.values = (x[:, :, :0].clone() for x in both[n])
+        return (saved[0] + saved[1]) / 2
 
     def _among(self, layer: CompressedLayer) -> Tensor:
         """BoolTensor [B, held]: the rows that layers may share."""
@@ -89,7 +100,8 @@ class ShareRun(Run):
             shared, kept = self.stage.method.shared(one[row][:, where], other[row, :, where].to(one.device))
             directions[row, :, where], own[row, :, where] = shared.to(one.dtype), kept
         whole = among[:, None].expand(-1, one.shape[1], -1)
-        return paired(one, other.to(one.device), whole, directions, own)
+        shares = (whole & ~own).sum(dim=2).float().mean(dim=1)
+        return *paired(one, other.to(one.device), whole, directions, own), shares
 
 
 class ShareStage(Stage):
@@ -106,12 +118,10 @@ class ShareStage(Stage):
             raise ValueError(f"{methods[0].title} and {methods[1].title} both say what layers share; leave one out.")
         self.method, self.depth = methods[0], facts.depth
         check_heads(self.method, facts.language_model, facts.decoder)
-        self.pairs = range(self.method.first_layer(self.depth), self.depth - 1, 2)
+        first = max(1, self.method.first_layer(self.depth))
+        self.pairs = [deeper - 1 for deeper in range(self.depth - 1, first - 1, -2)]
         if not self.pairs:
-            raise ValueError(
-                f"{self.method.title} pairs layers from layer {self.method.first_layer(self.depth)} on, but the last "
-                f"of {self.depth} is {self.depth - 1}: give a smaller first=."
-            )
+            raise ValueError(f"{self.method.title} pairs neighbouring layers, and this model has only one.")
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)

@@ -222,8 +222,8 @@ class PairedMethod(CacheMethod):
 
     Args:
         keep: 1.0, as all tokens stay.
-        first: the first decoder layer (an int from 0, or a share of the depth) that shares with the next; pairs follow
-            each other from there.
+        first: pairs are the last two decoder layers, the two before them and so on, as far as the deeper one is layer
+            `first` (an int from 0, or a share of the depth) or lies behind it.
     """
 
     keep: int | float = 1.0
@@ -233,6 +233,9 @@ class PairedMethod(CacheMethod):
         super().__post_init__()
         if self.keep != 1.0 or self.every is not None:
             raise ValueError(f"{self.title} drops no tokens: leave keep= and every= out.")
+
+    def keeps_all(self) -> bool:
+        return False
 
     def shared(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """What two layers share of keys, or of values.
