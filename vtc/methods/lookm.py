@@ -47,7 +47,7 @@ class LookM(CacheMethod):
     rotated to that of the token which takes them in; as released, as they are cached, it is `rotated=True`.
 
     Args:
-        how: they are merged: pivot, average or weighted.
+        how: they are merged: "pivot", "average" or "weighted".
         recent: share of the budget for the latest tokens, where text is among them.
         rotated: whether keys are compared and merged as they are cached.
         per_head: whether each KV head chooses for itself; False = the mean over heads chooses for all.

@@ -89,6 +89,10 @@ class Razor(CalibratedMethod, CacheMethod):
                 "vtc.calibrate wrote, or heads=((layer, head), ...)."
             )
 
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Of a head that is no retrieval head: later is higher."""
+        return torch.arange(tokens.features.shape[0], dtype=torch.float, device=tokens.features.device)
+
     def hold(self, tokens: VisualTokens) -> Held:
         n, count, groups = tokens.features.shape[0], self.count(tokens), tokens.signal("cached_keys").shape[0]
         whole = self._whole(tokens.layer, groups)
