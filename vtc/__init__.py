@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
     from vtc.media.smaller import Resized, downsample, downsample_all
     from vtc.media.video import Clip, load_clip
+    from vtc.methods.adakv import AdaKV
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.calibrated import CalibratedMethod
     from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
     from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
+    from vtc.methods.d2o import D2O
     from vtc.methods.dart import DART
     from vtc.methods.divprune import DivPrune
     from vtc.methods.downsample import Downsample
     from vtc.methods.dycoke import DyCoke
+    from vtc.methods.ems import EMS
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
     from vtc.methods.framededupe import FrameDedupe
@@ -51,17 +54,23 @@ if TYPE_CHECKING:
     from vtc.methods.h2o import H2O
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
+    from vtc.methods.keydiff import KeyDiff
+    from vtc.methods.knorm import KNorm
+    from vtc.methods.lookm import LookM
     from vtc.methods.minicache import MiniCache
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
     from vtc.methods.prunevid import PruneVid
     from vtc.methods.pyramiddrop import PyramidDrop
+    from vtc.methods.pyramidkv import PyramidKV
     from vtc.methods.quota import QuoTA
     from vtc.methods.random import Random
+    from vtc.methods.razor import Razor
     from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
     from vtc.methods.shared.clip_scorer import OpenClipScorer
+    from vtc.methods.snapkv import SnapKV
     from vtc.methods.sparsevlm import SparseVLM
     from vtc.methods.streaming import Streaming
     from vtc.methods.todre import ToDRE
@@ -71,6 +80,7 @@ if TYPE_CHECKING:
     from vtc.methods.vflowopt import VFlowOpt
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
+    from vtc.methods.vl_cache import VLCache
     from vtc.methods.vqtoken import VQToken
     from vtc.methods.vtc_cls import VTCCLS
     from vtc.methods.zerotprune import ZeroTPrune
@@ -84,10 +94,13 @@ if TYPE_CHECKING:
     from vtc.training.samples import Sample, read_samples
 
 __all__ = [
+    "D2O",
     "DART",
+    "EMS",
     "EVS",
     "H2O",
     "VTCCLS",
+    "AdaKV",
     "Adapter",
     "BlockTokens",
     "CacheBytes",
@@ -110,7 +123,10 @@ __all__ = [
     "HiRED",
     "HoliTom",
     "Joined",
+    "KNorm",
+    "KeyDiff",
     "LayerMethod",
+    "LookM",
     "MergingMethod",
     "Method",
     "MethodInfo",
@@ -125,14 +141,17 @@ __all__ = [
     "Pool",
     "PruneVid",
     "PyramidDrop",
+    "PyramidKV",
     "QuoTA",
     "Random",
+    "Razor",
     "Recoverable",
     "Report",
     "Resized",
     "Sample",
     "Scissorhands",
     "Selection",
+    "SnapKV",
     "SparseVLM",
     "Streaming",
     "ToDRE",
@@ -142,6 +161,7 @@ __all__ = [
     "TransPrune",
     "UniformFrames",
     "VFlowOpt",
+    "VLCache",
     "VQToken",
     "VisionDrop",
     "VisionZip",
@@ -184,6 +204,15 @@ _HOME = {
     "EVS": "vtc.methods.evs",
     "GlobalCom2": "vtc.methods.globalcom2",
     "H2O": "vtc.methods.h2o",
+    "AdaKV": "vtc.methods.adakv",
+    "D2O": "vtc.methods.d2o",
+    "EMS": "vtc.methods.ems",
+    "KeyDiff": "vtc.methods.keydiff",
+    "KNorm": "vtc.methods.knorm",
+    "LookM": "vtc.methods.lookm",
+    "PyramidKV": "vtc.methods.pyramidkv",
+    "SnapKV": "vtc.methods.snapkv",
+    "VLCache": "vtc.methods.vl_cache",
     "VFlowOpt": "vtc.methods.vflowopt",
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
@@ -224,6 +253,7 @@ _HOME = {
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
+    "Razor": "vtc.methods.razor",
     "Recoverable": "vtc.methods.recoverable",
     "Report": "vtc.reports",
     "Resized": "vtc.media.smaller",

@@ -355,6 +355,13 @@ for _row in (
         lambda rows: rows.layer_record,
     ),
     Signal(
+        "late_record",
+        ("N",),
+        "cache",
+        "attention that each cached token has received from the forward's last queries, `late_queries` of them, summed",
+        lambda rows: rows.late_record,
+    ),
+    Signal(
         "row_record",
         ("K",),
         "cache",
@@ -381,6 +388,20 @@ for _row in (
         "cache",
         "keys of each cached token before the rotation to its position",
         lambda rows: rows.plain_keys,
+    ),
+    Signal(
+        "cached_visual",
+        ("N",),
+        "cache",
+        "True for cached tokens of a picture or video, False for text",
+        lambda rows: rows.visual,
+    ),
+    Signal(
+        "seen_by",
+        ("N",),
+        "cache",
+        "how many tokens of its row stand at or behind each cached token: so many have been able to see it",
+        lambda rows: rows.seen_by,
     ),
     Signal(
         "survives",

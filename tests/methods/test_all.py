@@ -17,7 +17,9 @@ NAMES = [name for name in EVERY if registry.discover()[name].stage not in ("pixe
 
 
 def make(name, keep, **options):
-    return registry.resolve(name, keep, **options)
+    """A method that can choose among bare tensors: for all heads alike."""
+    together = {"per_head": False} if name in ("knorm", "keydiff") else {}
+    return registry.resolve(name, keep, **together, **options)
 
 
 def picture(h, w, dim=8, seed=0):
@@ -47,7 +49,17 @@ def picture(h, w, dim=8, seed=0):
         "survives": torch.rand(n, generator=g) < 0.5,
     }
     features = torch.randn(n, dim, generator=g)
-    late = {"final_states": features.flip(1) * 2, "cls_logits": torch.randn(2, n, generator=g)}
+    late = {
+        "final_states": features.flip(1) * 2,
+        "cls_logits": torch.randn(2, n, generator=g),
+        "late_record": torch.rand(n, generator=g),
+        "layer_record": torch.rand(2, generator=g),
+        "seen_by": torch.arange(n, 0, -1),
+        "cached_visual": torch.rand(n, generator=g) < 0.5,
+        "cached_keys": torch.randn(2, n, 6, generator=g),
+        "plain_keys": torch.randn(2, n, 6, generator=g),
+        "cached_values": torch.randn(2, n, 6, generator=g),
+    }
     return features, (1, h, w), signals | late
 
 
@@ -229,7 +241,7 @@ def test_features_of_another_shape_are_refused(name, features):
 
 
 def test_an_unknown_method_gets_a_suggestion():
-    with pytest.raises(ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: dart, "):
+    with pytest.raises(ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: adakv, "):
         vtc.select("divprun", torch.ones(3, 2))
     with pytest.raises(ValueError, match="Did you mean 'vtc-cls'"):
         vtc.select("VTC_CLS", torch.ones(3, 2))

@@ -26,16 +26,22 @@ class Pair:
     seen: Any
     kind: str = "image"
 
-    def inputs(self, processor: Any, frames: int | None, fps: float | None) -> Any:
-        """What the model takes of it."""
+    def inputs(self, processor: Any, frames: int | None, fps: float | None, twice: bool = False) -> Any:
+        """What the model takes of it; of a picture also `twice`, one behind the other.
+
+        Raises:
+            ValueError: it is a video that is asked for twice.
+        """
         from vtc.media.pictures import load_picture
         from vtc.media.prompts import prepare
         from vtc.media.video import load_clip
 
+        if self.kind == "video" and twice:
+            raise ValueError("visual=True takes pictures, but there are videos among the pairs: leave visual out.")
         if self.kind == "video":
             return prepare(processor, self.question, clips=[load_clip(self.seen, frames, fps)])
         picture = self.seen.picture() if hasattr(self.seen, "picture") else load_picture(self.seen)
-        return prepare(processor, self.question, [picture])
+        return prepare(processor, self.question, [picture] * (1 + twice))
 
     def known(self) -> list[Any]:
         """What tells it from others."""

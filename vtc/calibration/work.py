@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,14 @@ class Work:
         finally:
             handle.remove()
         return caught[-1]
+
+    def twice(self) -> Iterator[dict[str, Any]]:
+        """What the model takes of each pair with its picture twice, one behind the other."""
+        device, dtype = next(self.model.parameters()).device, next(p.dtype for p in self.model.parameters())
+        for number, pair in enumerate(self.pairs):
+            self.progress("pairs", number, len(self.pairs))
+            yield dict(pair.inputs(self.processor, self.frames, self.fps, twice=True).to(device, dtype))
+        self.progress("pairs", len(self.pairs), len(self.pairs))
 
     # -- what it comes to ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_merge import Rotation
-from vtc.engine.kv_tags import SLOT
+from vtc.engine.kv_tags import OWNER, SLOT
 
 if TYPE_CHECKING:
     from vtc.engine.stages.evict import EvictRun
@@ -77,15 +77,27 @@ class CachedRows:
         value = value if method.per_head else value[:, :, 0]
         return value if method.stacks else value[0, 0]
 
+    def _of_units(self, values: Tensor) -> Tensor:
+        """Values [layers, B, G, K] of all rows of the cache, as the method asks for those of its units."""
+        groups = values.shape[2]
+        head = torch.arange(groups, device=values.device)[None, :, None]
+        return self._shaped(values[:, self.units.on, head, self.units.here.expand(-1, groups, -1)])
+
+    def _tag(self, name: str) -> Tensor:
+        """[N], or [G, N], or [layers, U, (G,) N]: a tag of each."""
+        tag = torch.stack([layer.tags[name] for layer in self.layers])
+        return self._of_units(tag if tag.dim() == 4 else tag[:, :, None])
+
     @property
     def record(self) -> Tensor:
         """[N], or [G, N], or [layers, U, (G,) N]: what the method's `gain` made of the attention each has received."""
-        units = self.units
-        records = self.run.records(self.number, self.layers)  # [layers, B, G, K]
-        groups = records.shape[2]
-        head = torch.arange(groups, device=records.device)[None, :, None]
-        here = units.here.expand(-1, groups, -1)
-        return self._shaped(records[:, units.on, head, here])
+        return self._of_units(self.run.records(self.number, self.layers))
+
+    @property
+    def late_record(self) -> Tensor:
+        """The same of the forward's last queries."""
+        records = torch.stack([self.run.late[self.number, i] for i in self.numbers])
+        return self._of_units(records if records.dim() == 4 else records[:, :, None])
 
     @property
     def row_record(self) -> Tensor:
@@ -124,6 +136,24 @@ class CachedRows:
     @property
     def rotation(self) -> Rotation:
         return self.run.rotation(self.layers[0], self.numbers[0])
+
+    @property
+    def visual(self) -> Tensor:
+        return self._tag(OWNER) >= 0
+
+    @property
+    def seen_by(self) -> Tensor:
+        """[N], or [G, N], or [layers, U, (G,) N]: tokens of the row at or behind each, those that are not the prompt's
+        left out."""
+        flow, rows, tag = self.run.flow, self.units.rows, self.layers[0].tags[SLOT]
+        slots = (tag if tag.dim() == 3 else tag[:, None])[rows]  # [U, G, K]
+        real = self.run.real[self.numbers[0]][rows].to(slots.device)
+        last = slots.masked_fill(~real, -1).amax(dim=(1, 2))
+        if flow.ends is not None:
+            last = last.clamp(max=(flow.seen + flow.ends[rows] - 1).to(last.device))
+        last = last.view(-1, *[1] * self.run.stage.methods[self.number].per_head, 1)
+        own = self._tag(SLOT)
+        return (last if self.run.stage.methods[self.number].stacks else last[0]) + 1 - own
 
     @property
     def survives(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod, with_latest
 from vtc.methods.base.method import Paper
+from vtc.methods.shared.cached import scope_signals, with_recent
 from vtc.signals import VisualTokens
 
 
@@ -23,18 +24,24 @@ class H2O(CacheMethod):
     `keep`; by default tokens go once, after the prefill. Attention is summed over all queries that can see a token, so
     earlier tokens have more to sum; of an odd budget, the odd token is a heavy hitter.
 
-    Deviations: the choice is one per layer, by the mean over heads, where the paper has one per head, and one per head
-    keeps other tokens. The released code counts the token to come among the latest ones; this does not.
+    Deviations: the choice is one per layer, by the mean over heads; one per head, as in the paper, is `per_head=True`
+    and keeps other tokens. Query heads that share keys are heard as their mean. The released code counts the token to
+    come among the latest ones; this does not.
 
     Args:
-        recent: share of the budget for the latest tokens; None = 0.5 with scope="all", 0 among visual tokens, whose
+        recent: share of the budget for the latest tokens; None = 0.5 with text among them, 0 among visual tokens, whose
             order is that of reading a picture.
+        corrected: whether scores are means over the queries that can see a token, which earlier ones have more of;
+            False = sums, as in the paper.
+        per_head: whether each KV head chooses for itself.
     """
 
     name = "h2o"
     keep: int | float = 0.5
     recent: float | None = None
-    needs = ("attention_record",)
+    corrected: bool = False
+    per_head: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+    needs = ("attention_record", "cached_visual", "seen_by")
     window = None
     stacks = True
     paper = Paper("H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", "2306.14048")
@@ -44,6 +51,14 @@ class H2O(CacheMethod):
         if self.recent is not None:
             check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
 
+    def requires(self) -> tuple[str, ...]:
+        return ("attention_record", *scope_signals(self), *(("seen_by",) if self.corrected else ()))
+
     def score(self, tokens: VisualTokens) -> Tensor:
-        share = (0.5 if self.scope == "all" else 0.0) if self.recent is None else self.recent
-        return with_latest(tokens.signal("attention_record"), int(share * self.count(tokens)))
+        record = tokens.signal("attention_record")
+        if self.corrected:
+            record = record / tokens.signal("seen_by")
+        if self.recent is not None and self.scope == "visual":
+            return with_latest(record, int(self.recent * self.count(tokens)))
+        share = 0.5 if self.recent is None else self.recent
+        return with_recent(self, tokens, record, int(share * self.count(tokens)))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.cache import CacheMethod, with_latest
+from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper
+from vtc.methods.shared.cached import scope_signals, with_recent
 from vtc.signals import VisualTokens
 
 
@@ -21,20 +22,23 @@ class Scissorhands(CacheMethod):
     Source: arXiv 2305.17118, section 4 (persistence of importance): a token is important to a query that sees t tokens
     if it gets more than 1/t; the least often important ones go, the latest stay. There is no public code.
 
-    Deviations: the choice is one per layer, by the mean over heads, where the paper has one per head. A query has no
-    vote on tokens it cannot see, so those within the last `history` tokens can collect fewer votes than older ones.
-    While decoding (`every`), each step adds its vote to those of the prompt, and none expires.
+    Deviations: the choice is one per layer, by the mean over heads; one per head, as in the paper, is `per_head=True`,
+    where query heads that share keys vote as their mean. A query has no vote on tokens it cannot see, so those within
+    the last `history` tokens can collect fewer votes than older ones. While decoding (`every`), each step adds its vote
+    to those of the prompt, and none expires.
 
     Args:
         history: how many of the prompt's last queries vote.
-        recent: how many of the latest tokens always stay; only with scope="all".
+        recent: how many of the latest tokens always stay; only where text is among them.
+        per_head: whether each KV head chooses for itself.
     """
 
     name = "scissorhands"
     keep: int | float = 0.5
     history: int = 400
     recent: int = 10
-    needs = ("attention_record",)
+    per_head: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+    needs = ("attention_record", "cached_visual")
     stacks = True
     paper = Paper(
         "Scissorhands: Exploiting the Persistence of Importance Hypothesis for LLM KV Cache Compression", "2305.17118"
@@ -50,8 +54,10 @@ class Scissorhands(CacheMethod):
 
     def gain(self, rows: Tensor, visible: Tensor) -> Tensor:
         important = rows * visible[..., None] > 1  # more than 1 / t
-        return important.sum(dim=1).to(rows.dtype)
+        return important.sum(dim=-2).to(rows.dtype)
+
+    def requires(self) -> tuple[str, ...]:
+        return ("attention_record", *scope_signals(self))
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        late = min(self.recent, self.count(tokens)) if self.scope == "all" else 0
-        return with_latest(tokens.signal("attention_record"), late)
+        return with_recent(self, tokens, tokens.signal("attention_record"), self.recent)

@@ -48,6 +48,7 @@ class EvictRun(Run):
         super().__init__(stage, forward)
         self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K] or [B, G, K]
         self.of_layers: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> its `layer_gain`, [B, c] or [B, G, c]
+        self.late: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> attention of the last queries, [B, (G,) K]
         self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
         self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, mean over heads [B] in main memory
         self.real: dict[int, Tensor] = {}  # layer -> which of its rows are no padding, [B, G or 1, held]
@@ -90,20 +91,21 @@ class EvictRun(Run):
         if before.dim() == 3:
             before = before if heads else before.amax(dim=1)
         elif heads:
-            before = before.expand(len(at), 1, -1)
+            before = before.expand(len(at), -1)[:, None]
         before = before.expand(len(at), *before.shape[1:]) if before.dim() > 1 else before.expand(len(at), -1)
         weights = method.query_weights(view.states(at).to(at.device), at >= 0)
         heard: Tensor | None = None
         layer: Tensor | None = None
         size = len(at) * keys * (view.keys.shape[1] if heads else 1)
-        for n, part in enumerate(at.split(max(1, LARGEST // size), dim=1)):
+        step = max(1, LARGEST // size)
+        for n, part in enumerate(at.split(step, dim=1)):
             own = (part + view.past).clamp(min=0)
             own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
             there = (part >= 0)[:, None] if heads else part >= 0
             visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query
             rows = view.by_head(part) if heads else view.rows(part)
             if weights is not None:
-                mine = weights[:, n * part.shape[1] : n * part.shape[1] + part.shape[1]][..., None]
+                mine = weights[:, n * step : (n + 1) * step, None]
                 rows = rows * (mine[:, None] if heads else mine)
             gain, of_layer = method.gain(rows, visible), method.layer_gain(rows, visible)
             heard = gain if heard is None else heard + gain
@@ -564,5 +566,9 @@ class EvictStage(Stage):
         for number, method in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                run.listen(number, i, view, run.asked(flow.number_of_part(i), method.queries()))
+                part, late = flow.number_of_part(i), method.late_queries()
+                run.listen(number, i, view, run.asked(part, method.queries()))
+                if late:
+                    at = run.asked(part, late)
+                    run.late[number, i] = (view.by_head(at) if method.per_head else view.rows(at)).sum(dim=-2)
             run.watches.setdefault(number, []).append(watch.stop())

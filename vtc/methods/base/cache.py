@@ -89,6 +89,10 @@ class CacheMethod(Method):
         """`window`, unless an option says it."""
         return self.window
 
+    def late_queries(self) -> int:
+        """How many of a forward's last queries are heard a second time, for the signal `late_record`; 0 = none."""
+        return 0
+
     def gain(self, rows: Tensor, visible: Tensor) -> Tensor:
         """What some queries add to the record of each cached token.
 

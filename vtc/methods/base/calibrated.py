@@ -31,6 +31,8 @@ class CalibratedMethod(Method):
 
     calibration: str | Path | None = None
 
+    #: whether what is found is for one `keep`
+    for_one_budget: ClassVar[bool] = True
     #: options that a calibration finds, and what None stands for where there is none
     tuned: ClassVar[Mapping[str, Any]] = {}
 
@@ -42,7 +44,7 @@ class CalibratedMethod(Method):
             raise TypeError(f"calibration={self.calibration!r} is not a file that vtc.calibrate wrote.")
         object.__setattr__(self, "calibration", str(self.calibration))
         card = read_calibration(self.calibration, self.title)
-        if card["keep"] != self.keep:
+        if self.for_one_budget and card["keep"] != self.keep:
             raise ValueError(
                 f"keep={self.keep!r}, but {self.calibration} was found for keep={card['keep']!r}: give that, or "
                 "calibrate for another."
@@ -60,7 +62,7 @@ class CalibratedMethod(Method):
     def completed(cls, options: dict[str, Any]) -> dict[str, Any]:
         """With the budget of the calibration, where none is given."""
         file = options.get("calibration")
-        if isinstance(file, str | Path) and "keep" not in options:
+        if cls.for_one_budget and isinstance(file, str | Path) and "keep" not in options:
             return {**options, "keep": read_calibration(file, cls.name)["keep"]}
         return options
 

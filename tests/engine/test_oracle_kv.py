@@ -1,0 +1,67 @@
+"""The proof for the methods of the KV cache that choose by head, by layer, or merge: padded rows, turns, decoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import vtc
+from tests.engine.cells import cells
+from tests.engine.test_oracle_inside import PROMPTS, equal_to_oracle
+from tests.families import FAMILIES
+
+METHODS: dict[str, Any] = {
+    "snapkv": vtc.SnapKV(keep=0.4, window="text"),
+    "pyramidkv": vtc.PyramidKV(keep=0.3, beta=4),
+    "adakv": vtc.AdaKV(keep=0.4, floor=0.0, window=6),
+    "vl-cache": vtc.VLCache(keep=0.4, p=0.5),
+    "knorm": vtc.KNorm(keep=0.4),
+    "keydiff": vtc.KeyDiff(keep=0.4, rotated=False),
+    "lookm": vtc.LookM(keep=0.4),
+    "d2o": vtc.D2O(keep=0.4),
+    "ems": vtc.EMS(keep=0.4, threshold=0.2),
+    "razor": vtc.Razor(keep=0.4, heads=((0, 1), (2, 0))),
+    "h2o": vtc.H2O(keep=0.4, per_head=True, corrected=True),
+    "scissorhands": vtc.Scissorhands(keep=0.4, per_head=True),
+}
+ALL = {name: vtc.resolve(method, scope="all") for name, method in METHODS.items()}
+APART = {name: vtc.resolve(method, scope="apart") for name, method in METHODS.items()}
+HARD = "left padded, unequal, text-only row"
+
+
+def crossed(first: Any, second: Any) -> list[Any]:
+    """Every pair of two lists of names; those outside a subset that holds each name are marked `full`."""
+    return cells(first, second, lambda one, other: True)
+
+
+@pytest.mark.parametrize(("family", "name"), crossed(FAMILIES, METHODS))
+def test_padded(family: str, name: str) -> None:
+    equal_to_oracle(family, METHODS[name], PROMPTS[HARD][0])
+
+
+@pytest.mark.parametrize(("prompts", "name"), crossed(PROMPTS, METHODS))
+def test_prompts(prompts: str, name: str) -> None:
+    rows, attention = PROMPTS[prompts]
+    report = equal_to_oracle("qwen2_5_vl", METHODS[name], rows, attention)
+    assert report.kv_bytes[1] < report.kv_bytes[0]
+
+
+@pytest.mark.parametrize("scope", ["all", "apart"])
+@pytest.mark.parametrize(("family", "name"), crossed(FAMILIES, METHODS))
+def test_scopes(family: str, name: str, scope: str) -> None:
+    equal_to_oracle(family, (ALL if scope == "all" else APART)[name], PROMPTS[HARD][0])
+
+
+EVEN = [name for name, method in METHODS.items() if not method.uneven_heads]
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_chosen_again_while_decoding(name: str) -> None:
+    equal_to_oracle("llava", vtc.resolve(METHODS[name], every=3), PROMPTS[HARD][0])
+
+
+@pytest.mark.parametrize("name", [name for name in EVEN if not METHODS[name].merges])
+def test_text_chosen_again_while_decoding(name: str) -> None:
+    """The oracle cannot merge what has been said since the prompt."""
+    equal_to_oracle("llava", vtc.resolve(METHODS[name], scope="all", every=3), PROMPTS[HARD][0])
