@@ -91,5 +91,8 @@ def said_after(model: Any, cache: Any, mask: torch.Tensor) -> list[torch.Tensor]
     for word in range(40, 45):
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         ids = torch.full((len(mask), 1), word)
-        found.append(model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits)
+        places = mask.sum(dim=1, keepdim=True) - 1
+        places = places.expand(3, -1, -1) if "qwen" in model.config.model_type else places
+        how = {"attention_mask": mask, "position_ids": places, "past_key_values": cache, "use_cache": True}
+        found.append(model(input_ids=ids, **how).logits)
     return found

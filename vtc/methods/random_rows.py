@@ -18,8 +18,8 @@ class RandomRows(CacheMethod):
     """Random cached tokens, seeded.
 
     Each layer holds a random part of a picture's tokens after the prefill, which has seen all of them. The draw depends
-    on `seed`, the layer and the picture (through which of its keys are longest and shortest), so that a picture gets the
-    same one in any batch.
+    on `seed`, the layer and the picture (through which of its keys are longest and shortest), so that a picture gets
+    the same one in any batch.
 
     Args:
         seed: integer; another seed draws other tokens.
