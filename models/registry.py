@@ -6,8 +6,10 @@ from torch import nn
 
 from vtc.models import text_models as text_models
 from vtc.models.decoder import decoder_for
+from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
+from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
@@ -36,6 +38,7 @@ for _family in (
     QwenVLAdapter,
     Qwen3VLAdapter,
     InternVLAdapter,
+    *LISTED,
 ):
     register_adapter(_family)
 
@@ -81,13 +84,19 @@ def is_alone(model: nn.Module) -> bool:
     return True
 
 
-def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a model; ValueError with the supported families if there is none."""
+def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
+    """The adapter of a model; ValueError in one sentence if there is none.
+
+    Args:
+        family: None = that of its model type; "auto" = the default one, for a model of no listed family.
+    """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _ADAPTERS:
+    if family not in (None, "auto"):
+        raise ValueError(f'family={family!r} is none: leave it out, or give "auto" for a model of no listed family.')
+    if model_type not in _ADAPTERS and family is None:
         raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(list_families())}.")
-    adapter = adapter_of(model_type)
-    if not type(model).__name__.endswith("ForConditionalGeneration"):
+    adapter = adapter_of(model_type) if model_type in _ADAPTERS else AutoAdapter(model)
+    if model_type in _ADAPTERS and not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )

@@ -23,8 +23,8 @@ def why_unsupported(model: nn.Module) -> str:
     if reads and isinstance(model, PreTrainedModel) and not model.can_generate():
         return f"{name} does not generate text: wrap a whole vision-language model (a ...ForConditionalGeneration)."
     return (
-        f"{type(model).__name__} (model type {model_type!r}) has no adapter; "
-        'docs/extend/family.md ("How to add a model family") shows how to write one.'
+        f"{type(model).__name__} (model type {model_type!r}) is of no listed family: try it with "
+        'family="auto", and prove it with vtc.check, or write an adapter (docs/extend/family.md shows how).'
     )
 
 

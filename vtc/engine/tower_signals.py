@@ -153,7 +153,7 @@ class TowerSignals:
             return
         (kwargs,) = given
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
-        grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
+        grid = self.adapter.tower_grids(module, args, kwargs)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
         grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
         run = TowerRun(TowerCall(grid_thw=grid, crops=crops))
@@ -210,7 +210,7 @@ class TowerSignals:
         there = patches_there()
         some = {} if there is None else {"kept": there}
         values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean, **some)
-        return self.adapter.tokens_from_patches(self.model, values, mean)
+        return self.adapter.merged(self.model, values, grid_thw, mean)
 
     @uncompiled
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
