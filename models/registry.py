@@ -85,7 +85,7 @@ def is_alone(model: nn.Module) -> bool:
 
 
 def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
-    """The adapter of a model; ValueError in one sentence if there is none.
+    """The adapter of a model; ValueError that says why if there is none.
 
     Args:
         family: None = that of its model type; "auto" = the default one, for a model of no listed family.
@@ -94,7 +94,7 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
     if family not in (None, "auto"):
         raise ValueError(f'family={family!r} is none: leave it out, or give "auto" for a model of no listed family.')
     if model_type not in _ADAPTERS and family is None:
-        raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(list_families())}.")
+        raise ValueError(f"{why_unsupported(model)} `vtc families` lists those that are supported.")
     adapter = adapter_of(model_type) if model_type in _ADAPTERS else AutoAdapter(model)
     if model_type in _ADAPTERS and not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(

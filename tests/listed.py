@@ -1,4 +1,4 @@
-"""Tiny random-weight models of the families that the default one carries, and what their processors make of pictures."""
+"""Tiny random-weight models of the families that the default one carries, and pictures for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from tests.tiny_parts import (
     CLIPS,
@@ -379,4 +378,4 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING_NAMES}
+LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}

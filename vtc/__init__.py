@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from vtc.models import list_families, register_adapter
     from vtc.models import list_families as supported
     from vtc.models.family import Adapter, square_layout
+    from vtc.proof.results import Checked
+    from vtc.proof.run import check
     from vtc.reports import Report
     from vtc.selection import Selection
     from vtc.signals import VisualTokens
@@ -90,6 +92,7 @@ __all__ = [
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
+    "Checked",
     "Clip",
     "ClipLimits",
     "DivPrune",
@@ -143,6 +146,7 @@ __all__ = [
     "ZeroTPrune",
     "__version__",
     "calibrate",
+    "check",
     "clip_inputs",
     "downsample",
     "downsample_all",
@@ -184,6 +188,7 @@ _HOME = {
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
+    "Checked": "vtc.proof.results",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
@@ -234,6 +239,7 @@ _HOME = {
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
     "calibrate": "vtc.calibration.calibrate",
+    "check": "vtc.proof.run",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
     "downsample_all": "vtc.media.smaller",
