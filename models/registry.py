@@ -13,7 +13,17 @@ from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, no_patches, register_tower
+from vtc.models.tower import (
+    CLIPTower,
+    InternVLTower,
+    JanusTower,
+    QianfanOcrTower,
+    Siglip2Tower,
+    SiglipTower,
+    find_tower,
+    no_patches,
+    register_tower,
+)
 from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
@@ -46,7 +56,9 @@ for _tower in (
     CLIPTower,
     SiglipTower,
     Siglip2Tower,
+    JanusTower,
     InternVLTower,
+    QianfanOcrTower,
     DinoTower,
     Dino3Tower,
     PixtralTower,
