@@ -58,6 +58,41 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
         assert model(**inputs).logits.equal(plain)
 
 
+#: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
+SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+KNOWN: dict[str, tuple[str, set[str]]] = {
+    "read": ("visionzip", SQUARES | {"mistral3", "lighton_ocr", "qwen3_vl_moe", "qianfan_ocr"}),
+    "before": ("pixelprune", SQUARES | {"qwen3_vl_moe"}),
+    "inside": ("tome(stage=encoder)", SQUARES | {"qwen3_vl_moe", "qianfan_ocr"}),
+}
+NOT_KNOWN = (
+    "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
+    "hides some patches from others"
+)
+
+
+@pytest.mark.parametrize("how", KNOWN)
+@pytest.mark.parametrize("family", LISTED)
+def test_methods_of_the_tower(family: str, how: str) -> None:
+    """They are right where its tower is known, and refuse the others."""
+    method, known = KNOWN[how]
+    model, inputs = model_of(family), batch(family, [[0], [1, 2]])
+    if family in known:
+        found = vtc.check(model, method, 0.5, inputs=inputs, show=None)
+        assert found.ok, found
+        assert found.of("tower").ok
+        return
+    with pytest.raises(ValueError, match=NOT_KNOWN), vtc.wrapped(model, method, keep=0.5):
+        model(**inputs)
+
+
+def test_pixels_of_pictures_that_are_padded() -> None:
+    method = vtc.VFlowOpt(keep=0.4, threshold=1.0, alpha=0.1, cell=2.0, r2=0.8)
+    with pytest.raises(ValueError, match=r"looks at the pixels under patches, .* of mistral3 is given pictures of any"):
+        vtc.wrap(model_of("mistral3"), method)
+    assert vtc.check(model_of("mistral3"), "tome(stage=encoder)", 0.5, inputs=batch("mistral3", [[0]]), show=None).ok
+
+
 def test_where_nobody_knows_the_grid() -> None:
     """Aria's tokens are learned queries: no place in the picture, no patch of the tower."""
     model, inputs = model_of("aria"), batch("aria", MIXED)

@@ -64,7 +64,7 @@ class TowerSignals:
         done: Callable[[Any], None] | None = None,
         private: bool = False,
     ) -> None:
-        self.model, self.adapter, self.done = model, adapter, done
+        self.model, self.adapter, self.done, self.methods = model, adapter, done, methods
         self.private, self.room = private, object()
         self.projecting = object()  # owner of the frame between the tower's end and the projector's
         self.notes: list[str] = []
@@ -78,6 +78,7 @@ class TowerSignals:
             if "C" in signal_of(signal).shape:
                 self.ends.append((signal, layer))
             elif signal_of(signal).pixels:
+                self._check_pixels()
                 self.starts.append((signal, layer))
             else:
                 self.wanted.setdefault(layer, []).append(signal)
@@ -111,6 +112,14 @@ class TowerSignals:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+    def _check_pixels(self) -> None:
+        """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
+        if self.facts.takes == "row":
+            raise ValueError(
+                f"{' and '.join(method.title for method in self.methods)} looks at the pixels under patches, and the "
+                f"vision tower of {self.adapter.model_types[0]} is given pictures of any size, padded: choose another."
+            )
 
     def _check_cls(self, method: Method) -> None:
         """Raise ValueError if there is no CLS token, or none that could be passed on."""

@@ -169,8 +169,8 @@ class _Proof:
             there[row, places] = True
         error = _gap(ours[there], theirs[there])
         whole, lost = sum(len(x) for _, x in self.made.visual), sum(len(x) for *_, x in self.made.lost)
-        what = f", {self.made.count} of {whole} tokens hidden" if self.made.count else f", {lost} cached rows hidden"
-        if not self.made.count and not self.made.lost and not self.made.sums:
+        what = f", {lost} cached rows hidden" if lost else f", {self.made.count} of {whole} tokens hidden"
+        if not (self.made.count or self.made.lost or self.made.sums or self.entered):
             return Comparison(name, "not compared: nothing was dropped here", None)
         return _judged(name, what, error, self.limit)
 
