@@ -110,6 +110,10 @@ class Adapter:
     #: keyword arguments of the language model that hold a number per token, [B, L], and are shortened with the row
     aligned: ClassVar[tuple[str, ...]] = ()
 
+    def of(self, model: nn.Module) -> Adapter:
+        """The adapter of this model of the family, where not all are alike: this one, or another."""
+        return self
+
     def check(self, model: nn.Module) -> None:
         """Raise ValueError with one sentence if this checkpoint's configuration is outside what the adapter knows."""
 

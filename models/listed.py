@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vtc.layout import Tile
 from vtc.models.default import DefaultAdapter, blind, row_layout
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
+from vtc.models.pixtral import PixtralAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter
 
 
@@ -30,16 +31,6 @@ class VideoLlavaAdapter(DefaultAdapter):
 
     def joins(self, modality: str) -> bool:
         return modality == "video"
-
-
-class PixtralAdapter(DefaultAdapter):
-    """Mistral Small 3 and LightOnOCR on Pixtral's tower, which takes pictures of any size."""
-
-    model_types = ("mistral3", "lighton_ocr")
-
-    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        sizes, patch = torch.as_tensor(kwargs["image_sizes"]), int(tower.patch_size)  # type: ignore[arg-type]
-        return torch.nn.functional.pad(sizes // patch, (1, 0), value=1)  # (t, h, w)
 
 
 class GlmVAdapter(DefaultAdapter):

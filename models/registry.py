@@ -107,7 +107,7 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
         raise ValueError(f'family={family!r} is none: leave it out, or give "auto" for a model of no listed family.')
     if model_type not in _ADAPTERS and family is None:
         raise ValueError(f"{why_unsupported(model)} `vtc families` lists those that are supported.")
-    adapter = adapter_of(model_type) if model_type in _ADAPTERS else AutoAdapter(model)
+    adapter = adapter_of(model_type).of(model) if model_type in _ADAPTERS else AutoAdapter(model)
     if model_type in _ADAPTERS and not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
@@ -115,10 +115,12 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
     adapter.check(model)
     lm = adapter.language_model(model)
     kinds = set(decoder_for(lm).kinds(lm.config))
+    if decoder_for(lm).window(lm.config) is not None:
+        return adapter
     if "sliding_attention" in kinds:
         raise ValueError(
-            f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
-            "KV cache drops tokens by itself."
+            f"the language model of this {model_type} attends within a sliding window in some layers, which is "
+            "not supported: their KV cache drops tokens by itself."
         )
     if kinds - {"full_attention"}:
         found = ", ".join(sorted(kinds - {"full_attention"}))

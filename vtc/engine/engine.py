@@ -39,7 +39,7 @@ from vtc.engine.flow import PLACEMENTS, Flow, Part
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_inputs, check_known
+from vtc.engine.refuse import check_inputs, check_known, check_window
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -221,6 +221,7 @@ class Engine:
             check_inputs(self.family, self.model, given, visual=False)
             if not compressed(past):
                 return  # plain text, as if the model were not wrapped
+        check_window(self.facts.decoder, self.facts.language_model.config, given)
         check_inputs(self.family, self.model, given, visual=True)
         if forward.prompts:
             check_in_place(self.model, self.hooked)

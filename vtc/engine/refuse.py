@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
@@ -14,6 +15,7 @@ from vtc.engine.versions import cache_of, length_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Method
+from vtc.models.decoder import Decoder
 from vtc.models.family import PIXELS, Adapter
 from vtc.signals import of_place
 
@@ -43,6 +45,24 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
             f"{packed}: several sequences packed into one row are not supported on a wrapped model; give each a row of "
             "its own, padded, with an attention_mask."
         )
+
+
+def check_window(decoder: Decoder, config: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a conversation that reaches beyond the window that all layers attend within, if there is one; below that,
+    make its empty cache one that keeps everything."""
+    window, cache = decoder.window(config), cache_of(given)
+    if window is None:
+        return
+    new = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+    length = length_of(cache) + (0 if new is None else new.shape[1])
+    if length > window:
+        raise ValueError(
+            f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
+            "which is not supported on a wrapped model: give it fewer."
+        )
+    for i, layer in enumerate([] if cache is None else cache.layers):
+        if type(layer).__name__ == "DynamicSlidingWindowLayer" and not layer.is_initialized:
+            cache.layers[i] = DynamicLayer()
 
 
 def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
