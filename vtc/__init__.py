@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from vtc.models import list_families, register_adapter
     from vtc.models import list_families as supported
     from vtc.models.family import Adapter, square_layout
+    from vtc.proof.results import Checked
+    from vtc.proof.run import check
     from vtc.reports import Report
     from vtc.selection import Selection
     from vtc.signals import VisualTokens
@@ -108,6 +110,7 @@ __all__ = [
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
+    "Checked",
     "Clip",
     "ClipLimits",
     "DivPrune",
@@ -172,6 +175,7 @@ __all__ = [
     "__version__",
     "cache_bytes",
     "calibrate",
+    "check",
     "clip_inputs",
     "downsample",
     "downsample_all",
@@ -223,6 +227,7 @@ _HOME = {
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
+    "Checked": "vtc.proof.results",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
@@ -278,6 +283,7 @@ _HOME = {
     "VisualTokens": "vtc.signals",
     "cache_bytes": "vtc.cache_bytes",
     "calibrate": "vtc.calibration.calibrate",
+    "check": "vtc.proof.run",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
     "downsample_all": "vtc.media.smaller",

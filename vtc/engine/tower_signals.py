@@ -64,7 +64,7 @@ class TowerSignals:
         done: Callable[[Any], None] | None = None,
         private: bool = False,
     ) -> None:
-        self.model, self.adapter, self.done = model, adapter, done
+        self.model, self.adapter, self.done, self.methods = model, adapter, done, methods
         self.private, self.room = private, object()
         self.projecting = object()  # owner of the frame between the tower's end and the projector's
         self.notes: list[str] = []
@@ -78,6 +78,7 @@ class TowerSignals:
             if "C" in signal_of(signal).shape:
                 self.ends.append((signal, layer))
             elif signal_of(signal).pixels:
+                self._check_pixels()
                 self.starts.append((signal, layer))
             else:
                 self.wanted.setdefault(layer, []).append(signal)
@@ -111,6 +112,14 @@ class TowerSignals:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+    def _check_pixels(self) -> None:
+        """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
+        if self.facts.takes == "row":
+            raise ValueError(
+                f"{' and '.join(method.title for method in self.methods)} looks at the pixels under patches, and the "
+                f"vision tower of {self.adapter.model_types[0]} is given pictures of any size, padded: choose another."
+            )
 
     def _check_cls(self, method: Method) -> None:
         """Raise ValueError if there is no CLS token, or none that could be passed on."""
@@ -153,7 +162,7 @@ class TowerSignals:
             return
         (kwargs,) = given
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
-        grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
+        grid = self.adapter.tower_grids(module, args, kwargs)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
         grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
         run = TowerRun(TowerCall(grid_thw=grid, crops=crops))
@@ -210,7 +219,7 @@ class TowerSignals:
         there = patches_there()
         some = {} if there is None else {"kept": there}
         values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean, **some)
-        return self.adapter.tokens_from_patches(self.model, values, mean)
+        return self.adapter.merged(self.model, values, grid_thw, mean)
 
     @uncompiled
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
