@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from vtc.methods.dycoke import DyCoke
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
+    from vtc.methods.fastvid import FastVID
+    from vtc.methods.flashvid import FlashVID
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.globalcom2 import GlobalCom2
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from vtc.methods.transprune import TransPrune
     from vtc.methods.uniform_frames import UniformFrames
     from vtc.methods.vflowopt import VFlowOpt
+    from vtc.methods.vidcom2 import VidCom2
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vqtoken import VQToken
@@ -99,6 +102,8 @@ __all__ = [
     "Encoded",
     "EncoderMethod",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
@@ -137,6 +142,7 @@ __all__ = [
     "UniformFrames",
     "VFlowOpt",
     "VQToken",
+    "VidCom2",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
@@ -193,6 +199,8 @@ _HOME = {
     "Encoded": "vtc.engine.encoded",
     "EncoderMethod": "vtc.methods.base.encoder",
     "FastV": "vtc.methods.fastv",
+    "FastVID": "vtc.methods.fastvid",
+    "FlashVID": "vtc.methods.flashvid",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
     "HiRED": "vtc.methods.hired",
@@ -230,6 +238,7 @@ _HOME = {
     "UniformFrames": "vtc.methods.uniform_frames",
     "VQToken": "vtc.methods.vqtoken",
     "VisionDrop": "vtc.methods.visiondrop",
+    "VidCom2": "vtc.methods.vidcom2",
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
@@ -33,6 +36,17 @@ def _runs(labels: list[int]) -> list[tuple[int, int, int]]:
     """(label, first, last) of each run of equal labels."""
     edges = [i for i in range(1, len(labels)) if labels[i] != labels[i - 1]]
     return [(labels[a], a, b) for a, b in zip([0, *edges], [*edges, len(labels)], strict=True)]
+
+
+def cut(frames: Tensor, least: int, tau: float) -> list[Run]:
+    """Cut a clip where a frame is unlike the one before: frames [T, D], one mean feature each -> runs that cover it.
+
+    DySeg (FastVID, arXiv 2503.11187, section 3.2): between frames whose cosine is below `tau`, and between the least
+    alike ones until there are `least` runs.
+    """
+    alike = F.cosine_similarity(frames[1:], frames[:-1], dim=-1)  # [T - 1]
+    edges = {*alike.argsort(stable=True)[: least - 1].tolist(), *(alike < tau).nonzero()[:, 0].tolist()}
+    return list(pairwise([0, *sorted(edge + 1 for edge in edges), len(frames)]))
 
 
 def still_places(unit: Tensor, rows: Tensor, runs: list[Run], tau: float, save: int) -> Tensor:
