@@ -15,6 +15,7 @@ from vtc.methods.shared.clips import frame_rows, share_out, with_separators
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
+BLOCK = 4096  # tokens compared at a time
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)  # variances of the Gaussians that likeness is the sum of
 
 
@@ -78,11 +79,18 @@ class VidCom2(Method):
 
     def _likeness(self, x: Tensor, frame: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Of patches x [M, D] to the mean of all, and to that of their `frame` [M]: two tensors [M]."""
+        unit = self._quiet(x)
+        whole, own = unit.mean(dim=0), ops.segment_mean(unit, frame, frames)
+        blocks = list(zip(unit.split(BLOCK), frame.split(BLOCK), strict=True))
+        to_clip = torch.cat([_gaussians(part - whole) for part, _ in blocks])
+        return to_clip, torch.cat([_gaussians(part - own[mine]) for part, mine in blocks])
+
+    def _quiet(self, x: Tensor) -> Tensor:
+        """Rows of length 1 in the channels of x [M, D] that vary least."""
         x = x.float().nan_to_num_(0.0, 0.0, 0.0)
         few = max(1, int(self.channels * x.shape[1]))
-        quiet = x.var(dim=0, correction=0).argsort(stable=True)[:few]
-        unit = F.normalize(x[:, quiet.sort().values], dim=-1)
-        return _gaussians(unit - unit.mean(dim=0)), _gaussians(unit - ops.segment_mean(unit, frame, frames)[frame])
+        least = x.var(dim=0, correction=0).argsort(stable=True)[:few]
+        return F.normalize(x[:, least.sort().values], dim=-1)
 
     def _counts(self, budget: int, more: list[float], sizes: list[int]) -> list[int]:
         """How many tokens each frame keeps."""
