@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +54,7 @@ def runner(name: str, x: Tensor) -> Callable[[], Any]:
     """What chooses among x [N, D]: the first stage of method `name`, with random signals where it asks for any."""
     n = len(x)
     if name == GRAM:
-        return lambda: [part @ x.T for part in x.split(TILE)] and None
+        return partial(_all_products, x)
     method = vtc.resolve(name, keep=KEEP).parts()[0]
     random, sizes = torch.Generator().manual_seed(1), {"N": n, "S": n, "L": 1, "C": 1, "T": 20, "D": WIDTH}
     signals = {}
@@ -64,6 +65,11 @@ def runner(name: str, x: Tensor) -> Callable[[], Any]:
     span = single_span(n, (n // FRAME, SIDE, SIDE))
     tokens = VisualTokens(x, span, torch.arange(n, device=x.device), given_signals(signals, n, x.device))
     return lambda: method.select(tokens)
+
+
+def _all_products(x: Tensor) -> None:
+    for part in x.split(TILE):
+        part @ x.T
 
 
 @torch.inference_mode()
@@ -86,7 +92,8 @@ def measure(
         start, last, points = time.perf_counter(), 0.0, list[Point]()
         for size, before in zip(sizes, (sizes[0], *sizes), strict=False):
             expected = last * (size / before) ** 2
-            if points and time.perf_counter() - start + 2 * expected > share:
+            cost = expected if expected >= SLOW else 4 * expected
+            if points and time.perf_counter() - start + cost > share:
                 break
             points.append(_point(name, features_of(size, device, dtype), expected))
             last = points[-1].seconds

@@ -58,12 +58,11 @@ def still_places(unit: Tensor, rows: Tensor, runs: list[Run], tau: float, save: 
         unit: [N, D], normalised features. rows: LongTensor [T, P], -1 = no token.
     """
     there = (rows >= 0).float()
-    x = unit[rows.clamp(min=0)] * there[..., None]  # [T, P, D]
     likeness, count = [], []
     for first, last in runs:
         size = there[first:last].sum(dim=0)  # [P]
-        own = x[first:last]
-        pairs = own.sum(dim=0).square().sum(dim=-1) - own.square().sum(dim=(0, 2))  # both orders
+        own = unit[rows[first:last].clamp(min=0)].mul_(there[first:last, :, None])  # [t, P, D]
+        pairs = own.sum(dim=0).square().sum(dim=-1) - own.square_().sum(dim=(0, 2))  # both orders
         likeness.append(torch.where(size > 1, pairs / (size * (size - 1)).clamp(min=1), -2.0))
         count.append(size)
     return most_still(torch.stack(likeness), torch.stack(count) - 1, tau, save)
