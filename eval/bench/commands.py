@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def ops(options: argparse.Namespace) -> None:
 def _growth(options: argparse.Namespace) -> None:
     """Of the methods `--only`, or all that choose before the language model."""
     known = [name for name, info in index.shipped().items() if info.stage.split("+")[0] == "input"]
-    unknown = set(options.only) - {*known}
+    unknown = set(arguments.check_methods(options.only)) - {*known}
     if unknown:
         raise ValueError(
             f"--only {','.join(sorted(unknown))}: --growth has methods that choose before the language model; there "
@@ -113,10 +114,10 @@ def _growth(options: argparse.Namespace) -> None:
     from vtc.eval.bench import growth
     from vtc.eval.bench.roofs import machine
 
+    names = options.only or [*known, *suites.SCOPED]
     with Progress() as progress:
-        points = growth.measure(
-            options.only or known, device, dtype, sizes, _limit(options), lambda *done: progress.show("methods", *done)
-        )
+        show = partial(progress.show, "methods")
+        points = growth.measure(names, device, dtype, sizes, _limit(options), show)
         found = growth.rows(list(points))
     heading = (
         f"{_name(dtype)}, ms by the number of tokens; at the last one memory, as a share of the features, and time, as "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import vtc
+from vtc.engine.per_crop import select_scoped
 from vtc.eval.bench.model import peak_bytes
 from vtc.eval.bench.roofs import clock
 from vtc.eval.bench.suites import FRAME, SIZES
@@ -51,11 +52,11 @@ def features_of(tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 def runner(name: str, x: Tensor) -> Callable[[], Any]:
-    """What chooses among x [N, D]: the first stage of method `name`, with random signals where it asks for any."""
+    """What chooses among x [N, D]: the first stage of a method, such as "tome(scope=frame)"; signals are random."""
     n = len(x)
     if name == GRAM:
         return partial(_all_products, x)
-    method = vtc.resolve(name, keep=KEEP).parts()[0]
+    method = vtc.resolve(name, keep=None if "keep=" in name else KEEP).parts()[0]
     random, sizes = torch.Generator().manual_seed(1), {"N": n, "S": n, "L": 1, "C": 1, "T": 20, "D": WIDTH}
     signals = {}
     for signal in method.requires():
@@ -64,7 +65,7 @@ def runner(name: str, x: Tensor) -> Callable[[], Any]:
             signals[signal] = torch.rand(shape, generator=random).to(x.device)
     span = single_span(n, (n // FRAME, SIDE, SIDE))
     tokens = VisualTokens(x, span, torch.arange(n, device=x.device), given_signals(signals, n, x.device))
-    return lambda: method.select(tokens)
+    return lambda: select_scoped(method, [tokens])[0]
 
 
 def _all_products(x: Tensor) -> None:
@@ -211,7 +212,7 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, int, str, str]]) -> None:
     for end, *_ in ordered:
         below = max(math.log10(end), below + apart)
         heights.append(below)
-    above = high
+    above = high - apart / 2
     for i in reversed(range(len(heights))):
         heights[i] = above = min(heights[i], above)
         above -= apart

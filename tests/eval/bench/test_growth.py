@@ -75,14 +75,25 @@ def test_it_writes_what_it_measured(tmp_path: Any, monkeypatch: Any, capsys: Any
     monkeypatch.setattr(growth, "WIDTH", 32)
     monkeypatch.setattr(growth, "peak_bytes", lambda run, device: run() or 40_000)  # the profiler takes long to begin
     files = [part for kind in ("csv", "markdown", "plot") for part in (f"--{kind}", str(tmp_path / f"t.{kind}.png"))]
-    line = ["bench", "ops", "--growth", "--device", "cpu", "--only", "evs,pitome", "--tokens", "288,144,576", *files]
+    line = [
+        "bench",
+        "ops",
+        "--growth",
+        "--device",
+        "cpu",
+        "--only",
+        "evs,pitome(scope=frame)",
+        "--tokens",
+        "288,144,576",
+        *files,
+    ]
     assert main(line) == 0
     with (tmp_path / "t.csv.png").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["tokens"]) for row in rows] == [
-        (name, size) for name in (GRAM, "evs", "pitome") for size in ("144", "288", "576")
+        (name, size) for name in (GRAM, "evs", "pitome(scope=frame)") for size in ("144", "288", "576")
     ]
-    assert "| pitome |" in (tmp_path / "t.markdown.png").read_text()
+    assert "| pitome(scope=frame) |" in (tmp_path / "t.markdown.png").read_text()
     assert (tmp_path / "t.plot.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines()[:8])) <= 104
@@ -93,7 +104,8 @@ def test_it_writes_what_it_measured(tmp_path: Any, monkeypatch: Any, capsys: Any
     ("words", "sentence"),
     [
         ("--growth --only fastv", "--only fastv: --growth has methods that choose before the language model"),
-        ("--growth --only kmeans", "--only kmeans: --growth has methods"),
+        ("--growth --only kmeans", "there is no method 'kmeans'"),
+        ("--growth --only tome(scope=fram)", "scope='fram' is not one of"),
         ("--growth --tokens 576", "--tokens 576: give two numbers or more of whole frames (144 tokens a frame)"),
         ("--growth --tokens 576,1000", "--tokens 576,1000: give two numbers or more"),
         ("--tokens 576,1152", "--tokens goes with --growth"),
