@@ -119,9 +119,10 @@ def _growth(options: argparse.Namespace) -> None:
         show = partial(progress.show, "methods")
         points = growth.measure(names, device, dtype, sizes, _limit(options), show)
         found = growth.rows(list(points))
+    kind = " of the processor" if device.type == "cpu" else ""
     heading = (
-        f"{_name(dtype)}, ms by the number of tokens; at the last one memory, as a share of the features, and time, as "
-        "a\nshare of all products of all tokens; time ~ tokens^exponent"
+        f"{_name(dtype)}, ms{kind} by the number of tokens; at the last one memory, by that of the\n"
+        "features, and time, by that of all products of all tokens; time ~ tokens^exponent"
     )
     about = {"dtype": _name(dtype), **machine(device)}
     finish(options, {heading: growth.cells(found, sizes)}, growth.columns(sizes), found, about, growth.plot)

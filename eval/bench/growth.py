@@ -1,5 +1,6 @@
 """How time and memory of choosing grow with the number of tokens: every method that chooses before the language model.
 
+On a CPU time is the processor's, that of all threads together, as a run of minutes is seldom alone on its machine.
 Tokens are those of a clip whose frames resemble each other, 12 x 12 of width 896 each; a tenth is kept. Beside the
 methods stands what many of them are made of: all products of all tokens, tile by tile, so that nothing is held.
 """
@@ -105,11 +106,20 @@ def measure(
 def _point(name: str, x: Tensor, expected: float) -> Point:
     run, seconds = runner(name, x), list[float]()
     if expected < SLOW:
-        seconds = [clock(run, x.device)]
+        seconds = [_taken(run, x.device)]
         while len(seconds) < 3 and sum(seconds) < 1:
-            seconds.append(clock(run, x.device))
-    peak = peak_bytes(lambda: seconds.append(clock(run, x.device)), x.device)
+            seconds.append(_taken(run, x.device))
+    peak = peak_bytes(lambda: seconds.append(_taken(run, x.device)), x.device)
     return Point(name, len(x), min(seconds), peak, x.nbytes)
+
+
+def _taken(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the processor, or of a GPU."""
+    if device.type != "cpu":
+        return clock(run, device)
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def exponent(points: Sequence[Point]) -> float:

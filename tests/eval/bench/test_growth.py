@@ -75,19 +75,8 @@ def test_it_writes_what_it_measured(tmp_path: Any, monkeypatch: Any, capsys: Any
     monkeypatch.setattr(growth, "WIDTH", 32)
     monkeypatch.setattr(growth, "peak_bytes", lambda run, device: run() or 40_000)  # the profiler takes long to begin
     files = [part for kind in ("csv", "markdown", "plot") for part in (f"--{kind}", str(tmp_path / f"t.{kind}.png"))]
-    line = [
-        "bench",
-        "ops",
-        "--growth",
-        "--device",
-        "cpu",
-        "--only",
-        "evs,pitome(scope=frame)",
-        "--tokens",
-        "288,144,576",
-        *files,
-    ]
-    assert main(line) == 0
+    words = "bench ops --growth --device cpu --only evs,pitome(scope=frame) --tokens 288,144,576"
+    assert main([*words.split(), *files]) == 0
     with (tmp_path / "t.csv.png").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["tokens"]) for row in rows] == [
