@@ -30,6 +30,9 @@ INPUT: dict[str, Made] = {
     "dycoke, first stage": lambda: vtc.DyCoke(keep=0.5, p=None),
     "holitom": lambda: vtc.HoliTom(keep=0.3, tau=0.1, context=0.4),
     "quota": lambda: vtc.QuoTA(keep=0.3),
+    "vidcom2": lambda: vtc.VidCom2(keep=0.3),
+    "fastvid": lambda: vtc.FastVID(keep=0.4, segments=1, tau=-1.0, step=2),
+    "flashvid": lambda: vtc.FlashVID(keep=0.3, alpha=0.5, tau=0.1, segments=1, scene=-1.0),
 }
 LAYER: dict[str, Made] = {
     "fastv": lambda: vtc.FastV(keep=0.4, layers=(1,)),

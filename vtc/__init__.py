@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from vtc.methods.ems import EMS
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
+    from vtc.methods.fastvid import FastVID
+    from vtc.methods.flashvid import FlashVID
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.globalcom2 import GlobalCom2
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from vtc.methods.transprune import TransPrune
     from vtc.methods.uniform_frames import UniformFrames
     from vtc.methods.vflowopt import VFlowOpt
+    from vtc.methods.vidcom2 import VidCom2
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vl_cache import VLCache
@@ -120,6 +123,8 @@ __all__ = [
     "Encoded",
     "EncoderMethod",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
@@ -168,6 +173,7 @@ __all__ = [
     "VFlowOpt",
     "VLCache",
     "VQToken",
+    "VidCom2",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
@@ -237,6 +243,8 @@ _HOME = {
     "Encoded": "vtc.engine.encoded",
     "EncoderMethod": "vtc.methods.base.encoder",
     "FastV": "vtc.methods.fastv",
+    "FastVID": "vtc.methods.fastvid",
+    "FlashVID": "vtc.methods.flashvid",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
     "Held": "vtc.held",
@@ -278,6 +286,7 @@ _HOME = {
     "UniformFrames": "vtc.methods.uniform_frames",
     "VQToken": "vtc.methods.vqtoken",
     "VisionDrop": "vtc.methods.visiondrop",
+    "VidCom2": "vtc.methods.vidcom2",
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
