@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-crops | table-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
+# make demo | table | table-inside | table-crops | table-cache | table-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
@@ -16,7 +16,7 @@ ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
-    table table-inside table-crops table-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
+    table table-inside table-crops table-cache table-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -188,6 +188,11 @@ table-inside: $(STAMP)
 table-crops: $(STAMP)
 	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/crops.toml --batch-size 16 --out runs/crops
 	$(call COMPARE,crops)
+
+# Methods of the KV cache, by what it occupies.
+table-cache: $(STAMP)
+	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/cache.toml --out runs/cache
+	$(call COMPARE,cache)
 
 # Methods on videos, on tiny-qwen.
 table-video: $(STAMP)

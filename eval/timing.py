@@ -55,8 +55,9 @@ def measure(
         per run `ttft_ms` (median time of `generate` to its first token), `decode_tokens_per_s` (from the median time of
         one of the 16 tokens after it), `peak_bytes` (the most that answering had allocated at a time, weights left
         out), `cache_bytes` (what the keys and values of the KV cache occupy after these tokens, mean over questions;
-        `vtc.cache_bytes`), `cache_notes_bytes` (what is kept with them: which row is which), `samples`, and `speedup` to the first token over the uncompressed run (see `vtc.speedup.SpeedUp`; None
-        where that was not timed, or too few questions were).
+        `vtc.cache_bytes`), `cache_notes_bytes` (what is kept with them: which row is which), `samples`, and `speedup`
+        to the first token over the uncompressed run (see `vtc.speedup.SpeedUp`; None where that was not timed, or too
+        few questions were).
     """
     timed = [spec for spec in specs if spec.method != BLIND]
     items = _readable(answerer, questions, samples)

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from vtc.methods.pyramidkv import PyramidKV
     from vtc.methods.quota import QuoTA
     from vtc.methods.random import Random
+    from vtc.methods.random_rows import RandomRows
     from vtc.methods.razor import Razor
     from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
@@ -144,6 +145,7 @@ __all__ = [
     "PyramidKV",
     "QuoTA",
     "Random",
+    "RandomRows",
     "Razor",
     "Recoverable",
     "Report",
@@ -253,6 +255,7 @@ _HOME = {
     "PyramidDrop": "vtc.methods.pyramiddrop",
     "QuoTA": "vtc.methods.quota",
     "Random": "vtc.methods.random",
+    "RandomRows": "vtc.methods.random_rows",
     "Razor": "vtc.methods.razor",
     "Recoverable": "vtc.methods.recoverable",
     "Report": "vtc.reports",

@@ -29,6 +29,9 @@ METHODS: dict[str, Callable[[], Any]] = {
     "h2o": lambda: vtc.H2O(keep=0.4),
     "h2o, all, every": lambda: vtc.H2O(keep=0.4, scope="all", every=3),
     "streaming": lambda: vtc.Streaming(keep=0.4, sinks=2),
+    "adakv": lambda: vtc.AdaKV(keep=0.4, window=6),
+    "lookm": lambda: vtc.LookM(keep=0.4),
+    "minicache": lambda: vtc.MiniCache(),
     "input + layer + cache": lambda: [
         vtc.VTCCLS(keep=0.6),
         vtc.TransPrune(keep=0.2, layers=(1, 2)),

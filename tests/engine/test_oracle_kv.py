@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import vtc
 from tests.engine.cells import cells
 from tests.engine.test_oracle_inside import PROMPTS, equal_to_oracle
-from tests.families import FAMILIES
+from tests.families import FAMILIES, batch, model_of
+from tests.methods.test_definition_minicache import defined
 
 METHODS: dict[str, Any] = {
     "snapkv": vtc.SnapKV(keep=0.4, window="text"),
@@ -22,6 +24,7 @@ METHODS: dict[str, Any] = {
     "d2o": vtc.D2O(keep=0.4),
     "ems": vtc.EMS(keep=0.4, threshold=0.2),
     "razor": vtc.Razor(keep=0.4, heads=((0, 1), (2, 0))),
+    "random-rows": vtc.RandomRows(keep=0.4),
     "h2o": vtc.H2O(keep=0.4, per_head=True, corrected=True),
     "scissorhands": vtc.Scissorhands(keep=0.4, per_head=True),
 }
@@ -65,3 +68,31 @@ def test_chosen_again_while_decoding(name: str) -> None:
 def test_text_chosen_again_while_decoding(name: str) -> None:
     """The oracle cannot merge what has been said since the prompt."""
     equal_to_oracle("llava", vtc.resolve(METHODS[name], scope="all", every=3), PROMPTS[HARD][0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_share(family: str) -> None:
+    """minicache: going on from its cache equals going on from a plain one in which both layers hold what they share."""
+    model, inputs = model_of(family), batch(family, *PROMPTS[HARD][0])
+    expected = model(**inputs, use_cache=True).past_key_values
+    for row, ids in enumerate(inputs["input_ids"].tolist()):
+        slots = [i for i, token in enumerate(ids) if token == model.config.image_token_id]
+        expected = defined(expected, slots, [(1, 2)] if slots else [], row=row)
+    with vtc.wrapped(model, "minicache"):
+        cache = model(**inputs, use_cache=True).past_key_values
+        got = said_after(model, cache, inputs["attention_mask"])
+    for mine, wanted in zip(got, said_after(model, expected, inputs["attention_mask"]), strict=True):
+        assert (mine - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def said_after(model: Any, cache: Any, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of five tokens that follow a cached prompt one by one."""
+    found = []
+    for word in range(40, 45):
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        ids = torch.full((len(mask), 1), word)
+        places = mask.sum(dim=1, keepdim=True) - 1
+        places = places.expand(3, -1, -1) if "qwen" in model.config.model_type else places
+        how = {"attention_mask": mask, "position_ids": places, "past_key_values": cache, "use_cache": True}
+        found.append(model(input_ids=ids, **how).logits)
+    return found

@@ -25,19 +25,21 @@ def between(one: list[float], other: list[float], t: float) -> tuple[list[float]
     return [shares[0] * a + shares[1] * b for a, b in zip(first, second, strict=True)], angle
 
 
-def defined(cache: Any, slots: list[int], pairs: list[tuple[int, int]], t: float, retention: float) -> Any:
-    """The plain cache with what its pairs would make of the rows `slots`."""
+def defined(
+    cache: Any, slots: list[int], pairs: list[tuple[int, int]], t: float = 0.6, retention: float = 0.05, row: int = 0
+) -> Any:
+    """The plain cache with what its pairs would make of the places `slots` of a batch row."""
     new = copy.deepcopy(cache)
     for i, j in pairs:
         for name in ("keys", "values"):
-            one, other = (getattr(cache.layers[n], name)[0].double() for n in (i, j))
+            one, other = (getattr(cache.layers[n], name)[row].double() for n in (i, j))
             for g in range(len(one)):
                 found = {s: between(one[g, s].tolist(), other[g, s].tolist(), t) for s in slots}
                 far = sorted(slots, key=lambda s: (-found[s][1], s))[: math.ceil(retention * len(slots))]
                 for s in set(slots) - set(far):
                     for layer, own in ((i, one), (j, other)):
                         length = math.sqrt(float(own[g, s].square().sum()))
-                        getattr(new.layers[layer], name)[0, g, s] = length * torch.tensor(found[s][0])
+                        getattr(new.layers[layer], name)[row, g, s] = length * torch.tensor(found[s][0])
     return new
 
 

@@ -159,4 +159,4 @@ class CachedRows:
     def survives(self) -> Tensor:
         """BoolTensor [N]: whether the last decoder layer still sees each."""
         row, here = self.units.rows[0], self.units.here[0, 0]
-        return self.run.survivors[row, self.layers[0].tags[SLOT][row, here]]
+        return self.run.survivors[row, self.layers[0].tags[SLOT][row, here].long()]

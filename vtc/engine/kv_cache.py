@@ -356,7 +356,8 @@ def evict(layers: list[CompressedLayer], keep: Tensor, counts: Tensor) -> None:
         even = bool((own == own[:, :1]).all())
         if not even or bool((own != own[0, 0]).any()):
             valid = keep[i].gather(2, rows)
-        mine = {name: tag[i, ..., start:] for name, tag in tags.items() if name in layer.tags}
+        # copies: a part of all layers' tags would hold on to the memory of all of them
+        mine = {name: tag[i, ..., start:].clone() for name, tag in tags.items() if name in layer.tags}
         if heads == 1:
             rows, mine = rows[:, 0], {name: tag[:, 0] for name, tag in mine.items()}
         if valid is not None and even:

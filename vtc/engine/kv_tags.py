@@ -14,6 +14,8 @@ from vtc.transfer import upload
 #: per row of a cache layer: its place in the conversation, its picture (-1 = text), that picture's number of tokens,
 #: and what it is a part of, an index into KINDS
 SLOT, OWNER, TOTAL, KIND = "slot", "owner", "total", "kind"
+#: in the smallest numbers that have room for them, as every row of every layer (and head) has them
+SIZES = (torch.int32, torch.int16, torch.int32, torch.int8)
 #: and, where some method asks for keys before their rotation, its position on each axis
 PLACES = ("position 0", "position 1", "position 2")
 KINDS = ("text", "image", "video")
@@ -69,7 +71,8 @@ def tagged(flow: Flow, cache: Any, i: int) -> CompressedLayer:
     before = 0 if known is None else known.shape[-1]
     if before < earlier:  # rows of forwards without this engine: text, for all we know
         slot = torch.arange(before, earlier, device=flow.device).expand(flow.rows, -1) + layer.dropped
-        _extend(layer, slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
+        told = (slot, torch.full_like(slot, -1), torch.zeros_like(slot), torch.zeros_like(slot))
+        _extend(layer, *(tag.to(kind) for tag, kind in zip(told, SIZES, strict=True)))
         before = earlier
     if not flow.spans and (seen := flow.seen_keys(i)) is not None:  # a later turn may have padding of its own
         layer.take_in(seen if seen.dim() == 2 else None)
@@ -95,7 +98,8 @@ def _new_tags(flow: Flow, part: int, pictures: int) -> tuple[Tensor, ...]:
     for number, span in enumerate(flow.spans):
         whole[0, span.row, span.index] = pictures + number
         whole[1, span.row, span.index], whole[2, span.row, span.index] = span.tokens, KINDS.index(span.modality)
-    new = (flow.seen + slot, *upload(whole, flow.device).gather(2, slot.expand(3, -1, -1)))
+    told = upload(whole, flow.device).gather(2, slot.expand(3, -1, -1))
+    new = tuple(tag.to(kind) for tag, kind in zip((flow.seen + slot, *told), SIZES, strict=True))
     return flow.tags.setdefault((part, pictures), new)
 
 
@@ -125,7 +129,7 @@ def note_places(flow: Flow, layer: CompressedLayer, i: int) -> None:
         before = 0 if old is None else old.shape[-1]
         if before >= held:
             continue
-        new = torch.nn.functional.pad(new, (held - part.width - before, 0), value=-1)[:, -(held - before) :]
+        new = torch.nn.functional.pad(new.int(), (held - part.width - before, 0), value=-1)[:, -(held - before) :]
         layer.tags[name] = new if old is None else _joined(old, new)
 
 

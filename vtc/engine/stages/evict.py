@@ -189,6 +189,10 @@ class EvictRun(Run):
             if prefill:
                 watches = [*self.watches.get(number, []), watch.stop()]
                 self.forward.trace.note_stage(methods[number].title, self.stage.depth, before, before - lost, watches)
+        for number, method in enumerate(methods):
+            if method.scope == "visual" and not method.every:  # it will not choose among these again
+                for layer in layers:
+                    layer.tags.pop(self.record_of(number), None)
         settle(flow, cache)
         if prefill:
             self.forward.trace.cached = [self.held[i] for i in range(self.stage.depth)]
@@ -217,7 +221,7 @@ class EvictRun(Run):
         read = iter(download_all(tensors))
         here, groups = next(read).tolist(), []
         for own in numbers.values():
-            slot, owner, total, kind = (_by_head(next(read)) for _ in range(4))
+            slot, owner, total, kind = (_by_head(next(read).long()) for _ in range(4))
             first = layers[own[0]]
             masked = first.mask is not None or first.masks_heads
             real = _by_head(next(read)) if masked else torch.ones_like(slot, dtype=torch.bool)

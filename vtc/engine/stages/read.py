@@ -103,7 +103,9 @@ class ReadRun(Run):
         """What the layers from `first` on read: their text, and of the deciding layer's tokens `active` [B, prompt]."""
         flow, stage = self.flow, self.stage
         wanted = torch.zeros(len(active), flow.seen + 1, dtype=torch.long, device=active.device)
-        wanted = wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].to(active.device), active.long()) > 0
+        wanted = (
+            wanted.scatter_add(1, decider.tags[SLOT][:, : decider.prompt].long().to(active.device), active.long()) > 0
+        )
         made: dict[Hashable, Reading] = {}  # where layers hold the same rows
         readings: dict[int, Reading] = {}
         for i in range(stage.first, stage.depth):
@@ -113,7 +115,7 @@ class ReadRun(Run):
             layer.reading = None
             state = (layer.state, i if layer.evicted else None)
             if state not in made:
-                slot, visual = layer.tags[SLOT][:, : layer.prompt], rows_of_kind(layer, stage.method.modality)
+                slot, visual = layer.tags[SLOT][:, : layer.prompt].long(), rows_of_kind(layer, stage.method.modality)
                 real = real_rows(layer)[:, : layer.prompt]
                 keep = real & (~visual | wanted.gather(1, slot.to(active.device)).to(visual.device))
                 counts = keep.sum(dim=1).tolist()
