@@ -53,6 +53,7 @@ ARCHS = {
     "qwen2.5-vl-7b-video": Arch("qwen2_5_vl", 28, 3584, 28, 18_944, QWEN, kv_heads=4, picture=(448, 448), frames=128),
     "cpu-4x256": Arch("llava", 4, 256, 4, 688, SMALL_CLIP),
     "cpu-24x1024": Arch("llava", 24, 1024, 16, 2816, SMALL_CLIP),
+    "cpu-kv": Arch("llava", 8, 512, 8, 1376, SMALL_CLIP, kv_heads=2),
     "cpu-next": Arch("llava_next", 8, 512, 8, 1376, SMALL_CLIP, picture=(672, 672)),
     "cpu-qwen2.5-vl": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(1008, 1008)),
     "cpu-video": Arch("qwen2_5_vl", 8, 512, 8, 1376, SMALL_QWEN, kv_heads=2, picture=(224, 224), frames=64),
@@ -115,6 +116,19 @@ def build(arch: Arch, device: torch.device, dtype: torch.dtype) -> Any:
         finally:
             torch.set_default_dtype(torch.float32)
     return model.eval()
+
+
+def sharpen(model: Any, factor: float = 3.0) -> None:
+    """Make queries and keys of a language model so many times as long: with small random weights all tokens receive
+    nearly the same attention."""
+    import torch
+
+    from vtc.models import adapter_for
+
+    with torch.no_grad():
+        for layer in adapter_for(model).language_model(model).layers:
+            layer.self_attn.q_proj.weight.mul_(factor)
+            layer.self_attn.k_proj.weight.mul_(factor)
 
 
 def inputs(arch: Arch, model: Any, batch: int) -> dict[str, Tensor]:

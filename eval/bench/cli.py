@@ -13,7 +13,7 @@ def add_command(parsers: Any) -> None:
     """Register `vtc bench` with the command line's subparsers."""
     about = "what methods cost and save in time and memory"
     command = parsers.add_parser("bench", help=about, description=__doc__)
-    kinds = command.add_subparsers(required=True, metavar="ops|model|engine|select|clip|tower|threads|imports")
+    kinds = command.add_subparsers(required=True, metavar="ops|model|engine|select|clip|tower|threads|kvpress|imports")
 
     def kind(name: str, run: Any, about: str, tensors: bool = True, plot: bool = True, rounds: bool = True) -> Any:
         own = kinds.add_parser(name, help=about, description=run.__doc__)
@@ -100,5 +100,15 @@ def add_command(parsers: Any) -> None:
         help=f"default: {','.join(SHARED)}",
     )
     own.add_argument("--keep", type=arguments.keep, default=0.2, metavar="N", help="budget; default: %(default)s")
+    own = kind("kvpress", commands.kvpress, "cache methods beside those of kvpress", plot=False, rounds=False)
+    llamas = [name for name, arch in archs.ARCHS.items() if arch.family == "llava"]
+    about = f"one of {', '.join(llamas)}; default: %(default)s"
+    own.add_argument("--arch", choices=llamas, default="cpu-kv", metavar="ARCH", help=about)
+    keeps = [0.5, 0.25, 0.1]
+    about = "of the prompt's tokens; default: 0.5,0.25,0.1"
+    own.add_argument("--keep", type=arguments.listed(arguments.keep), default=keeps, metavar="N,N", help=about)
+    about = "the last queries that are heard; default: %(default)s"
+    own.add_argument("--window", type=arguments.count, default=32, metavar="N", help=about)
+    own.add_argument("--steps", type=arguments.count, default=20, metavar="N", help="decode steps; default: 20")
     about = "how long importing vtc takes, and its command line without a model"
     kind("imports", commands.imports, about, tensors=False)

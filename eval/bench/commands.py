@@ -295,6 +295,32 @@ def threads(options: argparse.Namespace) -> None:
     finish(options, pages, list(threads.COLUMNS.values()), named, about)
 
 
+def kvpress(options: argparse.Namespace) -> None:
+    """Hold cache methods beside kvpress's: what both keep of one prompt, bytes, and time of a decode step."""
+    device, dtype = where(options)
+    from vtc.eval.bench import kvpress
+    from vtc.eval.bench.roofs import machine
+
+    kvpress.check()
+    arch = archs.ARCHS[options.arch]
+    built = archs.build(arch, device, dtype)
+    archs.sharpen(built)
+    inputs = archs.inputs(arch, built, 1)
+    length = inputs["input_ids"].shape[1]
+    if options.window >= min(k if isinstance(k, int) else round(k * length) for k in options.keep):
+        raise ValueError(
+            f"--window {options.window} leaves nothing to choose at a budget of --keep: give a smaller one"
+        )
+    with Progress() as progress:
+        lines = kvpress.measure(
+            built, inputs, options.keep, options.window, options.steps, lambda *done: progress.show("pairs", *done)
+        )
+    found, about = kvpress.rows(lines), {"dtype": _name(dtype), **machine(device)}
+    pages = {f"{options.arch}, {length} tokens, window {options.window}, {options.steps} steps": kvpress.cells(found)}
+    named = [{"arch": options.arch, **row} for row in found]
+    finish(options, pages, list(kvpress.COLUMNS.values()), named, about)
+
+
 def imports(options: argparse.Namespace) -> None:
     """Time imports and commands that need no model, each in fresh processes."""
     writable(options)
