@@ -173,7 +173,7 @@ def _check_choice(k: int, given: Tensor, weight: Tensor | None) -> None:
 
 
 def greedy_coverage(cover: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-    """Greedy choice of k tokens that stand for everything (facility location): LongTensor [B, k], in order of selection.
+    """Greedy choice of k tokens that stand for all (facility location): LongTensor [B, k], in order of selection.
 
     A target is covered as well as its best chosen token covers it. Each step takes the token that adds most to the sum
     over all targets, times its weight; ties go to the lowest index. The first j of k chosen are what k = j would

@@ -54,17 +54,8 @@ class Case:
 def cases(device: torch.device, dtype: torch.dtype, only: Sequence[str] = OPS) -> Iterator[Case]:
     """The ops `only` at all shapes that the device is up to."""
     makes = (
-        _greedy,
-        _coverage,
-        _determinantal,
-        _suppression,
-        _kmeans,
-        _bipartite,
-        _segment_mean,
-        _gather_rows,
-        _transition,
-        _attention,
-        _received,
+        *(_greedy, _coverage, _determinantal, _suppression, _kmeans, _bipartite),
+        *(_segment_mean, _gather_rows, _transition, _attention, _received),
     )
     for model, n, d, k in SHAPES:
         random = torch.Generator().manual_seed(0)

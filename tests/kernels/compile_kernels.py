@@ -78,14 +78,12 @@ def choices(kind: str) -> list[Kernel]:
     places = gram | dict(places="*i32", group="*i32", threshold="*fp32", apart="*i64")
     found = []
     for block in (1024, 4096, greedy_coverage.RESIDENT):
-        warps = greedy_diversity.warps(block)
+        warps, deep = greedy_diversity.warps(block), greedy_determinantal.depth(block)
         found.append(Kernel(greedy_coverage._coverage, cover, dict(WEIGHTED=True, BLOCK=block, WIDE=block), warps))
         if kind != "fp32":  # the others read products, which are fp32 always
             continue
         found += [
-            Kernel(
-                greedy_determinantal._determinantal, gram, dict(BLOCK=block, DEPTH=greedy_determinantal.DEPTH), warps
-            ),
+            Kernel(greedy_determinantal._determinantal, gram, dict(BLOCK=block, DEPTH=deep), warps),
             Kernel(greedy_suppression._suppression, places, dict(BLOCK=block), warps),
         ]
     return found

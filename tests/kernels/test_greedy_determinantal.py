@@ -27,7 +27,7 @@ def determinant(matrix):
 
 
 def define(x, k, weight=None):
-    """Every step adds the token with the largest det of w_i cos_ij w_j on the chosen; none beyond the rank: by weight."""
+    """Every step adds the token with the largest det of w_i cos_ij w_j on the chosen; beyond the rank by weight."""
     rows = [row if all(map(math.isfinite, row)) else [0.0] * len(row) for row in x.double().tolist()]
     weights = [1.0] * len(rows) if weight is None else weight.double().tolist()
     weights = [w if math.isfinite(w) and w > 0 else 0.0 for w in weights]
