@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.calibrated import CalibratedMethod
     from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
+    from vtc.methods.base.greedy import GreedyMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
+    from vtc.methods.cdpruner import CDPruner
     from vtc.methods.dart import DART
     from vtc.methods.divprune import DivPrune
     from vtc.methods.downsample import Downsample
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.globalcom2 import GlobalCom2
     from vtc.methods.h2o import H2O
+    from vtc.methods.hiprune import HiPrune
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
+    from vtc.methods.holov import HoloV
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from vtc.methods.random import Random
     from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
+    from vtc.methods.scope import SCOPE
     from vtc.methods.shared.clip_scorer import OpenClipScorer
     from vtc.methods.sparsevlm import SparseVLM
     from vtc.methods.streaming import Streaming
@@ -68,6 +73,7 @@ if TYPE_CHECKING:
     from vtc.methods.vflowopt import VFlowOpt
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
+    from vtc.methods.vispruner import VisPruner
     from vtc.methods.vqtoken import VQToken
     from vtc.methods.vtc_cls import VTCCLS
     from vtc.methods.zerotprune import ZeroTPrune
@@ -84,9 +90,11 @@ __all__ = [
     "DART",
     "EVS",
     "H2O",
+    "SCOPE",
     "VTCCLS",
     "Adapter",
     "BlockTokens",
+    "CDPruner",
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
@@ -102,8 +110,11 @@ __all__ = [
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
+    "GreedyMethod",
+    "HiPrune",
     "HiRED",
     "HoliTom",
+    "HoloV",
     "Joined",
     "LayerMethod",
     "MergingMethod",
@@ -137,6 +148,7 @@ __all__ = [
     "UniformFrames",
     "VFlowOpt",
     "VQToken",
+    "VisPruner",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
@@ -259,6 +271,12 @@ _HOME = {
     "unwrap": "vtc.api",
     "wrap": "vtc.api",
     "wrapped": "vtc.api",
+    "CDPruner": "vtc.methods.cdpruner",
+    "SCOPE": "vtc.methods.scope",
+    "VisPruner": "vtc.methods.vispruner",
+    "HoloV": "vtc.methods.holov",
+    "HiPrune": "vtc.methods.hiprune",
+    "GreedyMethod": "vtc.methods.base.greedy",
 }
 
 

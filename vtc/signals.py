@@ -4,8 +4,9 @@ The engine measures a signal only when a wrapped method lists it in `needs`; `vt
 says where it is measured, and `of` measures it there, on what that place offers:
 
     tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `joined_row`, `received`,
-             `share`; for what is not read from queries and keys, what a block puts out, the patches that
-             the tower is given (`vtc.engine.patch_pixels`), or what the projector makes of each crop's CLS token, [C, D]
+             `share`; for what is not read from queries and keys, what a block puts out, [B, T, D], or the patches that
+             the tower is given (`vtc.engine.patch_pixels`), or what the projector makes of each crop's CLS token,
+             [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache

@@ -15,6 +15,7 @@ from tests.families import FAMILIES, batch, model_of
 from tests.oracle import Decisions, decisions, oracle
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
+PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune"]
 BATCHES = {
     "one image": ([[0]], "left"),
     "two images": ([[1, 2]], "left"),
@@ -70,6 +71,15 @@ def test_matrix(family: str, method: str, positions: str, rows: Any, attention: 
     images, side = rows
     report = equal_to_oracle(family, attention, images, side, method, keep=0.3, positions=positions)
     assert 0 < report.tokens_out < report.tokens_in
+
+
+@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peers(family: str, method: str) -> None:
+    """Methods that read what others read in the matrix: unequal rows and several pictures, in every family."""
+    for positions in ("original", "compact"):
+        report = equal_to_oracle(family, "sdpa", [[0], [1, 2], []], "left", method, keep=0.3, positions=positions)
+        assert 0 < report.tokens_out < report.tokens_in
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -230,7 +230,9 @@ def test_features_of_another_shape_are_refused(name, features):
 
 
 def test_an_unknown_method_gets_a_suggestion():
-    with pytest.raises(ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: dart, "):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: cdpruner, dart, "
+    ):
         vtc.select("divprun", torch.ones(3, 2))
     with pytest.raises(ValueError, match="Did you mean 'vtc-cls'"):
         vtc.select("VTC_CLS", torch.ones(3, 2))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class GreedyMethod(Method):
         return None
 
     def cover(self, tokens: VisualTokens) -> Tensor:
-        """[N, M]: how well each token stands for each of M things (coverage); their cosines, unless it is overridden."""
+        """[N, M]: how well each token stands for each of M things (coverage): the cosines of all with all."""
         unit = F.normalize(self.similarity(tokens).detach().float(), dim=-1)
         return unit @ unit.T
 
@@ -140,13 +140,12 @@ class GreedyMethod(Method):
             above = torch.tensor([self.threshold(tokens) for tokens in part])
             weight = torch.ones(given.shape[:2], device=given.device) if weight is None else weight
             return ops.greedy_suppression(given, k, weight, upload(above, given.device), None, lengths)[0]
-        run: dict[str, Callable[..., Any]] = {
-            "coverage": ops.greedy_coverage,
-            "determinantal": ops.greedy_determinantal,
-        }
-        if self.objective not in run:
-            raise TypeError(f"{type(self).__name__}.objective is {self.objective!r}, not one of {', '.join(OBJECTIVES)}.")
-        return run[self.objective](given, k, weight, lengths)
+        if self.objective == "coverage":
+            return ops.greedy_coverage(given, k, weight, lengths)
+        if self.objective == "determinantal":
+            return ops.greedy_determinantal(given, k, weight, lengths)
+        name, known = type(self).__name__, ", ".join(OBJECTIVES)
+        raise TypeError(f"{name}.objective is {self.objective!r}, which is not one of {known}.")
 
 
 def _batches(many: Sequence[VisualTokens]) -> list[Sequence[VisualTokens]]:
