@@ -53,9 +53,12 @@ if TYPE_CHECKING:
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
     from vtc.methods.holov import HoloV
+    from vtc.methods.mmtok import MMTok
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
+    from vtc.methods.prumerge import PruMerge
+    from vtc.methods.prunesid import PruneSID
     from vtc.methods.prunevid import PruneVid
     from vtc.methods.pyramiddrop import PyramidDrop
     from vtc.methods.quota import QuoTA
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from vtc.methods.scissorhands import Scissorhands
     from vtc.methods.scope import SCOPE
     from vtc.methods.shared.clip_scorer import OpenClipScorer
+    from vtc.methods.shared.words import question_words
     from vtc.methods.sparsevlm import SparseVLM
     from vtc.methods.streaming import Streaming
     from vtc.methods.todre import ToDRE
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
     from vtc.methods.visionzip import VisionZip
     from vtc.methods.vispruner import VisPruner
     from vtc.methods.vqtoken import VQToken
+    from vtc.methods.vscan import VScan
     from vtc.methods.vtc_cls import VTCCLS
     from vtc.methods.zerotprune import ZeroTPrune
     from vtc.models import list_families, register_adapter
@@ -117,6 +122,7 @@ __all__ = [
     "HoloV",
     "Joined",
     "LayerMethod",
+    "MMTok",
     "MergingMethod",
     "Method",
     "MethodInfo",
@@ -128,6 +134,8 @@ __all__ = [
     "PixelMethod",
     "PixelPrune",
     "Pool",
+    "PruMerge",
+    "PruneSID",
     "PruneVid",
     "PyramidDrop",
     "QuoTA",
@@ -148,6 +156,7 @@ __all__ = [
     "UniformFrames",
     "VFlowOpt",
     "VQToken",
+    "VScan",
     "VisPruner",
     "VisionDrop",
     "VisionZip",
@@ -168,6 +177,7 @@ __all__ = [
     "overlay",
     "prepare",
     "prompt",
+    "question_words",
     "read_samples",
     "register_adapter",
     "report",
@@ -259,6 +269,7 @@ _HOME = {
     "overlay": "vtc.draw.overlays",
     "prepare": "vtc.media.prompts",
     "prompt": "vtc.media.prompts",
+    "question_words": "vtc.methods.shared.words",
     "read_samples": "vtc.training.samples",
     "register_adapter": "vtc.models",
     "report": "vtc.api",
@@ -277,6 +288,10 @@ _HOME = {
     "HoloV": "vtc.methods.holov",
     "HiPrune": "vtc.methods.hiprune",
     "GreedyMethod": "vtc.methods.base.greedy",
+    "PruMerge": "vtc.methods.prumerge",
+    "MMTok": "vtc.methods.mmtok",
+    "PruneSID": "vtc.methods.prunesid",
+    "VScan": "vtc.methods.vscan",
 }
 
 

@@ -15,7 +15,7 @@ from tests.families import FAMILIES, batch, model_of
 from tests.oracle import Decisions, decisions, oracle
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
-PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune"]
+PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune", "prumerge", "mmtok", "prunesid"]
 BATCHES = {
     "one image": ([[0]], "left"),
     "two images": ([[1, 2]], "left"),
