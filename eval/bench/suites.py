@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 OPS = (
     "greedy_diversity",
+    "greedy_coverage",
+    "greedy_determinantal",
+    "greedy_suppression",
     "kmeans",
     "bipartite_match",
     "segment_mean",

@@ -17,6 +17,7 @@ from tests.oracle import Decisions, decisions, oracle
 pytestmark = pytest.mark.sampled
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
+PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune", "prumerge", "mmtok", "prunesid"]
 BATCHES = {
     "one image": ([[0]], "left"),
     "two images": ([[1, 2]], "left"),
@@ -78,6 +79,15 @@ def test_matrix(family: str, method: str, positions: str, rows: Any, attention: 
     images, side = rows
     report = equal_to_oracle(family, attention, images, side, method, keep=0.3, positions=positions)
     assert 0 < report.tokens_out < report.tokens_in
+
+
+@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("family", EVERY)
+def test_peers(family: str, method: str) -> None:
+    """Methods that read what others read in the matrix: unequal rows and several pictures, in every family."""
+    for positions in ("original", "compact"):
+        report = equal_to_oracle(family, "sdpa", [[0], [1, 2], []], "left", method, keep=0.3, positions=positions)
+        assert 0 < report.tokens_out < report.tokens_in
 
 
 @pytest.mark.parametrize("family", EVERY)

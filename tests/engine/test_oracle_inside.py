@@ -23,6 +23,7 @@ LAYERS: dict[str, Any] = {
     "dart": lambda **o: vtc.DART(keep=0.4, **o),
     "sparsevlm": lambda **o: vtc.SparseVLM(keep=0.3, layers=(1, 2), recycle=1.0, **o),
     "visiondrop": lambda **o: vtc.VisionDrop(keep=0.4, **o),
+    "vscan": lambda **o: vtc.VScan(keep=0.4, **o),
     "mustdrop": lambda **o: vtc.MustDrop(share=0.5, peak=0.5, similar=0.5, **o),
     "todre": lambda **o: vtc.ToDRE(keep=0.4, tau=1.0, **o),
     "vflowopt": lambda **o: vtc.VFlowOpt(keep=0.4, threshold=1.0, alpha=0.1, cell=2.0, r2=0.8, **o),

@@ -30,7 +30,8 @@ def encode_with(
 def signals_of(model: Any, methods: Sequence[Method]) -> frozenset[tuple[str, int]]:
     """What a run of the vision tower measures for `methods`, (signal, layer): one run serves those with the same."""
     signals = _listening(model, methods)
-    layers = {(name, layer) for layer, names in signals.wanted.items() for name in names}
+    measured = [*signals.wanted.items(), *signals.after.items()]
+    layers = {(name, layer) for layer, names in measured for name in names}
     return frozenset({*layers, *signals.ends, *signals.starts})
 
 
