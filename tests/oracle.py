@@ -166,7 +166,7 @@ class _Play:
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
         embeds: Tensor = kwargs["inputs_embeds"]
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         self.seen = cache.get_seq_length() if cache is not None else 0
         for merge in self.made.merged:
             if self.seen >= merge.length and (id(merge), id(cache)) not in self.applied:
@@ -262,7 +262,7 @@ class _Play:
                             continue
                         parts = [(old[r, g, places[n]].double(), self.angle(tables, merge.row, places[n])) for n in own]
                         turned = [rotate(x, cos, -sin) if turns else x for x, (cos, sin) in parts]
-                        total = sum(weight[n] * x for n, x in zip(own, turned, strict=True))
+                        total = torch.stack([weight[n] * x for n, x in zip(own, turned, strict=True)]).sum(dim=0)
                         cos, sin = self.angle(tables, merge.row, places[a])
                         new[r, g, places[a]] = (rotate(total, cos, sin) if turns else total).float()
         layer.keys, layer.values = keys, values

@@ -119,7 +119,7 @@ class Weighs(Uneven):
         return taken_in(kept, False, False, True)
 
 
-KINDS: dict[str, vtc.Method] = {
+KINDS: dict[str, CacheMethod] = {
     "heads, equally many": Even(),
     "heads, all layers together": EvenTogether(),
     "heads, each its own number": Uneven(),

@@ -61,9 +61,10 @@ def check_window(decoder: Decoder, config: Any, given: Mapping[str, Any]) -> Non
             f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
             "which is not supported on a wrapped model: give it fewer."
         )
-    for i, layer in enumerate([] if cache is None else cache.layers):
+    layers: Any = [] if cache is None else cache.layers
+    for i, layer in enumerate(layers):
         if type(layer).__name__ == "DynamicSlidingWindowLayer" and not layer.is_initialized:
-            cache.layers[i] = DynamicLayer()
+            layers[i] = DynamicLayer()
 
 
 def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
