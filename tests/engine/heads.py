@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-import vtc
 from vtc.held import Held
 from vtc.methods.base.cache import CacheMethod
 from vtc.signals import VisualTokens
