@@ -1,7 +1,8 @@
-"""Which cells of the large matrices of listed families run by default: others at every commit, all in `make test-all`.
+"""Which cells of the large matrices run by default: others at every commit, all of them in `make test-all`.
 
 Every family runs at every stage in `tests/models/test_listed.py`. Of all other tests that are marked `sampled`, the
-families of `tests/listed.py` take part in a share, drawn by a seed that moves with the commit. It is printed, and
+families of `tests/listed.py` take part in a share, drawn by a seed that moves with the commit; the others in the share
+that the mark says (`most`), and with all their core cells. The seed is printed, and
 
     VTC_TEST_SEED=SEED pytest ...
 

@@ -14,7 +14,7 @@ import vtc
 from tests.families import EVERY, batch, model_of
 from tests.oracle import Decisions, decisions, oracle
 
-pytestmark = pytest.mark.sampled
+pytestmark = pytest.mark.sampled(most=0.3)
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
 PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune", "prumerge", "mmtok", "prunesid"]
