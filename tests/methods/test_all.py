@@ -28,7 +28,6 @@ def picture(h, w, dim=8, seed=0):
         "cls_attention": torch.rand(2, n, generator=g),
         "received_attention": torch.rand(2, n, generator=g),
         "keys": torch.randn(n, 5, generator=g),
-        "tower_features": torch.randn(n, 6, generator=g),
         "global_attention": torch.rand(n, generator=g) / n,
         "patch_entropy": 8 * torch.rand(n, generator=g),
         "text": torch.randn(4, dim, generator=g),
@@ -49,6 +48,7 @@ def picture(h, w, dim=8, seed=0):
     }
     features = torch.randn(n, dim, generator=g)
     late = {"final_states": features.flip(1) * 2, "cls_logits": torch.randn(2, n, generator=g)}
+    late |= {"tower_features": torch.randn(n, 6, generator=g)}
     return features, (1, h, w), signals | late
 
 
