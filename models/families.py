@@ -159,6 +159,20 @@ _LISTED = (
     _carried("glm_ocr", "GLM-OCR", _PACKED, checkpoint="zai-org/GLM-OCR", video=True),
     _carried("got_ocr2", "GOT-OCR 2", _TILES, checkpoint="stepfun-ai/GOT-OCR-2.0-hf"),
     _carried(
+        "idefics3",
+        "Idefics 3",
+        _TILES,
+        "Crops stand apart, between words: each is a picture with a budget of its own.",
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+    ),
+    _carried(
+        "smolvlm",
+        "SmolVLM",
+        _TILES,
+        "Crops stand apart, between words: each is a picture with a budget of its own.",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    ),
+    _carried(
         "janus",
         "Janus",
         _SQUARE,

@@ -130,6 +130,18 @@ class QianfanOcrAdapter(DefaultAdapter):
         return round(1 / config.downsample_ratio)
 
 
+class Idefics3Adapter(DefaultAdapter):
+    """Features of all crops of a row are handed out together; crops stand apart, between words that say where in the
+    picture they are, so that each is a picture of its own here."""
+
+    model_types = ("idefics3", "smolvlm")
+    joins_pieces = True
+
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return config.scale_factor
+
+
 class AriaAdapter(DefaultAdapter):
     """Learned queries read the tower: a token lies nowhere in the picture."""
 
@@ -191,6 +203,7 @@ LISTED: tuple[type[Adapter], ...] = (
     GotOcr2Adapter,
     FastVlmAdapter,
     QianfanOcrAdapter,
+    Idefics3Adapter,
     AriaAdapter,
     Emu3Adapter,
     PerceptionLMAdapter,

@@ -216,7 +216,7 @@ def test_qwen_reads_the_grid():
 #: families that are given whole pictures, and mix none of their neighbours: (rows, columns) of the tokens of picture 0
 WHOLE = {
     **dict.fromkeys(("vipllava", "video_llava", "janus", "deepseek_vl", "ovis2"), (6, 6)),
-    "qianfan_ocr": (4, 4),
+    **dict.fromkeys(("qianfan_ocr", "idefics3", "smolvlm"), (4, 4)),
     **dict.fromkeys(("mistral3", "lighton_ocr"), (6, 4)),
 }
 

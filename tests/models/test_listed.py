@@ -108,7 +108,7 @@ def test_pixels_of_pictures_that_are_padded() -> None:
 #: grid, number of tokens and number of crops of a family's picture 1
 ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("vipllava", "video_llava", "janus", "deepseek_vl", "ovis2"), ((1, 6, 6), 36, 1)),
-    "fast_vlm": ((1, 4, 4), 16, 1),
+    **dict.fromkeys(("fast_vlm", "idefics3", "smolvlm"), ((1, 4, 4), 16, 1)),
     **dict.fromkeys(("got_ocr2", "qianfan_ocr"), ((1, 4, 4), 48, 3)),
     "perception_lm": ((1, 4, 4), 32, 2),
     **dict.fromkeys(("mistral3", "lighton_ocr"), ((1, 5, 7), 35, 1)),

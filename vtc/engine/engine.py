@@ -39,7 +39,7 @@ from vtc.engine.flow import PLACEMENTS, Flow, Part
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_inputs, check_known, check_window
+from vtc.engine.refuse import check_handed, check_inputs, check_known, check_window
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -277,6 +277,7 @@ class Engine:
         found = find_layout(self.family, self.model, embeds, seen) if seen else None
         if found is None and not compressed(cache):
             return None
+        check_handed(self.family, kwargs)
         kwargs = dict(kwargs)
         self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow
