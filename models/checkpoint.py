@@ -41,19 +41,28 @@ def class_for(place: str) -> Any:
 
 
 def complete(processor: Any, config: Any) -> list[str]:
-    """Fill in what the processor of an old checkpoint does not say, from the model's configuration; what was, in words.
+    """Fill in what the processor of an old checkpoint does not say; what is to be said of that, in sentences.
 
     LLaVA's processors write as many placeholders as the tower has patches, and CLS tokens that stay: without these two
-    numbers transformers fails in a division, or in the middle of the model.
+    numbers transformers fails in a division, or in the middle of the model. Without a pad token no batch can be made.
     """
+    filled = [*_placeholders(processor, config), *_padding(getattr(processor, "tokenizer", None))]
+    said = []
+    if filled:
+        said.append(f"does not say everything; filled in: {', '.join(filled)}.")
+    if not getattr(processor, "chat_template", None):
+        said.append("has no chat template: questions are asked as USER: ... ASSISTANT:, which it may not have learnt.")
+    return said
+
+
+def _placeholders(processor: Any, config: Any) -> list[str]:
     vision = getattr(config, "vision_config", None)
     kind = getattr(vision, "model_type", None)
     if vision is None or not hasattr(processor, "num_additional_image_tokens") or kind not in known_towers("square"):
         return []
-    strategy = getattr(config, "vision_feature_select_strategy", None)
     wanted = {
         "patch_size": getattr(vision, "patch_size", None),
-        "vision_feature_select_strategy": strategy,
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
         "num_additional_image_tokens": int(facts_of(str(kind)).has_cls),
     }
     filled = []
@@ -63,3 +72,11 @@ def complete(processor: Any, config: Any) -> list[str]:
             setattr(processor, name, value)
             filled.append(f"{name}={value!r}")
     return filled
+
+
+def _padding(tokenizer: Any) -> list[str]:
+    """Padding is masked: any token will do."""
+    if tokenizer is None or tokenizer.pad_token is not None:
+        return []
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return [f"pad_token={tokenizer.pad_token!r}"]

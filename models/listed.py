@@ -59,7 +59,7 @@ class GlmVAdapter(DefaultAdapter):
         return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
 
     def token_id(self, model: nn.Module, modality: str) -> int:
-        return super().token_id(model, "image")
+        return super().token_id(model, "image")  # of both
 
 
 class ErnieVLAdapter(DefaultAdapter):
@@ -72,8 +72,13 @@ class ErnieVLAdapter(DefaultAdapter):
 
 
 class PaddleOcrVLAdapter(DefaultAdapter):
+    """Its configuration names a video's placeholder, of which the model makes nothing."""
+
     model_types = ("paddleocr_vl",)
     mrope = True
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        return False
 
 
 class VideoLlama3Adapter(DefaultAdapter):

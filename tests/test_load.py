@@ -46,13 +46,25 @@ def test_what_an_old_processor_leaves_out_is_filled_in(tmp_path):
             said.pop(name, None)
 
     old = changed(tiny.path("tiny-llava"), tmp_path, "processor_config.json", strip)
-    with pytest.warns(UserWarning, match=r"filled in from the model's configuration: patch_size=\d+, .*=1\.$"):
+    with pytest.warns(UserWarning, match=r"everything; filled in: patch_size=\d+, .*num_additional_image_tokens=1\.$"):
         model, processor = vtc.load(old, device="cpu")
     _, whole = vtc.load("tiny-llava", device="cpu")
     picture = Image.new("RGB", (40, 30), "red")
     ours, theirs = (vtc.prepare(one, "What?", [picture])["input_ids"] for one in (processor, whole))
     assert ours.equal(theirs)
     assert vtc.check(model, "divprune", processor=processor, show=None).ok
+
+
+def test_no_pad_token_and_no_chat_template(tmp_path):
+    old = changed(tiny.path("tiny-llava"), tmp_path, "tokenizer_config.json", lambda said: said.pop("pad_token"))
+    (old / "chat_template.jinja").unlink()
+    with pytest.warns(UserWarning, match="pad_token=|no chat template: questions are asked as USER") as said:
+        _, processor = vtc.load(old, device="cpu")
+    assert len(said) == 2
+    pictures = [Image.new("RGB", (40, 30), "red")] * 2
+    texts = [f"{processor.image_token} {words}" for words in ("a", "what is a")]
+    made = processor(images=[[one] for one in pictures], text=texts, padding=True, return_tensors="pt")
+    assert made["attention_mask"].sum(dim=1).diff() != 0
 
 
 @pytest.mark.parametrize("key", ["mm_vision_tower", "llm_config"])

@@ -202,7 +202,8 @@ def load(
 
     Raises:
         FileNotFoundError, ValueError: with one sentence, also for a checkpoint in the format of its own repository
-            ("use its conversion, whose name ends in -hf"). What an old processor leaves out is filled in, and warned of.
+            ("use its conversion, whose name ends in -hf"). What an old processor leaves out is filled in from the
+            model's configuration, with a warning.
     """
     from vtc.models.tiny import find, is_classifier, names
 
@@ -232,12 +233,8 @@ def load(
     except OSError as error:
         reason = str(error).strip().split("\n")[0].removesuffix(".")
         raise FileNotFoundError(f"cannot load {place!r}: {reason}. Shipped models: {', '.join(names())}.") from error
-    if filled := checkpoint.complete(processor, model.config):
-        warnings.warn(
-            f"the processor of {place!r} is of before transformers 4.46 and does not say everything; filled in from "
-            f"the model's configuration: {', '.join(filled)}.",
-            stacklevel=2,
-        )
+    for said in checkpoint.complete(processor, model.config):
+        warnings.warn(f"the processor of {place!r} {said}", stacklevel=2)
     return (model if device == "auto" else model.to(device)).eval(), processor
 
 
