@@ -89,13 +89,14 @@ class Engine:
                 raise ValueError(f"{part.title} works at stage {part.stage!r}, which nothing runs; there are {there}.")
             part.check_model(config.model_type, facts.language_model.config.hidden_size)
         for method in methods:
+            method.check_checkpoint(config.model_type, partial(fingerprint_of, model, self.family))
+        check_reads(facts.language_model, parts)
+        for method in methods:
             if set(method.modality) == {"video"} and not self.family.reads_videos(model):
                 raise ValueError(
                     f"{method.title} is for videos, and {config.model_type} reads none: choose a method for pictures, "
                     "such as divprune."
                 )
-            method.check_checkpoint(config.model_type, partial(fingerprint_of, model, self.family))
-        check_reads(facts.language_model, parts)
         order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):
             if order[one.stage] > order[two.stage]:
