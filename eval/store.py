@@ -6,11 +6,12 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vtc.eval.files import read_json
+from vtc.lock import alone as locked
 
 Line = dict[str, Any]
 CONFIG, SAMPLES, METRICS, LOCK = "config.json", "samples.jsonl", "metrics.json", ".lock"
@@ -24,27 +25,18 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process is at work in it. OSError: nothing can be written there.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK)
+    busy = f"another `vtc eval` is at work in {folder}: wait until it has ended, or give another --out"
     try:
-        with _space(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another `vtc eval` is at work in {folder}: wait until it has ended, or give another --out"
-        ) from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise OSError(f"results cannot be written to {folder} ({error.strerror}): give another --out") from None
-    try:
-        yield
-    finally:  # with results beside it the file stays: whoever removed it might remove one that the next has locked
-        with suppress(OSError):
-            if [file.name for file in folder.iterdir()] == [LOCK]:  # as if nothing had been asked
-                (folder / LOCK).unlink()
-                folder.rmdir()
-        lock.release()
+        with ExitStack() as held:
+            try:
+                with _space(folder):
+                    held.enter_context(locked(folder / LOCK, busy))
+            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                raise OSError(f"results cannot be written to {folder} ({error.strerror}): give another --out") from None
+            yield
+    finally:
+        with suppress(OSError):  # it goes if nothing is in it, as if nothing had been asked
+            folder.rmdir()
 
 
 class RunFolder:

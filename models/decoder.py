@@ -66,6 +66,14 @@ class Decoder:
         kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         return [kind] * config.num_hidden_layers
 
+    def window(self, config: Any) -> int | None:
+        """How many tokens back every layer sees, itself included; None where layers differ, or see everything.
+
+        A prompt and answer that are no longer meet no window: everything is as if there were none.
+        """
+        only = set(self.kinds(config)) == {"sliding_attention"}
+        return config.sliding_window if only and isinstance(config.sliding_window, int) else None
+
     # -- what its attention computes ---------------------------------------------------------------------------
 
     def queries(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
@@ -117,6 +125,8 @@ class Decoder:
         """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
         can."""
         kinds = set(self.kinds(lm.config)) - {"full_attention"}
+        if self.window(lm.config) is not None:
+            return None  # what reaches beyond it is refused
         if "sliding_attention" in kinds:
             return "attends within a sliding window, and its KV cache forgets what lies outside"
         if kinds:

@@ -107,6 +107,12 @@ class Adapter:
     projects_cls: ClassVar[bool] = False
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
     companions: ClassVar[Companions | None] = None
+    #: keyword arguments of the language model that hold a number per token, [B, L], and are shortened with the row
+    aligned: ClassVar[tuple[str, ...]] = ()
+
+    def of(self, model: nn.Module) -> Adapter:
+        """The adapter of this model of the family, where not all are alike: this one, or another."""
+        return self
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError with one sentence if this checkpoint's configuration is outside what the adapter knows."""
@@ -122,6 +128,22 @@ class Adapter:
     def language_model(self, model: nn.Module) -> Any:
         """The language model without its head: what has the decoder layers."""
         return self.base(model).language_model
+
+    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """LongTensor [images, 3] of patches (t, h, w), of what the tower is called with; None = it is given none."""
+        return kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
+
+    def joins(self, modality: str) -> bool:
+        """Whether neighbouring pieces of features of a modality make up one image or video."""
+        return self.joins_pieces
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        """The grid (t, h, w) of patches of each image or video, of those that the tower was given.
+
+        Args:
+            sizes: how many visual tokens each image or video has.
+        """
+        return grids
 
     def feature_layer(self, model: nn.Module) -> int:
         """The layer (0-based) whose output the projector reads; the tower says, where the configuration does not."""
@@ -175,6 +197,10 @@ class Adapter:
         Crop by crop. Where several make one they are averaged (`mean`) or added up.
         """
         return values.flatten(0, 1)
+
+    def merged(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+        """The same, of families for which it takes the pictures' grids of patches, LongTensor [images, 3]."""
+        return self.tokens_from_patches(model, values, mean)
 
     def fold(self, model: nn.Module) -> int:
         """How many patches of a side of its tower, of a fixed grid, become one token."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.decoder import decoder_for
+from vtc.models.family import Adapter
 from vtc.models.registry import adapter_for
 from vtc.models.tower import tower_type
 
 
-def fingerprint_of(model: nn.Module) -> str:
+def fingerprint_of(model: nn.Module, family: Adapter | None = None) -> str:
     """16 hexadecimal digits: of the kind and shape of a model, and of norms of its language model and its vision tower
     in bf16.
 
@@ -22,7 +23,7 @@ def fingerprint_of(model: nn.Module) -> str:
     Raises:
         ValueError: these norms are not in memory.
     """
-    family = adapter_for(model)
+    family = family or adapter_for(model)
     lm, tower = family.language_model(model), family.tower(model)
     config = lm.config
     shape = [model.config.model_type, tower_type(tower), config.hidden_size, config.num_hidden_layers]  # type: ignore[union-attr]

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from vtc.layout import VisualSpan
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
+from vtc.models.pixtral import PixtralAdapter
 from vtc.models.tower import known_towers, tower_for, tower_type
 
 
 class LlavaAdapter(Adapter):
     model_types = ("llava",)
     projects_cls = True
+
+    def of(self, model: nn.Module) -> Adapter:
+        return _ON_PIXTRAL if tower_type(self.tower(model)) == "pixtral" else self
 
     def check(self, model: nn.Module) -> None:
         tower = tower_type(self.tower(model))
@@ -44,3 +48,12 @@ class LlavaAdapter(Adapter):
         if features.shape[0] != tokens:
             raise ValueError(f"an image has {tokens} visual tokens, but {features.shape[0]} were found together.")
         return square_layout(tokens)
+
+
+class PixtralLlavaAdapter(PixtralAdapter):
+    """Pixtral-12B, which transformers has as a LLaVA: one patch makes a token."""
+
+    model_types = ("llava",)
+
+
+_ON_PIXTRAL = PixtralLlavaAdapter()

@@ -6,12 +6,24 @@ from torch import nn
 
 from vtc.models import text_models as text_models
 from vtc.models.decoder import decoder_for
+from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
+from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
-from vtc.models.tower import CLIPTower, InternVLTower, Siglip2Tower, SiglipTower, find_tower, no_patches, register_tower
+from vtc.models.tower import (
+    CLIPTower,
+    InternVLTower,
+    JanusTower,
+    QianfanOcrTower,
+    Siglip2Tower,
+    SiglipTower,
+    find_tower,
+    no_patches,
+    register_tower,
+)
 from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
@@ -36,6 +48,7 @@ for _family in (
     QwenVLAdapter,
     Qwen3VLAdapter,
     InternVLAdapter,
+    *LISTED,
 ):
     register_adapter(_family)
 
@@ -43,7 +56,9 @@ for _tower in (
     CLIPTower,
     SiglipTower,
     Siglip2Tower,
+    JanusTower,
     InternVLTower,
+    QianfanOcrTower,
     DinoTower,
     Dino3Tower,
     PixtralTower,
@@ -81,23 +96,31 @@ def is_alone(model: nn.Module) -> bool:
     return True
 
 
-def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a model; ValueError with the supported families if there is none."""
+def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
+    """The adapter of a model; ValueError that says why if there is none.
+
+    Args:
+        family: None = that of its model type; "auto" = the default one, for a model of no listed family.
+    """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _ADAPTERS:
-        raise ValueError(f"{why_unsupported(model)} Supported: {', '.join(list_families())}.")
-    adapter = adapter_of(model_type)
-    if not type(model).__name__.endswith("ForConditionalGeneration"):
+    if family not in (None, "auto"):
+        raise ValueError(f'family={family!r} is none: leave it out, or give "auto" for a model of no listed family.')
+    if model_type not in _ADAPTERS and family is None:
+        raise ValueError(f"{why_unsupported(model)} `vtc families` lists those that are supported.")
+    adapter = adapter_of(model_type).of(model) if model_type in _ADAPTERS else AutoAdapter(model)
+    if model_type in _ADAPTERS and not type(model).__name__.endswith("ForConditionalGeneration"):
         raise ValueError(
             f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
         )
     adapter.check(model)
     lm = adapter.language_model(model)
     kinds = set(decoder_for(lm).kinds(lm.config))
+    if decoder_for(lm).window(lm.config) is not None:
+        return adapter
     if "sliding_attention" in kinds:
         raise ValueError(
-            f"the language model of this {model_type} attends within a sliding window, which is not supported: its "
-            "KV cache drops tokens by itself."
+            f"the language model of this {model_type} attends within a sliding window in some layers, which is "
+            "not supported: their KV cache drops tokens by itself."
         )
     if kinds - {"full_attention"}:
         found = ", ".join(sorted(kinds - {"full_attention"}))

@@ -328,6 +328,20 @@ class SiglipTower(Tower):
     mean = deviation = (0.5, 0.5, 0.5)
 
 
+class JanusTower(SiglipTower):
+    """Norms of queries and keys, which no checkpoint has, would run on all pictures' heads at once."""
+
+    model_types = ("janus_vision_model",)
+
+    def check(self, tower: Any) -> None:
+        if tower.config.use_qk_norm:
+            raise ValueError("the attention of this tower normalises queries and keys, which vtc does not read.")
+
+    def feature_layer(self, tower: Any) -> int:
+        self.check(tower)
+        return super().feature_layer(tower)
+
+
 class Siglip2Tower(SiglipTower):
     """Pictures of any size, of as many patches each as the longest has, or padded to that."""
 
@@ -351,3 +365,15 @@ class InternVLTower(Tower):
 
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         return attention.q_norm, attention.k_norm  # identities where the checkpoint has no norm
+
+
+class QianfanOcrTower(InternVLTower):
+    """The same, without a module around its blocks."""
+
+    model_types = ("qianfan_ocr_vision",)
+
+    def blocks(self, tower: Any) -> Any:
+        return tower.layers
+
+    def encoder(self, tower: Any) -> nn.Module:
+        raise ValueError("this tower has no module around its blocks, before which patches could be left out.")

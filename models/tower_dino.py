@@ -64,7 +64,7 @@ class Dino3Tower(RotaryTower):
 
 
 class PixtralTower(RotaryTower):
-    """Pictures of any size lie in one row; here one picture does."""
+    """Pictures of any size lie in one row; what merges or leaves between its blocks is one picture's."""
 
     model_types = ("pixtral",)
     takes = "row"
@@ -80,6 +80,25 @@ class PixtralTower(RotaryTower):
 
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         return attention.q_proj, attention.k_proj
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        ((queries, keys),) = super().queries_keys(attention, q, k, inputs, grid_thw)
+        if grid_thw is None:
+            return [(queries, keys)]
+        lengths = grid_thw.prod(dim=1).tolist()
+        return list(zip(queries.split(lengths, dim=2), keys.split(lengths, dim=2), strict=True))
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
+        values = super().tokens_from_patches(tower, values, grid_thw, mean, kept)
+        if mean or grid_thw is None or len(grid_thw) == 1:
+            return values
+        sizes = grid_thw.prod(dim=1)  # all pictures are one row; attention in one must not depend on its neighbours
+        share = (sizes / sizes.sum()).repeat_interleave(sizes)  # [T]
+        return values / share.to(values).view(1, -1, *[1] * (values.dim() - 2))
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class QwenTower(Tower):
 class Qwen3Tower(QwenTower):
     """Learned positions, resampled to each picture's grid, are added to the patches."""
 
-    model_types = ("qwen3_vl_vision",)
+    model_types = ("qwen3_vl_vision", "qwen3_vl_moe_vision")
     mean = deviation = (0.5, 0.5, 0.5)
 
     def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:

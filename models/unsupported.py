@@ -22,9 +22,18 @@ def why_unsupported(model: nn.Module) -> str:
         return f"{name} reads {' and '.join(sorted(reads))}, neither images nor videos: it has no visual tokens."
     if reads and isinstance(model, PreTrainedModel) and not model.can_generate():
         return f"{name} does not generate text: wrap a whole vision-language model (a ...ForConditionalGeneration)."
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return (
+            f"{name} reads pictures in an encoder, beside its text: there are no visual tokens in a row to leave out."
+        )
+    if model_type is None:
+        return (
+            f"{type(model).__name__} is none of transformers' models (it has no config.model_type): "
+            "docs/extend/family.md shows how to write an adapter."
+        )
     return (
-        f"{type(model).__name__} (model type {model_type!r}) has no adapter; "
-        'docs/extend/family.md ("How to add a model family") shows how to write one.'
+        f"{type(model).__name__} (model type {model_type!r}) is of no listed family: try it with "
+        'family="auto", and prove it with vtc.check, or write an adapter (docs/extend/family.md shows how).'
     )
 
 

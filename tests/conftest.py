@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.listed import LISTED
+from tests.sampling import SEED, UNKNOWN, drawn
+
 torch.set_num_threads(1)
 
 ORACLE_CELLS: set[str] = set()
@@ -20,11 +23,41 @@ def _no_grad() -> Any:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """`core_cells(name=[values])` marks as core those cells of a matrix whose parameters are among the values."""
+    """`core_cells(name=[values])` marks as core those cells of a matrix whose parameters are among the values;
+    `sampled` marks as full those of listed families that are not drawn (`sampling.py`), and of the other families'
+    those outside the share `most` and no core cells."""
     for item in items:
+        if _is_sampled(item):
+            item.own_markers = [mark for mark in item.own_markers if not mark.name.startswith("core")]
+            if not drawn(item.nodeid):
+                item.add_marker("full")
+            continue
         for mark in item.iter_markers("core_cells"):
             if all(item.callspec.params[name] in values for name, values in mark.kwargs.items()):
                 item.add_marker("core")
+        sampled = item.get_closest_marker("sampled")
+        share = 1.0 if sampled is None else sampled.kwargs.get("most", 1.0)
+        if hasattr(item, "callspec") and not item.get_closest_marker("core") and not drawn(item.nodeid, share):
+            item.add_marker("full")
+
+
+def _is_sampled(item: Any) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("family") in LISTED and item.get_closest_marker("sampled") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: Any) -> Any:
+    try:
+        return (yield)
+    except ValueError as error:
+        if _is_sampled(item) and UNKNOWN.search(str(error)):
+            pytest.skip(f"refused: {error}")
+        raise
+
+
+def pytest_report_header() -> str:
+    return f"large matrices: cells drawn with VTC_TEST_SEED={SEED}"
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -33,5 +66,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"large matrices: cells drawn with VTC_TEST_SEED={SEED}")
     if ORACLE_CELLS:
         terminalreporter.write_line(f"oracle matrix: {len(ORACLE_CELLS)} cells equal the masked full-length model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,41 +10,23 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-PAD, BOS, IMAGE, START, END, VIDEO, VOCAB = 0, 1, 2, 3, 4, 5, 99
-TEXT = dict(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=VOCAB,
-    max_position_embeddings=512,
-    pad_token_id=PAD,
-    bos_token_id=BOS,
-    eos_token_id=None,
+from tests.listed import LISTED
+from tests.tiny_parts import (
+    BOS,
+    CLIPS,
+    END,
+    GRIDS,
+    IMAGE,
+    MROPE,
+    PAD,
+    QWEN_VISION,
+    START,
+    TEXT,
+    VIDEO,
+    VISION,
+    Family,
+    noise,
 )
-VISION = dict(
-    hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=3, image_size=24, patch_size=4
-)
-QWEN_VISION = dict(depth=3, num_heads=2, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
-MROPE = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to build a family's tiny model and the pixels of its images.
-
-    `images(seeds)` gives the vision inputs of a batch's images in reading order and, per image, its prompt ids;
-    `videos(seeds)` the same for videos, where the family reads them.
-    """
-
-    config: Callable[[], Any]
-    images: Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
-    videos: Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]] | None = None
-
-
-def _noise(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _llava(tower: str) -> Any:
@@ -59,7 +40,7 @@ def _llava(tower: str) -> Any:
 def _square(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     if not seeds:
         return {}, []
-    return {"pixel_values": torch.stack([_noise(s, 3, 24, 24) for s in seeds])}, [[IMAGE] * 36 for _ in seeds]
+    return {"pixel_values": torch.stack([noise(s, 3, 24, 24) for s in seeds])}, [[IMAGE] * 36 for _ in seeds]
 
 
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72], [72, 72]]
@@ -96,7 +77,7 @@ def _anyres(family: str) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], l
             crops.append(1 + (h // 24) * (w // 24))
         pixels = torch.zeros(len(seeds), max(crops), 3, 24, 24)
         for i, (seed, n) in enumerate(zip(seeds, crops, strict=True)):
-            pixels[i, :n] = _noise(seed, n, 3, 24, 24)
+            pixels[i, :n] = noise(seed, n, 3, 24, 24)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
         features = model_of(family).model.get_image_features(**inputs, return_dict=True).pooler_output
         return inputs, [[IMAGE] * len(f) for f in features]
@@ -127,14 +108,11 @@ def _qwen(family: str) -> Any:
     )
 
 
-GRIDS = [(1, 12, 8), (1, 10, 14), (1, 8, 8), (1, 6, 12)]  # patches; 2 x 2 of them make a token
-
-
 def _packed(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     if not seeds:
         return {}, []
     grids = [GRIDS[s % len(GRIDS)] for s in seeds]
-    pixels = torch.cat([_noise(s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)])
+    pixels = torch.cat([noise(s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)])
     prompts = [[START, *[IMAGE] * (t * h * w // 4), END] for t, h, w in grids]
     return {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}, prompts
 
@@ -143,19 +121,16 @@ def _frames(ends: int) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], lis
     """Videos of four frames of 3 x 3 tokens after pooling, and so many tokens behind the last frame."""
 
     def videos(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        pixels = torch.stack([_noise(100 + s, 4, 3, 24, 24) for s in seeds])
+        pixels = torch.stack([noise(100 + s, 4, 3, 24, 24) for s in seeds])
         return {"pixel_values_videos": pixels}, [[VIDEO] * (4 * 9 + ends) for _ in seeds]
 
     return videos
 
 
-CLIPS = [(3, 4, 6), (2, 6, 4), (5, 4, 4)]  # patches; 2 x 2 of them make a token
-
-
 def _clips(family: str) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]:
     def videos(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
         grids = [CLIPS[s % len(CLIPS)] for s in seeds]
-        pixels = [_noise(100 + s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)]
+        pixels = [noise(100 + s, t * h * w, 3 * 2 * 4 * 4) for s, (t, h, w) in zip(seeds, grids, strict=True)]
         inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}
         if family == "qwen2_5_vl":
             inputs["second_per_grid_ts"] = torch.tensor([0.5 + s for s in seeds])
@@ -185,7 +160,7 @@ def _tiles(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     if not seeds:
         return {}, []
     counts = [1 if s % 2 == 0 else 3 for s in seeds]  # tiles, the last one a thumbnail
-    pixels = torch.cat([_noise(s, n, 3, 24, 24) for s, n in zip(seeds, counts, strict=True)])
+    pixels = torch.cat([noise(s, n, 3, 24, 24) for s, n in zip(seeds, counts, strict=True)])
     return {"pixel_values": pixels}, [[START, *[IMAGE] * (9 * n), END] for n in counts]
 
 
@@ -199,18 +174,22 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(
         lambda: _next("llava_onevision", "siglip_vision_model"), _anyres("llava_onevision"), _frames(1)
     ),
-    "qwen2_vl": Family(lambda: _qwen("qwen2_vl"), _packed, _clips("qwen2_vl")),
-    "qwen2_5_vl": Family(lambda: _qwen("qwen2_5_vl"), _packed, _clips("qwen2_5_vl")),
-    "qwen3_vl": Family(lambda: _qwen("qwen3_vl"), _packed, _clips("qwen3_vl")),
+    "qwen2_vl": Family(lambda: _qwen("qwen2_vl"), _packed, _clips("qwen2_vl"), typed=True),
+    "qwen2_5_vl": Family(lambda: _qwen("qwen2_5_vl"), _packed, _clips("qwen2_5_vl"), typed=True),
+    "qwen3_vl": Family(lambda: _qwen("qwen3_vl"), _packed, _clips("qwen3_vl"), typed=True),
     "internvl": Family(_internvl, _tiles),
 }
+
+#: these, whose facts are written out, and those that the default family carries
+EVERY: dict[str, Family] = FAMILIES | LISTED
 
 
 @cache
 def model_of(family: str, attention: str = "sdpa") -> Any:
     """The family's tiny model, always with the same weights."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(FAMILIES[family].config(), attn_implementation=attention)
+    given = {} if attention == "sdpa" else {"attn_implementation": attention}  # some towers have no other than eager
+    model = AutoModelForImageTextToText.from_config(EVERY[family].config(), **given)
     for parameter in model.parameters():  # the default 0.02 makes all tokens look alike
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
@@ -229,10 +208,10 @@ def model_of(family: str, attention: str = "sdpa") -> Any:
 def batch(family: str, rows: Sequence[Sequence[int | str]], side: str = "left") -> dict[str, Tensor]:
     """Inputs of a batch, padded on `side`: per row image seeds and video seeds ("v0"); an empty row is text only."""
     seeds = [seed for row in rows for seed in row]
-    vision, prompts = FAMILIES[family].images([seed for seed in seeds if isinstance(seed, int)])
+    vision, prompts = EVERY[family].images([seed for seed in seeds if isinstance(seed, int)])
     clips = [int(seed[1:]) for seed in seeds if isinstance(seed, str)]
     pictures, films = iter(prompts), iter(())
-    videos = FAMILIES[family].videos
+    videos = EVERY[family].videos
     if clips and videos is not None:
         moving, prompts = videos(clips)
         vision, films = vision | moving, iter(prompts)
@@ -250,6 +229,11 @@ def batch(family: str, rows: Sequence[Sequence[int | str]], side: str = "left") 
         ids[r, where] = torch.tensor(text)
         mask[r, where] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, **vision}
-    if family.startswith("qwen"):
+    made = EVERY[family]
+    if made.typed:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        if made.video == IMAGE and clips:  # transformers takes pictures or videos then, not both
+            inputs["mm_token_type_ids"] *= 2
+    if made.more is not None:
+        inputs |= made.more(ids)
     return inputs

@@ -20,6 +20,11 @@ import torch
 from torch import Tensor
 
 
+def lm_of(model: Any) -> Any:
+    """The language model without its head, as transformers finds it."""
+    return model.get_decoder()
+
+
 @dataclass
 class Choice:
     """What was decided for one span at one step: among the tokens at `index`, places in the row."""
@@ -118,7 +123,7 @@ def watched(model: Any) -> Iterator[dict[tuple[int, int], list[list[int]]]]:
         slots = layer.tags["slot"][:, : layer.prompt]
         found[cache.get_seq_length() - 1, i] = [row[out].tolist() for row, out in zip(slots, real & ~read, strict=True)]
 
-    layers = model.model.language_model.layers
+    layers = lm_of(model).layers
     handles = [x.register_forward_hook(partial(after, i), with_kwargs=True) for i, x in enumerate(layers)]
     try:
         yield found
@@ -135,7 +140,7 @@ def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decis
     are the decisions of a first turn that is in the cache; only with positions as they were.
     """
     play = _Play(model, made, rows, compact, earlier)
-    lm = model.model.language_model
+    lm = lm_of(model)
     handles = [lm.register_forward_pre_hook(play.before_lm, with_kwargs=True)]
     for layer in lm.layers:
         handles.append(layer.register_forward_pre_hook(play.before_layer, with_kwargs=True))
@@ -151,7 +156,7 @@ class _Play:
     """The hooks of one oracle; `stages[n]` is what holds from layer `stages[n].first` on."""
 
     def __init__(self, model: Any, made: Decisions, rows: int, compact: bool, earlier: Decisions | None) -> None:
-        self.lm, self.made, self.rows, self.compact = model.model.language_model, made, rows, compact
+        self.lm, self.made, self.rows, self.compact = lm_of(model), made, rows, compact
         self.earlier, self.stages = earlier, []
         self.start = -1  # length of the cache when the forward with the pictures began
         self.applied: set[tuple[int, int]] = set()  # merges of each cache
@@ -161,7 +166,7 @@ class _Play:
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
         embeds: Tensor = kwargs["inputs_embeds"]
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         self.seen = cache.get_seq_length() if cache is not None else 0
         for merge in self.made.merged:
             if self.seen >= merge.length and (id(merge), id(cache)) not in self.applied:
@@ -257,7 +262,7 @@ class _Play:
                             continue
                         parts = [(old[r, g, places[n]].double(), self.angle(tables, merge.row, places[n])) for n in own]
                         turned = [rotate(x, cos, -sin) if turns else x for x, (cos, sin) in parts]
-                        total = sum(weight[n] * x for n, x in zip(own, turned, strict=True))
+                        total = torch.stack([weight[n] * x for n, x in zip(own, turned, strict=True)]).sum(dim=0)
                         cos, sin = self.angle(tables, merge.row, places[a])
                         new[r, g, places[a]] = (rotate(total, cos, sin) if turns else total).float()
         layer.keys, layer.values = keys, values

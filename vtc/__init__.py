@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vtc.methods.base.cache import CacheMethod
     from vtc.methods.base.calibrated import CalibratedMethod
     from vtc.methods.base.encoder import BlockTokens, DroppingMethod, EncoderMethod, Joined, MergingMethod
+    from vtc.methods.base.greedy import GreedyMethod
     from vtc.methods.base.index import MethodInfo, Paper
     from vtc.methods.base.layer import LayerMethod
     from vtc.methods.base.method import Method, top_k
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vtc.methods.base.pixels import PixelMethod
     from vtc.methods.base.registry import list_methods, resolve
     from vtc.methods.base.trained import TrainedMethod
+    from vtc.methods.cdpruner import CDPruner
     from vtc.methods.d2o import D2O
     from vtc.methods.dart import DART
     from vtc.methods.divprune import DivPrune
@@ -48,19 +50,26 @@ if TYPE_CHECKING:
     from vtc.methods.ems import EMS
     from vtc.methods.evs import EVS
     from vtc.methods.fastv import FastV
+    from vtc.methods.fastvid import FastVID
+    from vtc.methods.flashvid import FlashVID
     from vtc.methods.framededupe import FrameDedupe
     from vtc.methods.framefusion import FrameFusion
     from vtc.methods.globalcom2 import GlobalCom2
     from vtc.methods.h2o import H2O
+    from vtc.methods.hiprune import HiPrune
     from vtc.methods.hired import HiRED
     from vtc.methods.holitom import HoliTom
+    from vtc.methods.holov import HoloV
     from vtc.methods.keydiff import KeyDiff
     from vtc.methods.knorm import KNorm
     from vtc.methods.lookm import LookM
     from vtc.methods.minicache import MiniCache
+    from vtc.methods.mmtok import MMTok
     from vtc.methods.mustdrop import MustDrop
     from vtc.methods.pixelprune import PixelPrune
     from vtc.methods.pool import Pool
+    from vtc.methods.prumerge import PruMerge
+    from vtc.methods.prunesid import PruneSID
     from vtc.methods.prunevid import PruneVid
     from vtc.methods.pyramiddrop import PyramidDrop
     from vtc.methods.pyramidkv import PyramidKV
@@ -70,7 +79,9 @@ if TYPE_CHECKING:
     from vtc.methods.razor import Razor
     from vtc.methods.recoverable import Recoverable
     from vtc.methods.scissorhands import Scissorhands
+    from vtc.methods.scope import SCOPE
     from vtc.methods.shared.clip_scorer import OpenClipScorer
+    from vtc.methods.shared.words import question_words
     from vtc.methods.snapkv import SnapKV
     from vtc.methods.sparsevlm import SparseVLM
     from vtc.methods.streaming import Streaming
@@ -79,15 +90,20 @@ if TYPE_CHECKING:
     from vtc.methods.transprune import TransPrune
     from vtc.methods.uniform_frames import UniformFrames
     from vtc.methods.vflowopt import VFlowOpt
+    from vtc.methods.vidcom2 import VidCom2
     from vtc.methods.visiondrop import VisionDrop
     from vtc.methods.visionzip import VisionZip
+    from vtc.methods.vispruner import VisPruner
     from vtc.methods.vl_cache import VLCache
     from vtc.methods.vqtoken import VQToken
+    from vtc.methods.vscan import VScan
     from vtc.methods.vtc_cls import VTCCLS
     from vtc.methods.zerotprune import ZeroTPrune
     from vtc.models import list_families, register_adapter
     from vtc.models import list_families as supported
     from vtc.models.family import Adapter, square_layout
+    from vtc.proof.results import Checked
+    from vtc.proof.run import check
     from vtc.reports import Report
     from vtc.selection import Selection
     from vtc.signals import VisualTokens
@@ -100,14 +116,17 @@ __all__ = [
     "EMS",
     "EVS",
     "H2O",
+    "SCOPE",
     "VTCCLS",
     "AdaKV",
     "Adapter",
     "BlockTokens",
+    "CDPruner",
     "CacheBytes",
     "CacheMethod",
     "Calibrated",
     "CalibratedMethod",
+    "Checked",
     "Clip",
     "ClipLimits",
     "DivPrune",
@@ -117,17 +136,23 @@ __all__ = [
     "Encoded",
     "EncoderMethod",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "FrameDedupe",
     "FrameFusion",
     "GlobalCom2",
+    "GreedyMethod",
     "Held",
+    "HiPrune",
     "HiRED",
     "HoliTom",
+    "HoloV",
     "Joined",
     "KNorm",
     "KeyDiff",
     "LayerMethod",
     "LookM",
+    "MMTok",
     "MergingMethod",
     "Method",
     "MethodInfo",
@@ -140,6 +165,8 @@ __all__ = [
     "PixelMethod",
     "PixelPrune",
     "Pool",
+    "PruMerge",
+    "PruneSID",
     "PruneVid",
     "PyramidDrop",
     "PyramidKV",
@@ -165,6 +192,9 @@ __all__ = [
     "VFlowOpt",
     "VLCache",
     "VQToken",
+    "VScan",
+    "VidCom2",
+    "VisPruner",
     "VisionDrop",
     "VisionZip",
     "VisualTokens",
@@ -172,6 +202,7 @@ __all__ = [
     "__version__",
     "cache_bytes",
     "calibrate",
+    "check",
     "clip_inputs",
     "downsample",
     "downsample_all",
@@ -185,6 +216,7 @@ __all__ = [
     "overlay",
     "prepare",
     "prompt",
+    "question_words",
     "read_samples",
     "register_adapter",
     "report",
@@ -223,6 +255,7 @@ _HOME = {
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
+    "Checked": "vtc.proof.results",
     "Clip": "vtc.media.video",
     "ClipLimits": "vtc.media.limits",
     "DivPrune": "vtc.methods.divprune",
@@ -232,6 +265,8 @@ _HOME = {
     "Encoded": "vtc.engine.encoded",
     "EncoderMethod": "vtc.methods.base.encoder",
     "FastV": "vtc.methods.fastv",
+    "FastVID": "vtc.methods.fastvid",
+    "FlashVID": "vtc.methods.flashvid",
     "FrameDedupe": "vtc.methods.framededupe",
     "FrameFusion": "vtc.methods.framefusion",
     "Held": "vtc.held",
@@ -273,11 +308,13 @@ _HOME = {
     "UniformFrames": "vtc.methods.uniform_frames",
     "VQToken": "vtc.methods.vqtoken",
     "VisionDrop": "vtc.methods.visiondrop",
+    "VidCom2": "vtc.methods.vidcom2",
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
     "cache_bytes": "vtc.cache_bytes",
     "calibrate": "vtc.calibration.calibrate",
+    "check": "vtc.proof.run",
     "clip_inputs": "vtc.media.prompts",
     "downsample": "vtc.media.smaller",
     "downsample_all": "vtc.media.smaller",
@@ -291,6 +328,7 @@ _HOME = {
     "overlay": "vtc.draw.overlays",
     "prepare": "vtc.media.prompts",
     "prompt": "vtc.media.prompts",
+    "question_words": "vtc.methods.shared.words",
     "read_samples": "vtc.training.samples",
     "register_adapter": "vtc.models",
     "report": "vtc.api",
@@ -303,6 +341,16 @@ _HOME = {
     "unwrap": "vtc.api",
     "wrap": "vtc.api",
     "wrapped": "vtc.api",
+    "CDPruner": "vtc.methods.cdpruner",
+    "SCOPE": "vtc.methods.scope",
+    "VisPruner": "vtc.methods.vispruner",
+    "HoloV": "vtc.methods.holov",
+    "HiPrune": "vtc.methods.hiprune",
+    "GreedyMethod": "vtc.methods.base.greedy",
+    "PruMerge": "vtc.methods.prumerge",
+    "MMTok": "vtc.methods.mmtok",
+    "PruneSID": "vtc.methods.prunesid",
+    "VScan": "vtc.methods.vscan",
 }
 
 

@@ -34,7 +34,13 @@ ATTRIBUTE = "_vtc_engine"
 
 
 def wrap(
-    model: Model, method: MethodLike, keep: int | float | None = None, *, processor: Any = None, **options: Any
+    model: Model,
+    method: MethodLike,
+    keep: int | float | None = None,
+    *,
+    processor: Any = None,
+    family: str | None = None,
+    **options: Any,
 ) -> Model:
     """Compress the visual tokens of `model` from now on, in place; nothing else about using it changes.
 
@@ -49,6 +55,8 @@ def wrap(
         keep: float in (0, 1] = fraction of each image's visual tokens, int = count per image; None = the method's own.
         processor: the model's processor; needed for InternVL's videos only, which are images to the model: the words
             "Frame1: " before them make them one video. Without it each frame is an image with a budget of its own.
+        family: "auto" tries a model of no listed family, with parts where most of transformers' models have them and
+            its visual tokens in a square or a row; `vtc.check(model, ..., family="auto")` proves that it is right.
         options: the method's options, for example `positions="original"`.
 
     Returns:
@@ -62,7 +70,7 @@ def wrap(
         raise TypeError(f"expected a model to wrap, got {type(model).__name__}.")
     check_versions()
     inner, around = look_through(model)
-    engine = _new_engine(inner, _resolve_all(method, keep, options), processor, around)
+    engine = _new_engine(inner, _resolve_all(method, keep, options), processor, around, family)
     old = _engine(model)
     if old is not None:
         old.detach()
@@ -88,11 +96,17 @@ def unwrap(model: Model) -> Model:
 
 @contextmanager
 def wrapped(
-    model: Model, method: MethodLike, keep: int | float | None = None, *, processor: Any = None, **options: Any
+    model: Model,
+    method: MethodLike,
+    keep: int | float | None = None,
+    *,
+    processor: Any = None,
+    family: str | None = None,
+    **options: Any,
 ) -> Iterator[Model]:
     """`wrap` for the length of a with block; afterwards the model is as before, wrapped or not."""
     old = _engine(model)
-    wrap(model, method, keep, processor=processor, **options)
+    wrap(model, method, keep, processor=processor, family=family, **options)
     try:
         yield model
     finally:
@@ -148,12 +162,13 @@ def select(
     return select_scoped(chosen, [VisualTokens(features, span, index, read)])[0].check()
 
 
-def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encoded:
+def encode(model: nn.Module, methods: MethodLike, *, family: Any = None, **vision_inputs: Any) -> Encoded:
     """Run the vision tower once, to ask many questions and compare many methods afterwards.
 
     Args:
         model: a supported model, wrapped or not.
         methods: every method that will be wrapped when the result is used; their signals are computed along.
+        family: as for `wrap`.
         vision_inputs: `pixel_values=` and what else the processor returned for the images (`image_sizes=`,
             `image_grid_thw=`); for InternVL also `input_ids=`, which tell how many tiles each image has. Or, for
             videos, `pixel_values_videos=`, `video_grid_thw=`, `second_per_grid_ts=`.
@@ -164,7 +179,7 @@ def encode(model: nn.Module, methods: MethodLike, **vision_inputs: Any) -> Encod
     """
     from vtc.engine.encoding import encode_with
 
-    return encode_with(look_through(model)[0], _resolve_all(methods, None, {}), vision_inputs)
+    return encode_with(look_through(model)[0], _resolve_all(methods, None, {}), vision_inputs, family)
 
 
 def load(
@@ -222,7 +237,11 @@ def _resolve_all(method: MethodLike, keep: int | float | None, options: dict[str
 
 
 def _new_engine(
-    model: nn.Module, methods: tuple[Method, ...], processor: Any, around: tuple[nn.Module, ...]
+    model: nn.Module,
+    methods: tuple[Method, ...],
+    processor: Any,
+    around: tuple[nn.Module, ...],
+    family: str | None,
 ) -> Engine | TowerEngine:
     from vtc.models.registry import is_alone
 
@@ -232,7 +251,7 @@ def _new_engine(
         return TowerEngine(model, methods)
     from vtc.engine.engine import Engine
 
-    return Engine(model, methods, processor, around)
+    return Engine(model, methods, processor, around, family)
 
 
 def _engine(model: nn.Module) -> Engine | TowerEngine | None:

@@ -27,7 +27,10 @@ __all__ = [
     "dpc_knn",
     "energy",
     "gather_rows",
+    "greedy_coverage",
+    "greedy_determinantal",
     "greedy_diversity",
+    "greedy_suppression",
     "kmeans",
     "nearest",
     "passed_attention",
@@ -158,6 +161,73 @@ def greedy_diversity(
     if not 1 <= k <= features.shape[1]:
         raise ValueError(f"k={k} of {features.shape[1]} tokens: choose at least 1 and at most all.")
     return _run("greedy_diversity", features.detach(), k, mode, first, lengths)
+
+
+def _check_choice(k: int, given: Tensor, weight: Tensor | None) -> None:
+    """Raise ValueError if k of the tokens of `given` [B, N, ...] cannot be chosen by weight [B, N]."""
+    if not 1 <= k <= given.shape[1]:
+        raise ValueError(f"k={k} of {given.shape[1]} tokens: choose at least 1 and at most all.")
+    if weight is not None and weight.shape != given.shape[:2]:
+        wanted, shape = tuple(given.shape[:2]), tuple(weight.shape)
+        raise ValueError(f"weight has shape {shape}; expected one number per token, {wanted}.")
+
+
+def greedy_coverage(cover: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    """Greedy choice of k tokens that stand for all (facility location): LongTensor [B, k], in order of selection.
+
+    A target is covered as well as its best chosen token covers it. Each step takes the token that adds most to the sum
+    over all targets, times its weight; ties go to the lowest index. The first j of k chosen are what k = j would
+    choose, as of all greedy ops here.
+
+    Args:
+        cover: [B, N, M], how well each token covers each target, such as cosines; below 0, and no number, is 0.
+        weight: [B, N], at least 0; None = all alike.
+        lengths: LongTensor [B], tokens of each picture; what fills up the others is chosen last, and should cover
+            nothing, nor be covered.
+    """
+    _check_choice(k, cover, weight)
+    return _run("greedy_coverage", cover.detach(), k, weight, lengths)
+
+
+def greedy_determinantal(
+    features: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None
+) -> Tensor:
+    """Greedy choice of k tokens that are important and span much (MAP of a determinantal point process).
+
+    features [B, N, D] -> LongTensor [B, k], in order of selection. Each step takes the token that makes the determinant
+    of L_ij = weight_i cosine_ij weight_j, on what is chosen, largest (arXiv 1709.05135, algorithm 1). Beyond the rank
+    of the features the tokens of highest weight follow; ties go to the lowest index.
+
+    Args:
+        weight: [B, N], at least 0; None = all alike.
+        lengths: LongTensor [B], tokens of each picture; what fills up the others is chosen last.
+    """
+    _check_choice(k, features, weight)
+    return _run("greedy_determinantal", features.detach(), k, weight, lengths)
+
+
+def greedy_suppression(
+    features: Tensor,
+    k: int,
+    weight: Tensor,
+    threshold: float | Tensor,
+    group: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Greedy choice of k tokens by falling weight, those like a chosen one last (non-maximum suppression).
+
+    features [B, N, D] -> (LongTensor [B, k] in order of selection, LongTensor [B], how many of them are like none
+    before). Ties go to the lowest index; a weight of NaN is lowest.
+
+    Args:
+        weight: [B, N].
+        threshold: cosine above which tokens are alike; for all pictures or [B].
+        group: LongTensor [B, N], at least 0: only tokens of one group are compared; None = all.
+        lengths: LongTensor [B], tokens of each picture; what fills up the others is chosen last.
+    """
+    _check_choice(k, features, weight)
+    above = torch.as_tensor(threshold, dtype=torch.float32, device=features.device).expand(len(features)).contiguous()
+    return _run("greedy_suppression", features.detach(), k, weight, above, group, lengths)
 
 
 def kmeans(

@@ -4,8 +4,9 @@ The engine measures a signal only when a wrapped method lists it in `needs`; `vt
 says where it is measured, and `of` measures it there, on what that place offers:
 
     tower    one segment of one attention of the vision tower: `q`, `k` [B, H, T, d], `rows`, `joined_row`, `received`,
-             `share`; for what is not read from queries and keys, the patches that it is given
-             (`vtc.engine.patch_pixels`), or what the projector makes of each crop's CLS token, [C, D]
+             `share`; for what is not read from queries and keys, what a block puts out, [B, T, D], or the patches that
+             the tower is given (`vtc.engine.patch_pixels`), or what the projector makes of each crop's CLS token,
+             [C, D]
     text     `words` [T, D], input embeddings of the row's text
     layer    `vtc.engine.layer_signals.LayerSignals`, one decoder layer, and the number of the span
     cache    `vtc.engine.stages.evict.CachedRows`, some rows of one layer of the KV cache
@@ -53,6 +54,7 @@ class Signal:
         numbered: whether `of` is given, behind the place, the number that the method wants it with
             (`Method.signal_number`); of the place `tower`.
         pixels: whether it is read from the pixels that the tower is given.
+        of_block: whether it is read from what a whole block of the tower puts out, `of(states [B, T, D])`.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Signal:
     of_cls: bool = False
     numbered: bool = False
     pixels: bool = False
+    of_block: bool = False
 
     @property
     def text(self) -> str:
@@ -143,6 +146,17 @@ for _row in (
         lambda segment: segment.k.float().mean(dim=1),
         fold="mean",
         attention=True,
+        together=True,
+    ),
+    Signal(
+        "tower_features",
+        ("N", "D"),
+        "tower",
+        "what the vision tower makes of each token, before the projector: the output of the layer the features come "
+        "from, averaged over the patches that make a token",
+        lambda states: states.float(),
+        fold="mean",
+        of_block=True,
         together=True,
     ),
     Signal(

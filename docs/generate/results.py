@@ -25,6 +25,7 @@ TABLES = {
     "pictures": ("Pictures", "make table"),
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
+    "crops": ("Pictures in crops", "make table-crops"),
     "video": ("Videos", "make table-video"),
     "vit": ("Inside a vision tower", "make table-vit"),
 }
@@ -33,6 +34,7 @@ HEADINGS = {
     "pictures": "All numbers",
     "inside-average": f"{_INSIDE} average",
     "inside-final": f"{_INSIDE} number of tokens at the end",
+    "crops": "All numbers of pictures in crops",
     "video": "All numbers of videos",
     "vit": "Inside a vision tower",
 }

@@ -39,6 +39,9 @@ def add_command(parsers: Any) -> None:
     own = kind("ops", commands.ops, "scoring and gathering at the shapes of real models")
     own.add_argument("--only", type=arguments.listed(str), default=[], metavar="A,B", help="these ops; default: all")
     limited(own, "each case gets its share; default: 20 a case")
+    own.add_argument("--growth", action="store_true", help="methods instead of ops, by the number of tokens")
+    about = "with --growth: numbers of tokens; default: 576 to 36864, doubling"
+    own.add_argument("--tokens", type=arguments.listed(arguments.count), metavar="N,N", help=about)
     own = kind("model", commands.model, "prefill and decoding of whole models with random weights")
     shapes = f"one of {', '.join(archs.ARCHS)}"
     about = f"{shapes}; default: a suite for the device"

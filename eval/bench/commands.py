@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import vtc
 from vtc.cli import arguments
 from vtc.eval.bench import archs, suites
 from vtc.eval.bench.progress import Progress
+from vtc.methods.base import index
 from vtc.models import tiny
 
 if TYPE_CHECKING:
@@ -72,7 +74,13 @@ def finish(
 
 
 def ops(options: argparse.Namespace) -> None:
-    """Time every op at the shapes of real models, by provider, against its own matmul and the usual loop."""
+    """Time every op at the shapes of real models, by provider, against its own matmul and the usual loop; with --growth
+    how time and memory of every method that chooses before the language model grow with the number of tokens."""
+    if options.growth:
+        _growth(options)
+        return
+    if options.tokens is not None:
+        raise ValueError("--tokens goes with --growth: other shapes are those of real models")
     unknown = set(options.only) - {*suites.OPS}
     if unknown:
         raise ValueError(f"--only {','.join(sorted(unknown))}: no such op here; there are {', '.join(suites.OPS)}")
@@ -87,6 +95,37 @@ def ops(options: argparse.Namespace) -> None:
             progress.show("cases", number)
     heading = f"{_name(dtype)}, median of {options.rounds} rounds"
     finish(options, {heading: ops.cells(found)}, list(ops.COLUMNS.values()), found, machine(device), ops.plot)
+
+
+def _growth(options: argparse.Namespace) -> None:
+    """Of the methods `--only`, or all that choose before the language model."""
+    known = [name for name, info in index.shipped().items() if info.stage.split("+")[0] == "input"]
+    unknown = set(arguments.check_methods(options.only)) - {*known}
+    if unknown:
+        raise ValueError(
+            f"--only {','.join(sorted(unknown))}: --growth has methods that choose before the language model; there "
+            f"are {', '.join(known)}"
+        )
+    sizes = sorted(set(options.tokens or suites.SIZES))
+    if len(sizes) < 2 or any(size % suites.FRAME for size in sizes):
+        frames = f"{suites.FRAME} tokens a frame"
+        raise ValueError(f"--tokens {','.join(map(str, sizes))}: give two numbers or more of whole frames ({frames})")
+    device, dtype = where(options)
+    from vtc.eval.bench import growth
+    from vtc.eval.bench.roofs import machine
+
+    names = options.only or [*known, *suites.SCOPED]
+    with Progress() as progress:
+        show = partial(progress.show, "methods")
+        points = growth.measure(names, device, dtype, sizes, _limit(options), show)
+        found = growth.rows(list(points))
+    kind = " of the processor" if device.type == "cpu" else ""
+    heading = (
+        f"{_name(dtype)}, ms{kind} by the number of tokens; at the last one memory, by that of the\n"
+        "features, and time, by that of all products of all tokens; time ~ tokens^exponent"
+    )
+    about = {"dtype": _name(dtype), **machine(device)}
+    finish(options, {heading: growth.cells(found, sizes)}, growth.columns(sizes), found, about, growth.plot)
 
 
 def clip(options: argparse.Namespace) -> None:

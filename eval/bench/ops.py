@@ -36,7 +36,7 @@ SHAPES = [
 class Case:
     """One op at one shape: ways to run it, and the least work it takes.
 
-    `matmul` is what to be compared with: the Gram matrix (`greedy_diversity`), both products of every iteration
+    `matmul` is what to be compared with: the Gram matrix (of the greedy choices), both products of every iteration
     (`kmeans`: tokens by centroids, membership by tokens), one half by the other (`bipartite_match`), membership by
     tokens (`segment_mean`).
     """
@@ -53,7 +53,10 @@ class Case:
 
 def cases(device: torch.device, dtype: torch.dtype, only: Sequence[str] = OPS) -> Iterator[Case]:
     """The ops `only` at all shapes that the device is up to."""
-    makes = (_greedy, _kmeans, _bipartite, _segment_mean, _gather_rows, _transition, _attention, _received)
+    makes = (
+        *(_greedy, _coverage, _determinantal, _suppression, _kmeans, _bipartite),
+        *(_segment_mean, _gather_rows, _transition, _attention, _received),
+    )
     for model, n, d, k in SHAPES:
         random = torch.Generator().manual_seed(0)
         x = torch.randn(1, n, d, generator=random).to(device, dtype)
@@ -98,6 +101,78 @@ def _greedy(model: str, x: Tensor, k: int) -> Case:
     wide = x[0].float() if x.device.type == "cpu" else x[0]
     moved = n * d * x.element_size() + 4.0 * n * n
     return Case("greedy_diversity", model, _shape(x, k), product, moved, run, lambda: wide @ wide.T)
+
+
+def _weights(x: Tensor) -> Tensor:
+    """[1, N], as attention gives them: few that are large."""
+    return torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(1)).to(x.device) ** 4
+
+
+def _choice(op: str, model: str, x: Tensor, k: int, call: Callable[[Any], Any], naive: Callable[[], Any]) -> Case:
+    """A greedy choice by weight, whose least work is the Gram matrix."""
+    n, d = x.shape[1:]
+    wide = x[0].float() if x.device.type == "cpu" else x[0]
+    moved = n * d * x.element_size() + 4.0 * n * n
+    return Case(
+        op, model, _shape(x, k), 2.0 * n * n * d, moved, _providers(op, x, call, naive, False), lambda: wide @ wide.T
+    )
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
+
+
+def _coverage(model: str, x: Tensor, k: int) -> Case:
+    weight = _weights(x)
+
+    def naive() -> Tensor:
+        """As released code does: the gains of all tokens anew in every step."""
+        cover = _unit(x[0]) @ _unit(x[0]).T
+        covered, score, chosen = torch.zeros_like(cover[0]), weight[0], []
+        for _ in range(k):
+            score = (cover - covered).clamp(min=0).sum(dim=1) * weight[0]
+            score[chosen] = -1.0
+            chosen.append(int(score.argmax()))
+            covered = covered.maximum(cover[chosen[-1]])
+        return torch.tensor(chosen)
+
+    return _choice("greedy_coverage", model, x, k, lambda op: op(_unit(x) @ _unit(x).mT, k, weight), naive)
+
+
+def _determinantal(model: str, x: Tensor, k: int) -> Case:
+    weight = _weights(x)
+
+    def naive() -> Tensor:
+        """As released code does: a column of the Cholesky factor for every step, from the whole matrix."""
+        rows = _unit(x[0]) * weight[0, :, None]
+        product = rows @ rows.T
+        left, factor, chosen = product.diagonal().clone(), torch.zeros(k, len(rows), device=x.device), []
+        for step in range(k):
+            pick = int(left.argmax())
+            row = product[pick] - factor[:step, pick] @ factor[:step]
+            factor[step] = row / left[pick].clamp(min=1e-12).sqrt()
+            left = left - factor[step].square()
+            left[pick] = -torch.inf
+            chosen.append(pick)
+        return torch.tensor(chosen)
+
+    return _choice("greedy_determinantal", model, x, k, lambda op: op(x, k, weight), naive)
+
+
+def _suppression(model: str, x: Tensor, k: int) -> Case:
+    weight, above = _weights(x), torch.full((1,), 0.1, device=x.device)
+
+    def naive() -> Tensor:
+        rows, chosen = _unit(x[0]), []
+        like = rows @ rows.T > above
+        left = weight[0].clone()
+        for _ in range(k):
+            chosen.append(int(left.argmax()))
+            left = torch.where(like[chosen[-1]], left - 2, left)
+            left[chosen[-1]] = -torch.inf
+        return torch.tensor(chosen)
+
+    return _choice("greedy_suppression", model, x, k, lambda op: op(x, k, weight, above), naive)
 
 
 def _kmeans(model: str, x: Tensor, k: int) -> Case:

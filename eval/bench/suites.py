@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 OPS = (
     "greedy_diversity",
+    "greedy_coverage",
+    "greedy_determinantal",
+    "greedy_suppression",
     "kmeans",
     "bipartite_match",
     "segment_mean",
@@ -14,6 +17,9 @@ OPS = (
     "attention_rows",
     "received_attention",
 )
+SIZES = (576, 1152, 2304, 4608, 9216, 18_432, 36_864)  # tokens whose choice `ops --growth` times
+SCOPED = ("divprune(scope=frame)", "todre(scope=frame)", "tome(scope=frame)", "pitome(scope=frame)")
+FRAME = 144  # of them in a frame, 12 x 12
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")
 VIDEO = ("random", "uniform-frames", "evs", "dycoke", "framefusion", "prunevid", "quota", "divprune", "transprune")
 STEPWISE = ("dycoke(p=None)", "dycoke")  # DyCoke without and with its choice in every decode step

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vtc.kernels.greedy_diversity.reference import absent, numbers, products
 
-BLOCK = 2**24  # similarities held at a time
+BLOCK, IN_CACHE = 2**24, 2**20  # similarities held at a time: on a GPU; on a CPU, so many as stay in its cache
 SAME = 1 - 2**-18  # a cosine above it is 1 but for rounding
-STRIP = 128  # rows of similarities whose energy is summed at a time on a CPU: few enough to stay in a cache
+STRIP, TILE = 256, 2048  # rows and columns of similarities whose energy is summed at a time on a CPU
 
 
 def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
@@ -19,23 +19,28 @@ def energy(x: Tensor, scale: Tensor, margin: float, lengths: Tensor) -> Tensor:
 
     Summed in fp64, as the mean of many fp32 cosines is finer than each of them. A cosine that is 1 but for rounding, of
     a token with itself or a copy, is 1, so that copies have the same energy. Cosines are symmetric: each pair is
-    computed once, strip by strip, as a part of a row's sum and of a column's.
+    computed once, tile by tile, as a part of a row's sum and of a column's; nothing of N x N is held.
     """
     b, n = x.shape[:2]
     out = torch.zeros(b, n, dtype=torch.float64, device=x.device)
+    host = x.device.type == "cpu"
     empty = absent(lengths, n, x.device)
-    padded = empty is not None and (empty.device.type != "cpu" or bool(empty.any()))
-    strip = STRIP if x.device.type == "cpu" else max(STRIP, BLOCK // (b * n))
+    padded = empty is not None and (not host or bool(empty.any()))
+    strip, tile = (max(32, STRIP // b), TILE) if host else (max(128, BLOCK // (b * n)), n)
     for start in range(0, n, strip):
         stop = min(n, start + strip)
-        value = products(x[:, start:stop], x[:, start:])
-        value.mul_(scale[:, start:stop, None] * scale[:, None, start:])  # one factor, the same for (i, j) and (j, i)
-        value = F.elu(value.masked_fill_(value > SAME, 1.0).sub_(margin), inplace=True).double()
-        if padded:
-            assert empty is not None
-            value.masked_fill_(empty[:, start:stop, None] | empty[:, None, start:], 0.0)
-        out[:, start:stop] += value.sum(dim=2)
-        out[:, stop:] += value[:, :, stop - start :].sum(dim=1)
+        for left in range(start, n, tile):
+            right = min(n, left + tile)
+            value = products(x[:, start:stop], x[:, left:right])
+            value.mul_(scale[:, start:stop, None] * scale[:, None, left:right])  # one factor for (i, j) and (j, i)
+            if not host or float(value.amax()) > SAME:
+                value.masked_fill_(value > SAME, 1.0)
+            value = F.elu(value.sub_(margin), inplace=True)
+            if padded:
+                assert empty is not None
+                value.masked_fill_(empty[:, start:stop, None] | empty[:, None, left:right], 0.0)
+            out[:, start:stop] += value.sum(dim=2, dtype=torch.float64)
+            out[:, max(left, stop) : right] += value[:, :, max(0, stop - left) :].sum(dim=1, dtype=torch.float64)
     return out / lengths[:, None]
 
 
@@ -49,7 +54,7 @@ def nearest(left: Tensor, right: Tensor, scale: Tensor, count: Tensor) -> tuple[
     best = torch.full((b, a), -torch.inf, device=left.device)
     where = torch.zeros(b, a, dtype=torch.long, device=left.device)
     empty = absent(count, right.shape[1], left.device)
-    step = max(1, BLOCK // (b * right.shape[1]))
+    step = max(1, (IN_CACHE if left.device.type == "cpu" else BLOCK) // (b * right.shape[1]))
     for start in range(0, a, step):
         part = slice(start, start + step)
         product = products(left[:, part], right).mul_(scale[:, None])

@@ -1,6 +1,7 @@
 """k-means with deterministic seeding, cosine or Euclidean."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -10,13 +11,15 @@ from vtc.kernels.greedy_diversity.reference import absent, unit
 from vtc.kernels.segment_sum.reference import segment_sum
 
 SEED_TOKENS = 8  # per centroid, evenly strided: seeding looks at no more of them
-BLOCK = 2**24  # scores of the assignment held at a time
+LARGEST_MATRIX = 1024  # tokens all of whose distances are held at once on a CPU; of more, those that are asked for
+RUN, RUNS = 32, 24  # tokens whose distances are computed together, and how many such runs are held
+BLOCK, IN_CACHE = 2**24, 2**20  # scores of the assignment held at a time: on a GPU; on a CPU
 
 
 def assign(x: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
     """x [B, N, D], centroids [B, K, D], bias [B, K] -> LongTensor [B, N], argmax of x . c + bias; ties: the lowest."""
     b, n = x.shape[:2]
-    step = max(1, BLOCK // (b * centroids.shape[1]))
+    step = max(1, (IN_CACHE if x.device.type == "cpu" else BLOCK) // (b * centroids.shape[1]))
     label = torch.empty(b, n, dtype=torch.long, device=x.device)
     for start in range(0, n, step):
         scores = torch.baddbmm(bias[:, None], x[:, start : start + step], centroids.transpose(1, 2))
@@ -35,10 +38,13 @@ def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
     place = torch.arange(min(n, SEED_TOKENS * k), device=x.device)
     there = place < few[:, None]
     at = (place * lengths[:, None] // few[:, None].clamp(min=1)).clamp(max=n - 1)  # [B, F], evenly strided
+    if x.device.type == "cpu" and len(place) > LARGEST_MATRIX:
+        return torch.stack(
+            [_one_by_one(own, places[: max(1, count)], k) for own, places, count in zip(x, at, few, strict=True)]
+        )
     some = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * there.unsqueeze(-1)
     rows = torch.arange(b, device=x.device)
-    trials = 2 + int(math.log(k))
-    spread = (torch.arange(trials, device=x.device) + 0.5) / trials
+    spread = _spread(k, x.device)
     products = torch.bmm(some, some.transpose(1, 2))  # [B, F, F]
     squares = products.diagonal(dim1=-2, dim2=-1).clone()
     apart = products.mul_(-2).add_(squares[:, None]).add_(squares[:, :, None]).clamp_(min=0.0)
@@ -54,6 +60,54 @@ def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
         pick, nearest = candidates[rows, best], closer[rows, best]
         picks.append(pick)
     return at.gather(1, torch.stack(picks, dim=1))
+
+
+def _spread(k: int, device: torch.device) -> Tensor:
+    """The quantiles at which the candidates for each of k seeds lie."""
+    trials = 2 + int(math.log(k))
+    return (torch.arange(trials, device=device) + 0.5) / trials
+
+
+def _one_by_one(x: Tensor, at: Tensor, k: int) -> Tensor:
+    """`seed` among the tokens `at` [F] of one picture x [N, D] without the matrix of their distances: LongTensor [k].
+
+    Quantiles move little from one seed to the next, so few tokens are ever candidates, and those lie side by side:
+    distances from RUN tokens in a row are computed when one of them is asked for, and the RUNS latest are held.
+    """
+    spread, held = _spread(k, x.device), OrderedDict[int, Tensor]()
+    if 2 * len(at) <= len(x):
+        base, columns = x[at], None
+    else:  # most of them: a copy would cost more than some products too many
+        base, columns = x, None if len(at) == len(x) else at
+    counted = x.new_zeros(len(x)).index_fill_(0, at, 1.0)
+    squares = torch.cat([part.square().sum(dim=1) for part in x.split(1024)])[at]  # [F]
+
+    def products(rows: Tensor) -> Tensor:
+        found = rows @ base.T
+        return found if columns is None else found[:, columns]
+
+    def apart(token: int) -> Tensor:
+        run = token // RUN
+        if run not in held:
+            own = slice(run * RUN, (run + 1) * RUN)
+            held[run] = products(x[at[own]]).mul_(-2).add_(squares).add_(squares[own, None]).clamp_(min=0.0)
+            held[run].diagonal(offset=run * RUN).fill_(0.0)
+            if len(held) > RUNS:
+                held.popitem(last=False)
+        held.move_to_end(run)
+        return held[run][token % RUN]
+
+    pick = int(products((counted @ x / len(at))[None])[0].mul_(-2).add_(squares).argmin())  # nearest to the mean
+    picks, nearest = [pick], apart(pick).clone()  # squared distance to the nearest seed
+    for _ in range(1, k):
+        total = nearest.cumsum(dim=0)
+        candidates = torch.searchsorted(total, total[-1:] * spread).tolist()
+        closer = torch.stack([apart(token) for token in candidates])
+        torch.minimum(closer, nearest, out=closer)  # [C, F]
+        best = int(closer.sum(dim=-1).argmin())
+        picks.append(candidates[best])
+        nearest = closer[best].clone()
+    return at[picks]
 
 
 def means(
@@ -85,7 +139,7 @@ def lloyd(
     if lengths is None:
         lengths = torch.full((x.shape[0],), n, device=x.device)
     if empty is not None:
-        x = x.masked_fill(empty.unsqueeze(-1), 0.0)
+        x.masked_fill_(empty.unsqueeze(-1), 0.0)
     seeds = seed(x, k, lengths.to(x.device))
     centroids = x.gather(1, seeds.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     label = torch.full(x.shape[:2], -2, dtype=torch.long, device=x.device)

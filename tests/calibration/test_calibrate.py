@@ -13,10 +13,11 @@ from PIL import Image
 import vtc
 from tests.families import batch, model_of
 from tests.small_qwen import loaded_from, save
+from vtc.calibration.calibrate import lock_of
 from vtc.calibration.pairs import read_pairs
-from vtc.calibration.trials import alone
 from vtc.cli.main import main
 from vtc.engine.encoding import Remeasured
+from vtc.lock import alone
 from vtc.models.fingerprint import fingerprint_of
 
 COLORS = ("red", "blue", "lime")
@@ -171,7 +172,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(after, finished, loaded, folder, 
 
 def test_two_at_once_are_kept_apart(loaded, folder, tmp_path):
     out = tmp_path / "flow.json"
-    with alone(out), pytest.raises(ValueError, match=r"another calibration is at work on .*flow.json: wait for it"):
+    says = r"another calibration is at work on .*flow.json: wait for it"
+    with alone(lock_of(out), "busy"), pytest.raises(ValueError, match=says):
         calibrate(loaded, folder, out)
     assert calibrate(loaded, folder, out, trials=1).path == out
 

@@ -27,38 +27,39 @@ def searched(trials, seed, objective=hill, stop=None, known=()):
 
 
 def test_every_point_is_in_the_box():
-    for point, _ in searched(30, 0)[1:]:
+    for point, _ in searched(12, 0)[1:]:
         for name, (low, high) in BOX.items():
             assert low <= point[name] <= high
     assert list(point) == ["a", "b", "c"]
 
 
 def test_a_stopped_search_goes_on_as_if_it_had_not_been():
-    whole = searched(24, 3)
-    for stop in (1, 9, 17):
-        part = searched(24, 3, stop=stop)
-        assert searched(24, 3, known=part) == whole
-    assert searched(24, 4) != whole
+    whole = searched(9, 3)
+    for stop in (1, 6):
+        part = searched(9, 3, stop=stop)
+        assert searched(9, 3, known=part) == whole
+    assert searched(9, 4, stop=1) != whole[:2]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_comes_nearer_than_its_first_points(seed):
-    found = searched(40, seed)
-    first = max(value for _, value in found[: starts_of(40) + 1])
+    found = searched(16, seed)
+    first = max(value for _, value in found[: starts_of(16) + 1])
     best = max(value for _, value in found)
-    assert best > 0.9
+    assert best > 0.99
     assert best > first
 
 
 def test_equal_values_and_single_sides_are_searched_too():
-    assert len(searched(20, 0, objective=lambda point: 0.5)) == 21
+    assert len(searched(8, 0, objective=lambda point: 0.5)) == 9
     point = proposed({"a": (3.0, 3.0), "b": (0.0, 1.0)}, [{"a": 3.0, "b": 0.2}] * 9, [0.1 * i for i in range(9)], 9, 0)
     assert point["a"] == 3.0
     assert starts_of(1) == 1
     assert starts_of(1000) == 27
 
 
-def test_without_what_proposes_points(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"searching needs optuna: pip install 'vtc-vlm\[calibrate\]'"):
+@pytest.mark.parametrize("missing", ["optuna", "scipy"])
+def test_without_what_proposes_points(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"searching needs optuna and scipy: pip install 'vtc-vlm\[calibrate\]'"):
         check_search()

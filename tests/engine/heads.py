@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-import vtc
 from vtc.held import Held
 from vtc.methods.base.cache import CacheMethod
 from vtc.signals import VisualTokens
@@ -119,7 +118,7 @@ class Weighs(Uneven):
         return taken_in(kept, False, False, True)
 
 
-KINDS: dict[str, vtc.Method] = {
+KINDS: dict[str, CacheMethod] = {
     "heads, equally many": Even(),
     "heads, all layers together": EvenTogether(),
     "heads, each its own number": Uneven(),

@@ -142,7 +142,7 @@ def test_a_quantised_cache_cannot_take_rows_in(kind: Any) -> None:
         pass
 
     model = model_of("llava")
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     cache.layers = [QuantizedLayer() for _ in range(3)]
     with vtc.wrapped(model, kind()), pytest.raises(ValueError, match="a QuantizedLayer KV cache is not supported"):
         model(**batch("llava", [[0]]), past_key_values=cache, use_cache=True)

@@ -13,6 +13,8 @@ from tests.engine.test_oracle_inside import ALL, LAYERS
 from tests.engine.test_oracle_inside import equal_to_oracle as inside_equal
 from tests.families import FAMILIES, batch, model_of
 
+pytestmark = pytest.mark.sampled(most=0.3)
+
 VIDEOS = [name for name, family in FAMILIES.items() if family.videos is not None]
 BATCHES: dict[str, tuple[list[list[int | str]], str]] = {
     "one video": ([["v0"]], "left"),
@@ -49,6 +51,11 @@ TEMPORAL: dict[str, Any] = {
     "holitom, merging inside": lambda **o: vtc.HoliTom(
         keep=0.5, tau=0.1, context=0.4, centre=0.6, inner=0.5, layer=1, **o
     ),
+    "vidcom2": lambda **o: vtc.VidCom2(keep=0.3, **o),
+    "vidcom2, frame by frame": lambda **o: vtc.VidCom2(keep=0.3, exact_count=False, **o),
+    "fastvid": lambda **o: vtc.FastVID(keep=0.4, segments=1, tau=-1.0, step=2, **o),
+    "flashvid": lambda **o: vtc.FlashVID(keep=0.3, alpha=0.5, tau=0.1, segments=1, scene=-1.0, **o),
+    "flashvid, a cut inside": lambda **o: vtc.FlashVID(keep=0.5, inner=0.5, layer=1, **o),
     "quota": lambda **o: vtc.QuoTA(keep=0.3, **o),
     "quota, divprune": lambda **o: vtc.QuoTA(keep=0.3, within="divprune", least=0, power=8.0, **o),
     "quota, uniform": lambda **o: vtc.QuoTA(keep=0.3, within="uniform", **o),

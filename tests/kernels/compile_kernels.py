@@ -15,7 +15,10 @@ from triton.compiler import ASTSource
 
 from vtc.kernels.attention_rows import triton as attention_rows
 from vtc.kernels.gather_rows import triton as gather_rows
+from vtc.kernels.greedy_coverage import triton as greedy_coverage
+from vtc.kernels.greedy_determinantal import triton as greedy_determinantal
 from vtc.kernels.greedy_diversity import triton as greedy_diversity
+from vtc.kernels.greedy_suppression import triton as greedy_suppression
 from vtc.kernels.received_attention import triton as received_attention
 from vtc.kernels.segment_sum import triton as segment_sum
 from vtc.kernels.transition import triton as transition
@@ -49,6 +52,7 @@ def kernels(kind: str) -> list[Kernel]:
             for block in (1024, 4096, greedy_diversity.RESIDENT)
         ),
         Kernel(greedy_diversity._greedy_long, gram | dict(score="*fp32"), dict(SUM=True, BLOCK=8192), 16),
+        *choices(kind),
         Kernel(
             gather_rows._gather,
             dict(index="*i64", count="i32", slots="i32") | copies,
@@ -62,6 +66,25 @@ def kernels(kind: str) -> list[Kernel]:
             Kernel(attention_rows.normalisers, attention, constants, warps),
             Kernel(attention_rows._rows, attention | dict(out="*fp32"), constants, warps),
             Kernel(received_attention._columns, attention | dict(out="*fp32"), constants | dict(SHARES=8), warps),
+        ]
+    return found
+
+
+def choices(kind: str) -> list[Kernel]:
+    """The greedy choices by weight."""
+    counts = dict(count="i32", targets="i32", k="i32", deep="i32", spanned="fp32", chosen="*i64")
+    cover = dict(cover=f"*{kind}", bounds="*fp32", weight="*fp32") | counts
+    gram = dict(gram="*fp32", scale="*fp32", square="*fp32", behind="*fp32", factor="*fp32") | counts
+    places = gram | dict(places="*i32", group="*i32", threshold="*fp32", apart="*i64")
+    found = []
+    for block in (1024, 4096, greedy_coverage.RESIDENT):
+        warps, deep = greedy_diversity.warps(block), greedy_determinantal.depth(block)
+        found.append(Kernel(greedy_coverage._coverage, cover, dict(WEIGHTED=True, BLOCK=block, WIDE=block), warps))
+        if kind != "fp32":  # the others read products, which are fp32 always
+            continue
+        found += [
+            Kernel(greedy_determinantal._determinantal, gram, dict(BLOCK=block, DEPTH=deep), warps),
+            Kernel(greedy_suppression._suppression, places, dict(BLOCK=block), warps),
         ]
     return found
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vtc import ops
+from vtc.kernels.bipartite_match import reference
 
 pytestmark = pytest.mark.core
 
@@ -77,6 +78,23 @@ def test_unequal_lengths_are_as_each_alone(margin):
         alone = ops.bipartite_match(picture[None], int(r[i]), margin)[0]
         assert out[i, : len(picture)].tolist() == alone.tolist()
         assert out[i, len(picture) :].tolist() == list(range(len(picture), 97))
+
+
+@pytest.mark.parametrize(("strip", "tile"), [(1, 17), (64, 40), (33, 127), (1000, 1000)])
+def test_tiles_are_the_whole(monkeypatch, strip, tile):
+    """Whatever is computed at a time, also in a batch, and with copies far apart: the same energies, the same pairs."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randint(-4, 5, (2, 127, 6), generator=g).float()
+    x[0, 100], lengths, r = x[0, 3], torch.tensor([127, 90]), torch.tensor([60, 40])
+    energy = ops.energy(x, 0.3)
+    pairs = [ops.bipartite_match(x, r, margin, lengths) for margin in (None, 0.3)]
+    monkeypatch.setattr(reference, "STRIP", strip)
+    monkeypatch.setattr(reference, "TILE", tile)
+    monkeypatch.setattr(reference, "IN_CACHE", 100)
+    assert torch.equal(ops.energy(x, 0.3), energy)
+    assert energy[0, 3] == energy[0, 100]
+    for margin, expected in zip((None, 0.3), pairs, strict=True):
+        assert torch.equal(ops.bipartite_match(x, r, margin, lengths), expected)
 
 
 def test_energy_finds_the_crowd():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vtc import ops
+from vtc.kernels.dpc_knn import reference
 
 pytestmark = pytest.mark.core
 
@@ -33,6 +34,24 @@ def test_against_the_definition(n, clusters, neighbours):
     expected = define(x, clusters, neighbours)
     assert centres.tolist() == expected[0]
     assert member.tolist() == expected[1]
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 700, 10**6])
+@pytest.mark.parametrize("neighbours", [1, 5, 40])
+@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (2, 1), (7, 3), (40, 5), (40, 40)])
+def test_tiles_are_the_whole(monkeypatch, n, clusters, neighbours, at_once):
+    """Where there are too many tokens to hold all their distances, also with copies among them."""
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(n))
+    expected = define(x, clusters, neighbours)
+    copies = torch.randint(-4, 5, (n, 3), generator=torch.Generator().manual_seed(n)).float().repeat(2, 1)
+    whole = ops.dpc_knn(copies, clusters, neighbours)
+    monkeypatch.setattr(reference, "LARGEST", (0, 0))
+    monkeypatch.setattr(reference, "AT_ONCE", (at_once, at_once))
+    centres, member = ops.dpc_knn(x, clusters, neighbours)
+    assert centres.tolist() == expected[0]
+    assert member.tolist() == expected[1]
+    for got, held in zip(ops.dpc_knn(copies, clusters, neighbours), whole, strict=True):
+        assert torch.equal(got, held)
 
 
 def test_separate_blobs_are_found():

@@ -72,6 +72,25 @@ def test_greedy_diversity_is_greedy(dtype, mode, n):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 63, 577, 2880])
+def test_greedy_choices_by_weight(dtype, n):
+    """Against the reference: rounding may order near-ties differently, and all that follows."""
+    x, k = noise(2, n, 64, dtype=dtype), max(1, n // 20)
+    weight = torch.rand(2, n, generator=torch.Generator().manual_seed(1))
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    cover = unit @ unit.mT
+    pairs = [
+        (ops.greedy_coverage(cover.cuda(), k, weight.cuda()), ops.greedy_coverage(cover, k, weight)),
+        (ops.greedy_determinantal(x.cuda(), k, weight.cuda()), ops.greedy_determinantal(x, k, weight)),
+        (ops.greedy_suppression(x.cuda(), k, weight.cuda(), 0.2)[0], ops.greedy_suppression(x, k, weight, 0.2)[0]),
+    ]
+    for got, expected in pairs:
+        for row, right in zip(got.tolist(), expected.tolist(), strict=True):
+            assert len(set(row)) == k
+            assert len(set(row) & set(right)) >= 0.9 * k
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("margin", [None, 0.45])
 @pytest.mark.parametrize("n", [2, 63, 577, 2880])
 def test_bipartite_match(dtype, margin, n):

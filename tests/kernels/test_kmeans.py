@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vtc import ops
+from vtc.kernels.kmeans import reference
 
 pytestmark = pytest.mark.core
 
@@ -99,6 +100,30 @@ def test_equal_rows_share_the_first_label():
 def test_half_precision_is_clustered_in_fp32(dtype):
     x = torch.randn(1, 63, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(ops.kmeans(x, 7, "cosine")[1], ops.kmeans(x.float(), 7, "cosine")[1])
+
+
+@pytest.mark.parametrize("run", [1, 4, 32])
+@pytest.mark.parametrize(("n", "k"), [(40, 3), (97, 12), (97, 40), (60, 60), (200, 5)])
+def test_seeds_are_the_same_without_the_matrix_of_distances(monkeypatch, n, k, run):
+    """Also in batches of unequal lengths, with copies among the tokens, and where few distances are held."""
+    g = torch.Generator().manual_seed(n)
+    x = torch.randint(-4, 5, (3, n, 6), generator=g).float()  # products are exact
+    x[1] = torch.cat([x[1, : n // 2], x[1, : n - n // 2]])
+    for lengths in (torch.tensor([n, n, n]), torch.tensor([n, n // 2, 1])):
+        filled = x.masked_fill((torch.arange(n) >= lengths[:, None])[..., None], 0.0)
+        expected = reference.seed(filled, k, lengths)
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, "LARGEST_MATRIX", 0)
+            patch.setattr(reference, "RUN", run)
+            patch.setattr(reference, "RUNS", 8)
+            assert torch.equal(reference.seed(filled, k, lengths), expected)
+
+
+def test_blocks_of_the_assignment_are_the_whole(monkeypatch):
+    x = torch.randn(2, 97, 6, generator=torch.Generator().manual_seed(1))
+    expected = ops.kmeans(x, 7, "cosine")[1]
+    monkeypatch.setattr(reference, "IN_CACHE", 50)
+    assert torch.equal(ops.kmeans(x, 7, "cosine")[1], expected)
 
 
 def test_refusals():

@@ -17,6 +17,7 @@ from vtc.methods.base import registry
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
 from vtc.methods.base.calibrated import CalibratedMethod
 from vtc.methods.base.encoder import DroppingMethod, EncoderMethod, MergingMethod
+from vtc.methods.base.greedy import GreedyMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.trained import TrainedMethod
 
@@ -33,6 +34,7 @@ BASES: tuple[type[vtc.Method], ...] = (
     ActiveMethod,
     TrainedMethod,
     CalibratedMethod,
+    GreedyMethod,
 )
 
 

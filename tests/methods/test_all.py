@@ -30,6 +30,7 @@ def picture(h, w, dim=8, seed=0):
         "cls_attention": torch.rand(2, n, generator=g),
         "received_attention": torch.rand(2, n, generator=g),
         "keys": torch.randn(n, 5, generator=g),
+        "tower_features": torch.randn(n, 6, generator=g),
         "global_attention": torch.rand(n, generator=g) / n,
         "patch_entropy": 8 * torch.rand(n, generator=g),
         "text": torch.randn(4, dim, generator=g),
@@ -242,7 +243,7 @@ def test_features_of_another_shape_are_refused(name, features):
 
 def test_an_unknown_method_gets_a_suggestion():
     with pytest.raises(
-        ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: adakv, "
+        ValueError, match=r"unknown method 'divprun'\. Did you mean 'divprune'\? Known methods: adakv, cdpruner, "
     ):
         vtc.select("divprun", torch.ones(3, 2))
     with pytest.raises(ValueError, match="Did you mean 'vtc-cls'"):

@@ -103,12 +103,12 @@ def test_nothing_retained_of_equal_layers_changes_nothing(family: str, how: str)
     """With t at one end and everything retained the answer is the plain model's, however it is decoded."""
     model = model_of(family)
     inputs = batch(family, [[0]] if how == "assistance" else [[0], [1, 2], []])
-    how = {"max_new_tokens": 6, "do_sample": False, **HOW[how]}
+    asked = {"max_new_tokens": 6, "do_sample": False, **HOW[how]}
     torch.manual_seed(1)
-    expected = model.generate(**inputs, **how)
+    expected = model.generate(**inputs, **asked)
     with vtc.wrapped(model, "minicache", retention=1.0):
         torch.manual_seed(1)
-        assert model.generate(**inputs, **how).equal(expected)
+        assert model.generate(**inputs, **asked).equal(expected)
 
 
 def test_beside_eviction() -> None:

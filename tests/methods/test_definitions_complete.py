@@ -73,9 +73,13 @@ def test_exemptions_are_of_options_without_a_definition():
 
 
 def test_what_cannot_be_a_definition_is_refused():
-    with pytest.raises(ValueError, match="'divprun' is no method and no base; there are: adakv, d2o, dart, divprune,"):
+    with pytest.raises(
+        ValueError, match="'divprun' is no method and no base; there are: adakv, cdpruner, d2o, dart, divprune,"
+    ):
         defines("divprun")
-    with pytest.raises(ValueError, match="divprune has no option 'ordre'; it has: keep, positions, scope, order"):
+    with pytest.raises(
+        ValueError, match="divprune has no option 'ordre'; it has: keep, positions, scope, blocks, order"
+    ):
         defines("divprune", "ordre")
     test = "@defines('divprune', 'order')\n{}def test_it(): ..."
     assert claims(test.format("")) == [("divprune", ["order"])]

@@ -99,7 +99,19 @@ def test_scopes_that_are_none(method, scope):
         method(scope=scope)
 
 
-TEMPORAL = ["dycoke", "evs", "framededupe", "framefusion", "holitom", "prunevid", "quota", "uniform-frames"]
+TEMPORAL = [
+    "dycoke",
+    "evs",
+    "fastvid",
+    "flashvid",
+    "framededupe",
+    "framefusion",
+    "holitom",
+    "prunevid",
+    "quota",
+    "uniform-frames",
+    "vidcom2",
+]
 
 
 def test_temporal_methods_say_so():

@@ -89,8 +89,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: wherever a window or a cap is in force, signals are refused; these are such models
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "mistral": ("mistral", dict(sliding_window=8), "attends within a sliding window"),
-    "phi3": ("phi3", dict(sliding_window=8), "attends within a sliding window"),
     "qwen2": (
         "qwen2",
         dict(use_sliding_window=True, sliding_window=8, max_window_layers=1),

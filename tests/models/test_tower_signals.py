@@ -311,3 +311,48 @@ def test_internvl_reads_queries_and_keys_after_their_norms(monkeypatch):
             torch.nn.init.uniform_(part.weight, 0.5, 2.0)
     inputs = batch("internvl", [[1]])
     same(tapped(model, inputs), expected(monkeypatch, "internvl", model, inputs))
+
+
+class Features(vtc.Method):
+    """Keeps what the tower makes of the tokens."""
+
+    needs: ClassVar[tuple[str, ...]] = ("tower_features",)
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def select(self, tokens):
+        self.seen.append(tokens.signal("tower_features").clone())
+        return vtc.Selection.identity(tokens.total)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_of_the_tower(family):
+    """What the block puts out that the projector's input comes from, as a hook on it sees it."""
+    model, inputs = model_of(family), batch(family, [[1, 0], [], [2]])
+    tower = adapter_for(model).tower(model)
+    heard: list[Any] = []
+    block = tower_for(tower).blocks(tower)[FEATURE_LAYER[family]]
+    hook = block.register_forward_hook(lambda module, args, output: heard.append(output))
+    model.model.get_image_features(**vision_inputs(inputs), return_dict=True)
+    hook.remove()
+    states = heard[0][0] if isinstance(heard[0], tuple) else heard[0]
+    if family.startswith("qwen"):
+        vision, grids = model.config.vision_config, inputs["image_grid_thw"]
+        rows = states.view(-1, 4, states.shape[-1]).mean(1)
+        if hasattr(vision, "window_size"):
+            merge, size = vision.spatial_merge_size, vision.window_size
+            rows = rows[get_vision_window_index(grids, merge, size, vision.patch_size)[0].argsort()]
+        want = list(rows.split((grids.prod(dim=1) // 4).tolist()))
+    else:
+        patches = states[:, int(model.config.vision_config.model_type in HAS_CLS) :]
+        if family == "internvl":
+            want = shuffled(model, inputs, patches, mean=True)
+        elif "image_sizes" in inputs:
+            want = mosaicked(model, inputs, patches)
+        else:
+            want = list(patches)
+    Features.seen.clear()
+    with vtc.wrapped(model, Features()):
+        model(**inputs)
+    assert len(Features.seen) == len(want) == 3
+    for got, right in zip(Features.seen, want, strict=True):
+        torch.testing.assert_close(got, right)

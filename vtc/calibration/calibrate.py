@@ -14,9 +14,10 @@ from torch import nn
 import vtc
 from vtc.api import ATTRIBUTE
 from vtc.calibration.pairs import Given, read_pairs
-from vtc.calibration.trials import Trial, Trials, alone, check_out
+from vtc.calibration.trials import Trial, Trials, check_out
 from vtc.checks import check_number
 from vtc.engine.wrappers import look_through
+from vtc.lock import alone
 from vtc.methods.base.calibrated import FORMAT, CalibratedMethod
 from vtc.methods.base.method import Method
 from vtc.methods.base.registry import not_calibrated, resolve
@@ -116,7 +117,8 @@ def calibrate(
         "model": known,
     }
     told = progress or (lambda what, done, total: None)
-    with alone(file):
+    with alone(lock_of(file), f"another calibration is at work on {file}: wait for it, or give another file."):
+        check_out(file)  # another may have ended meanwhile
         done = Trials(file.with_name(f"{file.name}.trials"), settings)
         work = Work(inner, processor, chosen, found.chosen, done, trials, seed, told, frames, fps, cache_bytes)
         with frozen(inner), torch.inference_mode():
@@ -125,6 +127,11 @@ def calibrate(
         _write(result, chosen, known, settings)
         done.remove()
     return result
+
+
+def lock_of(file: Path) -> Path:
+    """The file that is locked while a calibration is at work on `file`."""
+    return file.with_name(f"{file.name}.lock")
 
 
 def _write(found: Calibrated, method: CalibratedMethod, model: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -140,8 +147,9 @@ def _write(found: Calibrated, method: CalibratedMethod, model: Mapping[str, Any]
         "objective": {"before": found.before, "after": found.after},
         "settings": settings,
         "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "trials": [trial._asdict() for trial in found.trials],
     }
+    trials = ",\n  ".join(json.dumps(trial._asdict()) for trial in found.trials)  # a line each
+    text = json.dumps(card, indent=1).removesuffix("\n}") + f',\n "trials": [\n  {trials}\n ]\n}}\n'
     part = found.path.with_name(f"{found.path.name}.part")
-    part.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(found.path)

@@ -1,8 +1,8 @@
 """Search of a box of numbers for the largest value of something that is dear to measure.
 
-The first points are a Sobol sequence; each later one is what optuna's tree-structured Parzen estimator (TPE, Bergstra
-et al., 2011) proposes from all values so far. Both are a function of the seed and of the values, so that a search that
-was stopped goes on as if it had not been.
+The first points are a Sobol sequence; each later one is where a Gaussian process that is fitted to all values so far
+(optuna's GPSampler) expects to gain most. Both are a function of the seed and of the values, so that a search that was
+stopped goes on as if it had not been. docs/calibrate.md says what it finds, and what another estimator found.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch.quasirandom import SobolEngine
 
 STARTS = 27  # Sobol points, as the released code of VFlowOpt begins; fewer of short searches
@@ -43,12 +44,15 @@ def proposed(box: Box, points: Sequence[Point], values: Sequence[float], trials:
     sides = {name: optuna.distributions.FloatDistribution(low, high) for name, (low, high) in box.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=0, multivariate=True, seed=seed * 1_000_003 + number)
+        sampler = optuna.samplers.GPSampler(
+            n_startup_trials=0, deterministic_objective=True, seed=seed * 1_000_003 + number
+        )
     study = optuna.create_study(sampler=sampler, direction="maximize")
     for point, value in zip(points, values, strict=True):
         inside = {name: min(max(point[name], low), high) for name, (low, high) in box.items()}
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=sides, value=value))
-    return {name: _short(value) for name, value in study.ask(sides).params.items()}
+    with torch.inference_mode(False), torch.enable_grad():  # the process is fitted by gradients
+        return {name: _short(value) for name, value in study.ask(sides).params.items()}
 
 
 def _short(value: float) -> float:
@@ -58,8 +62,9 @@ def _short(value: float) -> float:
 
 def _optuna() -> Any:
     try:
+        import_module("scipy")  # which optuna needs for its Gaussian process, and does not bring along
         optuna = import_module("optuna")
     except ImportError:
-        raise ImportError("searching needs optuna: pip install 'vtc-vlm[calibrate]'") from None
+        raise ImportError("searching needs optuna and scipy: pip install 'vtc-vlm[calibrate]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,25 +15,6 @@ def check_out(out: str | Path) -> Path:
     if file.exists():
         raise ValueError(f"{file} is there already: give another file, or delete it to calibrate anew.")
     return file
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Keep others from calibrating into `file` meanwhile; ValueError if one is at it."""
-    from filelock import FileLock, Timeout
-
-    place = file.with_name(f"{file.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another calibration is at work on {file}: wait for it, or give another file.") from None
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-        lock.release()
 
 
 class Trial(NamedTuple):

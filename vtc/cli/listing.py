@@ -27,6 +27,7 @@ STAGES = {
 _KINDS = {"image": "pictures", "video": "videos"}
 _EVERYWHERE = ("keep", "positions", "scope")
 _IN_TOWER = ("stage", "shorten", "schedule", "proportional", "block")  # where a method acts inside the vision tower
+_IN_PARTS = ("blocks",)  # of methods that choose token by token
 _OF_CROPS = ("exact_count", "newline")  # of methods that share a budget among crops
 _WIDEST = 100
 
@@ -156,7 +157,7 @@ def _example(info: MethodInfo) -> list[str]:
 
 def example_text(info: MethodInfo) -> str:
     """The method in its string form, with a budget and the first of its own options that has a value."""
-    shared = (*_EVERYWHERE, *_IN_TOWER, *_OF_CROPS)
+    shared = (*_EVERYWHERE, *_IN_TOWER, *_IN_PARTS, *_OF_CROPS)
     own = {name: value for name, value in info.defaults.items() if name not in shared and value is not None}
     first = dict([*own.items()][:1])
     return write_method(info.name, {"keep": 0.25, **first})

@@ -17,6 +17,7 @@ from vtc.cli.demo import add_command as demo_command
 from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
+from vtc.cli.proving import add_command as check_command
 from vtc.cli.train import add_command as train_command
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_command(commands)
     train_command(commands, shipped)
     calibrate_command(commands, shipped)
+    check_command(commands, shipped)
 
     demo_command(commands, shipped)
     completion_command(commands, parser)

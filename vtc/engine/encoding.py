@@ -20,15 +20,18 @@ from vtc.models.family import GRIDS, PIXELS, Adapter
 from vtc.signals import of_place, signal_of
 
 
-def encode_with(model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any]) -> Encoded:
+def encode_with(
+    model: Any, methods: Sequence[Method], vision_inputs: dict[str, Any], family: str | None = None
+) -> Encoded:
     """Run `get_image_features` under hooks of its own, for the signals of `methods`; the model may be wrapped."""
-    return _encode(model, _listening(model, methods), vision_inputs)
+    return _encode(model, _listening(model, methods, family), vision_inputs)
 
 
 def signals_of(model: Any, methods: Sequence[Method]) -> frozenset[tuple[str, int]]:
     """What a run of the vision tower measures for `methods`, (signal, layer): one run serves those with the same."""
     signals = _listening(model, methods)
-    layers = {(name, layer) for layer, names in signals.wanted.items() for name in names}
+    measured = [*signals.wanted.items(), *signals.after.items()]
+    layers = {(name, layer) for layer, names in measured for name in names}
     return frozenset({*layers, *signals.ends, *signals.starts})
 
 
@@ -62,12 +65,12 @@ class Remeasured:
         return self._encoded.size + sum(x.numel() * x.element_size() for x in held)
 
 
-def _listening(model: Any, methods: Sequence[Method]) -> TowerSignals:
+def _listening(model: Any, methods: Sequence[Method], family: str | None = None) -> TowerSignals:
     parts = [part for method in methods for part in method.parts()]
     for part in parts:
         if isinstance(part, PixelMethod):
             raise ValueError(f"{part.title} acts before the vision tower: what it has encoded cannot be made smaller.")
-    return TowerSignals(model, adapter_for(model), parts, private=True)
+    return TowerSignals(model, adapter_for(model, family), parts, private=True)
 
 
 def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) -> Encoded:
@@ -96,7 +99,7 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
         for handle in handles:
             handle.remove()
     grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
-    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"))
+    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"), modality)
     call = unpack(output)
     assert call is not None
     if PIXEL_ITEM in output:
@@ -106,13 +109,13 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
     return Encoded(model, adapter, output, call, grids, pieces, modality)
 
 
-def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None) -> list[int]:
+def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None, modality: str) -> list[int]:
     """How many of the features' entries make up each image: one, but for families that hand out tiles."""
-    if not adapter.joins_pieces:
+    if not adapter.joins(modality):
         return [1] * len(features)
     if input_ids is None:
         raise ValueError("this family cuts images into tiles: pass input_ids=, too, so that vtc sees where images end.")
-    visual = (input_ids == adapter.token_id(model, "image")).int()
+    visual = (input_ids == adapter.token_id(model, modality)).int()
     edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
     lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
     return (lengths // len(features[0])).tolist()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -35,11 +35,11 @@ from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Found, Seen, find_layout
 from vtc.engine.find_prompts import brought, find_prompts, on_host
-from vtc.engine.flow import PLACEMENTS, Flow
+from vtc.engine.flow import PLACEMENTS, Flow, Part
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_inputs
+from vtc.engine.refuse import check_inputs, check_known, check_window
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -63,12 +63,18 @@ class Engine:
 
     Args:
         model: the ...ForConditionalGeneration. around: what it is wrapped in (PEFT's model, say), outermost first.
+        family: see `vtc.wrap`.
     """
 
     def __init__(
-        self, model: nn.Module, methods: tuple[Method, ...], processor: Any = None, around: tuple[nn.Module, ...] = ()
+        self,
+        model: nn.Module,
+        methods: tuple[Method, ...],
+        processor: Any = None,
+        around: tuple[nn.Module, ...] = (),
+        family: str | None = None,
     ) -> None:
-        self.family = adapter_for(model)
+        self.family = adapter_for(model, family)
         methods = tuple(placed(method, "input") for method in methods)
         self.model, self.methods, self.around = model, methods, around
         self.frame_marks = self.family.frame_marks(processor)
@@ -76,13 +82,14 @@ class Engine:
         parts = tuple(placed(part, "input") for method in methods for part in method.parts())
         kinds = stages()
         config: Any = model.config
+        self.parts = parts
         for part in parts:
             if not any(kind.takes(part) for kind in kinds):
                 there = ", ".join(dict.fromkeys(kind.name for kind in kinds))
                 raise ValueError(f"{part.title} works at stage {part.stage!r}, which nothing runs; there are {there}.")
             part.check_model(config.model_type, facts.language_model.config.hidden_size)
         for method in methods:
-            method.check_checkpoint(config.model_type, partial(fingerprint_of, model))
+            method.check_checkpoint(config.model_type, partial(fingerprint_of, model, self.family))
         check_reads(facts.language_model, parts)
         order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):
@@ -214,6 +221,7 @@ class Engine:
             check_inputs(self.family, self.model, given, visual=False)
             if not compressed(past):
                 return  # plain text, as if the model were not wrapped
+        check_window(self.facts.decoder, self.facts.language_model.config, given)
         check_inputs(self.family, self.model, given, visual=True)
         if forward.prompts:
             check_in_place(self.model, self.hooked)
@@ -284,6 +292,8 @@ class Engine:
             # does where there is no cache. It asks the device whether there are any.
             mask = torch.ones(flow.rows, part.width, dtype=torch.bool, device=embeds.device)
         kwargs["attention_mask"] = mask
+        forward.aligned = {name: x for name in self.family.aligned if (x := kwargs.get(name)) is not None}
+        kwargs |= _along(forward.aligned, part)
         text = flow.text_positions(part)
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
         if forward.layered and torch.is_grad_enabled() and self._checkpointed():
@@ -311,6 +321,7 @@ class Engine:
             forward.trace.begin(flow)
             self.traces.keep(forward.trace, None)
             forward.tower = self._tower_reader(seen, kwargs["inputs_embeds"], flow)
+            check_known(self.parts, found.layout.spans)
             for stage in self.stages:
                 stage.check_spans(found.layout.spans)
             beside = take(family.companions, kwargs)
@@ -368,6 +379,8 @@ class Engine:
                 context.push(self, carried)  # finds it, and closes it
         forward.layers += 1
         changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
+        if forward.aligned and changes is not None:
+            changes |= _along(forward.aligned, forward.flow.parts[forward.flow.number_of_part(i)])
         return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
 
     @uncompiled
@@ -432,6 +445,11 @@ def hooked_by(module: nn.Module) -> Engine | None:
         if isinstance(owner, Engine):
             return owner
     return None
+
+
+def _along(aligned: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """Keyword arguments [B, L] for the slots [B, S] that are left."""
+    return {name: x.gather(1, part.slot.to(x.device)) for name, x in aligned.items()}
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

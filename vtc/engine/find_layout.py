@@ -75,7 +75,7 @@ def find_layout(adapter: Adapter, model: nn.Module, embeds: Tensor, seen: Sequen
     """The layout of one batch, from the language model's input `embeds` [B, L, D] with features in place; None if
     there is nothing visual in it."""
     rows, length = embeds.shape[:2]
-    pieces = [_placed(one, adapter.joins_pieces) for one in seen]
+    pieces = [_placed(one, adapter.joins(one.modality)) for one in seen]
     order = sorted((piece for own in pieces for piece in own), key=lambda piece: (piece.row, int(piece.index[0])))
     if not order:
         return None
@@ -183,7 +183,9 @@ def layouts_of(
     modalities: Sequence[str],
 ) -> list[ImageLayout] | None:
     """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run."""
-    grids: list[Any] = [None] * len(features) if grid_thw is None else grid_thw.tolist()
+    grids: list[Any] = [None] * len(features)
+    if grid_thw is not None and modalities:
+        grids = adapter.picture_grids(model, grid_thw.tolist(), [len(x) for x in features], modalities[0])
     if len(grids) != len(features):
         return None
     separators: Sequence[Tensor | None] = looks.separators or [None] * len(features)

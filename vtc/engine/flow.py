@@ -452,7 +452,8 @@ class Flow:
             mask = causal_mask(self.lm.config, hidden, visible, alone)
             if masks_heads:
                 assert past is not None
-                mask = past.of_heads(mask, self.lm.config.num_attention_heads, hidden)
+                config: Any = self.lm.config
+                mask = past.of_heads(mask, config.num_attention_heads, hidden)
             self._masks[key] = mask
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:

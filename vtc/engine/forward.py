@@ -55,6 +55,7 @@ class Forward:
         flow: its way through the language model, once that runs and there is anything to do.
         early: what stages know of it before the language model runs. runs: what they know from then on.
         companions: rows that travel beside the visual tokens and are ours to add.
+        aligned: by keyword, LongTensor [B, L] that the language model was handed (`Adapter.aligned`).
         tower: gives a method its reader of the tower's signals for a span.
         trace: what the report will say. done: it is over (recomputation for gradients comes later).
     """
@@ -73,6 +74,7 @@ class Forward:
     early: dict[Stage, Any] = field(default_factory=dict)
     runs: dict[Stage, Run] = field(default_factory=dict)
     companions: CompanionRows | None = None
+    aligned: Mapping[str, Tensor] = field(default_factory=dict)
     tower: Callable[[Method, VisualSpan], Callable[[str], Tensor]] = _nothing
     trace: Trace = field(default_factory=Trace)
     done: bool = False

@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
 from vtc.engine.versions import cache_of, length_of
+from vtc.layout import VisualSpan
 from vtc.methods.base.cache import CacheMethod, PairedMethod
+from vtc.methods.base.method import Method
 from vtc.models.decoder import Decoder
 from vtc.models.family import PIXELS, Adapter
 from vtc.models.text_models import LatentDecoder
+from vtc.signals import of_place
 
 #: arguments by which callers say that a row holds several sequences (flash attention without padding)
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
@@ -44,6 +48,25 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
         )
 
 
+def check_window(decoder: Decoder, config: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a conversation that reaches beyond the window that all layers attend within, if there is one; below that,
+    make its empty cache one that keeps everything."""
+    window, cache = decoder.window(config), cache_of(given)
+    if window is None:
+        return
+    new = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+    length = length_of(cache) + (0 if new is None else new.shape[1])
+    if length > window:
+        raise ValueError(
+            f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
+            "which is not supported on a wrapped model: give it fewer."
+        )
+    layers: Any = [] if cache is None else cache.layers
+    for i, layer in enumerate(layers):
+        if type(layer).__name__ == "DynamicSlidingWindowLayer" and not layer.is_initialized:
+            layers[i] = DynamicLayer()
+
+
 def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
     """Pictures that are in the cache already: transformers' assisted decoding reads all of a conversation again where
     a cache is handed in."""
@@ -58,6 +81,23 @@ def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"input_ids hold {modality} placeholders, but none came with them and the cache is that of an earlier "
                 "turn: give only what is new, without an assistant and without prompt_lookup_num_tokens."
+            )
+
+
+def check_known(parts: Sequence[Method], spans: Sequence[VisualSpan]) -> None:
+    """Refuse methods that ask where tokens lie, or what patches they come from, where nobody knows that."""
+    for part in parts:
+        own = [span for span in spans if span.modality in part.modality]
+        if "grid" in part.requires() and any(tile.role == "row" for span in own for tile in span.tiles):
+            raise ValueError(
+                f"{part.title} works on the grid of a picture, and where this model's visual tokens lie in it is not "
+                "known; choose a method that needs no grid, such as divprune."
+            )
+        tower = of_place(part.requires(), "tower")
+        if tower and any(not bool((span.patch >= 0).any()) for span in own):
+            raise ValueError(
+                f"{part.title} reads the {tower[0].replace('_', ' ')} of the vision tower, and which of its patches "
+                "make a visual token of this model is not known; choose a method that does not, such as divprune."
             )
 
 

@@ -64,7 +64,7 @@ class TowerSignals:
         done: Callable[[Any], None] | None = None,
         private: bool = False,
     ) -> None:
-        self.model, self.adapter, self.done = model, adapter, done
+        self.model, self.adapter, self.done, self.methods = model, adapter, done, methods
         self.private, self.room = private, object()
         self.projecting = object()  # owner of the frame between the tower's end and the projector's
         self.notes: list[str] = []
@@ -72,13 +72,17 @@ class TowerSignals:
         self.wanted: dict[int, list[str]] = {}  # of each layer, what is measured on its queries and keys
         self.ends: list[Pair] = []  # what is measured on the tower's output
         self.starts: list[Pair] = []  # and on its input
+        self.after: dict[int, list[str]] = {}  # of each layer, what is measured on what its block puts out
         #: by layer, the queries and keys of the last run, for those who measure signals of other numbers later
         self.record: dict[int, list[Segment]] | None = None
         for signal, layer in sorted({pair for method, name in asked for pair in self.pairs(method, name)}):
             if "C" in signal_of(signal).shape:
                 self.ends.append((signal, layer))
             elif signal_of(signal).pixels:
+                self._check_pixels()
                 self.starts.append((signal, layer))
+            elif signal_of(signal).of_block:
+                self.after.setdefault(layer, []).append(signal)
             else:
                 self.wanted.setdefault(layer, []).append(signal)
 
@@ -112,6 +116,14 @@ class TowerSignals:
         if note not in self.notes:
             self.notes.append(note)
 
+    def _check_pixels(self) -> None:
+        """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
+        if self.facts.takes == "row":
+            raise ValueError(
+                f"{' and '.join(method.title for method in self.methods)} looks at the pixels under patches, and the "
+                f"vision tower of {self.adapter.model_types[0]} is given pictures of any size, padded: choose another."
+            )
+
     def _check_cls(self, method: Method) -> None:
         """Raise ValueError if there is no CLS token, or none that could be passed on."""
         if not self.facts.has_cls:
@@ -139,6 +151,9 @@ class TowerSignals:
                 yield k.register_forward_hook(partial(self._after_projection, layer, "k"), prepend=True)
             yield attentions[layer].register_forward_hook(partial(self._after_attention, layer), with_kwargs=True)
 
+        for layer in self.after:
+            yield self.facts.blocks(tower)[layer].register_forward_hook(partial(self._after_block, layer))
+
     def close(self) -> None:
         """Forget what an interruption, or a run of the tower alone, left open."""
         context.pop(self)
@@ -153,7 +168,7 @@ class TowerSignals:
             return
         (kwargs,) = given
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
-        grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
+        grid = self.adapter.tower_grids(module, args, kwargs)
         crops = 0 if pixels is None else (pixels.shape[0] if grid is None else len(grid))
         grid = None if grid is None else grid.cpu()  # before the tower begins: behind it, it would be waited for
         run = TowerRun(TowerCall(grid_thw=grid, crops=crops))
@@ -201,16 +216,26 @@ class TowerSignals:
         for name in self.wanted[layer]:
             run.call.signals[name, layer] = self.measure(name, segments, run.call.grid_thw)
 
-    def measure(self, name: str, segments: list[Segment], grid_thw: Tensor | None) -> Tensor:
+    @uncompiled
+    def _after_block(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run: TowerRun | None = context.top(self)
+        if run is None:
+            return
+        states: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
+        states = states if states.dim() == 3 else states[None]  # [B, T, D]; packed rows come as one
+        for name in self.after[layer]:
+            run.call.signals[name, layer] = self.measure(name, [states], run.call.grid_thw)
+
+    def measure(self, name: str, places: Sequence[Segment | Tensor], grid_thw: Tensor | None) -> Tensor:
         """[tokens] or [tokens, d] of all crops one after another, as the projector leaves them, without CLS."""
         signal, first = signal_of(name), 1 if self.facts.has_cls else 0
         number = () if not signal.numbered else (float(name.partition("=")[2]),)
-        parts = [signal.of(segment, *number)[:, first:] for segment in segments]
+        parts = [signal.of(place, *number)[:, first:] for place in places]
         values, mean = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], signal.fold == "mean"
         there = patches_there()
         some = {} if there is None else {"kept": there}
         values = self.facts.tokens_from_patches(self.tower, values, grid_thw, mean, **some)
-        return self.adapter.tokens_from_patches(self.model, values, mean)
+        return self.adapter.merged(self.model, values, grid_thw, mean)
 
     @uncompiled
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtc.methods.base.method import Method, Paper
-from vtc.methods.shared.diversity import diverse
+from vtc.methods.base.greedy import GreedyMethod
+from vtc.methods.base.method import Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class DivPrune(Method):
+class DivPrune(GreedyMethod):
     """The subset whose closest pair is farthest.
 
     Max-min diversity in cosine distance, greedily (farthest first).
@@ -34,6 +34,7 @@ class DivPrune(Method):
     name = "divprune"
     keep: int | float = 0.098
     order: str = "raster"
+    objective = "maxmin"
     positions_default = "compact"
     paper = Paper("DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", "2503.02175")
 
@@ -42,10 +43,8 @@ class DivPrune(Method):
         if self.order not in ("raster", "selection"):
             raise ValueError(f'order={self.order!r} is not one of "raster", "selection".')
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        return self.select_many([tokens])[0]
-
     def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
-        chosen = diverse(many, [self.count(tokens) for tokens in many], "maxmin")
-        found = [Selection.prune(kept, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)]
-        return Selection.sort_all(found) if self.order == "raster" else found
+        if self.order == "raster":
+            return super().select_many(many)
+        chosen = zip(self.choose(many), many, strict=True)
+        return [Selection.prune(kept, len(tokens.features)) for kept, tokens in chosen]

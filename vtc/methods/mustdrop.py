@@ -17,6 +17,8 @@ from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.transfer import upload
 
+AT_ONCE = 512  # windows compared at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class MustDrop(Method):
@@ -94,19 +96,24 @@ class MergeWindows(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, device = tokens.features.shape[0], tokens.features.device
-        least, unit = self.count(tokens), F.normalize(tokens.features.float(), dim=-1)
+        least = self.count(tokens)
         output = torch.arange(n, device=device)  # anchor that absorbs each token
         windows = [w for tile in tokens.span.tiles for w in _windows(tile.indices())]
         if windows:
             index = upload(torch.stack(windows), device)  # [W, 9]
-            near = unit[index] @ unit[index].transpose(1, 2)  # [W, 9, 9]
-            alike = (near.sum(dim=(1, 2)) - 9) / 72  # mean over pairs
+            alike = torch.cat([_likeness(tokens.features[part]) for part in index.split(AT_ONCE)])
             order = alike.argsort(descending=True, stable=True)
             order = order[alike[order] >= self.similar][: max(0, (n - least) // 8)]
             for window in index[order]:
                 output[window] = window[4]  # the middle one stands for it
         anchor, source = output.unique(return_inverse=True)
         return Selection.merge(anchor, source)
+
+
+def _likeness(x: Tensor) -> Tensor:
+    """Mean cosine over the pairs of windows x [W, 9, D]: [W]."""
+    unit = F.normalize(x.float(), dim=-1)
+    return ((unit @ unit.mT).sum(dim=(1, 2)) - 9) / 72
 
 
 def _windows(grid: Tensor) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,10 @@ from vtc.budget import split_budget
 from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper, rest_of, top_k
 from vtc.methods.shared.outliers import count_outliers
+from vtc.methods.shared.relevance import Scorer, judged
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
-Scorer = Callable[[VisualTokens], Tensor]
 LEAST = torch.finfo(torch.float32).min  # of what is no number, which ranks last
 
 
@@ -148,14 +147,7 @@ class Recoverable(Method):
                 return None
             features = tokens.features.detach().float()
             return (features @ F.normalize(words.mean(dim=0), dim=0)) / features.norm(dim=-1).clamp(min=1e-8)
-        relevance = torch.as_tensor(self.scorer(tokens)).detach().float()
-        if relevance.shape != (len(tokens.features),) or not bool(relevance.isfinite().all()):
-            shape, finite = tuple(relevance.shape), int(relevance.isfinite().sum())
-            raise ValueError(
-                f"scorer= returned a tensor of shape {shape}, {finite} of whose numbers are finite; expected one "
-                f"finite number per token, [{len(tokens.features)}]."
-            )
-        return relevance.to(tokens.features.device)
+        return judged(self.scorer, tokens)
 
     def _absorbed(
         self, tokens: VisualTokens, kept: Tensor, merged: int, attention: Tensor, relevance: Tensor | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from vtc.budget import check_layer
 from vtc.checks import check_number
+from vtc.methods.base.greedy import GreedyMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper
-from vtc.methods.shared.diversity import diverse
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -21,7 +20,7 @@ PIVOTS = ("cls", "random", "center", "farthest")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToDRE(Method):
+class ToDRE(GreedyMethod):
     """A diverse subset; none late if irrelevant.
 
     Token diversity before the language model, and a check of task relevance late in it.
@@ -54,6 +53,7 @@ class ToDRE(Method):
     tau: float | None = 0.10
     check: int | float = 7 / 8
     needs = ("cls_attention", "relevance")
+    query_aware = True
     exact_count = False
     paper = Paper("ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance", "2505.18757")
 
@@ -67,6 +67,8 @@ class ToDRE(Method):
         check_layer(self.check, "check")
         if self.tau is not None:
             check_number(self.tau, "tau", 0, 1, what="a share of attention (None = no check)")
+        object.__setattr__(self, "query_aware", self.tau is not None)
+        object.__setattr__(self, "exact_count", self.tau is None)
 
     def parts(self) -> tuple[Method, ...]:
         if self.tau is None:
@@ -84,19 +86,12 @@ class ToDRE(Method):
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         return (depth - 1,)
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        return self.select_many([tokens])[0]
+    @property
+    def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "maxmin" if self.mode == "kcenter" else "maxsum"
 
-    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
-        mode = "maxmin" if self.mode == "kcenter" else "maxsum"
-        pivots = [self._pivot(tokens) for tokens in many]
-        chosen = diverse(many, [self.count(tokens) for tokens in many], mode, pivots)
-        return [
-            Selection.prune(kept.sort().values, len(tokens.features)) for kept, tokens in zip(chosen, many, strict=True)
-        ]
-
-    def _pivot(self, tokens: VisualTokens) -> Tensor:
-        """Index of the first token, a LongTensor scalar."""
+    def weight(self, tokens: VisualTokens) -> Tensor:
+        """[N]: the pivot has most."""
         features = tokens.features
         if self.pivot == "cls":
             score = tokens.signal("cls_attention").sum(dim=0)  # [N]
@@ -105,14 +100,13 @@ class ToDRE(Method):
                 if tile.role == "thumbnail":
                     thumbnail[tile.indices().flatten()] = True
             inside = thumbnail.to(score.device)[tokens.index]
-            score = score.masked_fill(~(inside | ~inside.any()), -torch.inf)
-            return score.argmax()
+            return score.masked_fill(~(inside | ~inside.any()), -torch.inf)
         if self.pivot == "random":
-            pick = torch.randint(features.shape[0], (), generator=torch.Generator().manual_seed(self.seed))
-            return pick.to(features.device)
+            pick = torch.randint(features.shape[0], (1,), generator=torch.Generator().manual_seed(self.seed))
+            return torch.zeros(len(features), device=features.device).index_fill_(0, pick.to(features.device), 1.0)
         unit = F.normalize(features.float(), dim=-1)
         similarity = unit @ unit.mean(dim=0)
-        return similarity.argmax() if self.pivot == "center" else similarity.argmin()
+        return similarity if self.pivot == "center" else -similarity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -294,4 +294,5 @@ class LayerStage(Stage):
     def _after_feed_forward(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self._heard()
         if run is not None:
-            run.listen(self._listeners(i), args[0], output)
+            made = output[0] if isinstance(output, tuple) else output  # experts say how they were chosen, too
+            run.listen(self._listeners(i), args[0], made)

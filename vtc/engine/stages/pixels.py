@@ -160,6 +160,11 @@ class PixelStage(Stage):
                 f"{method.title} resizes patches that are packed as Qwen's are, and {name} takes pictures of a fixed "
                 "size: make them smaller before the processor, with vtc.downsample(picture, processor, keep)."
             )
+        if self.choosers and tower_for(family.tower(self.facts.model)).takes == "row":
+            raise ValueError(
+                f"{self.choosers[0].title} leaves patches out before the vision tower, and that of {name} is given "
+                "pictures of any size in one row; choose a method of the stage 'input'."
+            )
         for method in self.choosers:
             if "image" not in method.modality:
                 raise ValueError(

@@ -84,7 +84,7 @@ def describe(cls: type[Method]) -> MethodInfo:
         stage="+".join(stages),
         places=cls.places if issubclass(cls, EncoderMethod) else tuple(stages),
         needs=cls.needs,
-        query_aware=cls.query_aware,
+        query_aware=usual.query_aware,
         exact_count=usual.exact_count,
         merges=cls.merges,
         trained=cls.trained,

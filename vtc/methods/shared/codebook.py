@@ -16,6 +16,7 @@ from vtc.selection import Selection
 ELBOWS = ("curvature", "released")
 MAGNITUDES = ("norm", "mean", "unit")
 EQUAL = 1e-5  # difference of cosines that means nothing
+BLOCK = 4096  # tokens compared with their centres at a time
 LARGEST = 2**26  # numbers of a padded batch that are clustered at a time
 
 
@@ -80,7 +81,8 @@ def codebooks(many: Sequence[Tensor], counts: Sequence[int], magnitude: str) -> 
             rows = [many[i].detach() for i in part]
             sizes = [len(x) for x in rows]
             lengths = torch.tensor(sizes, device=rows[0].device) if len(set(sizes)) > 1 else None
-            centres, label = ops.kmeans(pad_sequence(rows, batch_first=True), k, "cosine", lengths=lengths)
+            stacked = rows[0][None] if len(rows) == 1 else pad_sequence(rows, batch_first=True)
+            centres, label = ops.kmeans(stacked, k, "cosine", lengths=lengths)
             for i, x, own, mine in zip(part, rows, centres, label, strict=True):
                 found[i] = selection(x, own, mine[: len(x)].clone(), magnitude)
     return [one for one in found if one is not None]
@@ -91,8 +93,7 @@ def selection(x: Tensor, centres: Tensor, label: Tensor, magnitude: str) -> Sele
     n, k = len(x), len(centres)
     x = x.float().nan_to_num(0.0, 0.0, 0.0)
     length = x.norm(dim=-1)  # [N]
-    unit = x / length.clamp(min=1e-12).unsqueeze(-1)
-    near = (unit * F.normalize(centres.float(), dim=-1)[label]).sum(dim=-1)  # [N], cosine to the own centre
+    near = _cosines(x, length, F.normalize(centres.float(), dim=-1), label)
     anchor = _first_best(near, label, k)
     empty = (anchor == n).nonzero()[:, 0]
     if len(empty):
@@ -111,6 +112,12 @@ def selection(x: Tensor, centres: Tensor, label: Tensor, magnitude: str) -> Sele
         long = ops.segment_mean(length[:, None], source, k)[:, 0] / mean.clamp(min=1e-6)
         weight = short if magnitude == "unit" else torch.where(size[source] == 1, 1.0, short * long[source])
     return Selection(anchor, source, weight)
+
+
+def _cosines(x: Tensor, length: Tensor, ends: Tensor, label: Tensor) -> Tensor:
+    """Of each of x [N, D], so long, with the one of the unit rows `ends` [K, D] that is its `label`: [N]."""
+    blocks = zip(x.split(BLOCK), length.clamp(min=1e-12).split(BLOCK), label.split(BLOCK), strict=True)
+    return torch.cat([(part / long[:, None] * ends[own]).sum(dim=-1) for part, long, own in blocks])
 
 
 def _first_best(score: Tensor, label: Tensor, k: int) -> Tensor:

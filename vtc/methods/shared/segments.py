@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
@@ -35,6 +38,17 @@ def _runs(labels: list[int]) -> list[tuple[int, int, int]]:
     return [(labels[a], a, b) for a, b in zip([0, *edges], [*edges, len(labels)], strict=True)]
 
 
+def cut(frames: Tensor, least: int, tau: float) -> list[Run]:
+    """Cut a clip where a frame is unlike the one before: frames [T, D], one mean feature each -> runs that cover it.
+
+    DySeg (FastVID, arXiv 2503.11187, section 3.2): between frames whose cosine is below `tau`, and between the least
+    alike ones until there are `least` runs.
+    """
+    alike = F.cosine_similarity(frames[1:], frames[:-1], dim=-1)  # [T - 1]
+    edges = {*alike.argsort(stable=True)[: least - 1].tolist(), *(alike < tau).nonzero()[:, 0].tolist()}
+    return list(pairwise([0, *sorted(edge + 1 for edge in edges), len(frames)]))
+
+
 def still_places(unit: Tensor, rows: Tensor, runs: list[Run], tau: float, save: int) -> Tensor:
     """Which places do not change through a run: BoolTensor [runs, P].
 
@@ -44,12 +58,11 @@ def still_places(unit: Tensor, rows: Tensor, runs: list[Run], tau: float, save: 
         unit: [N, D], normalised features. rows: LongTensor [T, P], -1 = no token.
     """
     there = (rows >= 0).float()
-    x = unit[rows.clamp(min=0)] * there[..., None]  # [T, P, D]
     likeness, count = [], []
     for first, last in runs:
         size = there[first:last].sum(dim=0)  # [P]
-        own = x[first:last]
-        pairs = own.sum(dim=0).square().sum(dim=-1) - own.square().sum(dim=(0, 2))  # both orders
+        own = unit[rows[first:last].clamp(min=0)].mul_(there[first:last, :, None])  # [t, P, D]
+        pairs = own.sum(dim=0).square().sum(dim=-1) - own.square_().sum(dim=(0, 2))  # both orders
         likeness.append(torch.where(size > 1, pairs / (size * (size - 1)).clamp(min=1), -2.0))
         count.append(size)
     return most_still(torch.stack(likeness), torch.stack(count) - 1, tau, save)

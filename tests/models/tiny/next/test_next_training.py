@@ -72,17 +72,33 @@ def test_what_is_asked_about_is_always_shown(drawn):
         assert set(np.nonzero(flat[:, 3] == 1)[0]) <= set(chosen)
 
 
+def recipe(out: Path) -> list[list[str]]:
+    """The commands of `make tiny-next`, which write into `out`."""
+    made = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ntiny-next: ", 1)[1].split("\n\n")[0]
+    lines = [line.strip().replace("runs/tiny-next", str(out)) for line in made.splitlines()[1:]]
+    return [[sys.executable, *line.removeprefix("$(BIN)/python ").split()] for line in lines]
+
+
 @pytest.mark.full
 @needs_files
-def test_quick_training_runs_and_goes_on(tmp_path):
-    command = [sys.executable, "-m", "vtc.models.tiny.next.train", "--quick", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+def test_quick_training_runs_from_nothing_to_a_model_that_answers(tmp_path):
+    training, scoring = recipe(tmp_path)
+    subprocess.run([*training, "--quick"], cwd=ROOT, check=True, capture_output=True)
     before = (tmp_path / "log.jsonl").read_text()
-    assert {json.loads(line)["stage"] for line in before.splitlines()} == {stage.name for stage in train.STAGES}
-    (tmp_path / f"{train.STAGES[-1].name}.pt").unlink()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    steps = [(line["stage"], line["step"]) for line in map(json.loads, before.splitlines())]
+    assert steps == [(stage.name, step) for stage in train.STAGES for step in range(2)]
+    (tmp_path / f"{train.STAGES[-1].name}.pt").unlink()  # it goes on where it stopped
+    subprocess.run([*training, "--quick"], cwd=ROOT, check=True, capture_output=True)
     after = (tmp_path / "log.jsonl").read_text()
     assert after.startswith(before)
     assert {json.loads(x)["stage"] for x in after[len(before) :].splitlines()} == {train.STAGES[-1].name}
-    config = json.loads((tmp_path / "tiny-next" / "config.json").read_text())
-    assert config["model_type"] == "llava_next"
+    subprocess.run([*scoring, "--limit", "8"], cwd=ROOT, check=True, capture_output=True)
+    assert {"thumbnail", "blind"} <= json.loads((tmp_path / "metrics.json").read_text()).keys()
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "tiny-next", local_files_only=True)
+    started, ended = build.model().state_dict(), model.float().state_dict()
+    assert model.config.model_type == "llava_next"
+    assert started.keys() == ended.keys()
+    changed = {name for name, weight in ended.items() if not torch.equal(weight, started[name])}
+    assert not any("vision_tower" in name for name in changed)
+    assert {"model.image_newline", "lm_head.weight"} <= changed
+    assert all(bool(weight.isfinite().all()) for weight in ended.values())

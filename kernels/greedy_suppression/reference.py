@@ -1,0 +1,60 @@
+"""Greedy choice by weight that passes over what is like a chosen one (non-maximum suppression)."""
+
+import torch
+from torch import Tensor
+
+from vtc.kernels.greedy_diversity.reference import unit
+from vtc.kernels.pictures import one_by_one
+
+BLOCK = 256  # candidates that are compared at once
+
+
+def greedy_suppression(
+    features: Tensor,
+    k: int,
+    weight: Tensor,
+    threshold: Tensor,
+    group: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """features [B, N, D], weight [B, N], threshold [B] -> (LongTensor [B, k], LongTensor [B]): in order of selection,
+    and how many of them are like none before.
+
+    By falling weight, every token is chosen that has a cosine above the threshold with no chosen one; group [B, N] says
+    which tokens are compared at all, those of equal number. When there are no more, those passed over follow, by
+    weight, too. Ties go to the lowest index, a weight of NaN is lowest. A zero row, or one that holds NaN or infinity,
+    is like nothing (cosine 0). Rows behind a picture's own length come last.
+    """
+    found = []
+
+    def choose(features: Tensor, weight: Tensor, group: Tensor | None, k: int) -> Tensor:
+        chosen, apart = _choose(features, weight, float(threshold[len(found)]), group, k)
+        found.append(apart)
+        return chosen
+
+    chosen, _ = one_by_one(choose, k, lengths, features, weight, group)
+    return chosen, torch.tensor(found, device=features.device)
+
+
+def _choose(features: Tensor, weight: Tensor, threshold: float, group: Tensor | None, k: int) -> tuple[Tensor, int]:
+    """(LongTensor [k], how many are apart) of one picture: BLOCK candidates at a time, first against what is chosen."""
+    order = weight.detach().float().neg().argsort(stable=True)  # upwards, as that puts NaN last
+    group = torch.zeros(len(order), dtype=torch.long, device=order.device) if group is None else group
+    apart, passed = order[:0], []
+    kept = unit(features[apart])
+    for block in order.split(BLOCK):
+        rows, of = unit(features[block]), group[block]
+        taken = ((rows @ kept.T > threshold) & (of[:, None] == group[apart])).any(dim=1)
+        like = (rows @ rows.T > threshold) & (of[:, None] == of)
+        free = []
+        for i in range(len(block)):
+            if not taken[i]:
+                free.append(i)
+                taken |= like[i]
+        new = torch.tensor(free, dtype=torch.long, device=block.device)
+        gone = torch.ones_like(taken).index_fill_(0, new, False)
+        apart, kept = torch.cat([apart, block[new]]), torch.cat([kept, rows[new]])
+        passed.append(block[gone])
+        if len(apart) >= k:
+            return apart[:k], k
+    return torch.cat([apart, *passed])[:k], len(apart)

@@ -1,0 +1,198 @@
+"""Families that the default one carries: what each has of its own, in a few lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.layout import Tile
+from vtc.models.default import DefaultAdapter, blind, row_layout
+from vtc.models.family import Adapter, ImageLayout, Known, square_layout
+from vtc.models.pixtral import PixtralAdapter
+from vtc.models.qwen_vl import Qwen3VLAdapter
+
+
+class SquareAdapter(DefaultAdapter):
+    """VIP-LLaVA, which concatenates several layers of its tower; DeepSeek-VL and Janus: one square crop per picture."""
+
+    model_types = ("vipllava", "deepseek_vl", "janus")
+
+
+class VideoLlavaAdapter(DefaultAdapter):
+    """Pictures and videos have towers of their own; frames bring their CLS token along, so that they are no grid."""
+
+    model_types = ("video_llava",)
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        return row_layout(len(features)) if known.modality == "video" else super().layout(model, features, known)
+
+    def joins(self, modality: str) -> bool:
+        return modality == "video"
+
+
+class GlmVAdapter(DefaultAdapter):
+    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
+
+    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+    mrope = True
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        """Frames (1, h, w), one after another, as many to each video as have its tokens."""
+        if modality == "image" or any(t > 1 for t, _, _ in grids):
+            return grids
+        frames, found, merge = iter(grids), [], self.merge(model) ** 2
+        for tokens in sizes:
+            own: list[list[int]] = []
+            while sum(h * w for _, h, w in own) < tokens * merge and (frame := next(frames, None)) is not None:
+                own.append(frame)
+            found.append((len(own), *own[0][1:]) if own else None)
+        return found if next(frames, None) is None else []
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        made = super().layout(model, features, known)
+        if known.modality == "image":
+            return made
+        t, h, w = made.grid
+        return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
+
+    def token_id(self, model: nn.Module, modality: str) -> int:
+        return super().token_id(model, "image")
+
+
+class ErnieVLAdapter(DefaultAdapter):
+    """Two frames of a video become one; experts are chosen by what kind of token each is."""
+
+    model_types = ("ernie4_5_vl_moe",)
+    mrope = True
+    temporal_merge = 2
+    aligned = ("moe_mm_token_type_ids",)
+
+
+class PaddleOcrVLAdapter(DefaultAdapter):
+    model_types = ("paddleocr_vl",)
+    mrope = True
+
+
+class VideoLlama3Adapter(DefaultAdapter):
+    """Frames of a video are merged more than pictures are, by what the processor says."""
+
+    model_types = ("video_llama_3",)
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        if known.thw is None:
+            return row_layout(len(features))
+        t, h, w = known.thw
+        merge = round((t * h * w / len(features)) ** 0.5)
+        return super().layout(model, features, known._replace(thw=(t, h // merge, w // merge)))
+
+
+class Ovis2Adapter(DefaultAdapter):
+    """Tokens are mixtures of a visual vocabulary; a picture's tiles have indicator tokens between them, so that each is
+    a picture of its own here."""
+
+    model_types = ("ovis2",)
+
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return config.vision_config.hidden_stride
+
+
+class GotOcr2Adapter(DefaultAdapter):
+    """Two convolutions make a token of 4 x 4 patches of SAM's tower; several pages or tiles stand side by side."""
+
+    model_types = ("got_ocr2",)
+    joins_pieces = True
+
+    def fold(self, model: nn.Module) -> int:
+        return 4
+
+
+class FastVlmAdapter(DefaultAdapter):
+    """A convolutional tower, whose output is a square."""
+
+    model_types = ("fast_vlm",)
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        return blind(square_layout(len(features)))
+
+
+class QianfanOcrAdapter(DefaultAdapter):
+    """InternVL's tiles and tower, four patches folded into a token."""
+
+    model_types = ("qianfan_ocr",)
+    joins_pieces = True
+
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return round(1 / config.downsample_ratio)
+
+
+class AriaAdapter(DefaultAdapter):
+    """Learned queries read the tower: a token lies nowhere in the picture."""
+
+    model_types = ("aria",)
+    queries = True
+
+
+class Emu3Adapter(DefaultAdapter):
+    """Pictures are words of a codebook, row by row; every row ends with a word for the end of the row."""
+
+    model_types = ("emu3",)
+
+    def separator(self, model: nn.Module) -> Tensor | None:
+        words: Any = self.base(model)
+        return self.language_model(model).embed_tokens.weight[words.vocabulary_mapping.eol_token_id]
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        n, ends = len(features), known.separators
+        rows = 0 if ends is None else int(ends.sum())
+        if not rows or n % rows or ends is None or not bool(ends.view(rows, -1)[:, -1].all()):
+            return row_layout(n)
+        width = n // rows - 1
+        tile = Tile(0, 1, rows, width, newline=True)
+        nowhere = torch.full((n,), -1)
+        crop = torch.where(ends, -1, 0)
+        return ImageLayout((1, rows, width), (tile,), nowhere, crop, 0)
+
+
+class PerceptionLMAdapter(DefaultAdapter):
+    """Tiles and frames of timm's Perception Encoder, averaged over squares of patches."""
+
+    model_types = ("perception_lm",)
+    joins_pieces = True
+
+    def side(self, model: nn.Module) -> int | None:
+        config: Any = model.config
+        made = config.vision_config.model_args
+        size, patch = (x[0] if isinstance(x, list | tuple) else x for x in (made["img_size"], made["patch_size"]))
+        return size // patch
+
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return config.projector_pooling_ratio
+
+
+class Qwen3VLMoeAdapter(Qwen3VLAdapter):
+    model_types = ("qwen3_vl_moe",)
+
+
+LISTED: tuple[type[Adapter], ...] = (
+    SquareAdapter,
+    VideoLlavaAdapter,
+    PixtralAdapter,
+    GlmVAdapter,
+    ErnieVLAdapter,
+    PaddleOcrVLAdapter,
+    VideoLlama3Adapter,
+    Ovis2Adapter,
+    GotOcr2Adapter,
+    FastVlmAdapter,
+    QianfanOcrAdapter,
+    AriaAdapter,
+    Emu3Adapter,
+    PerceptionLMAdapter,
+    Qwen3VLMoeAdapter,
+)

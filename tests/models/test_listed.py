@@ -1,0 +1,101 @@
+"""Every listed family, at every stage: the oracle, and what a method that cannot work there is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import vtc
+from tests.engine.test_oracle import equal_to_oracle
+from tests.engine.test_oracle_inside import equal_to_oracle as equal_inside
+from tests.families import EVERY, batch, model_of
+from tests.listed import LISTED
+from tests.sweep import refused
+
+MIXED: Any = [[0], [1, 2], []]
+STAGES: dict[str, Callable[[], Any]] = {
+    "input": lambda: vtc.DivPrune(keep=0.3),
+    "input, compact": lambda: vtc.DivPrune(keep=0.3, positions="compact"),
+    "merge": lambda: vtc.ToMe(keep=0.3),
+    "layer": lambda: vtc.FastV(keep=0.4, layers=(1,)),
+    "layer, compact": lambda: vtc.PyramidDrop(keep=0.2, layers=(1, 2), positions="compact"),
+    "cache": lambda: vtc.H2O(keep=0.4),
+}
+VIDEOS = [name for name, family in LISTED.items() if family.videos is not None]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("family", LISTED)
+def test_oracle(family: str, stage: str) -> None:
+    compare = equal_to_oracle if stage in ("input", "input, compact", "merge") else None
+    if compare is not None:
+        report = compare(family, "sdpa", MIXED, "left", STAGES[stage]())
+    else:
+        report = equal_inside(family, STAGES[stage](), (MIXED, "left"))
+    assert report.tokens_in >= 3 * 16
+    assert (report.tokens_out < report.tokens_in) == (stage != "cache")
+
+
+@pytest.mark.parametrize("stage", ["input", "layer"])
+@pytest.mark.parametrize("family", VIDEOS)
+def test_videos(family: str, stage: str) -> None:
+    rows: Any = [["v0"], ["v1", "v2"], []]
+    if stage == "input":
+        report = equal_to_oracle(family, "sdpa", rows, "left", STAGES[stage]())
+    else:
+        report = equal_inside(family, STAGES[stage](), (rows, "left"))
+    assert {span.modality for span in report.spans} == {"video"}
+    assert len(report.spans) == 3
+
+
+@pytest.mark.parametrize("family", LISTED)
+def test_everything_kept_is_the_plain_model(family: str) -> None:
+    model, inputs = model_of(family), batch(family, MIXED)
+    plain = model(**inputs).logits
+    with vtc.wrapped(model, "divprune", keep=1.0):
+        assert model(**inputs).logits.equal(plain)
+
+
+#: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
+SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+KNOWN: dict[str, tuple[str, set[str]]] = {
+    "read": ("visionzip", SQUARES | {"mistral3", "lighton_ocr", "qwen3_vl_moe", "qianfan_ocr"}),
+    "before": ("pixelprune", SQUARES | {"qwen3_vl_moe"}),
+    "inside": ("tome(stage=encoder)", SQUARES | {"qwen3_vl_moe", "qianfan_ocr"}),
+}
+NOT_KNOWN = (
+    "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
+    "hides some patches from others"
+)
+
+
+@pytest.mark.parametrize("how", KNOWN)
+@pytest.mark.parametrize("family", LISTED)
+def test_methods_of_the_tower(family: str, how: str) -> None:
+    """They are right where its tower is known, and refuse the others."""
+    method, known = KNOWN[how]
+    model, inputs = model_of(family), batch(family, [[0], [1, 2]])
+    if family in known:
+        found = vtc.check(model, method, 0.5, inputs=inputs, show=None)
+        assert found.ok, found
+        assert found.of("tower").ok
+        return
+    with pytest.raises(ValueError, match=NOT_KNOWN), vtc.wrapped(model, method, keep=0.5):
+        model(**inputs)
+
+
+def test_pixels_of_pictures_that_are_padded() -> None:
+    method = vtc.VFlowOpt(keep=0.4, threshold=1.0, alpha=0.1, cell=2.0, r2=0.8)
+    with pytest.raises(ValueError, match=r"looks at the pixels under patches, .* of mistral3 is given pictures of any"):
+        vtc.wrap(model_of("mistral3"), method)
+    assert vtc.check(model_of("mistral3"), "tome(stage=encoder)", 0.5, inputs=batch("mistral3", [[0]]), show=None).ok
+
+
+def test_where_nobody_knows_the_grid() -> None:
+    """Aria's tokens are learned queries: no place in the picture, no patch of the tower."""
+    model, inputs = model_of("aria"), batch("aria", MIXED)
+    with vtc.wrapped(model, "pool", keep=0.25), refused(model, "works on the grid of a picture.*divprune", True):
+        model(**inputs)
+    assert vtc.list_families() == sorted({name.removesuffix("_siglip") for name in EVERY})

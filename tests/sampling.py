@@ -1,0 +1,40 @@
+"""Which cells of the large matrices run by default: others at every commit, all of them in `make test-all`.
+
+Every family runs at every stage in `tests/models/test_listed.py`. Of all other tests that are marked `sampled`, the
+families of `tests/listed.py` take part in a share, drawn by a seed that moves with the commit; the others in the share
+that the mark says (`most`), and with all their core cells. The seed is printed, and
+
+    VTC_TEST_SEED=SEED pytest ...
+
+draws the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from pathlib import Path
+
+#: of a listed family's cells
+SHARE = 0.02
+#: what a method is told where a family's towers or grids are not known; that is not wrong, and counts as skipped
+UNKNOWN = re.compile(r"is no vision tower that vtc knows|is not known; choose a method")
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        asked = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "0"
+
+
+SEED = os.environ.get("VTC_TEST_SEED") or _commit()
+
+
+def drawn(name: str, share: float = SHARE, seed: str = SEED) -> bool:
+    """Whether the cell of that name is among those that run by default."""
+    return int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:8], 16) < share * 2**32

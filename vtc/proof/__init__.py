@@ -1,0 +1,1 @@
+"""Proof that a wrapped model is right, on the model at hand: `vtc.check`."""
