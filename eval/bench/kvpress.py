@@ -9,10 +9,10 @@ older transformers, with whose newer versions its presses work all the same when
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 import vtc
 from vtc.engine.versions import cache_of
 from vtc.eval.bench.pairs import Middle
+from vtc.eval.bench.pairs import pair as in_turn
+from vtc.eval.bench.roofs import clock
 from vtc.models import adapter_for
 
 COLUMNS = {
@@ -30,10 +32,11 @@ COLUMNS = {
     "keep": "keep",
     "equal": "heads equal",
     "overlap": "overlap",
-    "vtc_bytes": "bytes",
-    "press_bytes": "kvpress",
+    "vtc_bytes": "KiB",
+    "press_bytes": "its KiB",
     "vtc_ms": "ms/token",
-    "press_ms": "kvpress",
+    "press_ms": "its ms",
+    "ratio": "its to ours",
 }
 WARM = 2  # decode steps before the first that counts
 
@@ -43,11 +46,12 @@ class Pair:
     """A method and a press with one definition, or with two that a page explains.
 
     Attributes:
-        method: `{keep}` is the number of tokens, `{window}` that of the queries heard.
+        label: of the table. method: `{keep}` is the number of tokens, `{window}` that of the queries heard.
         press: its class; `options` may hold "window_size", filled in, and "press", of another class.
         attention: "eager" where the press reads the attention of the model itself.
     """
 
+    label: str
     method: str
     press: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -56,23 +60,32 @@ class Pair:
 
 SNAP = (("window_size", None),)
 PAIRS = (
-    Pair("streaming(keep={keep}, scope=all, sinks=4)", "StreamingLLMPress", (("n_sink", 4),)),
-    Pair("knorm(keep={keep}, scope=all, sinks=0)", "KnormPress"),
-    Pair("keydiff(keep={keep}, scope=all, sinks=0)", "KeyDiffPress"),
-    Pair("snapkv(keep={keep}, scope=all, sinks=0, window={window})", "SnapKVPress", SNAP),
-    Pair("snapkv(keep={keep}, scope=all, sinks=0, window=1, kernel=1, per_head=False)", "TOVAPress"),
-    Pair("pyramidkv(keep={keep}, scope=all, sinks=0, window={window})", "PyramidKVPress", SNAP),
+    Pair("streaming", "streaming(keep={keep}, scope=all, sinks=4)", "StreamingLLMPress", (("n_sink", 4),)),
+    Pair("knorm", "knorm(keep={keep}, scope=all, sinks=0)", "KnormPress"),
+    Pair("keydiff", "keydiff(keep={keep}, scope=all, sinks=0)", "KeyDiffPress"),
+    Pair("snapkv", "snapkv(keep={keep}, scope=all, sinks=0, window={window})", "SnapKVPress", SNAP),
+    Pair("snapkv as TOVA", "snapkv(keep={keep}, scope=all, sinks=0, window=1, kernel=1, per_head=False)", "TOVAPress"),
+    Pair("pyramidkv", "pyramidkv(keep={keep}, scope=all, sinks=0, window={window})", "PyramidKVPress", SNAP),
     Pair(
+        "pyramidkv, flat",
+        "pyramidkv(keep={keep}, scope=all, sinks=0, window={window}, beta=1)",
+        "PyramidKVPress",
+        (("beta", 1), *SNAP),
+    ),
+    Pair(
+        "adakv, no floor",
         "adakv(keep={keep}, scope=all, sinks=0, window={window}, floor=0.0)",
         "AdaKVPress",
         (("press", "SnapKVPress"), ("alpha_safeguard", 0.0), *SNAP),
     ),
     Pair(
+        "adakv",
         "adakv(keep={keep}, scope=all, sinks=0, window={window})",
         "AdaKVPress",
         (("press", "SnapKVPress"), ("alpha_safeguard", 0.2), *SNAP),
     ),
     Pair(
+        "h2o by means",
         "h2o(keep={keep}, scope=all, recent=0.0, per_head=True, corrected=True)",
         "ObservedAttentionPress",
         attention="eager",
@@ -82,16 +95,18 @@ PAIRS = (
 
 @dataclass
 class Line:
-    """One comparison; `overlap` is the mean Jaccard index of the heads' sets, milliseconds those of each step."""
+    """One comparison; `overlap` is the mean Jaccard index of the heads' sets, `ratio` a press's time of a step to vtc's
+    of the same."""
 
+    pair: Pair
     method: str
-    press: str
     keep: int | float
     heads: int
     equal: int
     overlap: float
     nbytes: tuple[int, int]
     ms: tuple[Middle, Middle]
+    ratio: Middle
 
 
 def check() -> None:
@@ -99,7 +114,8 @@ def check() -> None:
     if find_spec("kvpress") is None:
         raise ValueError(
             "kvpress is not installed: run `pip install --no-deps --target kvpress_site kvpress requests cachetools "
-            "fire termcolor` and this command with PYTHONPATH=kvpress_site (its own requirements would replace transformers)."
+            "fire termcolor` and this command with PYTHONPATH=kvpress_site (what it requires would replace "
+            "transformers)."
         )
 
 
@@ -133,28 +149,29 @@ def compared(
     before, length = model.config._attn_implementation, inputs["input_ids"].shape[1]
     model.set_attn_implementation(pair.attention)
     method = pair.method.format(keep=count, window=window)
-    ms: tuple[list[float], list[float]] = ([], [])
+    seconds: tuple[list[float], list[float]] = ([], [])
     try:
         with torch.inference_mode():
-            full = model(**inputs, use_cache=True).past_key_values
+            full = filled(model, inputs)
             with vtc.wrapped(model, method):
-                own = model(**inputs, use_cache=True).past_key_values
+                own = filled(model, inputs)
             with pressed(model, made(pair, count, length, window)):
-                other = model(**inputs, use_cache=True).past_key_values
+                other = filled(model, inputs)
             hidden = [vars(layer).pop("masked_key_indices", None) for layer in _attentions(model)]
             sets = [*zip(held(own, full), held_by_press(other, full, hidden), strict=True)]
-            nbytes = vtc.cache_bytes(own).total, vtc.cache_bytes(other).total
+            nbytes = vtc.cache_bytes(cache_of(own)).total, vtc.cache_bytes(cache_of(other)).total
             for step in range(steps + WARM):
-                with vtc.wrapped(model, method):
-                    ms[0].append(decoded(model, own, length + step))
-                with hiding(model, hidden):
-                    ms[1].append(decoded(model, other, length + step))
+                ours = partial(decoded, model, own, length + step, partial(vtc.wrapped, model, method))
+                its = partial(decoded, model, other, length + step, partial(hiding, model, hidden))
+                in_turn(ours, its, seconds)
     finally:
         model.set_attn_implementation(before)
     alike = [len(a & b) / len(a | b) for a, b in sets]
-    times = [Middle.of([1000 * x for x in steps_[WARM:]]) for steps_ in ms]
+    mine, others = (x[WARM:] for x in seconds)
+    times = Middle.of(mine).scaled(1000), Middle.of(others).scaled(1000)
+    ratio = Middle.of([b / a for a, b in zip(mine, others, strict=True)])
     equal = sum(a == b for a, b in sets)
-    return Line(method, pair.press, keep, len(sets), equal, sum(alike) / len(alike), nbytes, (times[0], times[1]))
+    return Line(pair, method, keep, len(sets), equal, sum(alike) / len(alike), nbytes, times, ratio)
 
 
 def made(pair: Pair, count: int, length: int, window: int) -> Any:
@@ -208,39 +225,38 @@ def hiding(model: Any, hidden: Sequence[Any]) -> Iterator[None]:
             vars(layer).pop("masked_key_indices", None)
 
 
-def decoded(model: Any, cache: Any, place: int) -> float:
-    """Seconds of one decode step at position `place`."""
+def filled(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The cache of a prefill, as the keyword argument of the next step."""
+    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    return {"cache" if "cache" in list(out) else "past_key_values": cache_of(out)}
+
+
+def decoded(model: Any, cache: dict[str, Any], place: int, way: Callable[[], AbstractContextManager[Any]]) -> float:
+    """Seconds of one decode step at position `place`, in what `way` opens."""
     device = model.device
     word, position = torch.tensor([[10]], device=device), torch.tensor([[place]], device=device)
-    _wait(device)
-    began = time.perf_counter()
-    model(input_ids=word, past_key_values=cache, position_ids=position, use_cache=True)
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    step = partial(model, input_ids=word, **cache, position_ids=position, use_cache=True)
+    with way():
+        return clock(step, device)
 
 
 # -- what is held ----------------------------------------------------------------------------------------------
 
 
-def held(cache: Any, full: Any) -> list[set[int]]:
+def held(cache: dict[str, Any], full: dict[str, Any]) -> list[set[int]]:
     """Of each KV head, layer by layer: which tokens of the whole cache a compressed one of vtc holds."""
     found = []
-    for mine, whole in zip(cache.layers, full.layers, strict=True):
+    for mine, whole in zip(cache_of(cache).layers, cache_of(full).layers, strict=True):
         keys = mine.whole()[0] if hasattr(mine, "whole") else mine.keys
         real = getattr(mine, "tags", {}).get("real")
         found += _places(keys[0], whole.keys[0], None if real is None else real[0])
     return found
 
 
-def held_by_press(cache: Any, full: Any, hidden: Sequence[Any]) -> list[set[int]]:
+def held_by_press(cache: dict[str, Any], full: dict[str, Any], hidden: Sequence[Any]) -> list[set[int]]:
     """The same of a pressed one, whose `hidden` tokens (by layer; None = none) are there but not seen."""
     found = []
-    for masked, mine, whole in zip(hidden, cache.layers, full.layers, strict=True):
+    for masked, mine, whole in zip(hidden, cache_of(cache).layers, cache_of(full).layers, strict=True):
         heads = _places(mine.keys[0], whole.keys[0], None)
         if masked is not None:
             for head, token in zip(masked[1].tolist(), masked[2].tolist(), strict=True):
@@ -266,8 +282,9 @@ def rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Every number of every line."""
     return [
         {
+            "label": line.pair.label,
             "method": line.method,
-            "press": line.press,
+            "press": line.pair.press,
             "keep": line.keep,
             "heads": line.heads,
             "equal": line.equal,
@@ -276,30 +293,28 @@ def rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
             "press_bytes": line.nbytes[1],
             "vtc_ms": round(line.ms[0].median, 3),
             "press_ms": round(line.ms[1].median, 3),
+            "ratio": round(line.ratio.median, 3),
+            "ratio_low": round(line.ratio.low, 3),
+            "ratio_high": round(line.ratio.high, 3),
         }
         for line in lines
     ]
 
 
 def cells(found: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The same for a table; methods by name and the options that are not said of all."""
+    """The same for a table."""
     return [
         [
-            _short(row["method"]),
+            row["label"],
             row["press"].removesuffix("Press"),
             f"{row['keep']:g}",
             f"{row['equal']} of {row['heads']}",
             f"{row['overlap']:.3f}",
-            f"{row['vtc_bytes'] / 1024:.0f} KiB",
-            f"{row['press_bytes'] / 1024:.0f} KiB",
+            f"{row['vtc_bytes'] / 1024:.0f}",
+            f"{row['press_bytes'] / 1024:.0f}",
             f"{row['vtc_ms']:.2f}",
             f"{row['press_ms']:.2f}",
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
         ]
         for row in found
     ]
-
-
-def _short(method: str) -> str:
-    name, _, options = method.partition("(")
-    own = [part for part in options.rstrip(")").split(", ") if not part.startswith(("keep", "scope", "sinks=0"))]
-    return f"{name}({', '.join(own)})" if own else name

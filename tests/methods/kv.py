@@ -153,9 +153,9 @@ def assert_holds(method: vtc.Method, wanted: list[list[list[tuple[int, Entry]]]]
 # -- words that definitions share ------------------------------------------------------------------------------
 
 
-def together(per_head: bool, number: Callable[[int], dict[int, float]]) -> list[dict[int, float]]:
+def together(per_head: bool, number: Callable[[int], Mapping[int, float]]) -> list[dict[int, float]]:
     """What `number` says of each KV head; their mean for all, where they do not choose for themselves."""
-    own = [number(g) for g in range(GROUPS)]
+    own = [dict(number(g)) for g in range(GROUPS)]
     if per_head:
         return own
     return [{slot: sum(scores[slot] for scores in own) / GROUPS for slot in own[0]}] * GROUPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -222,7 +223,8 @@ class Tokens:
     ],
 )
 def test_layers_of_d2o(options, budgets):
-    assert vtc.D2O(keep=8, **options).layer_budgets([Tokens(i) for i in range(6)]) == budgets
+    layers: Any = [Tokens(i) for i in range(6)]
+    assert vtc.D2O(keep=8, **options).layer_budgets(layers) == budgets
 
 
 def ems(scope, window=32, joining=1.0, threshold=0.6, rotated=False, per_head=True, sinks=4):

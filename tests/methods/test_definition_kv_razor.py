@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_calibrated(loaded, tmp_path, visual, induction, echo):
     assert found.options == {"heads": sorted(wanted)}
     card = json.loads(found.path.read_text())
     assert card["options"]["heads"] == [list(pair) for pair in sorted(wanted)]
-    again = vtc.resolve("razor", keep=0.4, calibration=found.path)  # for any budget
+    again: Any = vtc.resolve("razor", keep=0.4, calibration=found.path)  # for any budget
     assert again.option("heads") == tuple(sorted(wanted))
     vtc.wrap(model, again)
     vtc.unwrap(model)
@@ -119,7 +120,10 @@ def test_calibrated(loaded, tmp_path, visual, induction, echo):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: vtc.Razor(heads=((0, 1), 3)), "heads=((0, 1), 3) are no pairs of a layer and a KV head, such as "),
+        (
+            lambda: vtc.resolve("razor", heads=((0, 1), 3)),
+            "heads=((0, 1), 3) are no pairs of a layer and a KV head, such as ",
+        ),
         (lambda: vtc.Razor(heads=((0, -1),)), "heads=((0, -1),) are no pairs of a layer and a KV head, such as "),
         (lambda: vtc.Razor(period=1), "period=1 is not a whole number of 2 or more: it is how many random tokens are "),
         (lambda: vtc.wrap(model_of("llava"), "razor"), "razor needs the retrieval heads of this model: give it "),
