@@ -26,7 +26,7 @@ def _choose(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
     worth = torch.ones(n, device=device) if weight is None else at_least_zero(weight)
     scale = worth * inverse
     left = torch.where((x != 0).any(dim=1), worth.square(), 0.0)
-    least = SPANNED * left
+    least, scales = (SPANNED * left).tolist(), scale.tolist()
     factor = torch.empty(min(k, n, x.shape[1]), n, device=device)
     products = Products(x)
     chosen: list[int] = []
@@ -35,13 +35,13 @@ def _choose(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
         own = float(left[pick])
         if own <= 0:
             break
-        if own <= float(least[pick]):
+        if own <= least[pick]:
             left[pick] = 0.0
             continue
         done = len(chosen)
         row = torch.mul(products.row(pick, left), scale, out=factor[done])
         root = own**-0.5
-        row.addmv_(factor[:done].T, factor[:done, pick], beta=float(scale[pick]) * root, alpha=-root)
+        row.addmv_(factor[:done].T, factor[:done, pick], beta=scales[pick] * root, alpha=-root)
         left.addcmul_(row, row, value=-1)
         left[pick] = 0.0
         chosen.append(pick)
