@@ -269,7 +269,7 @@ def test_sliding_windows_are_refused_where_they_are_met() -> None:
     length = inputs["input_ids"].shape[1]
     config = copy.deepcopy(model_of("llava").config)
     config.text_config = MistralConfig(**cast(Any, TEXT), sliding_window=length + 6)
-    model = LlavaForConditionalGeneration(config).eval()
+    model: Any = LlavaForConditionalGeneration(config).eval()
     for method in ("divprune", "fastv(layers=(1,))", "h2o"):
         assert vtc.check(model, method, 0.5, inputs=inputs, show=None).of("some dropped").ok
     vtc.wrap(model, "divprune", keep=0.5)

@@ -163,7 +163,7 @@ def select(
     return select_scoped(chosen, [VisualTokens(features, span, index, read)])[0].check()
 
 
-def encode(model: nn.Module, methods: MethodLike, *, family: str | None = None, **vision_inputs: Any) -> Encoded:
+def encode(model: nn.Module, methods: MethodLike, *, family: Any = None, **vision_inputs: Any) -> Encoded:
     """Run the vision tower once, to ask many questions and compare many methods afterwards.
 
     Args:

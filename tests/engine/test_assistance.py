@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 import vtc
-from tests.families import FAMILIES, IMAGE, TEXT, VOCAB, batch, model_of
+from tests.families import FAMILIES, IMAGE, TEXT, batch, model_of
 from tests.oracle import Decisions, decisions
 from tests.sweep import CACHE, EVERY, INPUT, LAYER, VIDEOS, cells, refused, rows_for
+from tests.tiny_parts import VOCAB
 from vtc.engine.kv_cache import CompressedLayer
 
 ALWAYS = [*INPUT, *LAYER]
