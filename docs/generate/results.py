@@ -26,6 +26,7 @@ TABLES = {
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
     "crops": ("Pictures in crops", "make table-crops"),
+    "cache": ("In the KV cache", "make table-cache TIMING=0"),
     "video": ("Videos", "make table-video"),
     "vit": ("Inside a vision tower", "make table-vit"),
 }
@@ -35,6 +36,7 @@ HEADINGS = {
     "inside-average": f"{_INSIDE} average",
     "inside-final": f"{_INSIDE} number of tokens at the end",
     "crops": "All numbers of pictures in crops",
+    "cache": "All numbers of the KV cache",
     "video": "All numbers of videos",
     "vit": "Inside a vision tower",
 }

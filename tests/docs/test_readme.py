@@ -43,9 +43,11 @@ def test_papers_are_those_of_the_methods():
     assert rows == {name: info.paper.arxiv for name, info in index.shipped().items() if info.paper is not None}
 
 
-def test_it_names_every_family():
+def test_it_names_every_family_that_has_an_adapter_of_its_own():
+    """Those that the default family carries stand in `vtc families` and on its page."""
     said = " ".join(section("Methods").split())
-    assert all(family.title.removesuffix("-Video") in said for family in SHIPPED.values())
+    written = [family for family in SHIPPED.values() if not family.listed]
+    assert all(family.title.removesuffix("-Video") in said for family in written)
 
 
 def test_the_results_are_those_of_the_results_page():
