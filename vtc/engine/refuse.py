@@ -61,16 +61,11 @@ def check_window(decoder: Decoder, config: Any, given: Mapping[str, Any]) -> Non
             f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
             "which is not supported on a wrapped model: give it fewer."
         )
-<<<<<<< HEAD
-    layers: Any = [] if cache is None else cache.layers
-    for i, layer in enumerate(layers):
-=======
     if cache is None:
         return
     for i, layer in enumerate(cache.layers):
->>>>>>> w-families18
         if type(layer).__name__ == "DynamicSlidingWindowLayer" and not layer.is_initialized:
-            layers[i] = DynamicLayer()
+            cache.layers[i] = DynamicLayer()
 
 
 def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
