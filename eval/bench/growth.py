@@ -167,13 +167,15 @@ def _shown(sizes: Sequence[int]) -> list[int]:
 
 
 def cells(found: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[list[str]]:
-    """Printed cells of rows: a line per method, in ms; memory in features, time in all products, at its last size."""
+    """Printed cells of rows: a line per method, in ms; at its last size memory in features, and at the last size at
+    which all products were measured, too, time in these."""
     lines = []
     for name in dict.fromkeys(row["method"] for row in found):
         own = {row["tokens"]: row for row in found if row["method"] == name}
         last = own[max(own)]
         times = [_ms(own[size]["ms"]) if size in own else "" for size in _shown(sizes)]
-        share = "" if last["of_products"] == "" else f"{last['of_products']:.2f}×"
+        shares = [row["of_products"] for row in own.values() if row["of_products"] != ""]
+        share = f"{shares[-1]:.2f}×" if shares else ""
         grown = ["" if math.isnan(last[key]) else f"{last[key]:.1f}" for key in ("exponent", "steepest")]
         lines.append([name, *times, f"{last['of_features']:.1f}×", share, *grown])
     return lines

@@ -12,7 +12,7 @@ from vtc.kernels.segment_sum.reference import segment_sum
 
 SEED_TOKENS = 8  # per centroid, evenly strided: seeding looks at no more of them
 LARGEST_MATRIX = 1024  # tokens all of whose distances are held at once on a CPU; of more, those that are asked for
-RUN, RUNS = 32, 24  # tokens whose distances are computed together, and how many such runs are held
+RUN, RUNS = 16, 48  # tokens whose distances are computed together, and how many such runs are held
 BLOCK, IN_CACHE = 2**24, 2**20  # scores of the assignment held at a time: on a GPU; on a CPU
 
 

@@ -53,13 +53,14 @@ def likeness(a, b):
 
 
 @defines("vidcom2", "channels", "temperature", "exact_count")
+@pytest.mark.parametrize("clip", [scenes(), 3 * random_clip(T * HW, seed=7)], ids=["scenes", "random"])
 @pytest.mark.parametrize("exact_count", [True, False])
 @pytest.mark.parametrize(
     "options", [{}, {"channels": 1.0}, {"channels": 0.4, "temperature": 0.3}, {"temperature": 100.0}]
 )
 @pytest.mark.parametrize("keep", [5, 18, 40, 66])
-def test_vidcom2(keep, options, exact_count):
-    x = rows(scenes())
+def test_vidcom2(keep, options, exact_count, clip):
+    x = rows(clip)
     spread = []
     for column in zip(*x, strict=True):
         middle = sum(column) / len(column)
@@ -89,7 +90,7 @@ def test_vidcom2(keep, options, exact_count):
         frame[i] for frame, own, k in zip(FRAMES, score, counts, strict=True) for i in best([-s for s in own], k)
     ]
     method = vtc.VidCom2(keep=keep, exact_count=exact_count, **options)
-    assert vtc.select(method, scenes(), grid=(T, 3, 4)).anchor.tolist() == expected
+    assert vtc.select(method, clip, grid=(T, 3, 4)).anchor.tolist() == expected
 
 
 def cut_clip(x, least, tau):
