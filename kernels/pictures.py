@@ -30,6 +30,15 @@ def one_by_one(
     return found, sizes
 
 
+def behind(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """[B, N] in fp32 for x [B, N, ...]: 0 for a picture's own tokens, -1 -2 ... for what stands behind them."""
+    b, n = x.shape[:2]
+    if lengths is None:
+        return torch.zeros(b, n, device=x.device)
+    places = torch.arange(n, device=x.device)
+    return (lengths.to(x.device)[:, None] - 1 - places).clamp(max=0).float()
+
+
 def at_least_zero(weight: Tensor) -> Tensor:
     """Weights in fp32; what is negative, or no number, counts as 0."""
     weight = weight.float()

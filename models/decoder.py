@@ -67,12 +67,12 @@ class Decoder:
         return [kind] * config.num_hidden_layers
 
     def window(self, config: Any) -> int | None:
-        """How many tokens back every layer sees, itself included; None where layers differ, or see everything.
+        """How many tokens back every layer sees, itself included; None where layers may differ, or see everything.
 
         A prompt and answer that are no longer meet no window: everything is as if there were none.
         """
-        only = set(self.kinds(config)) == {"sliding_attention"}
-        return config.sliding_window if only and isinstance(config.sliding_window, int) else None
+        found = getattr(config, "sliding_window", None)
+        return None if getattr(config, "layer_types", None) or not isinstance(found, int) else found
 
     # -- what its attention computes ---------------------------------------------------------------------------
 

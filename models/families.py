@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+#: where a token may leave, in the order in which it meets them
+EVERY_STAGE = ("pixels", "encoder", "input", "layer", "cache")
+
 
 @dataclass(frozen=True)
 class FamilyInfo:
@@ -18,6 +21,8 @@ class FamilyInfo:
         model_type: `config.model_type` of its checkpoints. title: what people call it.
         modality: "image", "video"; () = not known. tokens: how a picture becomes visual tokens.
         notes: what else a user should know, in sentences. checkpoint: one on the Hub, or one that ships.
+        stages: at which methods run on it. read: whether methods can read its tower's attention and keys.
+        grid: whether it is known where in the picture its tokens lie. listed: whether the default family carries it.
     """
 
     model_type: str
@@ -26,77 +31,201 @@ class FamilyInfo:
     tokens: str
     notes: str = ""
     checkpoint: str = ""
+    stages: tuple[str, ...] = EVERY_STAGE
+    read: bool = True
+    grid: bool = True
+    listed: bool = False
 
 
 _BOTH = ("image", "video")
 _CROPS = 'A picture is several crops to the tower: with scope="crop" each of them chooses within its share.'
 _GRID = "a grid of its own size"
-SHIPPED = {
-    info.model_type: info
-    for info in (
-        FamilyInfo(
-            "internvl",
-            "InternVL",
-            _BOTH,
-            "square tiles, a thumbnail",
-            f"{_CROPS} A video is a row of pictures: wrap with processor=processor, which tells what belongs together.",
-            "OpenGVLab/InternVL3-1B-hf",
-        ),
-        FamilyInfo(
-            "llava", "LLaVA-1.5", ("image",), "one square crop", "tiny-llava, which ships, is one.", "tiny-llava"
-        ),
-        FamilyInfo(
-            "llava_next",
-            "LLaVA-NeXT",
-            ("image",),
-            "crops, a thumbnail",
-            _CROPS,
-            "llava-hf/llava-v1.6-vicuna-7b-hf",
-        ),
-        FamilyInfo(
-            "llava_next_video",
-            "LLaVA-NeXT-Video",
-            _BOTH,
-            "crops, a thumbnail",
-            _CROPS,
-            "llava-hf/LLaVA-NeXT-Video-7B-hf",
-        ),
-        FamilyInfo(
-            "llava_onevision",
-            "LLaVA-OneVision",
-            _BOTH,
-            "crops, a thumbnail",
-            f"{_CROPS} Its tower has no CLS token: methods that read one get received attention instead.",
-            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-        ),
-        FamilyInfo(
-            "qwen2_5_vl",
-            "Qwen2.5-VL",
-            _BOTH,
-            _GRID,
-            "Its tower has no CLS token: methods that read one get received attention instead. tiny-qwen, which ships, "
-            "is one.",
-            "tiny-qwen",
-        ),
-        FamilyInfo(
-            "qwen2_vl",
-            "Qwen2-VL",
-            _BOTH,
-            _GRID,
-            "Its tower has no CLS token: methods that read one get received attention instead.",
-            "Qwen/Qwen2-VL-2B-Instruct",
-        ),
-        FamilyInfo(
-            "qwen3_vl",
-            "Qwen3-VL",
-            _BOTH,
-            _GRID,
-            "Its tower has no CLS token: methods that read one get received attention instead. Features that it adds "
-            "to visual tokens in early decoder layers (DeepStack) leave with them.",
-            "Qwen/Qwen3-VL-2B-Instruct",
-        ),
-    )
-}
+_WRITTEN = (
+    FamilyInfo(
+        "internvl",
+        "InternVL",
+        _BOTH,
+        "square tiles, a thumbnail",
+        f"{_CROPS} A video is a row of pictures: wrap with processor=processor, which tells what belongs together.",
+        "OpenGVLab/InternVL3-1B-hf",
+    ),
+    FamilyInfo("llava", "LLaVA-1.5", ("image",), "one square crop", "tiny-llava, which ships, is one.", "tiny-llava"),
+    FamilyInfo(
+        "llava_next",
+        "LLaVA-NeXT",
+        ("image",),
+        "crops, a thumbnail",
+        _CROPS,
+        "llava-hf/llava-v1.6-vicuna-7b-hf",
+    ),
+    FamilyInfo(
+        "llava_next_video",
+        "LLaVA-NeXT-Video",
+        _BOTH,
+        "crops, a thumbnail",
+        _CROPS,
+        "llava-hf/LLaVA-NeXT-Video-7B-hf",
+    ),
+    FamilyInfo(
+        "llava_onevision",
+        "LLaVA-OneVision",
+        _BOTH,
+        "crops, a thumbnail",
+        f"{_CROPS} Its tower has no CLS token: methods that read one get received attention instead.",
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        stages=("encoder", "input", "layer", "cache"),
+    ),
+    FamilyInfo(
+        "qwen2_5_vl",
+        "Qwen2.5-VL",
+        _BOTH,
+        _GRID,
+        "Its tower has no CLS token: methods that read one get received attention instead. tiny-qwen, which ships, "
+        "is one.",
+        "tiny-qwen",
+    ),
+    FamilyInfo(
+        "qwen2_vl",
+        "Qwen2-VL",
+        _BOTH,
+        _GRID,
+        "Its tower has no CLS token: methods that read one get received attention instead.",
+        "Qwen/Qwen2-VL-2B-Instruct",
+    ),
+    FamilyInfo(
+        "qwen3_vl",
+        "Qwen3-VL",
+        _BOTH,
+        _GRID,
+        "Its tower has no CLS token: methods that read one get received attention instead. Features that it adds "
+        "to visual tokens in early decoder layers (DeepStack) leave with them.",
+        "Qwen/Qwen3-VL-2B-Instruct",
+    ),
+)
+
+
+_PACKED, _INSIDE = "a grid of its own size", ("input", "layer", "cache")
+_SQUARE, _TILES = "one square crop", "square tiles"
+_NO_CLS = "Its tower has no CLS token: methods that read one get received attention instead."
+
+
+def _carried(
+    model_type: str,
+    title: str,
+    tokens: str,
+    notes: str = "",
+    checkpoint: str = "",
+    video: bool = False,
+    stages: tuple[str, ...] = _INSIDE,
+    read: bool = False,
+    grid: bool = True,
+) -> FamilyInfo:
+    """A family that the default one carries."""
+    modality = _BOTH if video else ("image",)
+    return FamilyInfo(model_type, title, modality, tokens, notes, checkpoint, stages, read, grid, True)
+
+
+_LISTED = (
+    _carried(
+        "aria",
+        "Aria",
+        "learned queries",
+        "A token lies nowhere in the picture: methods that work on the grid refuse it.",
+        "rhymes-ai/Aria",
+        grid=False,
+    ),
+    _carried(
+        "deepseek_vl",
+        "DeepSeek-VL",
+        _SQUARE,
+        _NO_CLS,
+        "deepseek-community/deepseek-vl-1.3b-chat",
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried("emu3", "Emu3", "words of a codebook", checkpoint="Emu3-community/Emu3-Chat-hf"),
+    _carried(
+        "ernie4_5_vl_moe",
+        "ERNIE-4.5-VL",
+        _PACKED,
+        "Two frames of a video become one.",
+        "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        video=True,
+    ),
+    _carried("fast_vlm", "FastVLM", _SQUARE, "Its tower is convolutional.", "KamilaMila/FastVLM-7B"),
+    _carried("glm46v", "GLM-4.6V", _PACKED, checkpoint="zai-org/GLM-4.6V-Flash", video=True),
+    _carried("glm4v", "GLM-4.1V", _PACKED, checkpoint="zai-org/GLM-4.1V-9B-Thinking", video=True),
+    _carried("glm4v_moe", "GLM-4.5V", _PACKED, checkpoint="zai-org/GLM-4.5V", video=True),
+    _carried("glm_ocr", "GLM-OCR", _PACKED, checkpoint="zai-org/GLM-OCR", video=True),
+    _carried("got_ocr2", "GOT-OCR 2", _TILES, checkpoint="stepfun-ai/GOT-OCR-2.0-hf"),
+    _carried(
+        "idefics3",
+        "Idefics 3",
+        _TILES,
+        "Crops stand apart, between words: each is a picture with a budget of its own.",
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+    ),
+    _carried(
+        "smolvlm",
+        "SmolVLM",
+        _TILES,
+        "Crops stand apart, between words: each is a picture with a budget of its own.",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    ),
+    _carried(
+        "janus",
+        "Janus",
+        _SQUARE,
+        f"{_NO_CLS} Pictures that it draws are not compressed.",
+        "deepseek-community/Janus-Pro-1B",
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried("lighton_ocr", "LightOnOCR", _PACKED, _NO_CLS, "lightonai/LightOnOCR-1B-1025", read=True),
+    _carried(
+        "mistral3", "Mistral Small 3", _PACKED, _NO_CLS, "mistralai/Mistral-Small-3.1-24B-Instruct-2503", read=True
+    ),
+    _carried(
+        "ovis2",
+        "Ovis 2",
+        _TILES,
+        "Tiles have indicator tokens between them: each is a picture with a budget of its own.",
+        "thisisiron/Ovis2-1B-hf",
+    ),
+    _carried("paddleocr_vl", "PaddleOCR-VL", _PACKED, checkpoint="PaddlePaddle/PaddleOCR-VL"),
+    _carried("perception_lm", "PerceptionLM", _TILES, checkpoint="facebook/Perception-LM-1B", video=True),
+    _carried(
+        "qianfan_ocr",
+        "Qianfan-OCR",
+        _TILES,
+        checkpoint="baidu/Qianfan-OCR",
+        stages=("encoder", *_INSIDE),
+        read=True,
+    ),
+    _carried(
+        "qwen3_vl_moe",
+        "Qwen3-VL, experts",
+        _PACKED,
+        _NO_CLS,
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried("video_llama_3", "VideoLLaMA 3", _PACKED, checkpoint="lkhl/VideoLLaMA3-2B-Image-HF", video=True),
+    _carried(
+        "video_llava",
+        "Video-LLaVA",
+        _SQUARE,
+        "Frames of a video bring their CLS token along, and lie on no grid.",
+        "LanguageBind/Video-LLaVA-7B-hf",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried("vipllava", "VIP-LLaVA", _SQUARE, checkpoint="llava-hf/vip-llava-7b-hf", stages=EVERY_STAGE, read=True),
+)
+SHIPPED = {info.model_type: info for info in sorted((*_WRITTEN, *_LISTED), key=lambda info: info.model_type)}
 
 
 def family_infos() -> list[FamilyInfo]:

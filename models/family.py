@@ -172,9 +172,13 @@ class Adapter:
         config: Any = model.config
         if modality == "image":
             return config.image_token_id
-        if getattr(config, "video_token_id", None) is None:
+        if not self.reads_videos(model):
             raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
         return config.video_token_id
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        """Whether it has a placeholder for a video's tokens; or writes videos in another way that vtc knows."""
+        return getattr(model.config, "video_token_id", None) is not None
 
     def prompt_positions(
         self, model: nn.Module, ids: Tensor, types: Tensor, mask: Tensor, grids: dict[str, Tensor], seconds: Any

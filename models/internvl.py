@@ -22,6 +22,9 @@ class InternVLAdapter(Adapter):
     model_types = ("internvl",)
     joins_pieces = True
 
+    def reads_videos(self, model: nn.Module) -> bool:
+        return True  # as numbered images
+
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config
         return round(1 / config.downsample_ratio)

@@ -59,7 +59,7 @@ class GlmVAdapter(DefaultAdapter):
         return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
 
     def token_id(self, model: nn.Module, modality: str) -> int:
-        return super().token_id(model, "image")
+        return super().token_id(model, "image")  # of both
 
 
 class ErnieVLAdapter(DefaultAdapter):
@@ -72,8 +72,13 @@ class ErnieVLAdapter(DefaultAdapter):
 
 
 class PaddleOcrVLAdapter(DefaultAdapter):
+    """Its configuration names a video's placeholder, of which the model makes nothing."""
+
     model_types = ("paddleocr_vl",)
     mrope = True
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        return False
 
 
 class VideoLlama3Adapter(DefaultAdapter):
@@ -128,6 +133,18 @@ class QianfanOcrAdapter(DefaultAdapter):
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config
         return round(1 / config.downsample_ratio)
+
+
+class Idefics3Adapter(DefaultAdapter):
+    """Features of all crops of a row are handed out together; crops stand apart, between words that say where in the
+    picture they are, so that each is a picture of its own here."""
+
+    model_types = ("idefics3", "smolvlm")
+    joins_pieces = True
+
+    def fold(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return config.scale_factor
 
 
 class AriaAdapter(DefaultAdapter):
@@ -191,6 +208,7 @@ LISTED: tuple[type[Adapter], ...] = (
     GotOcr2Adapter,
     FastVlmAdapter,
     QianfanOcrAdapter,
+    Idefics3Adapter,
     AriaAdapter,
     Emu3Adapter,
     PerceptionLMAdapter,

@@ -234,6 +234,12 @@ def batch(family: str, rows: Sequence[Sequence[int | str]], side: str = "left") 
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
         if made.video == IMAGE and clips:  # transformers takes pictures or videos then, not both
             inputs["mm_token_type_ids"] *= 2
+    if made.by_row and "pixel_values" in inputs:
+        pixels = iter(inputs["pixel_values"])
+        inputs["pixel_values"] = torch.zeros(len(rows), max(map(len, rows)), *inputs["pixel_values"].shape[1:])
+        for r, row in enumerate(rows):
+            for i in range(len(row)):
+                inputs["pixel_values"][r, i] = next(pixels)
     if made.more is not None:
         inputs |= made.more(ids)
     return inputs

@@ -316,6 +316,16 @@ _MADE: dict[str, Callable[[], Family]] = {
         ),
         _tiles(32, 16),
     ),
+    "idefics3": lambda: Family(
+        _config("idefics3", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
+        _square(32, 16, [START], [END]),
+        by_row=True,
+    ),
+    "smolvlm": lambda: Family(
+        _config("smolvlm", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
+        _square(32, 16, [START], [END]),
+        by_row=True,
+    ),
     "aria": lambda: Family(
         _config(
             "aria",

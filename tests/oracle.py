@@ -171,6 +171,7 @@ class _Play:
         for merge in self.made.merged:
             if self.seen >= merge.length and (id(merge), id(cache)) not in self.applied:
                 self.applied.add((id(merge), id(cache)))
+                assert cache is not None
                 self.merge(cache.layers[merge.layer], merge)
         self.batch, self.length, _ = embeds.shape
         user = kwargs.get("attention_mask")

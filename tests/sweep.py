@@ -102,7 +102,7 @@ def refused(model: Any, match: str, generate: bool = False) -> Iterator[None]:
     """Expects a ValueError of one sentence, raised before the tower or a decoder layer of `model` has run; only before
     a layer under `generate`, in which transformers runs the tower before anything else."""
     ran: list[str] = []
-    places = {"layer 0": model.model.language_model.layers[0]}
+    places = {"layer 0": model.get_decoder().layers[0]}
     if not generate:
         tower = getattr(model.model, "vision_tower", None)
         places["tower"] = model.model.visual if tower is None else tower

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.families import PAD, TEXT
+from tests.listed import LISTED
 from vtc.cost import DecoderCost
 
 
@@ -39,6 +40,33 @@ def test_flops_are_those_counted(kind, changes, tokens):
     # eager attention computes both halves of the square; the cost model counts the causal one
     square = cost.layers * 2 * tokens * tokens * cost.heads * cost.head_dim
     assert counter.get_total_flops() - rotary == cost.prefill_flops(tokens) + square
+
+
+@pytest.mark.parametrize("family", [x for x in ("qwen3_vl_moe", "glm4v_moe", "aria", "ernie4_5_vl_moe") if x in LISTED])
+def test_flops_of_experts_are_those_counted(family):
+    """Of the experts that a token goes to, of the one that all share, of dense layers before, and of the router."""
+    whole = LISTED[family].config()
+    whole.text_config._experts_implementation = "eager"
+    model = AutoModelForImageTextToText.from_config(whole, attn_implementation="eager").eval()
+    lm, tokens = model.model.language_model, 33
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        lm(inputs_embeds=torch.randn(1, tokens, lm.config.hidden_size), use_cache=False)
+    by_module = counter.get_flop_counts()
+    rotary = sum(sum(f.values()) for name, f in by_module.items() if name.endswith("rotary_emb"))
+    cost = DecoderCost.of(lm.config)
+    square = cost.layers * 2 * tokens * tokens * cost.heads * cost.head_dim
+    ours = cost.prefill_flops(tokens) - cost.head_flops() + square
+    assert abs(counter.get_total_flops() - rotary - ours) <= cost.layers  # rounded, layer by layer
+
+
+def test_active_experts_of_published_models():
+    """Qwen3-VL-30B-A3B: 8 of 128 experts of 768; GLM-4.5V: one dense layer, then 8 and a shared one of 1408."""
+    qwen = AutoConfig.for_model("qwen3_vl_moe_text", num_hidden_layers=48, num_experts=128, num_experts_per_tok=8)
+    qwen.moe_intermediate_size = 768
+    assert (DecoderCost.of(qwen).mlp, DecoderCost.of(qwen).router) == (8 * 768, 128)
+    glm = AutoConfig.for_model("glm4v_moe_text")
+    assert DecoderCost.of(glm).mlp == pytest.approx((10944 + 45 * 9 * 1408) / 46)
+    assert DecoderCost.of(glm).router == pytest.approx(45 * 128 / 46)
 
 
 @pytest.mark.parametrize(("kind", "changes"), CASES)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from vtc import models as models
     from vtc import ops as ops
     from vtc.api import encode, load, report, select, unwrap, wrap, wrapped
-    from vtc.cache_bytes import CacheBytes, cache_bytes
     from vtc.calibration.calibrate import Calibrated, calibrate
     from vtc.draw.filmstrip import frame_overlay
     from vtc.draw.overlays import overlay
     from vtc.engine.encoded import Encoded
     from vtc.held import Held
+    from vtc.kv_bytes import CacheBytes, cache_bytes
     from vtc.media.limits import ClipLimits
     from vtc.media.pictures import load_picture
     from vtc.media.prompts import clip_inputs, prepare, prompt, seen
@@ -251,7 +251,7 @@ _HOME = {
     "VTCCLS": "vtc.methods.vtc_cls",
     "Adapter": "vtc.models.family",
     "BlockTokens": "vtc.methods.base.encoder",
-    "CacheBytes": "vtc.cache_bytes",
+    "CacheBytes": "vtc.kv_bytes",
     "CacheMethod": "vtc.methods.base.cache",
     "Calibrated": "vtc.calibration.calibrate",
     "CalibratedMethod": "vtc.methods.base.calibrated",
@@ -312,7 +312,7 @@ _HOME = {
     "VisionZip": "vtc.methods.visionzip",
     "ZeroTPrune": "vtc.methods.zerotprune",
     "VisualTokens": "vtc.signals",
-    "cache_bytes": "vtc.cache_bytes",
+    "cache_bytes": "vtc.kv_bytes",
     "calibrate": "vtc.calibration.calibrate",
     "check": "vtc.proof.run",
     "clip_inputs": "vtc.media.prompts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -198,6 +199,11 @@ def load(
         device: "cpu", "cuda", "auto" (spread over devices by accelerate) ...; default CUDA if there is one.
         dtype: "float32", "bfloat16", "float16"; default float32 on CPU, the checkpoint's own elsewhere.
         attn_implementation: "sdpa", "eager", "flash_attention_2" ...; default what transformers chooses.
+
+    Raises:
+        FileNotFoundError, ValueError: with one sentence, also for a checkpoint in the format of its own repository
+            ("use its conversion, whose name ends in -hf"). What an old processor leaves out is filled in from the
+            model's configuration, with a warning.
     """
     from vtc.models.tiny import find, is_classifier, names
 
@@ -212,17 +218,23 @@ def load(
         return classifier.load(
             place, "cpu" if device == "auto" else device, torch.float32 if chosen == "auto" else chosen
         )
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
+
+    from vtc.models import checkpoint
 
     try:
+        checkpoint.check_format(place)
+        kind = checkpoint.class_for(place)
         processor = AutoProcessor.from_pretrained(place)
         more: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
         if attn_implementation:
             more["attn_implementation"] = attn_implementation
-        model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=chosen, **more)
+        model: Any = kind.from_pretrained(place, dtype=chosen, **more)
     except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"cannot load {place!r}: {reason} Shipped models: {', '.join(names())}.") from error
+        reason = str(error).strip().split("\n")[0].removesuffix(".")
+        raise FileNotFoundError(f"cannot load {place!r}: {reason}. Shipped models: {', '.join(names())}.") from error
+    for said in checkpoint.complete(processor, model.config):
+        warnings.warn(f"the processor of {place!r} {said}", stacklevel=2)
     return (model if device == "auto" else model.to(device)).eval(), processor
 
 

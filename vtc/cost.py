@@ -8,27 +8,35 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """The sizes that decide a decoder's cost."""
+    """The sizes that decide a decoder's cost.
+
+    Attributes:
+        mlp: inner width of the feed-forward part that a token goes through, experts that it is not sent to left out,
+            averaged over layers. router: how many experts a token is scored for, likewise.
+    """
 
     layers: int
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
-    mlp: int
+    mlp: float
     vocab: int
     bytes_per_value: int = 2
+    router: float = 0
 
     @classmethod
     def of(cls, config: Any, bytes_per_value: int = 2) -> DecoderCost:
         """Read a text config of transformers (Llama, Qwen, Mistral and their like)."""
+        parts = _feed_forward(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            mlp=config.intermediate_size,
+            mlp=sum(width for width, _ in parts) / len(parts),
+            router=sum(scored for _, scored in parts) / len(parts),
             vocab=config.vocab_size,
             bytes_per_value=bytes_per_value,
         )
@@ -38,8 +46,8 @@ class DecoderCost:
         inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         projections = 2 * tokens * self.hidden * (2 * inner + 2 * kv)
         attention = 2 * tokens * tokens * inner  # q @ k and p @ v, half of each
-        mlp = 2 * tokens * 3 * self.hidden * self.mlp  # gate, up, down
-        return projections + attention + mlp
+        mlp = 2 * tokens * self.hidden * (3 * self.mlp + self.router)  # gate, up, down
+        return projections + attention + round(mlp)
 
     def head_flops(self) -> int:
         """FLOPs of one row of logits."""
@@ -57,6 +65,40 @@ class DecoderCost:
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that `tokens` leave in the cache, all layers."""
         return self.layers * self.layer_kv_bytes(tokens)
+
+
+def _first(config: Any, *names: str) -> Any:
+    """The first of some fields that a configuration has, by the names that model families have for it; None."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _feed_forward(config: Any) -> list[tuple[int, int]]:
+    """Per layer: inner width that a token goes through, and how many experts it is scored for.
+
+    Example, GLM-4.5V's 46 layers: the first is dense (10944, 0); in the others a token goes through 8 experts of 1408
+    and one that all share, (9 * 1408, 128).
+    """
+    layers, dense = config.num_hidden_layers, (config.intermediate_size, 0)
+    experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+    if not experts:
+        return [dense] * layers
+    chosen = _first(config, "num_experts_per_tok", "moe_k", "moe_topk")
+    width = _first(config, "moe_intermediate_size", "intermediate_size")
+    width = width[0] if isinstance(width, list | tuple) else width  # ERNIE's experts of words, then those of pictures
+    common = width * (_first(config, "n_shared_experts", "moe_num_shared_experts") or 0)
+    common = _first(config, "shared_expert_intermediate_size") or common
+    sparse = (chosen * width + common, experts)
+    return [dense if _is_dense(config, i) else sparse for i in range(layers)]
+
+
+def _is_dense(config: Any, layer: int) -> bool:
+    """Whether a layer of a model of experts has none."""
+    kinds = getattr(config, "mlp_layer_types", None)
+    if kinds:
+        return kinds[layer] == "dense"
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    first = getattr(config, "first_k_dense_replace", None) or 0
+    return layer < first or layer in (getattr(config, "mlp_only_layers", None) or ()) or (layer + 1) % step != 0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Held:
 
     @property
     def heads(self) -> int:
+        """KV heads; 1 = all alike."""
         return self.anchor.shape[0]
 
     @property
@@ -64,6 +65,7 @@ class Held:
         return self.rows is not None
 
     def to(self, device: torch.device) -> Held:
+        """The same on `device`."""
         moved = {
             name: value.to(device)
             for name in ("anchor", "source", "keys", "values", "rows")

@@ -31,6 +31,10 @@ class Selection:
         self.source, self.weight = source, weight
         self._total, self.pruned, self.ascending = source.numel(), False, False
 
+    def __repr__(self) -> str:
+        made = "merged from" if self.merges else "of"
+        return f"Selection({self.tokens_out} tokens {made} {self.tokens_in})"
+
     @classmethod
     def prune(cls, kept: Tensor, total: int, ascending: bool = False) -> Selection:
         """Keep the tokens `kept` [M] of `total`, in that order; every other token is dropped.

@@ -12,7 +12,7 @@ from vtc.methods.base.notation import write_method
 from vtc.methods.base.patches import PatchMethod
 from vtc.methods.base.registry import find
 from vtc.models.families import SHIPPED
-from vtc.signals import SIGNALS
+from vtc.signals import SIGNALS, of_place
 from vtc.stages import stage_names
 
 PICTURE = ("eval/data/tiny/pictures/0009.webp", "What word is printed?")
@@ -129,12 +129,18 @@ def runs_on(info: MethodInfo) -> list[str]:
     from docs.generate.families import facts
 
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
-    if info.places == ("encoder",) and not find(info.name)().packs:  # pyright: ignore[reportAttributeAccessIssue]
-        return [one.model_type for one in known if not one.packed]
+    if of_place(info.needs, "tower"):
+        known = [one for one in known if SHIPPED[one.model_type].read]
+    if "grid" in info.needs:
+        known = [one for one in known if SHIPPED[one.model_type].grid]
+    if info.places == ("encoder",):
+        packs = find(info.name)().packs  # pyright: ignore[reportAttributeAccessIssue]
+        return [x.model_type for x in known if "encoder" in SHIPPED[x.model_type].stages and (packs or not x.packed)]
     if "pixels" not in info.stage.split("+"):
         return [one.model_type for one in known]
     # PixelStage refuses the others before towers of a fixed grid
     crops = issubclass(find(info.name), PatchMethod) and "image" in info.modality
+    known = [one for one in known if "pixels" in SHIPPED[one.model_type].stages or one.packed]
     return [one.model_type for one in known if one.packed or (crops and "image" not in one.mixes)]
 
 

@@ -17,6 +17,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
     "vtc_qwen2_5_vl": ("qwen2_5_vl",),
     "vtc_qwen3_vl": ("qwen3_vl",),
     "vtc_internvl": ("internvl",),
+    "vtc_hf": (  # whatever else the default family carries
+        *("aria", "deepseek_vl", "emu3", "ernie4_5_vl_moe", "fast_vlm", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"),
+        *("idefics3", "smolvlm"),
+        *("got_ocr2", "janus", "lighton_ocr", "mistral3", "ovis2", "paddleocr_vl", "perception_lm", "qianfan_ocr"),
+        *("qwen3_vl_moe", "video_llama_3", "video_llava", "vipllava"),
+    ),
 }
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vtc.kernels.greedy_determinantal import reference
+from vtc.kernels.greedy_determinantal import lazy, reference
 from vtc.kernels.greedy_diversity.reference import absent
 from vtc.kernels.greedy_diversity.triton import gram_and_scale, warps
 from vtc.kernels.pictures import at_least_zero, ranks
@@ -78,7 +78,7 @@ def greedy_determinantal(
     chosen = torch.empty(b, k, dtype=torch.long, device=device)
     block = max(16, triton.next_power_of_2(n))
     _determinantal[(b,)](
-        *(gram, scale * worth, square, last, factor, chosen, n, k, deep, reference.SPANNED),
+        *(gram, scale * worth, square, last, factor, chosen, n, k, deep, lazy.SPANNED),
         BLOCK=block,
         DEPTH=depth(block),
         num_warps=warps(block),

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtc.kernels.greedy_diversity.reference import unit
-from vtc.kernels.pictures import one_by_one
-
-BLOCK = 256  # candidates that are compared at once
+from vtc.kernels.greedy_diversity.reference import cosines
+from vtc.kernels.greedy_suppression import lazy
+from vtc.kernels.pictures import behind, ranks
 
 
 def greedy_suppression(
@@ -25,36 +24,28 @@ def greedy_suppression(
     weight, too. Ties go to the lowest index, a weight of NaN is lowest. A zero row, or one that holds NaN or infinity,
     is like nothing (cosine 0). Rows behind a picture's own length come last.
     """
-    found = []
-
-    def choose(features: Tensor, weight: Tensor, group: Tensor | None, k: int) -> Tensor:
-        chosen, apart = _choose(features, weight, float(threshold[len(found)]), group, k)
-        found.append(apart)
-        return chosen
-
-    chosen, _ = one_by_one(choose, k, lengths, features, weight, group)
-    return chosen, torch.tensor(found, device=features.device)
+    choose = lazy.greedy_suppression if features.device.type == "cpu" else step_by_step  # lazy ones wait for a GPU
+    return choose(features, k, weight, threshold, group, lengths)
 
 
-def _choose(features: Tensor, weight: Tensor, threshold: float, group: Tensor | None, k: int) -> tuple[Tensor, int]:
-    """(LongTensor [k], how many are apart) of one picture: BLOCK candidates at a time, first against what is chosen."""
-    order = weight.detach().float().neg().argsort(stable=True)  # upwards, as that puts NaN last
-    group = torch.zeros(len(order), dtype=torch.long, device=order.device) if group is None else group
-    apart, passed = order[:0], []
-    kept = unit(features[apart])
-    for block in order.split(BLOCK):
-        rows, of = unit(features[block]), group[block]
-        taken = ((rows @ kept.T > threshold) & (of[:, None] == group[apart])).any(dim=1)
-        like = (rows @ rows.T > threshold) & (of[:, None] == of)
-        free = []
-        for i in range(len(block)):
-            if not taken[i]:
-                free.append(i)
-                taken |= like[i]
-        new = torch.tensor(free, dtype=torch.long, device=block.device)
-        gone = torch.ones_like(taken).index_fill_(0, new, False)
-        apart, kept = torch.cat([apart, block[new]]), torch.cat([kept, rows[new]])
-        passed.append(block[gone])
-        if len(apart) >= k:
-            return apart[:k], k
-    return torch.cat([apart, *passed])[:k], len(apart)
+def step_by_step(
+    features: Tensor, k: int, weight: Tensor, threshold: Tensor, group: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The definition, all pictures at once: arguments as above, shapes [B, N, ...]."""
+    b, n = features.shape[:2]
+    like = cosines(features) > threshold[:, None, None]
+    if group is not None:
+        like &= group[:, :, None] == group[:, None, :]
+    last = behind(features, lengths)
+    place = ranks(torch.where(last < 0, torch.nan, weight.float()))  # the order of all; those passed over n later
+    place = torch.where(last < 0, 2 * n - last.long(), place)
+    chosen = torch.empty(b, k, dtype=torch.long, device=features.device)
+    apart = torch.zeros(b, dtype=torch.long, device=features.device)
+    for step in range(k):
+        first, pick = place.min(dim=1, keepdim=True)  # all are different
+        chosen[:, step : step + 1] = pick
+        free = first < n
+        alike = like.gather(1, pick[..., None].expand(-1, -1, n))[:, 0]
+        place = torch.where(alike & free & (place < n), place + n, place).scatter(1, pick, 4 * n)
+        apart += free[:, 0]
+    return chosen, apart

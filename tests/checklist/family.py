@@ -18,7 +18,7 @@ def family(tree: Tree, name: str) -> list[Line]:
         _layout(found, adapters),
         _registered(tree, found),
         *_told(tree, name),
-        _layouts_tested(tree, found, adapters),
+        _layouts_tested(tree, name, found, adapters),
         _listed(tree, name),
         _lmms(tree, name),
         tree.shown(name),
@@ -39,13 +39,23 @@ def _layout(found: Found, adapters: dict[str, Found]) -> Line:
 
 
 def _registered(tree: Tree, found: Found) -> Line:
-    there = found.node.name in tree.words("models/registry.py")
+    there = found.node.name in tree.words("models/registry.py") or _carried(tree, found)
     return Line("registered", "" if there else f"import {found.node.name} in models/registry.py, and enter it")
+
+
+def _carried(tree: Tree, found: Found) -> bool:
+    """Whether it is among the families of models/listed.py, which are entered together."""
+    table = assigned(tree.parsed("models/listed.py").body, "LISTED")
+    return isinstance(table, ast.Tuple) and found.node.name in [ast.unparse(one) for one in table.elts]
 
 
 def _told(tree: Tree, name: str) -> list[Line]:
     """In words for `vtc families`, and with a tiny model, that reads the modalities which the words promise."""
-    told = _call(tree, "models/families.py", "FamilyInfo", name)
+    carried = _call(tree, "models/families.py", "_carried", name)
+    told = carried or _call(tree, "models/families.py", "FamilyInfo", name)
+    if carried:  # that it reads what is said, tests/cli/test_listing.py holds against the tiny models themselves
+        there = name in tree.listed("tests/listed.py", "_MADE")
+        return [Line("vtc families"), Line("tiny model", "" if there else f"add {name!r} to _MADE in tests/listed.py")]
     key = next((key for key in _tiny(tree) if key == name or key.startswith(f"{name}_")), None)
     lines = [
         Line("vtc families", "" if told else f"add a FamilyInfo of {name!r} to models/families.py"),
@@ -73,9 +83,11 @@ def _tiny(tree: Tree) -> dict[str, ast.Call]:
     return {str(ast.literal_eval(key)): made for key, made in pairs if key is not None and isinstance(made, ast.Call)}
 
 
-def _layouts_tested(tree: Tree, found: Found, adapters: dict[str, Found]) -> Line:
+def _layouts_tested(tree: Tree, name: str, found: Found, adapters: dict[str, Found]) -> Line:
     owners = [cls.node.name for cls in _parents(found, adapters) if cls.defines("layout")]
-    there = tree.naming("tests/models/*.py", found.node.name, *owners[:1])
+    there = tree.naming("tests/models/*.py", found.node.name, *owners[:1]) or (
+        _carried(tree, found) and name in tree.words("tests/models/test_listed.py")
+    )
     said = f"a test in tests/models that holds {found.node.name}.layout against transformers' own packing"
     return Line("layout tested", "" if there else said)
 

@@ -63,7 +63,8 @@ def _of_type(tree: Tree, pattern: str, name: str) -> Found | None:
 def _used(tree: Tree, name: str) -> Line:
     path, alone = "tests/families.py", "tests/engine/towers.py"
     there = name in tree.words(path) or name.removesuffix("_vision") in tree.listed(path, "FAMILIES")
-    there = there or name in tree.words(alone) or bool(tree.naming("tests/engine/test_encoder*.py", name))
+    there = there or any(name in tree.words(one) for one in (alone, "tests/models/test_listed.py"))
+    there = there or bool(tree.naming("tests/engine/test_encoder*.py", name))
     said = f"a tiny model with this tower in {path}, or the tower alone in {alone}: all matrices run over it"
     return Line("a tiny model", "" if there else said)
 
@@ -71,6 +72,8 @@ def _used(tree: Tree, name: str) -> Line:
 def _alone(tree: Tree, name: str, found: Found) -> Line:
     """Towers of no family are tested alone, by what merges or leaves inside them."""
     if name in tree.words("tests/engine/towers.py") or tree.naming("tests/engine/test_encoder*.py", name):
+        return Line("tested")
+    if name in tree.words("tests/models/test_listed.py"):
         return Line("tested")
     return _named(
         tree, "tests/models/test_tower*.py", name, found, "its signals against the tower's own eager attention"

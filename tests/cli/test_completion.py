@@ -41,7 +41,7 @@ def script(tmp_path_factory):
         (["ask", "--method", "div"], ["divprune"]),
         (["ask", "--model", "tiny-"], tiny.names()),
         (["methods", "tod"], ["todre"]),
-        (["families", "qwen3"], ["qwen3_vl"]),
+        (["families", "qwen3"], ["qwen3_vl", "qwen3_vl_moe"]),
         (["bench", "eng"], ["engine"]),
         (["bench", "ops", "--cs"], ["--csv"]),
         (["ask", "--dtype", "b"], ["bfloat16"]),

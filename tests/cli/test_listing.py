@@ -9,7 +9,9 @@ from dataclasses import asdict
 import pytest
 
 import vtc
-from tests.families import FAMILIES
+from tests.families import EVERY
+from tests.listed import LISTED
+from tests.models.test_listed import KNOWN
 from vtc.cli import listing
 from vtc.cli.main import main
 from vtc.methods.base.index import shipped
@@ -81,12 +83,19 @@ def test_what_is_said_of_families_is_so():
     import transformers
 
     assert [*SHIPPED] == [name for name in vtc.list_families() if name in SHIPPED]
-    reading = {family.config().model_type for family in FAMILIES.values() if family.videos is not None}
+    reading = {family.config().model_type for family in EVERY.values() if family.videos is not None}
     reading.add("internvl")  # as rows of pictures
     assert {name for name, info in SHIPPED.items() if "video" in info.modality} == reading
     for name, info in SHIPPED.items():
         assert info.model_type == name
         assert name in transformers.CONFIG_MAPPING
+        assert info.listed == (name in LISTED)
+        if info.listed:  # as the tests of listed families find it
+            ways = {"pixels": "before", "encoder": "inside"}
+            own = [stage for stage, how in ways.items() if name in KNOWN[how][1]]
+            assert [*info.stages] == [*own, "input", "layer", "cache"]
+            assert info.read == (name in KNOWN["read"][1])
+            assert info.grid == (name != "aria")
 
 
 @pytest.mark.parametrize("info", [pytest.param(info, id=info.name) for info in shipped().values()])
@@ -136,7 +145,7 @@ def test_names_that_are_nearly_right(capsys):
         (["methods", "divprun"], "there is no method 'divprun'. Did you mean 'divprune'?"),
         (["methods", "VTC_CLS", "--json"], "Did you mean 'vtc-cls'?"),
         (["families", "llva"], "there is no family 'llva'. Did you mean 'llava'?"),
-        (["families", "zzz"], "there is no family 'zzz'. There are: internvl, llava, "),
+        (["families", "zzz"], "there is no family 'zzz'. There are: aria, deepseek_vl, "),
     ]:
         assert main(line) == 2
         captured = capsys.readouterr()

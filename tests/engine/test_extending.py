@@ -332,7 +332,7 @@ def test_a_family() -> None:
     like, inputs = model_of("llava"), batch("llava", [[0], [1]])
     model = OtherForConditionalGeneration(OtherConfig(**like.config.to_dict() | {"model_type": "other_vl"})).eval()
     model.load_state_dict(like.state_dict())
-    with pytest.raises(ValueError, match="no adapter"):
+    with pytest.raises(ValueError, match="is of no listed family"):
         vtc.wrap(model, "vtc-cls", keep=0.3)
     assert vtc.register_adapter(OtherAdapter) is OtherAdapter
     assert "other_vl" in vtc.list_families()

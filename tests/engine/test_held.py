@@ -66,6 +66,8 @@ def test_bytes_are_those_of_the_rows(method: Any) -> None:
 def test_bytes_of_what_is_no_cache() -> None:
     with pytest.raises(TypeError, match="cache is list: expected a transformers Cache"):
         vtc.cache_bytes([])
+    with pytest.raises(TypeError, match="cache is NoneType"):
+        vtc.cache_bytes({"logits": 1})
 
 
 # -- refused ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_lazy_steps_choose_what_the_loop_over_all_does():
     """576 tokens in 30 heaps; the same sums in the same order, so that not even near-ties differ."""
     if ops.provider("greedy_coverage", torch.zeros(1)) == "triton":
         pytest.skip("it adds up in another order")
-    from vtc.kernels.greedy_coverage.reference import gains
+    from vtc.kernels.greedy_coverage.lazy import gains
 
     g = torch.Generator().manual_seed(0)
     x = torch.randn(30, 64, generator=g)[torch.randint(30, (576,), generator=g)] + torch.randn(576, 64, generator=g)
@@ -95,6 +95,23 @@ def test_lazy_steps_choose_what_the_loop_over_all_does():
         chosen.append(int(score.argmax()))
         covered = covered.maximum(cover[chosen[-1]])
     assert ops.greedy_coverage(cover[None], 64, weight[None])[0].tolist() == chosen
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_lazily_and_step_by_step(weighted, ragged):
+    """What a CPU does, and what a GPU does where Triton cannot run."""
+    from vtc.kernels.greedy_coverage import lazy, reference
+
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 90, 8, generator=g), torch.rand(3, 90, generator=g)
+    x[0, 5], weight[1, 7] = float("nan"), float("nan")
+    lengths = torch.tensor([90, 30, 9]) if ragged else None
+    cover = x @ x.mT
+    if ragged:
+        cover[1, :, 30:] = cover[2, :, 9:] = 0
+    rest = 12, weight if weighted else None, lengths
+    assert torch.equal(lazy.greedy_coverage(cover, *rest), reference.step_by_step(cover, *rest))
 
 
 def test_refusals():

@@ -132,6 +132,20 @@ def test_157_tokens(weighted):
         left = left - (left @ along)[:, None] * along
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_lazily_and_step_by_step(weighted, ragged):
+    """What a CPU does, and what a GPU does where Triton cannot run."""
+    from vtc.kernels.greedy_determinantal import lazy, reference
+
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 90, 8, generator=g), torch.rand(3, 90, generator=g)
+    x[0, 5], weight[1, 7] = float("nan"), float("nan")
+    lengths = torch.tensor([90, 30, 9]) if ragged else None
+    rest = 12, weight if weighted else None, lengths
+    assert torch.equal(lazy.greedy_determinantal(x, *rest), reference.step_by_step(x, *rest))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"k=5 of 4 tokens: choose at least 1 and at most all\.$"):
         ops.greedy_determinantal(torch.zeros(1, 4, 4), 5)

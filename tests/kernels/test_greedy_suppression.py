@@ -106,6 +106,21 @@ def test_half_precision_is_compared_in_fp32(dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_lazily_and_step_by_step(grouped, ragged):
+    """What a CPU does, and what a GPU does where Triton cannot run."""
+    from vtc.kernels.greedy_suppression import lazy, reference
+
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 90, 4, generator=g), torch.rand(3, 90, generator=g)
+    x[0, 5], weight[1, 7] = float("nan"), float("nan")
+    group = torch.arange(90).expand(3, 90) % 4 if grouped else None
+    rest = 40, weight, torch.tensor([0.2, 0.5, -0.1]), group, torch.tensor([90, 50, 9]) if ragged else None
+    for one, other in zip(lazy.greedy_suppression(x, *rest), reference.step_by_step(x, *rest), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"k=0 of 4 tokens: choose at least 1 and at most all\.$"):
         ops.greedy_suppression(torch.zeros(1, 4, 4), 0, torch.zeros(1, 4), 0.5)

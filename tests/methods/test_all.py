@@ -30,7 +30,6 @@ def picture(h, w, dim=8, seed=0):
         "cls_attention": torch.rand(2, n, generator=g),
         "received_attention": torch.rand(2, n, generator=g),
         "keys": torch.randn(n, 5, generator=g),
-        "tower_features": torch.randn(n, 6, generator=g),
         "global_attention": torch.rand(n, generator=g) / n,
         "patch_entropy": 8 * torch.rand(n, generator=g),
         "text": torch.randn(4, dim, generator=g),
@@ -59,6 +58,7 @@ def picture(h, w, dim=8, seed=0):
         "cached_visual": torch.rand(n, generator=g) < 0.5,
         "cached_keys": torch.randn(2, n, 6, generator=g),
         "plain_keys": torch.randn(2, n, 6, generator=g),
+        "tower_features": torch.randn(n, 6, generator=g),
         "cached_values": torch.randn(2, n, 6, generator=g),
     }
     return features, (1, h, w), signals | late

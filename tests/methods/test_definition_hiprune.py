@@ -30,7 +30,7 @@ def test_against_the_definition(keep, alpha):
     attention = torch.rand(2, 42, generator=torch.Generator().manual_seed(keep))
     method = vtc.HiPrune(keep=keep, alpha=alpha, object_layer=0.5)
     got = vtc.select(method, torch.randn(42, 3), grid=(1, 6, 7), received_attention=attention)
-    assert got.anchor.tolist() == define(*attention, 6, 7, keep, alpha)
+    assert got.anchor.tolist() == define(attention[0], attention[1], 6, 7, keep, alpha)
 
 
 def test_neighbours_do_not_wrap_around_at_the_end_of_a_row():

@@ -32,6 +32,11 @@ def define(x, early, late, h, w, k, local, side):
     return kept, [[sum(x[j][c] for j in groups[i]) / len(groups[i]) for c in range(len(x[0]))] for i in kept]
 
 
+def nothing_read(total):
+    signals: dict[str, torch.Tensor] = {}
+    return VisualTokens(torch.zeros(total, 1), single_span(total, None), torch.arange(total), signals.__getitem__)
+
+
 @defines("vscan", "local", "window", "average")
 @pytest.mark.parametrize("local", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("window", [2, 4, 100])
@@ -42,8 +47,8 @@ def test_the_scan_against_the_definition(keep, window, local):
     x, attention = torch.randn(42, 4, generator=g), torch.rand(2, 42, generator=g)
     method = vtc.VScan(keep=keep, average=False, local=local, window=window)
     got = vtc.select(method, x, grid=(1, 6, 7), cls_attention=attention)
-    numbers = attention.double().tolist()
-    kept, outputs = define(rows(x), *numbers, 6, 7, 3 * keep, local, window)
+    early, late = attention.double().tolist()
+    kept, outputs = define(rows(x), early, late, 6, 7, 3 * keep, local, window)
     assert got.anchor.tolist() == kept
     torch.testing.assert_close(got.apply(x).double(), torch.tensor(outputs).double(), atol=1e-5, rtol=1e-5)
 
@@ -58,7 +63,7 @@ def test_the_average_over_the_layers(keep, cut):
     first, second = vtc.VScan(keep=keep, cut=cut).parts()
     assert isinstance(first, Scan)
     assert isinstance(second, Cut)
-    before = first.count(VisualTokens(torch.zeros(total, 1), single_span(total, None), torch.arange(total), {}.get))
+    before = first.count(nothing_read(total))
     (after,) = second.counts(total, depth)
     assert second.steps(depth) == (round(cut * depth),)
     assert abs(before * cut + after * (1 - cut) - wanted) <= 0.5
@@ -70,8 +75,7 @@ def test_the_average_over_the_layers(keep, cut):
 @defines("vscan", "average")
 def test_what_is_left_at_the_end():
     first, second = vtc.VScan(keep=32, average=False).parts()
-    tokens = VisualTokens(torch.zeros(576, 1), single_span(576, None), torch.arange(576), {}.get)
-    assert (first.count(tokens), *second.counts(576, 32)) == (96, 32)  # type: ignore[attr-defined]
+    assert (first.count(nothing_read(576)), *second.counts(576, 32)) == (96, 32)  # type: ignore[attr-defined]
 
 
 @defines("vscan", "shallow")

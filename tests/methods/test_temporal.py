@@ -134,6 +134,13 @@ def test_on_a_picture_they_say_that_nothing_happened(name):
         assert not any("changed nothing" in note for note in vtc.report(model).notes)
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next", "paddleocr_vl", "mistral3"])
+@pytest.mark.parametrize("name", ["evs", "dycoke", "framefusion"])
+def test_on_a_family_without_videos_they_are_refused(family, name):
+    with pytest.raises(ValueError, match=rf"^{name} is for videos, and {family} reads none: .*divprune\.$"):
+        vtc.wrap(model_of(family), name)
+
+
 @pytest.mark.parametrize(
     ("family", "name"),
     [

@@ -65,6 +65,17 @@ KNOWN: dict[str, tuple[str, set[str]]] = {
     "before": ("pixelprune", SQUARES | {"qwen3_vl_moe"}),
     "inside": ("tome(stage=encoder)", SQUARES | {"qwen3_vl_moe", "qianfan_ocr"}),
 }
+#: the towers of those that are read
+TOWERS = {
+    "vipllava": "clip_vision_model",
+    "video_llava": "clip_vision_model",
+    "janus": "janus_vision_model",
+    "deepseek_vl": "siglip_vision_model",
+    "mistral3": "pixtral",
+    "lighton_ocr": "pixtral",
+    "qwen3_vl_moe": "qwen3_vl_moe_vision",
+    "qianfan_ocr": "qianfan_ocr_vision",
+}
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
     "hides some patches from others"
@@ -80,7 +91,8 @@ def test_methods_of_the_tower(family: str, how: str) -> None:
     if family in known:
         found = vtc.check(model, method, 0.5, inputs=inputs, show=None)
         assert found.ok, found
-        assert found.of("tower").ok
+        assert found.of("tower").ok  # attention as signals read it is the tower's own
+        assert model.config.vision_config.model_type == TOWERS[family]
         return
     with pytest.raises(ValueError, match=NOT_KNOWN), vtc.wrapped(model, method, keep=0.5):
         model(**inputs)
@@ -91,6 +103,33 @@ def test_pixels_of_pictures_that_are_padded() -> None:
     with pytest.raises(ValueError, match=r"looks at the pixels under patches, .* of mistral3 is given pictures of any"):
         vtc.wrap(model_of("mistral3"), method)
     assert vtc.check(model_of("mistral3"), "tome(stage=encoder)", 0.5, inputs=batch("mistral3", [[0]]), show=None).ok
+
+
+#: grid, number of tokens and number of crops of a family's picture 1
+ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
+    **dict.fromkeys(("vipllava", "video_llava", "janus", "deepseek_vl", "ovis2"), ((1, 6, 6), 36, 1)),
+    **dict.fromkeys(("fast_vlm", "idefics3", "smolvlm"), ((1, 4, 4), 16, 1)),
+    **dict.fromkeys(("got_ocr2", "qianfan_ocr"), ((1, 4, 4), 48, 3)),
+    "perception_lm": ((1, 4, 4), 32, 2),
+    **dict.fromkeys(("mistral3", "lighton_ocr"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("paddleocr_vl", "video_llama_3", "qwen3_vl_moe"), ((1, 5, 7), 35, 1)),
+    "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
+    "aria": ((1, 1, 20), 20, 1),
+}
+
+
+@pytest.mark.parametrize("family", LISTED)
+def test_arrangement(family: str) -> None:
+    """How a picture's tokens lie: its own patches, 2 x 2 of which make a token; or crops of one size."""
+    model = model_of(family)
+    with vtc.wrapped(model, "random", keep=1.0):
+        model(**batch(family, [[1]]))
+        (span,) = model._vtc_engine.trace.spans
+    grid, tokens, crops = ARRANGED[family]
+    assert (span.grid, span.tokens) == (grid, tokens)
+    assert len({number for number in span.crop.tolist() if number >= 0}) == crops
+    assert int(span.separators.sum()) == (8 if family == "emu3" else 0)
 
 
 def test_where_nobody_knows_the_grid() -> None:

@@ -13,6 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 
 import vtc
 from tests.families import FAMILIES, IMAGE, TEXT, VISION, batch, model_of
+from tests.models.test_listed import TOWERS
 from vtc.models import adapter_for, register_tower, tower, tower_for
 from vtc.models.tower import Tower, known_towers
 from vtc.models.tower_qwen import windows_of
@@ -128,7 +129,7 @@ def test_every_known_tower_is_tested():
         "pixtral",
         "siglip2_vision_model",
     }  # tests/engine/towers.py
-    assert known_towers() == sorted({*SERVES, *alone})
+    assert known_towers() == sorted({*SERVES, *alone, *TOWERS.values()})
 
 
 @pytest.mark.parametrize("kind", SERVES)
@@ -222,7 +223,8 @@ class DinoTower(Tower):
 
 def test_an_unknown_tower_is_refused_with_the_known_ones():
     model = llava_with_dinov2()
-    message = "llava with tower 'dinov2' is not supported; with clip_vision_model, siglip_vision_model it is."
+    known = "clip_vision_model, janus_vision_model, siglip_vision_model"
+    message = f"llava with tower 'dinov2' is not supported; with {known} it is."
     with pytest.raises(ValueError, match=message):
         vtc.wrap(model, "divprune", keep=4)
     with pytest.raises(ValueError, match=r"Linear \(model type None\) is no vision tower"):

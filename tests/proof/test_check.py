@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vtc
 from tests.families import EVERY, IMAGE, START, TEXT, VISION, batch, model_of
+from tests.sweep import refused
 from vtc.engine.plan import Plan
 from vtc.models import registry
 from vtc.models.decoder import Decoder
@@ -166,3 +167,35 @@ def test_auto_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(said.value).endswith(".")
     with pytest.raises(ValueError, match=r"family='llava' is none: leave it out, or give \"auto\""):
         vtc.wrap(model_of("llava"), "divprune", family="llava")
+
+
+def test_a_mask_of_the_models_own_is_refused() -> None:
+    """PaliGemma lets its prefix see itself: shortened as if it were causal, it would answer wrongly."""
+    config = AutoConfig.for_model(
+        "paligemma",
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={"model_type": "gemma", **TEXT, "head_dim": 8},
+        image_token_index=IMAGE,
+        projection_dim=32,
+    )
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    inputs = batch("deepseek_vl", [[0]])
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    with pytest.raises(ValueError, match="is of no listed family"):
+        vtc.wrap(model, "divprune")
+    with (
+        vtc.wrapped(model, "divprune", keep=0.5, family="auto"),
+        refused(model, "makes an attention mask of its own", True),
+    ):
+        model(**inputs)
+    found = vtc.check(model, "divprune", inputs=inputs, family="auto", show=None)
+    assert not found.ok
+    assert "makes an attention mask of its own" in str(found)
+
+
+def test_values_per_token_that_nobody_has_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ERNIE's kinds of experts, without the adapter that names them."""
+    model, inputs = unlisted("ernie4_5_vl_moe", monkeypatch), batch("ernie4_5_vl_moe", ROWS)
+    found = vtc.check(model, "divprune", inputs=inputs, family="auto", show=None)
+    assert not found.ok
+    assert "hands its language model moe_mm_token_type_ids" in str(found)

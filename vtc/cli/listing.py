@@ -165,7 +165,18 @@ def example_text(info: MethodInfo) -> str:
 
 def _family_page(info: FamilyInfo) -> list[str]:
     """Everything about one family, in lines."""
-    facts = {"model type": info.model_type, "reads": kinds(info.modality), "tokens": info.tokens, "notes": info.notes}
+    where = "on the picture's grid" if info.grid else "in a row: methods of the grid refuse it"
+    facts = {
+        "model type": info.model_type,
+        "reads": kinds(info.modality),
+        "tokens": info.tokens,
+        "they lie": where if info.modality else "",
+        "stages": ", ".join(info.stages) if info.modality else "",
+        "tower": ("is read" if info.read else "is not read: methods that read its attention refuse it")
+        if info.modality
+        else "",
+        "notes": info.notes,
+    }
     lines = [info.title, ""]
     lines += [line for name, said in facts.items() if said for line in _fact(name, said)]
     if info.checkpoint:

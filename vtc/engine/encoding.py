@@ -118,4 +118,9 @@ def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor
     visual = (input_ids == adapter.token_id(model, modality)).int()
     edges = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # +1 where an image starts, -1 after its end
     lengths = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
-    return (lengths // len(features[0])).tolist()
+    pieces = (lengths // len(features[0])).tolist()
+    if sum(pieces) != len(features):
+        raise ValueError(
+            "this family hands out the features of all pictures of a row together, which vtc.encode cannot take apart."
+        )
+    return pieces

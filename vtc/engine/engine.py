@@ -39,7 +39,7 @@ from vtc.engine.flow import PLACEMENTS, Flow, Part
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_inputs, check_known, check_window
+from vtc.engine.refuse import check_handed, check_inputs, check_known, check_window
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -91,6 +91,12 @@ class Engine:
         for method in methods:
             method.check_checkpoint(config.model_type, partial(fingerprint_of, model, self.family))
         check_reads(facts.language_model, parts)
+        for method in methods:
+            if set(method.modality) == {"video"} and not self.family.reads_videos(model):
+                raise ValueError(
+                    f"{method.title} is for videos, and {config.model_type} reads none: choose a method for pictures, "
+                    "such as divprune."
+                )
         order = {kind.name: kind.order for kind in reversed(kinds)}
         for one, two in pairwise(parts):
             if order[one.stage] > order[two.stage]:
@@ -277,6 +283,7 @@ class Engine:
         found = find_layout(self.family, self.model, embeds, seen) if seen else None
         if found is None and not compressed(cache):
             return None
+        check_handed(self.family, kwargs)
         kwargs = dict(kwargs)
         self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow

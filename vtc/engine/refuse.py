@@ -84,6 +84,25 @@ def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
             )
 
 
+def check_handed(family: Adapter, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what the model hands its language model besides that cannot be shortened along: a mask that it has made
+    itself (of a prefix that sees itself, say), or values per token that nobody has declared."""
+    mask, embeds = kwargs.get("attention_mask"), kwargs["inputs_embeds"]
+    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
+        raise ValueError(
+            "this model makes an attention mask of its own for its language model (of a prefix that sees itself, say), "
+            "which is not supported: vtc has no adapter that knows how to shorten it."
+        )
+    known = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", *family.aligned}
+    known |= {family.companions.mask, family.companions.rows} if family.companions else set()
+    for name, x in kwargs.items():
+        if name not in known and isinstance(x, Tensor) and x.dim() > 1 and x.shape[:2] == embeds.shape[:2]:
+            raise ValueError(
+                f"this model hands its language model {name}, a value per token that does not leave with the token: "
+                "name it in `aligned` of an adapter of your own (docs/extend/family.md shows how)."
+            )
+
+
 def check_known(parts: Sequence[Method], spans: Sequence[VisualSpan]) -> None:
     """Refuse methods that ask where tokens lie, or what patches they come from, where nobody knows that."""
     for part in parts:

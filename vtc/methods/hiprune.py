@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper, rest_of, top_k
+from vtc.methods.base.method import Method, Paper, ranks
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.transfer import upload
@@ -65,23 +65,20 @@ class HiPrune(Method):
         attention = tokens.signal("received_attention").float()  # [2, N], or the same layer once
         early, late = attention[0], attention[-1]
         anchors = early.neg().argsort(stable=True)[: round(k * self.alpha / 5)]
-        first = _distinct(torch.cat([anchors, _neighbours(tokens)[anchors].flatten()]))[:k]
-        others = rest_of(first, n)
-        kept = torch.cat([first, others[top_k(late[others], k - len(first))]])
-        return Selection.prune(kept.sort().values, n, ascending=True)
+        wanted = torch.cat([anchors, _neighbours(tokens)[anchors].flatten()])
+        place = torch.arange(len(wanted), device=late.device)
+        first = place.new_full((n + 1,), len(wanted)).scatter_reduce(0, wanted, place, "amin")[:n]  # n: no neighbour
+        order = torch.where(first < len(wanted), first, len(wanted) + ranks(late))  # all are different
+        return Selection.prune(order.argsort()[:k].sort().values, n, ascending=True)
 
 
 def _neighbours(tokens: VisualTokens) -> Tensor:
-    """LongTensor [N, 4]: the token above, below, left and right of each; -1 where the grid ends or it has gone."""
+    """LongTensor [N, 4]: the token above, below, left and right of each; N where the grid ends or it has gone."""
     found = torch.full((tokens.total, 4), -1, dtype=torch.long)
     for tile in tokens.span.tiles:
         places = tile.indices()  # [t, h, w]
         found[places[:, 1:], 0], found[places[:, :-1], 1] = places[:, :-1], places[:, 1:]
         found[places[..., 1:], 2], found[places[..., :-1], 3] = places[..., :-1], places[..., 1:]
-    near = upload(found, tokens.index.device)[tokens.index]
-    return torch.where(near >= 0, tokens.row_of[near], -1)
-
-
-def _distinct(places: Tensor) -> Tensor:
-    """Places that are no -1, each where it stands first."""
-    return torch.tensor(list(dict.fromkeys(i for i in places.tolist() if i >= 0)), dtype=torch.long).to(places.device)
+    near, rows = upload(found, tokens.index.device)[tokens.index], tokens.row_of
+    there = torch.where(near >= 0, rows[near.clamp(min=0)], -1)
+    return torch.where(there >= 0, there, len(tokens.features))

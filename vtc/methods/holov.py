@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +52,26 @@ class HoloV(Method):
         check_number(self.alpha, "alpha", 0, what="a weight")
 
     def select(self, tokens: VisualTokens) -> Selection:
-        n, k = len(tokens.features), self.count(tokens)
+        return self.select_many([tokens])[0]
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
+        seen = [self._strips(tokens) for tokens in many]
+        weights = iter(torch.cat([own for _, _, own in seen]).tolist())  # waited for once
+        found = []
+        for tokens, (attention, strips, _) in zip(many, seen, strict=True):
+            shares = _shares(self.count(tokens), [next(weights) for _ in strips], [len(strip) for strip in strips])
+            kept = [strip[top_k(attention[strip], share)] for strip, share in zip(strips, shares, strict=True)]
+            found.append(Selection.prune(torch.cat(kept), len(attention), ascending=True))
+        return found
+
+    def _strips(self, tokens: VisualTokens) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Attention [N], the tokens of each strip, and the strips' weights [P]."""
         attention = tokens.signal("cls_attention").float().sum(dim=0)
         attention = torch.where(attention.isfinite(), attention, 0.0)
+        n = len(attention)
         strips = torch.arange(n, device=attention.device).tensor_split(min(self.strips, n))
         scores = _scores(tokens.features.detach(), attention, strips, self.alpha)
-        shares = _shares(k, [float(scores[strip].mean()) for strip in strips], [len(strip) for strip in strips])
-        kept = [strip[top_k(attention[strip], share)] for strip, share in zip(strips, shares, strict=True)]
-        return Selection.prune(torch.cat(kept), n, ascending=True)
+        return attention, strips, torch.stack([scores[strip].mean() for strip in strips])
 
 
 def _scores(features: Tensor, attention: Tensor, strips: tuple[Tensor, ...], alpha: float) -> Tensor:

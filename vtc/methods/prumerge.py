@@ -98,12 +98,12 @@ class PruMerge(Method):
         made_of = torch.where(taken, attention, 0.0).scatter_(1, kept[:, None], 1.0)
         owner = torch.where(taken, like, -torch.inf).argmax(dim=0)  # one each, for those who ask which
         owner = torch.where(taken.any(dim=0), owner, m if last else -1)
-        owner[kept] = torch.arange(m, device=kept.device)
+        owner = owner.index_copy(0, kept, torch.arange(m, device=kept.device))
         anchor = kept
         if last:
             rest = rest_of(kept, n)
-            top = rest[attention[rest].argmax()]
-            owner[top], anchor = m, torch.cat([kept, top[None]])
+            top = rest.gather(0, attention[rest].argmax(dim=0, keepdim=True))
+            owner, anchor = owner.index_fill(0, top, m), torch.cat([kept, top])
             made_of = torch.cat([made_of, attention.index_fill(0, kept, 0.0)[None]])
         weight = torch.where(owner >= 0, made_of.gather(0, owner.clamp(min=0)[None])[0], 0.0)
         return Selection(anchor, owner, weight, (made_of @ tokens.features.float()).to(tokens.features))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from vtc.checks import check_number
 from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.transfer import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +59,40 @@ class PruneSID(Method):
         check_number(self.seed, "seed", integer=True)
 
     def select(self, tokens: VisualTokens) -> Selection:
+        return self.select_many([tokens])[0]
+
+    def select_many(self, many: Sequence[VisualTokens]) -> list[Selection]:
+        numbers = iter(torch.cat([self._ranked(tokens) for tokens in many]).tolist())  # waited for once
+        found = []
+        for tokens in many:
+            n, k = len(tokens.features), self.count(tokens)
+            ranked, group, free = list(islice(numbers, n)), list(islice(numbers, n)), next(numbers)
+            kept = upload(torch.tensor(_kept(k, ranked, group, free)), tokens.features.device)
+            found.append(Selection.prune(kept, n, ascending=True))
+        return found
+
+    def _ranked(self, tokens: VisualTokens) -> Tensor:
+        """LongTensor [2 N + 1]: all tokens in order of suppression, the group of each, and how many are apart."""
         n, k = len(tokens.features), self.count(tokens)
-        if k == n:
-            return Selection.identity(n, tokens.features.device)
         x = tokens.signal("tower_features").detach().float()
         x = torch.where(x.isfinite().all(dim=-1, keepdim=True), x, 0.0)
         attention = tokens.signal("cls_attention").float().sum(dim=0)
         group = components(x.sigmoid().T, min(max(1, k // 4), *x.shape), self.seed).abs().argmax(dim=1)  # [N]
-        total = F.normalize(x, dim=-1).sum(dim=0)
-        mean = (total.square().sum() - n) / (n * (n - 1))
+        unit = F.normalize(x, dim=-1)
+        mean = (unit.sum(dim=0).square().sum() - unit.square().sum()) / max(1, n * (n - 1))
         order, apart = ops.greedy_suppression(x[None], n, attention[None], k / 32 * mean, group[None])
-        ranked, free = order[0].tolist(), int(apart[0])
-        of = group.tolist()
-        members: dict[int, list[int]] = {number: [] for number in sorted(set(of))}
-        for i in ranked:
-            members[of[i]].append(i)
-        left = {number: sum(of[i] == number for i in ranked[:free]) for number in members}
-        sizes = [len(own) for own in members.values()]
-        counts = shares(k, sizes, list(left.values()), 5 * math.ceil(k / 64))
-        kept = [i for own, count in zip(members.values(), counts, strict=True) for i in own[:count]]
-        return Selection.prune(torch.tensor(sorted(kept), device=x.device), n, ascending=True)
+        return torch.cat([order[0], group, apart])
+
+
+def _kept(k: int, ranked: list[int], group: list[int], free: int) -> list[int]:
+    """The k tokens that stay, ascending, of those in order of suppression, of which `free` are apart."""
+    members: dict[int, list[int]] = {number: [] for number in sorted(set(group))}
+    for i in ranked:
+        members[group[i]].append(i)
+    left = Counter(group[i] for i in ranked[:free])
+    sizes = [len(own) for own in members.values()]
+    counts = shares(k, sizes, [left[number] for number in members], 5 * math.ceil(k / 64))
+    return sorted(i for own, count in zip(members.values(), counts, strict=True) for i in own[:count])
 
 
 def components(z: Tensor, count: int, seed: int) -> Tensor:

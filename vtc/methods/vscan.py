@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from vtc.budget import layer_number, proportional, split_budget, token_count
 from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, rest_of, top_k
+from vtc.methods.base.method import Method, Paper, ranks
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
+from vtc.transfer import upload
 
 SHAPE = (3, 1)  # tokens before and after the cut: 96 and 32, 64 on average
 
@@ -116,12 +118,15 @@ class Scan(Method):
         if k == n:
             return Selection.identity(n, tokens.features.device)
         attention = tokens.signal("cls_attention").float()
-        windows = _windows(tokens, self.window)
-        few = min(int(k * self.local), sum(len(own) for own in windows))
-        local = split_budget(few, [len(own) for own in windows])
-        near = torch.cat([own[top_k(attention[0][own], count)] for own, count in zip(windows, local, strict=True)])
-        others = rest_of(near, n)
-        kept = torch.cat([near, others[top_k(attention[-1][others], k - few)]]).sort().values
+        window, sizes = _windows(tokens, self.window)
+        few = min(int(k * self.local), sum(sizes))
+        counts = upload(torch.tensor([*split_budget(few, sizes), 0]), window.device)  # the last: of no window
+        order = ranks(attention[0]).argsort()
+        order = order[window[order].argsort(stable=True)]  # window by window, each by attention
+        start = upload(torch.tensor([0, *accumulate(sizes)]), window.device)
+        place = torch.arange(n, device=window.device) - start[window[order]]
+        near = torch.zeros_like(window).scatter(0, order, (place < counts[window[order]]).long())
+        kept = (ranks(attention[-1]) - n * near).argsort()[:k].sort().values
         unit = torch.nan_to_num(F.normalize(tokens.features.detach().float(), dim=-1))
         owner = (unit @ unit[kept].T).argmax(dim=1)
         owner = torch.where(tokens.separators, -1, owner) if tokens.separated else owner
@@ -163,11 +168,19 @@ def opening(keep: int | float, average: bool, cut: float, total: int) -> int:
     return proportional(SHAPE, (round(1000 * cut), round(1000 * (1 - cut))), wanted, total)[0]
 
 
-def _windows(tokens: VisualTokens, side: int) -> list[Tensor]:
-    """The tokens of each window of each tile, frame by frame, row by row; those at the edges may be smaller."""
-    row_of, found = tokens.row_of, []
+def _windows(tokens: VisualTokens, side: int) -> tuple[Tensor, list[int]]:
+    """Of each token the window that it lies in, LongTensor [N], and how many lie in each.
+
+    Windows are those of each tile, frame by frame, row by row; those at the edges may be smaller. Separators lie in
+    none: the number behind the last.
+    """
+    number, count = torch.full((tokens.total,), -1, dtype=torch.long), 0
     for tile in tokens.span.tiles:
-        for frame in tile.indices().to(row_of.device):
-            cells = [cell for band in row_of[frame].split(side) for cell in band.split(side, dim=1)]
-            found += [cell.flatten()[cell.flatten() >= 0] for cell in cells]
-    return [cell for cell in found if len(cell)]
+        for frame in tile.indices():
+            for band in frame.split(side):
+                for cell in band.split(side, dim=1):
+                    number[cell.flatten()], count = count, count + 1
+    number = torch.where(number < 0, count, number)
+    here = upload(number, tokens.index.device)[tokens.index]
+    whole = number if len(here) == tokens.total else here.cpu()  # nothing is read from a device where all are there
+    return here, torch.bincount(whole, minlength=count + 1)[:count].tolist()

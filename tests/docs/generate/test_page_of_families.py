@@ -40,17 +40,14 @@ def test_the_facts_are_those_of_a_model():
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    from tests.families import FAMILIES
+    from tests.families import EVERY
 
     for one in families.facts():
-        name = (
-            one.model_type if one.model_type in FAMILIES else next(f for f in FAMILIES if f.startswith(one.model_type))
-        )
-        config = FAMILIES[name].config()
+        config = EVERY[one.model_type].config()
         assert config.model_type == one.model_type
         assert type(AutoConfig.for_model(one.model_type)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         assert config.text_config.model_type == one.decoder
-        assert config.vision_config.model_type == one.tower
+        assert (getattr(config, "vision_config", None) or config.vq_config).model_type == one.tower
 
 
 def test_who_reads_what(page):
@@ -68,7 +65,9 @@ def test_who_reads_what(page):
 
 
 def test_methods_run_on_what_they_are_for():
-    assert methods.runs_on(shipped()["downsample"]) == ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+    assert methods.runs_on(shipped()["downsample"]) == ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
+    assert "glm4v" not in methods.runs_on(shipped()["vtc-cls"])
+    assert "aria" not in methods.runs_on(shipped()["pool"])
     assert "llava" not in methods.runs_on(shipped()["evs"])
     assert methods.runs_on(shipped()["fastv"]) == list(SHIPPED)
     assert methods.model_for(shipped()["evs"]) == methods.model_for(shipped()["downsample"]) == "tiny-qwen"
@@ -80,7 +79,7 @@ def test_methods_before_and_inside_the_tower(page):
     assert set(rows) == {
         info.name for info in shipped().values() if {"pixels", "encoder"} & {*info.places}
     }  # fmt: skip
-    assert rows["tome"].endswith("; with `order=raster` also `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl` |")
+    assert rows["tome"].endswith("; with `order=raster` also `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl`, `qwen3_vl_moe` |")
     assert "`llava`" in rows["pitome"].partition("; with `mode=protected`")[0]
     for name in ("zerotprune", "vtc-cls", "random"):
         assert "qwen" not in rows[name]

@@ -88,7 +88,11 @@ class GreedyMethod(Method):
         """Per span a LongTensor [count], in order of selection, part after part; pictures of a batch at once."""
         parts = [self._parts(tokens) for tokens in many]
         found = iter(self._choose_all([view for own in parts for _, view in own]))
-        return [torch.cat([start + next(found) for start, _ in own]) for own in parts]
+        chosen = [[next(found) for _ in own] for own in parts]
+        return [
+            one[0] if len(own) == 1 else torch.cat([start + kept for (start, _), kept in zip(own, one, strict=True)])
+            for own, one in zip(parts, chosen, strict=True)
+        ]
 
     def _parts(self, tokens: VisualTokens) -> list[tuple[int, VisualTokens]]:
         """What is chosen in at once: where it begins, and its tokens."""
@@ -114,12 +118,12 @@ class GreedyMethod(Method):
             own = [weight for weight in weights if weight is not None]
             weight, lengths = None, None
             if own and self.objective not in ("maxmin", "maxsum"):
-                weight = pad_sequence([one.detach() for one in own], batch_first=True)
+                weight = _stacked([one.detach() for one in own])
             if len({len(rows) for rows in given}) > 1:
                 lengths = upload(torch.tensor([len(rows) for rows in given]), given[0].device)
             if coverage:
                 given = _as_wide(given)
-            stacked = pad_sequence(given, batch_first=True)
+            stacked = _stacked(given)
             chosen = self._run(stacked, max(counts), weight, lengths, own, part)
             found += [row[:count] for row, count in zip(chosen, counts, strict=True)]
         return found
@@ -154,7 +158,15 @@ def _batches(many: Sequence[VisualTokens]) -> list[Sequence[VisualTokens]]:
     return [many[start : start + step] for start in range(0, len(many), step)]
 
 
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """[B, N, ...] of rows [n, ...] each, filled up with zeros."""
+    same = len({len(own) for own in rows}) == 1
+    return torch.stack(list(rows)) if same else pad_sequence(list(rows), batch_first=True)
+
+
 def _as_wide(covers: Sequence[Tensor]) -> list[Tensor]:
     """Covers [N, M] with as many targets each; nothing covers those that are added."""
     wide = max(cover.shape[1] for cover in covers)
+    if all(cover.shape[1] == wide for cover in covers):
+        return list(covers)
     return [F.pad(cover, (0, wide - cover.shape[1])) for cover in covers]

@@ -219,6 +219,12 @@ def rest_of(kept: Tensor, total: int) -> Tensor:
     return taken.argsort(stable=True)[: total - len(kept)]  # their number is known: nothing is counted on the device
 
 
+def ranks(score: Tensor) -> Tensor:
+    """LongTensor [N]: the place of each of `score` [N], from 0 for the highest; ties: the lowest index, NaN is last."""
+    order = score.detach().float().neg().argsort(stable=True)  # upwards, as that puts NaN last
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 def top_k(score: Tensor, k: int) -> Tensor:
     """Ascending indices of the k highest of `score` [N], or of each row of [..., N]; ties go to the lowest index, NaN
     counts as lowest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,6 +20,7 @@ class CacheBytes(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Both together."""
         return self.rows + self.notes
 
 
@@ -27,13 +28,17 @@ def cache_bytes(cache: Any) -> CacheBytes:
     """The bytes of all memory that the tensors of a transformers KV cache hold, each block of memory once.
 
     Args:
-        cache: a Cache, compressed or not: `past_key_values` of what a model returns.
+        cache: a Cache, compressed or not; or what a model or `generate` has returned, which holds one.
 
     Raises:
-        TypeError: it has no layers.
+        TypeError: there is none.
     """
+    if isinstance(cache, Mapping):
+        from vtc.engine.versions import cache_of
+
+        cache = cache_of(cache)
     if not hasattr(cache, "layers"):
-        raise TypeError(f"cache is {type(cache).__name__}: expected a transformers Cache, which has layers.")
+        raise TypeError(f"cache is {type(cache).__name__}: expected a transformers Cache, or what holds one.")
     seen: set[int] = set()
     rows = sum(_size(x, seen) for layer in cache.layers for x in _rows(layer))
     return CacheBytes(rows, sum(_size(x, seen) for layer in cache.layers for x in _tensors(vars(layer))))
