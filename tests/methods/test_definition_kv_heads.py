@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 import vtc
 from tests.methods.definitions import defines
@@ -12,6 +13,7 @@ from tests.methods.kv import (
     DEPTH,
     GROUPS,
     assert_holds,
+    best,
     count_of,
     expected,
     held,
@@ -184,3 +186,14 @@ def unlike_the_mean(rotated, per_head, sinks):
 def test_keydiff(rotated, per_head, sinks, scope, keep):
     method = vtc.KeyDiff(keep=keep, scope=scope, rotated=rotated, per_head=per_head, sinks=sinks)
     assert_holds(method, expected(unlike_the_mean(rotated, per_head, sinks), scope, keep))
+
+
+def test_bare_tensors_have_no_heads():
+    keys = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ValueError, match=r"^knorm chooses for each KV head of a cache, and one Selection has no heads: "
+    ):
+        vtc.select("knorm", torch.zeros(12, 3), keep=5, cached_keys=keys)
+    kept = vtc.select("knorm(per_head=False)", torch.zeros(12, 3), keep=5, cached_keys=keys).anchor.tolist()
+    norms = {i: -sum(math.hypot(*keys[g, i].tolist()) for g in range(2)) for i in range(12)}
+    assert kept == sorted(best(norms, 5))

@@ -161,6 +161,11 @@ class CacheMethod(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         score, n = self.guarded(tokens, self.score(tokens)), tokens.features.shape[0]
+        if self.per_head and score.dim() == 2:
+            raise ValueError(
+                f"{self.title} chooses for each KV head of a cache, and one Selection has no heads: give "
+                "per_head=False."
+            )
         if score.shape != (n,):
             raise ValueError(
                 f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [{n}]."
