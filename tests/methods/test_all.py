@@ -11,9 +11,15 @@ import torch
 import vtc
 from tests.families import batch, model_of
 from vtc.methods.base import registry
+from vtc.methods.base.cache import PairedMethod
 
 EVERY = sorted(name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods."))
-NAMES = [name for name in EVERY if registry.discover()[name].stage not in ("pixels", "encoder")]  # choose among tokens
+NAMES = [  # that choose among tokens
+    name
+    for name in EVERY
+    if registry.discover()[name].stage not in ("pixels", "encoder")
+    and not issubclass(registry.discover()[name], PairedMethod)
+]
 
 
 def make(name, keep, **options):

@@ -247,6 +247,8 @@ class EvictRun(Run):
                 slots = group.slot[row][among]
                 owned = method.scope == "visual" or (method.scope == "apart" and name >= 0)
                 total = int(group.total[row][among][0]) if owned else int(slots.max() - slots.min()) + 1
+                if method.scope == "apart" and not owned:  # of the text, whose range the pictures lie in
+                    total = max(counts[0], total - _visual_between(group, row, slots))
                 shared = len(counts) > 1 and not method.per_head
                 if len(set(counts)) > 1 or (shared and counts[0] > token_count(method.keep, total)):
                     raise ValueError(
@@ -480,6 +482,13 @@ def scores_together(method: CacheMethod) -> bool:
 def _by_head(tag: Tensor) -> Tensor:
     """A tag [B, n] or [B, G, n] as [B, 1 or G, n]."""
     return tag if tag.dim() == 3 else tag[:, None]
+
+
+def _visual_between(group: Group, row: int, slots: Tensor) -> int:
+    """How many visual tokens there were of the pictures among some slots of a batch row, before any was dropped."""
+    own = (group.owner[row] >= 0) & (group.slot[row] > slots.min()) & (group.slot[row] < slots.max())
+    found = dict(zip(group.owner[row][own].tolist(), group.total[row][own].tolist(), strict=True))
+    return sum(found.values())
 
 
 def _visual(group: Group) -> float:
