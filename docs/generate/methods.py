@@ -128,6 +128,7 @@ def runs_on(info: MethodInfo) -> list[str]:
     """Model types of the families that a method runs on."""
     from docs.generate.families import facts
 
+    find(info.name)  # some methods bring signals of their own
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
     if of_place(info.needs, "tower"):
         known = [one for one in known if SHIPPED[one.model_type].read]
