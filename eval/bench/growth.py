@@ -239,4 +239,4 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, int, str, str]]) -> None:
             va="center",
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "alpha": 0.6},
         )
-    axes.set_xlim(right=widest * 5)
+    axes.set_xlim(right=widest * 9)
