@@ -10,8 +10,10 @@ import torch
 import vtc
 from tests.families import batch, model_of
 from vtc.methods.base import registry
+from vtc.methods.base.cache import PairedMethod
 
 NAMES = sorted(name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods."))
+OPTIONS = {"razor": {"heads": ((0, 0), (2, 1))}}  # without which a method cannot be wrapped
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl")
 VIDEOS = (("qwen2_5_vl", "v0"), ("llava_next_video", "v0"), ("llava_onevision", "v0"))
 PACKED = ("qwen2_5_vl",)  # whose pictures can be made smaller on a wrapped model
@@ -22,6 +24,7 @@ CASES = [
     for family, seed in (*((family, 0) for family in FAMILIES), *VIDEOS)
     if ("video" if seed == "v0" else "image") in registry.discover()[name].modality
     and (family in PACKED or registry.discover()[name].stage != "pixels")
+    and not issubclass(registry.discover()[name], PairedMethod)  # from which no token goes
     and registry.discover()[name].stage != "encoder"  # what it leaves is checked in tests/engine/test_encoder_vlm.py
 ]
 
@@ -59,7 +62,8 @@ def asked(keep, total):
 @pytest.mark.parametrize(("name", "family", "seed"), CASES)
 def test_everything_is_kept_at_one(name, family, seed):
     for keep in (1.0, 10**6):
-        plain, logits, report, span, depth = run(family, seed, governed(vtc.resolve(name, keep)))
+        method = vtc.resolve(name, keep, **OPTIONS.get(name, {}))
+        plain, logits, report, span, depth = run(family, seed, governed(method))
         assert report.tokens_by_layer == [span.tokens_in] * depth
         for layer in range(depth):
             assert span.at(layer).kept.tolist() == list(range(span.tokens_in))
@@ -70,11 +74,15 @@ def test_everything_is_kept_at_one(name, family, seed):
 @pytest.mark.parametrize(("name", "family", "seed"), CASES)
 def test_budgets_are_met(name, family, seed):
     for keep in KEEPS:
-        method = vtc.resolve(name, keep)
+        method = vtc.resolve(name, keep, **OPTIONS.get(name, {}))
         _, _, report, span, depth = run(family, seed, method)
         wanted, left = asked(keep, span.tokens_in), span.at(depth - 1).tokens_out
+        if span.held:  # layers, or heads, may share their budgets out unequally
+            held = [selection.tokens_out for heads in span.held.values() for selection in heads]
+            left = sum(held) / len(held)
         if getattr(method, "average", False):
-            assert abs(report.tokens_average - wanted) <= 0.5
+            # one token at the end is the least, where what enters is chosen without knowing how deep the model is
+            assert abs(report.tokens_average - wanted) <= 0.5 or (left == 1 and not method.exact_count)
         elif method.exact_count:
             assert left == wanted
         assert 1 <= left <= span.tokens_in

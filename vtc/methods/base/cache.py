@@ -236,10 +236,11 @@ class PairedMethod(CacheMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep != 1.0 or self.every is not None:
+        if not isinstance(self.keep, float) or self.keep != 1.0 or self.every is not None:
             raise ValueError(f"{self.title} drops no tokens: leave keep= and every= out.")
 
     def keeps_all(self) -> bool:
+        """Never: all tokens stay, but two layers share what they are made of."""
         return False
 
     def shared(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
