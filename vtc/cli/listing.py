@@ -160,7 +160,7 @@ def example_text(info: MethodInfo) -> str:
     shared = (*_EVERYWHERE, *_IN_TOWER, *_IN_PARTS, *_OF_CROPS)
     own = {name: value for name, value in info.defaults.items() if name not in shared and value is not None}
     first = dict([*own.items()][:1])
-    drops = info.stage != "cache" or info.defaults["keep"] != 1.0  # else layers share what all of them hold
+    drops = info.stage != "cache" or info.default_keep != 1.0  # else layers share what all of them hold
     return write_method(info.name, ({"keep": 0.25} if drops else {}) | first)
 
 
