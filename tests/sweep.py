@@ -64,8 +64,23 @@ CACHE: dict[str, Made] = {
     "streaming": lambda: vtc.Streaming(keep=0.4, sinks=2),
     "streaming, all": lambda: vtc.Streaming(keep=0.4, sinks=2, scope="all"),
 }
+#: by KV head or by layer, or merging
+HELD: dict[str, Made] = {
+    "random-rows": lambda: vtc.RandomRows(keep=0.4),
+    "snapkv": lambda: vtc.SnapKV(keep=0.4, window="text"),
+    "pyramidkv": lambda: vtc.PyramidKV(keep=0.4, window=6),
+    "adakv": lambda: vtc.AdaKV(keep=0.4, window=6),
+    "vl-cache": lambda: vtc.VLCache(keep=0.4),
+    "knorm": lambda: vtc.KNorm(keep=0.4),
+    "keydiff": lambda: vtc.KeyDiff(keep=0.4),
+    "lookm": lambda: vtc.LookM(keep=0.4),
+    "d2o": lambda: vtc.D2O(keep=0.4),
+    "ems": lambda: vtc.EMS(keep=0.4),
+    "razor": lambda: vtc.Razor(keep=0.4, heads=((0, 1), (2, 0))),
+    "minicache": lambda: vtc.MiniCache(),
+}
 READ: dict[str, Made] = {"dycoke": lambda: vtc.DyCoke(keep=0.6)}
-EVERY = INPUT | LAYER | CACHE | READ
+EVERY = INPUT | LAYER | CACHE | HELD | READ
 VIDEOS = [name for name, family in FAMILIES.items() if family.videos is not None]
 
 

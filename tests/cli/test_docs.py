@@ -53,4 +53,8 @@ def test_links_lead_somewhere():
     titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
     headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert target[1:] in headings if target.startswith("#") else (shown.PAGE.parent / target.partition("#")[0]).exists()
+        assert (
+            target[1:] in headings
+            if target.startswith("#")
+            else (shown.PAGE.parent / target.partition("#")[0]).exists()
+        )

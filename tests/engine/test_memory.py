@@ -13,26 +13,33 @@ from vtc.eval.bench.model import peak_bytes
 
 CPU = torch.device("cpu")
 # one that makes pictures smaller runs before there is anything encoded
-NAMES = [info.name for info in vtc.list_methods() if info.stage not in ("pixels", "encoder")]
+NAMES = [i.name for i in vtc.list_methods() if i.stage not in ("pixels", "encoder") and "image" in i.modality]
+OPTIONS: dict[str, Any] = {"razor": {"heads": ((0, 0), (2, 1))}}
 
 
 @pytest.fixture(scope="module")
 def prefill() -> Any:
     """(model, a prefill of 576 visual and 64 text tokens whose pictures are already encoded)"""
     model = build(Arch("llava", 6, 256, 4, 688, SMALL_CLIP), CPU, torch.float32)
-    encoded = vtc.encode(model, NAMES, pixel_values=torch.randn(1, 3, 336, 336))
+    methods = [vtc.resolve(name, **OPTIONS.get(name, {})) for name in NAMES]
+    encoded = vtc.encode(model, methods, pixel_values=torch.randn(1, 3, 336, 336))
     ids = torch.tensor([[*range(10, 30), *[IMAGE] * 576, *range(10, 54)]])
     return model, lambda: model(input_ids=ids, **encoded.take([0]), use_cache=True, logits_to_keep=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_peak_is_no_higher(name: str, prefill: Any) -> None:
-    """Beyond a score per token, which is half a per cent of this small model's peak."""
+    """Beyond a score per token, which is half a per cent of this small model's peak; one per token and KV head, where
+    each head chooses for itself, is two; and copies of one layer's rows, where some take others in, a tenth."""
     model, run = prefill
     full = peak_bytes(run, CPU)
-    with vtc.wrapped(model, name):
+    method = vtc.resolve(name, **OPTIONS.get(name, {}))
+    with vtc.wrapped(model, method):
         run()
-        assert peak_bytes(run, CPU) <= 1.005 * full
+        most = (
+            1.1 if method.stage == "cache" and method.merges else 1.02 if getattr(method, "per_head", False) else 1.005
+        )
+        assert peak_bytes(run, CPU) <= most * full
 
 
 FREED: list[Any] = [vtc.H2O(keep=64), vtc.TransPrune(keep=64), [vtc.DivPrune(keep=128), vtc.Streaming(keep=64)]]

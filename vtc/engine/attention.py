@@ -22,6 +22,8 @@ from vtc.models.decoder import Decoder, decoder_for
 from vtc.models.decoder_check import check_decoder, check_final_norm, check_places
 from vtc.signals import SIGNALS, of_place
 
+TOGETHER = 2**20  # numbers of attention: KV heads are read in one step up to so many, then one by one
+
 
 def reads_attention(part: Method) -> bool:
     """Whether a method reads queries or keys of decoder layers."""
@@ -114,7 +116,8 @@ class LayerView:
         return self._folded(ops.received_attention, at)
 
     def _folded(self, op: Callable[..., Tensor], at: Tensor) -> Tensor:
-        """An op that averages over heads, over those of each KV head: these are its batch."""
+        """An op that averages over heads, over those of each KV head: these are its batch, or come one after the other
+        where that would take more memory than their attention is worth."""
         here, keys = at.to(self.x.device), self.keys
         b, groups = keys.shape[:2]
         queries = self._queries(here).unflatten(1, (groups, -1)).flatten(0, 1)  # [B * G, H / G, R, d]
@@ -122,6 +125,10 @@ class LayerView:
         if seen is not None:
             seen = seen.flatten(0, 1) if seen.dim() == 3 else seen.repeat_interleave(groups, 0)
         scale = self.decoder.scaling(self.attention)
+        if len(queries) * at.shape[1] * keys.shape[2] > TOGETHER:
+            own = [None if seen is None else seen[g::groups] for g in range(groups)]
+            found = [op(queries[g::groups], keys[:, g, None], scale, limits[g::groups], own[g]) for g in range(groups)]
+            return torch.stack(found, dim=1).to(at.device)
         return op(queries, keys.flatten(0, 1)[:, None], scale, limits, seen).unflatten(0, (b, groups)).to(at.device)
 
     def states(self, at: Tensor) -> Tensor:

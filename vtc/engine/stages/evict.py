@@ -37,7 +37,7 @@ from vtc.reports import Stopwatch
 from vtc.signals import SIGNALS, VisualTokens
 from vtc.transfer import download_all, upload, upload_all
 
-LARGEST = 2**24  # attention held at a time, in numbers
+LARGEST = 2**19  # attention held at a time, in numbers
 TAGS = (SLOT, OWNER, TOTAL, KIND)
 
 
@@ -71,6 +71,7 @@ class EvictRun(Run):
                 after = real & (own.slot > self.flow.bounds[:, 1:])
                 final = real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
                 real = torch.where(after.any(dim=1, keepdim=True), after, final)
+                most = min(most, self.flow.text_after.shape[1])
             elif last is not None:
                 real, most = real & (real.flip(1).cumsum(dim=1).flip(1) <= last), min(most, last)
             self._asked[key] = padded(real, most)

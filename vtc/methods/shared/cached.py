@@ -101,7 +101,7 @@ def nearest(keys: Tensor, held: Held, values: Tensor | None = None) -> tuple[Ten
     anchor = held.anchor.expand(keys.shape[0], -1).clamp(min=0)[..., None]
     units = [F.normalize(x.float(), dim=-1) for x in (keys, values) if x is not None]
     best = []
-    for parts in zip(*(unit.split(512, dim=1) for unit in units), strict=True):  # [G, N, M] at once may be large
+    for parts in zip(*(unit.split(128, dim=1) for unit in units), strict=True):  # [G, N, M] at once may be large
         cosines = [
             part @ unit.gather(1, anchor.expand(-1, -1, unit.shape[-1])).transpose(1, 2)
             for part, unit in zip(parts, units, strict=True)
