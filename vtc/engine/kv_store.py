@@ -43,7 +43,7 @@ class UnevenRows:
     Example: one batch row, two KV heads that keep three rows and one:
 
         keys     a b c | d          [4, d], the rows of both heads
-        index    0 1 2 / 0 0 3      [B, G, width]: where to read each; the first two of the second head are no rows
+        index    0 1 2 / 3 3 3      [B, G, width]: where to read each; the first two of the second head are no rows
 
     Beams share what they read: only `index` follows them.
 
@@ -60,8 +60,9 @@ class UnevenRows:
         taken = (first + rows)[valid]
         self.keys = keys.reshape(b * groups * held, -1).index_select(0, taken)
         self.values = values.reshape(b * groups * held, -1).index_select(0, taken)
-        number = valid.flatten().cumsum(0).sub_(1).clamp_(min=0).view_as(valid)
-        self.index = torch.where(valid, number, 0).int()
+        number = valid.flatten().cumsum(0).view_as(valid)
+        # what fills up is the head's own first row, which follows: another picture's may be NaN, masked or not
+        self.index = torch.where(valid, number - 1, number.clamp(max=len(taken) - 1)).int()
         self.width = rows.shape[2]
 
     def whole(self) -> tuple[Tensor, Tensor]:
