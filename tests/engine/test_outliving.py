@@ -191,10 +191,11 @@ def test_cropped(family: str, method: str) -> None:
     assert state(longer) == state(cache)
     refused(model, lambda: forward(model, inputs, ids, longer))
     before = state(longer)
-    with pytest.raises(ValueError, match=r"cannot remove .* start again") as caught:
-        longer.crop(1 - inputs["input_ids"].shape[1])
-    assert one_sentence(caught.value)
-    assert state(longer) == before
+    if method != "minicache":  # from which no token goes
+        with pytest.raises(ValueError, match=r"cannot remove .* start again") as caught:
+            longer.crop(1 - inputs["input_ids"].shape[1])
+        assert one_sentence(caught.value)
+        assert state(longer) == before
     with vtc.wrapped(model, COMPRESSED[method]()):
         assert forward(model, inputs, ids, longer).logits.allclose(expected, atol=1e-5, rtol=1e-5)
 
