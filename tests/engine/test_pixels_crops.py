@@ -127,7 +127,7 @@ def test_signals_are_those_of_the_masked_tower(family: str) -> None:
         ("internvl", vtc.PixelPrune(keep=8), "how many crops a picture of internvl has: give keep as a share"),
         ("llava_next", vtc.PixelPrune(keep=8), "how many crops a picture of llava_next has: give keep as a share"),
         ("llava_onevision", vtc.PixelPrune(keep=0.5), "makes its visual tokens of several patches each, by resizing"),
-        ("llava", vtc.FrameDedupe(keep=0.5), "given them as single pictures; evs does it behind the tower"),
+        ("llava", vtc.FrameDedupe(keep=0.5), "is for videos, and llava reads none: choose a method for pictures"),
         ("internvl", vtc.FrameDedupe(keep=0.5), "given them as single pictures; evs does it behind the tower"),
     ],
 )

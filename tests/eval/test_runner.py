@@ -147,10 +147,10 @@ def test_methods_before_the_tower_are_given_pixels(tmp_path):
             assert line["tokens_in"] == other["tokens_in"]
 
 
-def test_a_method_for_videos_says_that_it_changes_no_picture(tiny, tmp_path):
+def test_a_method_for_videos_is_refused_by_a_model_that_reads_none(tiny, tmp_path):
     settings = Settings(data=str(few(tmp_path, 1)), methods=("evs",), keep=(64,), timing=0, max_new_tokens=1)
-    outcome = evaluate(replace(settings, out=str(tmp_path / "out"), device="cpu"), tiny)
-    assert "evs is for videos only, and no question is about any: it changes nothing" in outcome.notes
+    with pytest.raises(ValueError, match="evs is for videos, and llava reads none"):
+        evaluate(replace(settings, out=str(tmp_path / "out"), device="cpu"), tiny)
 
 
 def test_what_the_metrics_say(outcome):
