@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -232,6 +233,8 @@ def load(
         model: Any = kind.from_pretrained(place, dtype=chosen, **more)
     except OSError as error:
         reason = str(error).strip().split("\n")[0].removesuffix(".")
+        if isinstance(error.__context__, json.JSONDecodeError):
+            reason = f"{reason} ({error.__context__})"
         raise FileNotFoundError(f"cannot load {place!r}: {reason}. Shipped models: {', '.join(names())}.") from error
     for said in checkpoint.complete(processor, model.config):
         warnings.warn(f"the processor of {place!r} {said}", stacklevel=2)

@@ -376,13 +376,6 @@ for _row in (
         lambda rows: rows.late_record,
     ),
     Signal(
-        "row_record",
-        ("K",),
-        "cache",
-        "`attention_record` of all tokens that the layer's cache holds of the row, those that are chosen among or not",
-        lambda rows: rows.row_record,
-    ),
-    Signal(
         "cached_keys",
         ("G", "N", "d"),
         "cache",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vtc.engine.kv_cache import CompressedLayer
+from vtc.engine.kv_cache import CompressedLayer, by_head
 from vtc.engine.kv_merge import Rotation
 from vtc.engine.kv_tags import OWNER, SLOT
 
@@ -78,15 +78,16 @@ class CachedRows:
         return value if method.stacks else value[0, 0]
 
     def _of_units(self, values: Tensor) -> Tensor:
-        """Values [layers, B, G, K] of all rows of the cache, as the method asks for those of its units."""
+        """Values [layers, B, K] or [layers, B, G, K] of all rows of the cache, as the method asks for those of its
+        units."""
+        values = values if values.dim() == 4 else values[:, :, None]
         groups = values.shape[2]
         head = torch.arange(groups, device=values.device)[None, :, None]
         return self._shaped(values[:, self.units.on, head, self.units.here.expand(-1, groups, -1)])
 
     def _tag(self, name: str) -> Tensor:
         """[N], or [G, N], or [layers, U, (G,) N]: a tag of each."""
-        tag = torch.stack([layer.tags[name] for layer in self.layers])
-        return self._of_units(tag if tag.dim() == 4 else tag[:, :, None])
+        return self._of_units(torch.stack([layer.tags[name] for layer in self.layers]))
 
     @property
     def record(self) -> Tensor:
@@ -96,22 +97,12 @@ class CachedRows:
     @property
     def late_record(self) -> Tensor:
         """The same of the forward's last queries."""
-        records = torch.stack([self.run.late[self.number, i] for i in self.numbers])
-        return self._of_units(records if records.dim() == 4 else records[:, :, None])
-
-    @property
-    def row_record(self) -> Tensor:
-        """[K] or [G, K]: the same of all that the layer holds of the row."""
-        records = self.run.records(self.number, self.layers)[0, self.units.rows[0]]
-        real = self.run.real[self.numbers[0]][self.units.rows[0]].to(records.device)  # [G or 1, K]
-        found = torch.stack([own[there] for own, there in zip(records, real.expand(len(records), -1), strict=True)])
-        return found if self.run.stage.methods[self.number].per_head else found[0]
+        return self._of_units(torch.stack([self.run.late[self.number, i] for i in self.numbers]))
 
     @property
     def layer_record(self) -> Tensor:
         """[c] or [G, c]: what `layer_gain` made of the attention in the layer in this forward."""
-        found = self.run.of_layers[self.number, self.numbers[0]][self.units.rows[0]]
-        return found
+        return self.run.of_layers[self.number, self.numbers[0]][self.units.rows[0]]
 
     def _of(self, x: Tensor) -> Tensor:
         """[G, N, d] of keys or values [B, G, K, d]."""
@@ -146,7 +137,7 @@ class CachedRows:
         """[N], or [G, N], or [layers, U, (G,) N]: tokens of the row at or behind each, those that are not the prompt's
         left out."""
         flow, rows, tag = self.run.flow, self.units.rows, self.layers[0].tags[SLOT]
-        slots = (tag if tag.dim() == 3 else tag[:, None])[rows]  # [U, G, K]
+        slots = by_head(tag)[rows]  # [U, G, K]
         real = self.run.real[self.numbers[0]][rows].to(slots.device)
         last = slots.masked_fill(~real, -1).amax(dim=(1, 2))
         if flow.ends is not None:

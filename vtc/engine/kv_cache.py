@@ -215,7 +215,7 @@ class CompressedLayer(DynamicLayer):
         tag = self.tags.get(name)
         if tag is None:
             return None
-        tag = (tag if tag.dim() == 3 else tag[:, None]).to(device)
+        tag = by_head(tag).to(device)
         return torch.nn.functional.pad(tag, (0, keys - tag.shape[2]), value=empty)[:, :, None]
 
     def take_in(self, mask: Tensor | None) -> None:
@@ -365,9 +365,14 @@ def evict(layers: list[CompressedLayer], keep: Tensor, counts: Tensor) -> None:
         layer.take(rows, valid, mine, tails[i])
 
 
+def by_head(tag: Tensor) -> Tensor:
+    """A tag [B, rows] or [B, G, rows] as [B, 1 or G, rows]."""
+    return tag if tag.dim() == 3 else tag[:, None]
+
+
 def _filled_up(tag: Tensor, held: int, value: float = 0) -> Tensor:
     """A tag [B, rows] or [B, G, rows] as [B, 1 or G, held]."""
-    tag = tag if tag.dim() == 3 else tag[:, None]
+    tag = by_head(tag)
     missing = held - tag.shape[2]
     return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing), value=value)
 

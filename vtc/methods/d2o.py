@@ -67,7 +67,6 @@ class D2O(CacheMethod):
         check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights={self.weights!r} is not one of {', '.join(WEIGHTS)}.")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def requires(self) -> tuple[str, ...]:
         return ("attention_record", *scope_signals(self), "cached_keys" if self.rotated else "plain_keys")

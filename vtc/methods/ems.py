@@ -68,7 +68,6 @@ class EMS(CacheMethod):
         check_number(self.window, "window", 1, integer=True, what="a number of queries")
         check_number(self.joining, "joining", 0, what="a multiple of the tokens that stay")
         check_number(self.threshold, "threshold", 0, 1, what="a product of cosines")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def queries(self) -> None:
         return None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper, ranks
+from vtc.kernels.pictures import ranks
+from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.transfer import upload

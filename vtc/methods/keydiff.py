@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
@@ -34,10 +33,6 @@ class KeyDiff(CacheMethod):
     sinks: int = 4  # pyright: ignore[reportIncompatibleVariableOverride]
     needs = ("cached_keys", "plain_keys")
     paper = Paper("KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference", "2504.15364")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def requires(self) -> tuple[str, ...]:
         return ("cached_keys",) if self.rotated else ("plain_keys",)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
@@ -31,10 +30,6 @@ class KNorm(CacheMethod):
     sinks: int = 4  # pyright: ignore[reportIncompatibleVariableOverride]
     needs = ("cached_keys",)
     paper = Paper("A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", "2406.11430")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         score = -tokens.signal("cached_keys").float().norm(dim=-1)

@@ -73,7 +73,6 @@ class LookM(CacheMethod):
         if self.how not in MERGES:
             raise ValueError(f"how={self.how!r} is not one of {', '.join(MERGES)}.")
         check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def requires(self) -> tuple[str, ...]:
         visual = ("cached_visual",) if self.scope == "all" else scope_signals(self)

@@ -37,7 +37,6 @@ class RandomRows(CacheMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.seed, "seed", integer=True)
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         norms = tokens.signal("cached_keys").float().norm(dim=-1)  # [G, N]

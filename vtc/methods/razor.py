@@ -73,7 +73,6 @@ class Razor(CalibratedMethod, CacheMethod):
         for name in ("induction", "echo"):
             check_number(getattr(self, name), name, 0, 1, what="a share of all heads")
         check_number(self.period, "period", 2, integer=True, what="how many random tokens are repeated")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
         if self.heads is not None:
             object.__setattr__(self, "heads", _checked(self.heads))
 

@@ -64,7 +64,6 @@ class SnapKV(CacheMethod):
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}.")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     @property
     def counts_queries(self) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.checks import check_number
 from vtc.methods.base.cache import CacheMethod
 from vtc.methods.base.method import Paper
 from vtc.signals import VisualTokens
@@ -33,10 +32,6 @@ class Streaming(CacheMethod):
     sinks: int = 4
     stacks = True
     paper = Paper("Efficient Streaming Language Models with Attention Sinks", "2309.17453")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         n = tokens.features.shape[0]

@@ -56,7 +56,6 @@ class VLCache(CacheMethod):
         super().__post_init__()
         check_number(self.p, "p", 0, 1, what="a share of a row's largest attention")
         check_number(self.recent, "recent", 0, below=1, what="a share of the kept tokens")
-        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
 
     def requires(self) -> tuple[str, ...]:
         return ("attention_record", *(("layer_record",) if self.layered else ()), *scope_signals(self))

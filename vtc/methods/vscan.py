@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vtc.budget import layer_number, proportional, split_budget, token_count
 from vtc.checks import check_number
+from vtc.kernels.pictures import ranks
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, ranks
+from vtc.methods.base.method import Method, Paper
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 from vtc.transfer import upload

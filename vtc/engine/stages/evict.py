@@ -20,13 +20,13 @@ from vtc.budget import token_count
 from vtc.engine.attention import LayerView
 from vtc.engine.cached_rows import CachedRows, Group, Units
 from vtc.engine.context import uncompiled
-from vtc.engine.flow import padded
 from vtc.engine.forward import Forward
-from vtc.engine.kv_cache import BIAS, CompressedLayer, evict, rows_held
+from vtc.engine.kv_cache import BIAS, CompressedLayer, by_head, evict, rows_held
 from vtc.engine.kv_merge import Rotation, merged
-from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, compressed_layer, note_places, real_rows, settle, tagged
+from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, note_places, real_rows, settle, tagged
+from vtc.engine.listening import Listening
 from vtc.engine.refuse import check_heads, check_use
-from vtc.engine.stage import Facts, Run, Stage, checked
+from vtc.engine.stage import Facts, Stage, checked
 from vtc.engine.trace import Eviction, HeldRows
 from vtc.engine.versions import cache_of
 from vtc.held import Held
@@ -37,108 +37,16 @@ from vtc.reports import Stopwatch
 from vtc.signals import SIGNALS, VisualTokens
 from vtc.transfer import download_all, upload, upload_all
 
-LARGEST = 2**19  # attention held at a time, in numbers
 TAGS = (SLOT, OWNER, TOTAL, KIND)
 
 
-class EvictRun(Run):
+class EvictRun(Listening):
     stage: EvictStage
 
     def __init__(self, stage: EvictStage, forward: Forward) -> None:
         super().__init__(stage, forward)
-        self.heard: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> gains of this forward, [B, K] or [B, G, K]
-        self.of_layers: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> its `layer_gain`, [B, c] or [B, G, c]
-        self.late: dict[tuple[int, int], Tensor] = {}  # (method, layer) -> attention of the last queries, [B, (G,) K]
-        self.watches: dict[int, list[Stopwatch]] = {}  # method -> time spent listening in this forward
         self.held: dict[int, Tensor] = {}  # layer -> rows that its cache holds now, mean over heads [B] in main memory
         self.real: dict[int, Tensor] = {}  # layer -> which of its rows are no padding, [B, G or 1, held]
-        self._asked: dict[tuple[int, Any], Tensor] = {}
-        self._records: dict[tuple[int, ...], Tensor] = {}
-
-    # -- listening ---------------------------------------------------------------------------------------------
-
-    def asked(self, part: int, last: Any) -> Tensor:
-        """LongTensor [B, R]: slots of the prompt's `last` tokens in a part (None = of all, "text" = of those behind the
-        row's pictures), -1 = none."""
-        key = (part, last)
-        if key not in self._asked:
-            own = self.flow.parts[part]
-            real = torch.ones_like(own.slot, dtype=torch.bool) if own.valid is None else own.valid
-            if self.flow.ends_here is not None:
-                real = real & (own.slot < self.flow.ends_here[:, None])
-            most = self.flow.most(part)
-            if last == "text":
-                after = real & (own.slot > self.flow.bounds[:, 1:])
-                final = real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
-                real = torch.where(after.any(dim=1, keepdim=True), after, final)
-                most = min(most, self.flow.text_after.shape[1])
-            elif last is not None:
-                real, most = real & (real.flip(1).cumsum(dim=1).flip(1) <= last), min(most, last)
-            self._asked[key] = padded(real, most)
-        return self._asked[key]
-
-    def listen(self, number: int, i: int, view: LayerView, at: Tensor) -> None:
-        """What all keys of layer `i` gain from the queries in slots `at` [B, R] (-1 = none), of one method."""
-        method = self.stage.methods[number]
-        kind, heads = type(method), method.per_head
-        alike = kind.query_weights is CacheMethod.query_weights and kind.layer_gain is CacheMethod.layer_gain
-        if alike and kind.gain is CacheMethod.gain:  # their plain sum, which needs no rows
-            count = (at >= 0).sum(dim=1)
-            received = view.received_by_head(at) if heads else view.received(at)
-            self.heard[number, i] = received * count.view(-1, *(1,) * (received.dim() - 1))
-            return
-        keys, seen = view.keys.shape[2], view.seen
-        before = torch.arange(keys, device=at.device) if seen is None else seen.to(at.device).cumsum(dim=-1) - 1
-        if before.dim() == 3:
-            before = before if heads else before.amax(dim=1)
-        elif heads:
-            before = before.expand(len(at), -1)[:, None]
-        before = before.expand(len(at), *before.shape[1:]) if before.dim() > 1 else before.expand(len(at), -1)
-        weights = method.query_weights(view.states(at).to(at.device), at >= 0)
-        heard: Tensor | None = None
-        layer: Tensor | None = None
-        size = len(at) * keys * (view.keys.shape[1] if heads else 1)
-        step = max(1, LARGEST // size)
-        for n, part in enumerate(at.split(step, dim=1)):
-            own = (part + view.past).clamp(min=0)
-            own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
-            there = (part >= 0)[:, None] if heads else part >= 0
-            visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query
-            rows = view.by_head(part) if heads else view.rows(part)
-            if weights is not None:
-                mine = weights[:, n * step : (n + 1) * step, None]
-                rows = rows * (mine[:, None] if heads else mine)
-            gain, of_layer = method.gain(rows, visible), method.layer_gain(rows, visible)
-            heard = gain if heard is None else heard + gain
-            if of_layer is not None:
-                layer = of_layer if layer is None else layer + of_layer
-        assert heard is not None
-        self.heard[number, i] = heard
-        if layer is not None:
-            self.of_layers[number, i] = layer
-
-    def record_of(self, number: int) -> str:
-        """The tag of a method's record: a cache that goes on under another method keeps its own apart."""
-        return f"record {number} of {self.stage.methods[number]}"
-
-    def records(self, number: int, layers: list[CompressedLayer]) -> Tensor:
-        """[layers, B, G, K]: the records of a method; G = 1 where heads are taken together."""
-        key = (number, *map(id, layers))
-        if key not in self._records:
-            name = self.record_of(number)
-            found = [layer.tags[name] for layer in layers]
-            self._records[key] = torch.stack([tag if tag.dim() == 3 else tag[:, None] for tag in found])
-        return self._records[key]
-
-    def _remember(self, cache: Any, number: int, i: int, heard: Tensor) -> None:
-        """Add what was heard in this forward to the record of a layer's rows."""
-        layer, name = compressed_layer(self.flow, cache, i), self.record_of(number)
-        before = layer.tags.get(name)
-        if before is not None:
-            if before.dim() > heard.dim():  # another method has made the layer's heads hold different tokens since
-                heard = heard[:, None].expand(-1, before.shape[1], -1).clone()
-            heard[..., : before.shape[-1]] += before.to(heard.device)
-        layer.tags[name] = heard
 
     @cached_property
     def survivors(self) -> Tensor:
@@ -155,8 +63,6 @@ class EvictRun(Run):
         decoder = self.stage.facts.decoder
         return Rotation(self.flow, decoder, decoder.attention(self.stage.facts.layers[i]), layer, i)
 
-    # -- dropping ----------------------------------------------------------------------------------------------
-
     def leave(self, cache: Any) -> None:
         """Drop, or merge, what the methods that are due do not keep."""
         flow, methods = self.flow, self.stage.methods
@@ -169,8 +75,7 @@ class EvictRun(Run):
         if isinstance(zero, CompressedLayer):
             zero.age = age
         due = [n for n, m in enumerate(methods) if prefill or (m.every and age % m.every == 0)]
-        for (number, i), heard in self.heard.items():
-            self._remember(cache, number, i, heard)
+        self.remember(cache)
         if not due:
             return
         layers = [tagged(flow, cache, i) for i in range(self.stage.depth)]
@@ -186,7 +91,7 @@ class EvictRun(Run):
                 group.units = self._units(layers, group, number, here)
             budgets = self._budgets(layers, groups, number)
             lost = sum(self._hold(layers, group, len(here), number, budgets) for group in groups) / self.stage.depth
-            self._records.clear()
+            self.forget_stacks()
             if prefill:
                 watches = [*self.watches.get(number, []), watch.stop()]
                 self.forward.trace.note_stage(methods[number].title, self.stage.depth, before, before - lost, watches)
@@ -222,10 +127,10 @@ class EvictRun(Run):
         read = iter(download_all(tensors))
         here, groups = next(read).tolist(), []
         for own in numbers.values():
-            slot, owner, total, kind = (_by_head(next(read).long()) for _ in range(4))
+            slot, owner, total, kind = (by_head(next(read).long()) for _ in range(4))
             first = layers[own[0]]
             masked = first.mask is not None or first.masks_heads
-            real = _by_head(next(read)) if masked else torch.ones_like(slot, dtype=torch.bool)
+            real = by_head(next(read)) if masked else torch.ones_like(slot, dtype=torch.bool)
             groups.append(Group(own, slot, owner, total, kind, real.expand_as(slot)))
             for i in own:
                 self.real[i] = groups[-1].real
@@ -317,7 +222,8 @@ class EvictRun(Run):
         heads = mine[0].heads if method.per_head else group.slot.shape[1]
         held = group.slot.shape[2]
         real = group.real.expand(-1, heads, -1)
-        counts = real.sum(dim=2).expand(len(mine), -1, -1).clone()  # [layers, B, heads]
+        whole = real.sum(dim=2)  # [B, heads]
+        counts = whole.expand(len(mine), -1, -1).clone()  # [layers, B, heads]
         stays, goes = [], []  # places in all of [layers, B, heads, held]
         merges: list[tuple[int, int, Tensor, Held]] = []
         noted: list[list[HeldRows]] = [[] for _ in mine]
@@ -334,12 +240,12 @@ class EvictRun(Run):
                 for row in units.rows:
                     counts[:, row] -= units.size - chosen.shape[3]
                 if method.per_head:
-                    for n in range(len(mine)):
-                        for u, row in enumerate(units.rows):
-                            places = group.slot[row].gather(1, units.where[u])
-                            noted[n].append(HeldRows(row, places, Held(chosen[n, u], units.size)))
+                    for u, row in enumerate(units.rows):
+                        told = group.slot[row].gather(1, units.where[u])
+                        for n in range(len(mine)):
+                            noted[n].append(HeldRows(row, told, Held(chosen[n, u], units.size)))
                 continue
-            row = units.rows[0]
+            row, told = units.rows[0], group.slot[units.rows[0]].gather(1, units.where[0])
             for n, one in enumerate(chosen):
                 anchor = one.anchor.expand(heads, -1)
                 there = anchor >= 0
@@ -351,16 +257,16 @@ class EvictRun(Run):
                 counts[n, row] -= units.size - left
                 if one.merges or one.weighs:
                     merges.append((n, row, units.here[0], one))
-                noted[n].append(HeldRows(row, group.slot[row].gather(1, units.where[0]), one))
-        cut = [bool((counts[n] < real.sum(dim=2)).any()) for n in range(len(mine))]
+                noted[n].append(HeldRows(row, told, one))
+        cut = [bool((counts[n] < whole).any()) for n in range(len(mine))]
         if not any(cut):
             return 0
         self._merge(mine, numbers, merges)
         everything = upload(real, self.flow.device).expand(len(mine), -1, -1, -1)
         keep = everything.reshape(-1).index_fill(0, upload(torch.cat(goes), everything.device), False)
         keep = keep.index_fill_(0, torch.cat(stays), True).view(everything.shape)
-        slot, owner, gone = _by_head(mine[0].tags[SLOT]), _by_head(mine[0].tags[OWNER]), everything & ~keep
-        most = int((real.sum(dim=2) - counts).max())
+        slot, owner, gone = by_head(mine[0].tags[SLOT]), by_head(mine[0].tags[OWNER]), everything & ~keep
+        most = int((whole - counts).max())
         lost = gone.to(torch.uint8).argsort(dim=3, descending=True, stable=True)[..., :most]  # [layers, B, heads, most]
         where, there = slot.expand_as(gone).gather(3, lost), gone.gather(3, lost)
         for n, i in enumerate(numbers):
@@ -388,11 +294,11 @@ class EvictRun(Run):
                 layer.keys, layer.values = merged(keys, values, row, where, held, rotation)
                 layer.store = None  # whole now; what is left of it goes back into one
             if held.rows is not None:
-                bias = layer.tags.get(BIAS)
-                groups = held.rows.shape[0]
+                bias, groups = layer.tags.get(BIAS), held.rows.shape[0]
                 if bias is None:
                     bias = torch.zeros(self.flow.rows, groups, layer.held, device=self.flow.device)
-                bias = _by_head(bias).expand(-1, max(groups, _by_head(bias).shape[1]), -1).clone()
+                bias = by_head(bias)
+                bias = bias.expand(-1, max(groups, bias.shape[1]), -1).clone()
                 anchor = held.anchor.expand(bias.shape[1], -1)
                 there = anchor >= 0
                 places = where.expand(bias.shape[1], -1).gather(1, anchor.clamp(min=0))
@@ -480,11 +386,6 @@ def scores_together(method: CacheMethod) -> bool:
     return method.stacks and plain and not method.uneven_layers
 
 
-def _by_head(tag: Tensor) -> Tensor:
-    """A tag [B, n] or [B, G, n] as [B, 1 or G, n]."""
-    return tag if tag.dim() == 3 else tag[:, None]
-
-
 def _visual_between(group: Group, row: int, slots: Tensor) -> int:
     """How many visual tokens there were of the pictures among some slots of a batch row, before any was dropped."""
     own = (group.owner[row] >= 0) & (group.slot[row] > slots.min()) & (group.slot[row] < slots.max())
@@ -564,7 +465,7 @@ class EvictStage(Stage):
             return
         flow, decoder = run.flow, self.facts.decoder
         asking = [
-            (number, method)
+            number
             for number, method in enumerate(self.methods)
             if method.queries() != 0 and i >= self.first[number] and (flow.spans or method.every)
         ]
@@ -573,12 +474,8 @@ class EvictStage(Stage):
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, rows_held(cache.layers[i]))
         view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
-        for number, method in asking:
+        for number in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():
-                part, late = flow.number_of_part(i), method.late_queries()
-                run.listen(number, i, view, run.asked(part, method.queries()))
-                if late:
-                    at = run.asked(part, late)
-                    run.late[number, i] = (view.by_head(at) if method.per_head else view.rows(at)).sum(dim=-2)
+                run.hear(number, i, view)
             run.watches.setdefault(number, []).append(watch.stop())

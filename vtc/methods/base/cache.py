@@ -79,6 +79,7 @@ class CacheMethod(Method):
             )
         if self.every is not None:
             check_number(self.every, "every", 1, integer=True, what="a number of decode steps (None = never again)")
+        check_number(self.sinks, "sinks", 0, integer=True, what="a number of tokens")
         object.__setattr__(self, "first", check_layer(self.first, "first", least=0))
 
     def first_layer(self, depth: int) -> int:
@@ -160,17 +161,13 @@ class CacheMethod(Method):
         return score
 
     def select(self, tokens: VisualTokens) -> Selection:
-        score, n = self.guarded(tokens, self.score(tokens)), tokens.features.shape[0]
+        score = self.guarded(tokens, self.score(tokens))
         if self.per_head and score.dim() == 2:
             raise ValueError(
                 f"{self.title} chooses for each KV head of a cache, and one Selection has no heads: give "
                 "per_head=False."
             )
-        if score.shape != (n,):
-            raise ValueError(
-                f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [{n}]."
-            )
-        return Selection.prune(top_k(score, self.count(tokens)), n, ascending=True)
+        return self._highest(tokens, score)
 
 
 @dataclass(frozen=True, kw_only=True)

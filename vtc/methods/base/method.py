@@ -192,7 +192,11 @@ class Method:
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose: [N, D] features -> Selection. By default the `count` highest scores, in their original order."""
-        score, n = self.score(tokens), tokens.features.shape[0]
+        return self._highest(tokens, self.score(tokens))
+
+    def _highest(self, tokens: VisualTokens, score: Tensor) -> Selection:
+        """The `count` highest of `score` [N], in their original order."""
+        n = tokens.features.shape[0]
         if score.shape != (n,):
             raise ValueError(
                 f"score(tokens) returned shape {tuple(score.shape)}; expected one number per token, [{n}]."
@@ -217,12 +221,6 @@ def rest_of(kept: Tensor, total: int) -> Tensor:
     """Ascending indices of those of `total` tokens that are not among `kept` [M]: LongTensor [total - M]."""
     taken = torch.zeros(total, dtype=torch.uint8, device=kept.device).index_fill_(0, kept, 1)
     return taken.argsort(stable=True)[: total - len(kept)]  # their number is known: nothing is counted on the device
-
-
-def ranks(score: Tensor) -> Tensor:
-    """LongTensor [N]: the place of each of `score` [N], from 0 for the highest; ties: the lowest index, NaN is last."""
-    order = score.detach().float().neg().argsort(stable=True)  # upwards, as that puts NaN last
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def top_k(score: Tensor, k: int) -> Tensor:
