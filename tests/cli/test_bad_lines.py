@@ -136,7 +136,7 @@ def test_a_model_of_the_hub_without_a_network(capsys, monkeypatch):
     [
         ("model.safetensors", "cut", "its weights are damaged"),
         ("config.json", '{"model_type": "bert"}', "transformers knows it as no model of text and pictures"),
-        ("config.json", "{", "is not a valid JSON file"),
+        ("config.json", "{", "line 1 column 2"),
     ],
 )
 def test_a_folder_that_is_no_model(broken, content, said, tmp_path, capsys):

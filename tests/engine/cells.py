@@ -71,6 +71,11 @@ def cells(first: Iterable[str], second: Iterable[str], fit: Callable[[str, str],
     ]
 
 
+def crossed(first: Iterable[str], second: Iterable[str]) -> list[Any]:
+    """`cells` of names that all go together."""
+    return cells(first, second, lambda one, other: True)
+
+
 def prompts(family: str, method: str, many: int = 4) -> list[dict[str, Tensor]]:
     """Batches that differ in their pictures, their number and their rows; videos where the method is about videos."""
     rows: Sequence[Any] = [[[0]], [[1, 2]], [[3], [0, 1]], [[2], []]]

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 import vtc
-from tests.engine.cells import cells
+from tests.engine.cells import crossed
 from tests.engine.heads import KINDS, ByLayer, Even, Uneven
 from tests.engine.test_oracle import DECODERS
-from tests.engine.test_oracle_inside import PROMPTS, equal_to_oracle
+from tests.engine.test_oracle_inside import MIXED, PROMPTS, equal_to_oracle, talk
 from tests.families import FAMILIES, batch, model_of
 from tests.oracle import decisions, oracle
 
 NAMES = list(KINDS)
 SOME = ("heads, each its own number", "rows that weigh more")
-HARD = "left padded, unequal, text-only row"
-
-
-def crossed(first: Any, second: Any) -> list[Any]:
-    """Every pair of two lists of names; those outside a subset that holds each name are marked `full`."""
-    return cells(first, second, lambda one, other: True)
 
 
 @pytest.mark.core_cells(kind=SOME, family=["qwen2_5_vl", "llava"])
 @pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, NAMES))
 def test_padded(family: str, kind: str) -> None:
-    equal_to_oracle(family, KINDS[kind], PROMPTS[HARD][0])
+    equal_to_oracle(family, KINDS[kind], MIXED)
 
 
 @pytest.mark.parametrize(
@@ -55,43 +46,30 @@ SCOPES = {"even": Even, "uneven": Uneven, "by layer": ByLayer}
 @pytest.mark.parametrize("scope", ["apart", "all"])
 @pytest.mark.parametrize(("family", "method"), crossed(FAMILIES, SCOPES))
 def test_scopes(family: str, method: str, scope: str) -> None:
-    equal_to_oracle(family, SCOPES[method](scope=scope), PROMPTS[HARD][0])
+    equal_to_oracle(family, SCOPES[method](scope=scope), MIXED)
 
 
 @pytest.mark.parametrize("scope", ["visual", "all"])
 @pytest.mark.parametrize(("family", "method"), crossed(FAMILIES, ["even", "by layer"]))
 def test_chosen_again(family: str, method: str, scope: str) -> None:
-    equal_to_oracle(family, SCOPES[method](scope=scope, every=3), PROMPTS[HARD][0])
+    equal_to_oracle(family, SCOPES[method](scope=scope, every=3), MIXED)
 
 
 @pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, NAMES))
 def test_behind_other_stages(family: str, kind: str) -> None:
     """Layers whose prompt has lost tokens before: their heads choose among what is left."""
     before = [vtc.VTCCLS(keep=0.6), vtc.TransPrune(keep=0.3, layers=(1, 2))]
-    equal_to_oracle(family, [*before, KINDS[kind]], PROMPTS[HARD][0])
+    equal_to_oracle(family, [*before, KINDS[kind]], MIXED)
 
 
 @pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, NAMES))
 def test_second_turn(family: str, kind: str) -> None:
     model, inputs = model_of(family), batch(family, [[0], [1, 2]])
-    more = torch.tensor([[40, 41, 42], [43, 44, 45]])
-
-    def talk() -> Tensor:
-        first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, more], dim=1)
-        new = ids.shape[1] - inputs["input_ids"].shape[1]
-        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
-        types = {"mm_token_type_ids": torch.zeros_like(ids)} if "mm_token_type_ids" in inputs else {}
-        cache = first.past_key_values
-        return model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False, **types
-        )
-
     with vtc.wrapped(model, KINDS[kind]):
-        ids = talk()
+        ids = talk(model, inputs)
         told = decisions(model)
     with oracle(model, told, 2, False):
-        assert ids.equal(talk())
+        assert ids.equal(talk(model, inputs))
 
 
 @pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, [name for name in NAMES if not KINDS[name].merges]))

@@ -108,6 +108,20 @@ def test_decoders(family: str, method: str, decoder: str) -> None:
     equal_to_oracle(family, made, ([[0], apart(family), []], "left"), **{**DECODERS[decoder], "max_new_tokens": 6})
 
 
+def talk(model: Any, inputs: Any) -> Tensor:
+    """An answer, three more words, and the answer to these, on the cache of the first turn."""
+    more = torch.tensor([[40, 41, 42], [43, 44, 45]])
+    first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, more], dim=1)
+    new = ids.shape[1] - inputs["input_ids"].shape[1]
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
+    types = {"mm_token_type_ids": torch.zeros_like(ids)} if "mm_token_type_ids" in inputs else {}
+    cache = first.past_key_values
+    return model.generate(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False, **types
+    )
+
+
 @pytest.mark.core_cells(method=["fastv", "h2o", "input + layer + cache"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("method", ALL)
@@ -115,25 +129,13 @@ def test_decoders(family: str, method: str, decoder: str) -> None:
 def test_second_turn(family: str, method: str, positions: str) -> None:
     """More text on the cache of a compressed first turn equals the oracle over the whole conversation."""
     model, inputs = model_of(family), batch(family, [[0], [1, 2]])
-    more = torch.tensor([[40, 41, 42], [43, 44, 45]])
-
-    def talk() -> Tensor:
-        first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, more], dim=1)
-        new = ids.shape[1] - inputs["input_ids"].shape[1]
-        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
-        types = {"mm_token_type_ids": torch.zeros_like(ids)} if "mm_token_type_ids" in inputs else {}
-        cache = first.past_key_values
-        return model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False, **types
-        )
 
     made = ALL[method](**({} if method in CACHES else {"positions": positions}))
     with vtc.wrapped(model, made):
-        ids = talk()
+        ids = talk(model, inputs)
         told, compact = decisions(model), model._vtc_engine.compact
     with oracle(model, told, 2, compact):
-        assert ids.equal(talk())
+        assert ids.equal(talk(model, inputs))
 
 
 @pytest.mark.core

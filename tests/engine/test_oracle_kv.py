@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import vtc
-from tests.engine.cells import cells
-from tests.engine.test_oracle_inside import PROMPTS, equal_to_oracle
+from tests.engine.cells import crossed
+from tests.engine.test_oracle_inside import MIXED, PROMPTS, equal_to_oracle
 from tests.families import FAMILIES, batch, model_of
 from tests.methods.test_definition_minicache import defined
 
@@ -30,17 +30,11 @@ METHODS: dict[str, Any] = {
 }
 ALL = {name: vtc.resolve(method, scope="all") for name, method in METHODS.items()}
 APART = {name: vtc.resolve(method, scope="apart") for name, method in METHODS.items()}
-HARD = "left padded, unequal, text-only row"
-
-
-def crossed(first: Any, second: Any) -> list[Any]:
-    """Every pair of two lists of names; those outside a subset that holds each name are marked `full`."""
-    return cells(first, second, lambda one, other: True)
 
 
 @pytest.mark.parametrize(("family", "name"), crossed(FAMILIES, METHODS))
 def test_padded(family: str, name: str) -> None:
-    equal_to_oracle(family, METHODS[name], PROMPTS[HARD][0])
+    equal_to_oracle(family, METHODS[name], MIXED)
 
 
 @pytest.mark.parametrize(("prompts", "name"), crossed(PROMPTS, METHODS))
@@ -53,7 +47,7 @@ def test_prompts(prompts: str, name: str) -> None:
 @pytest.mark.parametrize("scope", ["all", "apart"])
 @pytest.mark.parametrize(("family", "name"), crossed(FAMILIES, METHODS))
 def test_scopes(family: str, name: str, scope: str) -> None:
-    equal_to_oracle(family, (ALL if scope == "all" else APART)[name], PROMPTS[HARD][0])
+    equal_to_oracle(family, (ALL if scope == "all" else APART)[name], MIXED)
 
 
 EVEN = [name for name, method in METHODS.items() if not method.uneven_heads]
@@ -61,19 +55,19 @@ EVEN = [name for name, method in METHODS.items() if not method.uneven_heads]
 
 @pytest.mark.parametrize("name", EVEN)
 def test_chosen_again_while_decoding(name: str) -> None:
-    equal_to_oracle("llava", vtc.resolve(METHODS[name], every=3), PROMPTS[HARD][0])
+    equal_to_oracle("llava", vtc.resolve(METHODS[name], every=3), MIXED)
 
 
 @pytest.mark.parametrize("name", [name for name in EVEN if not METHODS[name].merges])
 def test_text_chosen_again_while_decoding(name: str) -> None:
     """The oracle cannot merge what has been said since the prompt."""
-    equal_to_oracle("llava", vtc.resolve(METHODS[name], scope="all", every=3), PROMPTS[HARD][0])
+    equal_to_oracle("llava", vtc.resolve(METHODS[name], scope="all", every=3), MIXED)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_that_share(family: str) -> None:
     """minicache: going on from its cache equals going on from a plain one in which both layers hold what they share."""
-    model, inputs = model_of(family), batch(family, *PROMPTS[HARD][0])
+    model, inputs = model_of(family), batch(family, *MIXED)
     expected = model(**inputs, use_cache=True).past_key_values
     for row, ids in enumerate(inputs["input_ids"].tolist()):
         slots = [i for i, token in enumerate(ids) if token == model.config.image_token_id]
