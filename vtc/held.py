@@ -60,6 +60,11 @@ class Held:
         return self.keys is not None or self.values is not None
 
     @property
+    def own_rows(self) -> bool:
+        """Whether more is held than some of the tokens, the same ones in every head."""
+        return self.heads > 1 or self.merges or self.weighs
+
+    @property
     def weighs(self) -> bool:
         """Whether an output may stand for several tokens in the softmax."""
         return self.rows is not None

@@ -143,6 +143,21 @@ def test_a_fault_of_the_placeholder(monkeypatch: pytest.MonkeyPatch, token: int)
     assert not found.ok
 
 
+@pytest.mark.parametrize("method", ["snapkv", "adakv", "lookm", "minicache"])
+def test_rows_of_a_heads_own_are_not_said_to_be_wrong(method: str) -> None:
+    """What decode steps read is then nothing that hiding tokens could make; their own oracle judges it."""
+    found = vtc.check(model_of("llava"), method, inputs=batch("llava", ROWS), show=None)
+    assert not wrong(found)
+    assert found.ok == (method != "minicache")  # of which no token goes: nothing that is dropped shows it to be right
+    assert "heads or layers hold rows of their own making" in str(found.of("generation"))
+
+
+@pytest.mark.parametrize("method", ["h2o", "pyramidkv(per_head=False)"])
+def test_rows_that_all_heads_hold_are_compared(method: str) -> None:
+    found = vtc.check(model_of("llava"), method, inputs=batch("llava", ROWS), show=None)
+    assert found.of("generation").ok
+
+
 # -- family="auto" ---------------------------------------------------------------------------------------------
 
 

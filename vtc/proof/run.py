@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vtc.api import MethodLike, unwrap, wrapped
 from vtc.engine.find_prompts import brought
 from vtc.engine.wrappers import look_through
+from vtc.methods.base.cache import PairedMethod
 from vtc.methods.base.method import Method
 from vtc.methods.base.notation import split_outside
 from vtc.methods.base.registry import resolve
@@ -183,6 +184,9 @@ class _Proof:
             record = model._vtc_engine.trace
         if record.decoded:
             return Comparison(name, "not compared: decode steps read a part of the cache that changes", None)
+        shares = any(isinstance(one, PairedMethod) for one in self.methods)
+        if shares or any(one.held.own_rows for event in record.evictions for one in event.held):
+            return Comparison(name, "not compared: in the cache, heads or layers hold rows of their own making", None)
         self.made = Dropped.of(record)
         with self._covered():
             theirs = self.model.generate(**self.given, **greedy)
@@ -284,9 +288,14 @@ def _resolved(method: MethodLike, keep: int | float | None) -> list[Method]:
     if len(parts) > 1:
         return [resolve(part) for part in parts]
     (only,) = parts
-    if keep is None and isinstance(only, str) and "keep=" not in only and _has(resolve(only), "keep"):
+    if keep is None and isinstance(only, str) and "keep=" not in only and _drops(resolve(only)):
         keep = HALF
     return [resolve(only, keep)]
+
+
+def _drops(method: Method) -> bool:
+    """Whether the method has a budget that may be less than everything."""
+    return _has(method, "keep") and not isinstance(method, PairedMethod)
 
 
 def _placed(method: Method) -> Method:
