@@ -119,8 +119,9 @@ class TowerSignals:
     def _check_pixels(self) -> None:
         """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
         if self.facts.takes == "row":
+            titles = dict.fromkeys(method.title for method in self.methods)
             raise ValueError(
-                f"{' and '.join(method.title for method in self.methods)} looks at the pixels under patches, and the "
+                f"{' and '.join(titles)} looks at the pixels under patches, and the "
                 f"vision tower of {self.adapter.model_types[0]} is given pictures of any size, padded: choose another."
             )
 
