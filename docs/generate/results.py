@@ -25,7 +25,7 @@ TABLES = {
     "pictures": ("Pictures", "make table"),
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
-    "crops": ("Pictures in crops", "make table-crops"),
+    "crops": ("Pictures in crops", "make table-crops TIMING=15"),
     "cache": ("In the KV cache", "make table-cache TIMING=0"),
     "video": ("Videos", "make table-video"),
     "vit": ("Inside a vision tower", "make table-vit"),
