@@ -12,7 +12,13 @@ from tests.sampling import SEED, UNKNOWN, drawn
 
 torch.set_num_threads(1)
 
-ORACLE_CELLS: set[str] = set()
+#: part of a cell's name -> what is printed of how many passed
+MATRICES = {
+    "test_oracle": "oracle matrix: {} cells equal the masked full-length model",
+    "test_matrix_kv.py::test_cache": "cache matrix: {} cells of families × methods × "
+    "{{padding, beams, turns, assistance, threads}} passed",
+}
+PASSED: dict[str, set[str]] = {name: set() for name in MATRICES}
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +67,15 @@ def pytest_report_header() -> str:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    if report.when == "call" and report.passed and "test_oracle" in report.nodeid:
-        ORACLE_CELLS.add(report.nodeid)
+    if report.when == "call" and report.passed:
+        for name in MATRICES:
+            if name in report.nodeid:
+                PASSED[name].add(report.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if terminalreporter.stats.get("failed"):
         terminalreporter.write_line(f"large matrices: cells drawn with VTC_TEST_SEED={SEED}")
-    if ORACLE_CELLS:
-        terminalreporter.write_line(f"oracle matrix: {len(ORACLE_CELLS)} cells equal the masked full-length model")
+    for name, text in MATRICES.items():
+        if PASSED[name]:
+            terminalreporter.write_line(text.format(len(PASSED[name])))
