@@ -1,4 +1,4 @@
-"""The proof for the methods of the KV cache that choose by head, by layer, or merge: prompts, scopes, choosing again."""
+"""The proof for methods of the KV cache that choose by head, by layer, or merge: prompts, scopes, choosing again."""
 
 from __future__ import annotations
 
