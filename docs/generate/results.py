@@ -26,7 +26,8 @@ TABLES = {
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
     "crops": ("Pictures in crops", "make table-crops TIMING=15"),
-    "cache": ("In the KV cache", "make table-cache TIMING=0"),
+    "cache": ("In the KV cache", "make table-cache TIMING=10"),
+    "cache-qwen": ("In the KV cache", "make table-cache TIMING=10"),
     "video": ("Videos", "make table-video"),
     "vit": ("Inside a vision tower", "make table-vit"),
 }
@@ -36,7 +37,8 @@ HEADINGS = {
     "inside-average": f"{_INSIDE} average",
     "inside-final": f"{_INSIDE} number of tokens at the end",
     "crops": "All numbers of pictures in crops",
-    "cache": "All numbers of the KV cache",
+    "cache": "All numbers of the KV cache: tiny-llava",
+    "cache-qwen": "All numbers of the KV cache: tiny-qwen",
     "video": "All numbers of videos",
     "vit": "Inside a vision tower",
 }

@@ -10,9 +10,6 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-import vtc
-from tests.families import batch, model_of
-from tests.listed import LISTED
 from vtc.models.family import Known
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.llava import LlavaAdapter
@@ -211,36 +208,3 @@ def test_qwen_reads_the_grid():
         QwenVLAdapter().layout(model, torch.zeros(15, 2), Known(thw=(1, 4, 4)))
     with pytest.raises(ValueError, match="image_grid_thw is missing"):
         QwenVLAdapter().layout(model, torch.zeros(15, 2), Known())
-
-
-#: families that are given whole pictures, and mix none of their neighbours: (rows, columns) of the tokens of picture 0
-WHOLE = {
-    **dict.fromkeys(("vipllava", "video_llava", "janus", "deepseek_vl", "ovis2"), (6, 6)),
-    **dict.fromkeys(("qianfan_ocr", "idefics3", "smolvlm"), (4, 4)),
-    **dict.fromkeys(("mistral3", "lighton_ocr"), (6, 4)),
-}
-
-
-@pytest.mark.parametrize("family", [name for name in WHOLE if name in LISTED])
-def test_a_token_of_the_default_family_is_where_its_pixels_are(family: str) -> None:
-    """DefaultAdapter.layout: of the tokens, that of the cell whose pixels change changes most."""
-    model, inputs = model_of(family), batch(family, [[0]])
-    vision = {name: x for name, x in inputs.items() if name.startswith(("pixel", "image_sizes"))}
-    with torch.no_grad(), vtc.wrapped(model, "random", keep=1.0):
-        model(**inputs)
-        span = vtc.report(model).spans[0]
-        rows, columns = WHOLE[family]
-        assert span.grid == (1, rows, columns)
-        before = features(model, vision)
-        for row, column in ((0, 1), (rows - 1, 0), (2, columns - 1)):
-            pixels = vision["pixel_values"].clone()
-            h, w = pixels.shape[-2] // rows, pixels.shape[-1] // columns
-            pixels[..., row * h : (row + 1) * h, column * w : (column + 1) * w] += 3.0
-            after = features(model, vision | {"pixel_values": pixels})
-            assert int((after - before).norm(dim=-1).argmax()) == row * columns + column
-
-
-def features(model: Any, vision: Any) -> torch.Tensor:
-    layer = getattr(model.config, "vision_feature_layer", -1)
-    made = model.model.get_image_features(**vision, vision_feature_layer=layer, return_dict=True).pooler_output
-    return made[0]

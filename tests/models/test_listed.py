@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import vtc
 from tests.engine.test_oracle import equal_to_oracle
@@ -138,3 +139,36 @@ def test_where_nobody_knows_the_grid() -> None:
     with vtc.wrapped(model, "pool", keep=0.25), refused(model, "works on the grid of a picture.*divprune", True):
         model(**inputs)
     assert vtc.list_families() == sorted({name.removesuffix("_siglip") for name in EVERY})
+
+
+#: families that are given whole pictures, and mix none of their neighbours: (rows, columns) of the tokens of picture 0
+WHOLE = {
+    **dict.fromkeys(("vipllava", "video_llava", "janus", "deepseek_vl", "ovis2"), (6, 6)),
+    **dict.fromkeys(("qianfan_ocr", "idefics3", "smolvlm"), (4, 4)),
+    **dict.fromkeys(("mistral3", "lighton_ocr"), (6, 4)),
+}
+
+
+@pytest.mark.parametrize("family", [name for name in WHOLE if name in LISTED])
+def test_a_token_of_the_default_family_is_where_its_pixels_are(family: str) -> None:
+    """DefaultAdapter.layout: of the tokens, that of the cell whose pixels change changes most."""
+    model, inputs = model_of(family), batch(family, [[0]])
+    vision = {name: x for name, x in inputs.items() if name.startswith(("pixel", "image_sizes"))}
+    with torch.no_grad(), vtc.wrapped(model, "random", keep=1.0):
+        model(**inputs)
+        span = vtc.report(model).spans[0]
+        rows, columns = WHOLE[family]
+        assert span.grid == (1, rows, columns)
+        before = features(model, vision)
+        for row, column in ((0, 1), (rows - 1, 0), (2, columns - 1)):
+            pixels = vision["pixel_values"].clone()
+            h, w = pixels.shape[-2] // rows, pixels.shape[-1] // columns
+            pixels[..., row * h : (row + 1) * h, column * w : (column + 1) * w] += 3.0
+            after = features(model, vision | {"pixel_values": pixels})
+            assert int((after - before).norm(dim=-1).argmax()) == row * columns + column
+
+
+def features(model: Any, vision: Any) -> torch.Tensor:
+    layer = getattr(model.config, "vision_feature_layer", -1)
+    made = model.model.get_image_features(**vision, vision_feature_layer=layer, return_dict=True).pooler_output
+    return made[0]
