@@ -125,6 +125,10 @@ def _carried(
     return FamilyInfo(model_type, title, modality, tokens, notes, checkpoint, stages, read, grid, True)
 
 
+_WINDOW = (
+    "Some layers attend within a window, which counts the tokens of the conversation, dropped ones, too; cache methods "
+    "act in the others."
+)
 _LISTED = (
     _carried(
         "aria",
@@ -142,6 +146,49 @@ _LISTED = (
         "deepseek-community/deepseek-vl-1.3b-chat",
         stages=EVERY_STAGE,
         read=True,
+    ),
+    _carried(
+        "aya_vision",
+        "Aya Vision",
+        _TILES,
+        f"Tiles have words between them: each is a picture with a budget of its own. {_WINDOW}",
+        "CohereLabs/aya-vision-8b",
+    ),
+    _carried(
+        "cohere2_vision",
+        "Command A Vision",
+        _TILES,
+        f"Tiles have words between them: each is a picture with a budget of its own. {_WINDOW}",
+        "CohereLabs/command-a-vision-07-2025",
+    ),
+    _carried(
+        "gemma3",
+        "Gemma 3",
+        _SQUARE,
+        f"A picture's tokens see each other. {_WINDOW}",
+        "google/gemma-3-4b-it",
+    ),
+    _carried(
+        "gemma3n",
+        "Gemma 3n",
+        _SQUARE,
+        f"Its tower is convolutional; methods between decoder layers refuse it. {_WINDOW}",
+        "google/gemma-3n-E2B-it",
+        stages=("input", "cache"),
+    ),
+    _carried(
+        "gemma4",
+        "Gemma 4",
+        _PACKED,
+        f"In larger models a picture's tokens see each other. {_WINDOW}",
+        "google/gemma-4-E2B-it",
+    ),
+    _carried(
+        "paligemma",
+        "PaliGemma",
+        _SQUARE,
+        "The picture and the prompt see each other.",
+        "google/paligemma2-3b-mix-224",
     ),
     _carried("emu3", "Emu3", "words of a codebook", checkpoint="Emu3-community/Emu3-Chat-hf"),
     _carried(

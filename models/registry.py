@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vtc.models import text_models as text_models
-from vtc.models.decoder import decoder_for
+from vtc.models.decoder import SEEING, decoder_for
 from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
@@ -13,6 +13,7 @@ from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
+from vtc.models.sliding import SLIDING
 from vtc.models.tower import (
     CLIPTower,
     InternVLTower,
@@ -49,6 +50,7 @@ for _family in (
     Qwen3VLAdapter,
     InternVLAdapter,
     *LISTED,
+    *SLIDING,
 ):
     register_adapter(_family)
 
@@ -115,15 +117,8 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
     adapter.check(model)
     lm = adapter.language_model(model)
     kinds = set(decoder_for(lm).kinds(lm.config))
-    if decoder_for(lm).window(lm.config) is not None:
-        return adapter
-    if "sliding_attention" in kinds:
-        raise ValueError(
-            f"the language model of this {model_type} attends within a sliding window in some layers, which is "
-            "not supported: their KV cache drops tokens by itself."
-        )
-    if kinds - {"full_attention"}:
-        found = ", ".join(sorted(kinds - {"full_attention"}))
+    if kinds - SEEING:
+        found = ", ".join(sorted(kinds - SEEING))
         raise ValueError(
             f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
             "their state cannot leave tokens out."

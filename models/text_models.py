@@ -5,6 +5,7 @@ Whatever is registered here is believed at `wrap`; a type may only stand here if
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -55,8 +56,35 @@ class Gemma2Decoder(Decoder):
 class Gemma3Decoder(Decoder):
     model_types = ("gemma3_text",)
 
+    def tables_of(self, config: Any, layer: int) -> Hashable:
+        return config.layer_types[layer]
+
     def position_embeddings(self, rotary: Any, hidden: Tensor, positions: Tensor, layer: int) -> Any:
         return rotary(hidden, position_ids=positions, layer_type=rotary.config.layer_types[layer])
+
+
+class SharingDecoder(Gemma3Decoder):
+    """A rotation that takes one tensor; the last layers have no keys of their own."""
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        cos, sin = (table.to(x.device) for table in tables)
+        return own_function(attention, "apply_rotary_pos_emb")(x, cos, sin)
+
+
+@register_decoder
+class Gemma4Decoder(SharingDecoder):
+    model_types = ("gemma4_text",)
+
+
+@register_decoder
+class Gemma3nDecoder(SharingDecoder):
+    """Each layer hands on several states of a token (AltUp), of which it attends with one."""
+
+    model_types = ("gemma3n_text",)
+    stacked = True
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return layer.input_layernorm(layer.altup.predict(hidden)[layer.config.altup_active_idx])
 
 
 @register_decoder

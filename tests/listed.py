@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from tests.listed_sliding import SLIDING
 from tests.tiny_parts import (
     CLIPS,
     END,
@@ -21,10 +22,11 @@ from tests.tiny_parts import (
     VISION,
     VOCAB,
     Family,
+    Images,
     noise,
+    square,
 )
 
-Images = Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 CLIP = {"model_type": "clip_vision_model", **VISION, "projection_dim": 16}
 SIGLIP = {"model_type": "siglip_vision_model", **VISION}
@@ -48,18 +50,6 @@ INDICATORS = [90, 91, 92, 93, 94]
 
 def _config(model_type: str, **parts: Any) -> Callable[[], Any]:
     return lambda: AutoConfig.for_model(model_type, **parts)
-
-
-def _square(pixels: int, tokens: int, before: Sequence[int] = (), after: Sequence[int] = ()) -> Images:
-    """One square crop a picture."""
-
-    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        if not seeds:
-            return {}, []
-        prompts = [[*before, *[IMAGE] * tokens, *after] for _ in seeds]
-        return {"pixel_values": torch.stack([noise(s, 3, pixels, pixels) for s in seeds])}, prompts
-
-    return images
 
 
 def _tiles(pixels: int, tokens: int) -> Images:
@@ -172,11 +162,11 @@ def _moe_types(ids: Tensor) -> dict[str, Tensor]:
 _MADE: dict[str, Callable[[], Family]] = {
     "vipllava": lambda: Family(
         _config("vipllava", vision_config=CLIP, text_config=LLAMA, **INDEX, vision_feature_layer=[-2, 1]),
-        _square(24, 36),
+        square(24, 36),
     ),
     "video_llava": lambda: Family(
         _config("video_llava", vision_config=CLIP, text_config=LLAMA, **INDEX, video_token_index=VIDEO),
-        _square(24, 36),
+        square(24, 36),
         _with_cls,
     ),
     "mistral3": lambda: Family(_config("mistral3", vision_config=PIXTRAL, text_config=MISTRAL, **INDEX), _padded),
@@ -242,7 +232,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             hidden_size=32,
             **IDS,
         ),
-        _square(24, 36, INDICATORS[:1], INDICATORS[1:2]),
+        square(24, 36, INDICATORS[:1], INDICATORS[1:2]),
     ),
     "got_ocr2": lambda: Family(
         _config(
@@ -282,7 +272,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             text_config=QWEN2,
             **INDEX,
         ),
-        _square(256, 16),
+        square(256, 16),
     ),
     "janus": lambda: Family(
         _config(
@@ -302,10 +292,10 @@ _MADE: dict[str, Callable[[], Family]] = {
             },
             **IDS,
         ),
-        _square(24, 36),
+        square(24, 36),
     ),
     "deepseek_vl": lambda: Family(
-        _config("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), _square(24, 36)
+        _config("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), square(24, 36)
     ),
     "qianfan_ocr": lambda: Family(
         _config(
@@ -318,12 +308,12 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
     "idefics3": lambda: Family(
         _config("idefics3", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
-        _square(32, 16, [START], [END]),
+        square(32, 16, [START], [END]),
         by_row=True,
     ),
     "smolvlm": lambda: Family(
         _config("smolvlm", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
-        _square(32, 16, [START], [END]),
+        square(32, 16, [START], [END]),
         by_row=True,
     ),
     "aria": lambda: Family(
@@ -334,7 +324,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             projector_patch_to_query_dict={36: 20},
             **INDEX,
         ),
-        _square(24, 20),
+        square(24, 20),
     ),
     "emu3": lambda: Family(
         _config(
@@ -388,4 +378,4 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
+LISTED: dict[str, Family] = {name: made() for name, made in (_MADE | SLIDING).items() if name in CONFIG_MAPPING}

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def lm_of(model: Any) -> Any:
@@ -141,7 +144,8 @@ def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decis
     """
     play = _Play(model, made, rows, compact, earlier)
     lm = lm_of(model)
-    handles = [lm.register_forward_pre_hook(play.before_lm, with_kwargs=True)]
+    handles = [model.register_forward_pre_hook(play.before_model, with_kwargs=True)]
+    handles.append(lm.register_forward_pre_hook(play.before_lm, with_kwargs=True))
     for layer in lm.layers:
         handles.append(layer.register_forward_pre_hook(play.before_layer, with_kwargs=True))
         handles.append(layer.register_forward_hook(play.after_layer))
@@ -162,6 +166,33 @@ class _Play:
         self.applied: set[tuple[int, int]] = set()  # merges of each cache
         self.heads, self.groups = (getattr(self.lm.config, f"num_{name}_heads") for name in ("attention", "key_value"))
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> what its keys were rotated by, [B, T, d]
+        self.given: Tensor | None = None  # the caller's attention mask
+        self.numbers: list[list[Tensor]] = []  # per stage, of each forward [B, T]: what a window counts
+
+    def before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Caches keep everything: what a window hides is a matter of masks here."""
+        self.given = kwargs.get("attention_mask")
+        name = "cache" if "cache" in signature(module.forward).parameters else "past_key_values"
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
+        if cache is None and self.windowed and kwargs.get("use_cache", True):
+            kwargs = {**kwargs, name: DynamicCache()}
+        for i, layer in enumerate(cache.layers if cache is not None else []):
+            if type(layer) is DynamicSlidingWindowLayer:
+                assert not layer.is_initialized
+                cache.layers[i] = DynamicLayer()
+        return args, kwargs
+
+    @property
+    def windowed(self) -> bool:
+        return any(self.window(layer) is not None for layer in self.lm.layers)
+
+    def window(self, layer: Any) -> int | None:
+        """How many tokens back a layer sees, itself included."""
+        config = self.lm.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds and kinds[layer.self_attn.layer_idx] != "sliding_attention":
+            return None
+        return getattr(config, "sliding_window", None)
 
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
@@ -174,7 +205,7 @@ class _Play:
                 assert cache is not None
                 self.merge(cache.layers[merge.layer], merge)
         self.batch, self.length, _ = embeds.shape
-        user = kwargs.get("attention_mask")
+        self.made, user = kwargs.get("attention_mask"), self.given
         ones = torch.ones(self.batch, self.seen + self.length, dtype=torch.bool)
         self.user = ones if user is None else user.bool()
         ids = kwargs.get("position_ids")
@@ -201,6 +232,10 @@ class _Play:
         for stage in self.stages:
             self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
             self.positions.append(self.ids)
+        if self.seen == self.start:
+            self.numbers = [[] for _ in self.stages]
+        for own, ids in zip(self.numbers, self.positions, strict=True):
+            own.append(ids[0])
         kwargs["attention_mask"] = torch.zeros(self.batch, 1, self.length, self.seen + self.length)
         return args, kwargs
 
@@ -227,7 +262,7 @@ class _Play:
         for r, slots in enumerate(self.made.resting.get((self.seen, i), [])):
             visible[r, :, slots] = False
         places = torch.arange(end)
-        allowed = visible[:, :, None, :] & (places <= places[self.seen :, None])  # [B, H, T, K]
+        allowed = visible[:, :, None, :] & self.sees(module, number, places)  # [B, H, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
         mask = torch.zeros(self.batch, self.heads, self.length, end)
         for merge in self.made.merged:
@@ -236,10 +271,31 @@ class _Play:
         kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
         if self.compact:
             positions = self.positions[number]
-            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0])
+            named = len(signature(self.lm.rotary_emb.forward).parameters) > 2
+            kind = [self.lm.config.layer_types[i]] if named else []
+            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
         if self.seen == self.start:
             self.tables[i] = kwargs["position_embeddings"]
         return (hidden, *args[1:]), kwargs
+
+    def sees(self, layer: Any, stage: int, places: Tensor) -> Tensor:
+        """BoolTensor [B or 1, 1, T, K]: which places a layer's queries see when nothing is dropped: those before them,
+        as far as a window of so many tokens reaches, and what the model itself shows them besides."""
+        queries, window = places[self.seen :, None], self.window(layer)
+        sees, near = (places <= queries)[None, None], torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        if window is not None:
+            count = torch.cat(self.numbers[stage], dim=1) if self.compact else places[None]
+            near = (count[:, None, :] > count[:, self.seen :, None] - window)[:, None]
+        made = (
+            self.made[self.lm.config.layer_types[layer.self_attn.layer_idx]]
+            if isinstance(self.made, dict)
+            else self.made
+        )
+        if made is None or made.dim() != 4:
+            return sees & near
+        made = made if made.dtype == torch.bool else made > -1
+        far = places > queries if window is None else (places > queries) | (places <= queries - window)
+        return (sees & near) | (made & far)
 
     def copies(self, row: int) -> list[int]:
         """The batch rows that are row `row` of the prompt."""

@@ -13,6 +13,7 @@ class DecoderCost:
     Attributes:
         mlp: inner width of the feed-forward part that a token goes through, experts that it is not sent to left out,
             averaged over layers. router: how many experts a token is scored for, likewise.
+        windows: how many tokens back each layer sees, itself included; None = all. () = all do.
     """
 
     layers: int
@@ -24,6 +25,7 @@ class DecoderCost:
     vocab: int
     bytes_per_value: int = 2
     router: float = 0
+    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def of(cls, config: Any, bytes_per_value: int = 2) -> DecoderCost:
@@ -39,13 +41,25 @@ class DecoderCost:
             router=sum(scored for _, scored in parts) / len(parts),
             vocab=config.vocab_size,
             bytes_per_value=bytes_per_value,
+            windows=_windows(config),
         )
 
-    def layer_flops(self, tokens: int) -> int:
-        """Multiply-adds count twice; attention counts its causal half."""
+    def pairs(self, tokens: int, layer: int) -> float:
+        """Pairs of a query and a key of `tokens` in a row: half of the square, without what lies beyond a window."""
+        window = self.windows[layer] if self.windows else None
+        beyond = 0 if window is None else max(0, tokens - window)
+        return (tokens * tokens - beyond * beyond) / 2
+
+    def held(self, tokens: int, layer: int) -> int:
+        """How many of `tokens` in a row a layer's cache holds for the next one."""
+        window = self.windows[layer] if self.windows else None
+        return tokens if window is None else min(tokens, window - 1)
+
+    def layer_flops(self, tokens: int, pairs: float | None = None) -> int:
+        """Multiply-adds count twice; attention counts its causal half, or so many pairs of a query and a key."""
         inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         projections = 2 * tokens * self.hidden * (2 * inner + 2 * kv)
-        attention = 2 * tokens * tokens * inner  # q @ k and p @ v, half of each
+        attention = round(4 * (tokens * tokens / 2 if pairs is None else pairs) * inner)  # q @ k and p @ v
         mlp = 2 * tokens * self.hidden * (3 * self.mlp + self.router)  # gate, up, down
         return projections + attention + round(mlp)
 
@@ -55,7 +69,8 @@ class DecoderCost:
 
     def prefill_flops(self, tokens: int) -> int:
         """FLOPs to read a prompt of `tokens` and emit one logit row."""
-        return self.layers * self.layer_flops(tokens) + self.head_flops()
+        layers = (self.layer_flops(tokens, self.pairs(tokens, i)) for i in range(self.layers))
+        return sum(layers) + self.head_flops()
 
     def layer_kv_bytes(self, tokens: float) -> int:
         """Bytes of keys and values that `tokens` leave in one layer's cache; the mean over its heads, where these hold
@@ -64,12 +79,21 @@ class DecoderCost:
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that `tokens` leave in the cache, all layers."""
-        return self.layers * self.layer_kv_bytes(tokens)
+        return sum(self.layer_kv_bytes(self.held(tokens, i)) for i in range(self.layers))
 
 
 def _first(config: Any, *names: str) -> Any:
     """The first of some fields that a configuration has, by the names that model families have for it; None."""
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """How many tokens back each layer sees; None = all."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not isinstance(window, int):
+        return ()
+    kinds = kinds or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _feed_forward(config: Any) -> list[tuple[int, int]]:

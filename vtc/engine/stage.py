@@ -64,6 +64,11 @@ class Facts:
         return self.decoder.layers(self.language_model)
 
     @property
+    def whole(self) -> tuple[int, ...]:
+        """The decoder layers whose cache holds the whole conversation."""
+        return self.decoder.whole(self.language_model.config)
+
+    @property
     def depth(self) -> int:
         """The number of decoder layers."""
         return len(self.layers)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vtc.models.family import Companions
 
@@ -90,20 +91,22 @@ def attending(model: Any, how: str) -> Iterator[None]:
 
 @contextmanager
 def covered(
+    model: nn.Module,
     lm: Any,
     layers: nn.ModuleList,
     made: Dropped,
     beside: Companions | None = None,
     entered: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """The language model `lm` without sight of what was dropped; it has to be on its eager attention.
+    """The language model `lm` of `model` without sight of what was dropped; it has to be on its eager attention.
 
     Args:
         beside: the keyword arguments in which rows for the visual tokens come along, where some do.
         entered: keyword arguments that the prompt is to come with, instead of its own: what another tower made of it.
     """
     play = _Play(made, beside, entered or {})
-    handles = [lm.register_forward_pre_hook(play.begin, with_kwargs=True)]
+    handles = [model.register_forward_pre_hook(_keep_everything, with_kwargs=True)]
+    handles.append(lm.register_forward_pre_hook(play.begin, with_kwargs=True))
     for i, layer in enumerate(layers):
         handles.append(layer.register_forward_pre_hook(play.layer(i), with_kwargs=True))
     try:
@@ -111,6 +114,14 @@ def covered(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _keep_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A cache that begins holds every row, so that masks have a column for each: a window hides, but forgets none."""
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    for i, layer in enumerate(getattr(cache, "layers", None) or ()):
+        if isinstance(layer, DynamicSlidingWindowLayer) and not layer.is_initialized:
+            cache.layers[i] = DynamicLayer()
 
 
 class _Play:
