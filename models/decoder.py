@@ -17,6 +17,8 @@ from vtc.models import enter_those_that_ship
 
 #: What a rotary embedding made for some tokens, each [B or 1, T, r]: (cos, sin), or one complex table.
 Tables = tuple[Tensor, ...]
+#: kinds of layers that keep a state of one size, however many tokens they have read; kinds that keep nothing
+RECURRENT, STATELESS = frozenset({"linear_attention", "conv"}), frozenset({"moe", "mlp"})
 
 
 def own_function(attention: nn.Module, name: str) -> Any:
@@ -38,6 +40,10 @@ class Decoder:
     def attention(self, layer: Any) -> Any:
         """The attention module of a layer."""
         return layer.self_attn
+
+    def recurrent(self, layer: Any) -> Any:
+        """The module that mixes tokens in a layer of a kind in `RECURRENT`."""
+        return layer.linear_attn
 
     def feed_forward(self, layer: Any) -> Any:
         """The module behind a layer's attention."""
@@ -65,6 +71,14 @@ class Decoder:
             return list(config.layer_types)
         kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         return [kind] * config.num_hidden_layers
+
+    def attending(self, config: Any) -> tuple[int, ...]:
+        """The layers (0-based) that keep a row per token in the KV cache.
+
+        Example, the first layers of Qwen3.5 (l = linear attention): l l l full l l l full gives (3, 7).
+        """
+        apart = RECURRENT | STATELESS
+        return tuple(i for i, kind in enumerate(self.kinds(config)) if kind not in apart)
 
     def window(self, config: Any) -> int | None:
         """How many tokens back every layer sees, itself included; None where layers may differ, or see everything.
@@ -124,7 +138,7 @@ class Decoder:
     def why_not(self, lm: Any) -> str | None:
         """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
         can."""
-        kinds = set(self.kinds(lm.config)) - {"full_attention"}
+        kinds = set(self.kinds(lm.config)) - {"full_attention"} - RECURRENT - STATELESS
         if self.window(lm.config) is not None:
             return None  # what reaches beyond it is refused
         if "sliding_attention" in kinds:

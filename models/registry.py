@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from vtc.models import text_models as text_models
-from vtc.models.decoder import decoder_for
+from vtc.models.decoder import RECURRENT, STATELESS, decoder_for
 from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
+from vtc.models.hybrid import HYBRID
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
@@ -49,6 +50,7 @@ for _family in (
     Qwen3VLAdapter,
     InternVLAdapter,
     *LISTED,
+    *HYBRID,
 ):
     register_adapter(_family)
 
@@ -122,10 +124,14 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
             f"the language model of this {model_type} attends within a sliding window in some layers, which is "
             "not supported: their KV cache drops tokens by itself."
         )
-    if kinds - {"full_attention"}:
-        found = ", ".join(sorted(kinds - {"full_attention"}))
+    if unknown := kinds - {"full_attention"} - RECURRENT - STATELESS:
         raise ValueError(
-            f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
-            "their state cannot leave tokens out."
+            f"the language model of this {model_type} has layers of the kind {', '.join(sorted(unknown))}, which is "
+            "not supported: their state cannot leave tokens out."
+        )
+    if "full_attention" not in kinds:
+        raise ValueError(
+            f"the language model of this {model_type} has no attention in any layer, which is not supported: its "
+            "cache does not know how long a conversation is."
         )
     return adapter

@@ -98,6 +98,45 @@ class Phi3Decoder(Decoder):
 
 
 @register_decoder
+class Qwen35Decoder(Decoder):
+    """Linear attention in most layers; the others' projection makes each head's query, then its gate."""
+
+    model_types = ("qwen3_5_text", "qwen3_5_moe_text")
+
+    def projected(self, attention: Any, which: str, x: Tensor) -> Tensor:
+        if which == "k":
+            return super().projected(attention, which, x)
+        heads = attention.q_proj(x).unflatten(-1, (-1, 2, attention.head_dim))[..., 0, :]  # [B, T, H, d]
+        return attention.q_norm(heads).transpose(1, 2)
+
+
+@register_decoder
+class Lfm2Decoder(Decoder):
+    """Short convolutions in most layers; names of its own for nearly everything."""
+
+    model_types = ("lfm2", "lfm2_moe")
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return layer.operator_norm(hidden)
+
+    def feed_forward(self, layer: Any) -> Any:
+        return layer.feed_forward
+
+    def recurrent(self, layer: Any) -> Any:
+        return layer.conv
+
+    def rotary(self, lm: Any) -> Any:
+        return lm.pos_emb if lm.config.model_type == "lfm2_moe" else lm.rotary_emb
+
+    def final_norm(self, lm: Any) -> Any:
+        return lm.embedding_norm
+
+    def projected(self, attention: Any, which: str, x: Tensor) -> Tensor:
+        heads = getattr(attention, f"{which}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+        return getattr(attention, f"{which}_layernorm")(heads).transpose(1, 2)
+
+
+@register_decoder
 class QwenVLDecoder(Decoder):
     """Before transformers 5.18 these are handed a table per axis (t, h, w), [3, B, T, d]; now the merged one."""
 

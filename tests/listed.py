@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from tests.listed_hybrid import HYBRID
 from tests.tiny_parts import (
     CLIPS,
     END,
@@ -388,4 +389,4 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
+LISTED: dict[str, Family] = {name: made() for name, made in (_MADE | HYBRID).items() if name in CONFIG_MAPPING}

@@ -39,7 +39,7 @@ from vtc.engine.flow import PLACEMENTS, Flow, Part
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_handed, check_inputs, check_known, check_window
+from vtc.engine.refuse import check_handed, check_inputs, check_known, check_states, check_window
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -231,6 +231,8 @@ class Engine:
         check_inputs(self.family, self.model, given, visual=True)
         if forward.prompts:
             check_in_place(self.model, self.hooked)
+        if any(stage.shortens for stage in self.stages):
+            check_states(self.facts.decoder, self.facts.language_model.config, forward)
         for stage in self.stages:
             stage.check(forward)
 
@@ -293,7 +295,7 @@ class Engine:
             self.hooked = hooked_modules(self.model, self.handles)
             forget_graphs()
         forward.layered, part = self.layered, flow.part
-        mask = flow.visible(0, part)
+        mask = flow.visible(flow.zero, part)
         if mask is None and cache is None and not self._caches(module, kwargs):
             # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences, as it
             # does where there is no cache. It asks the device whether there are any.

@@ -94,6 +94,7 @@ class Flow:
         self.cache: Cache | None = cache_of(kwargs)
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
         layers = [] if self.cache is None or not self.seen else self.cache.layers
+        self.attending = decoder_for(lm).attending(lm.config)
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
         self.known = {id(past) for past in self.pasts if past is not None}  # layers that may be used in this forward
         for past in self.pasts:
@@ -129,6 +130,15 @@ class Flow:
         """Per span, LongTensor [N], the present slots of its tokens."""
         return self.part.where
 
+    @property
+    def zero(self) -> int:
+        """The layer whose mask and rotary tables the language model makes: the first one that attends."""
+        return self.attending[0]
+
+    def holding(self, cache: Cache) -> list[int]:
+        """The layers of a cache that hold rows; a draft that leaves early has fewer."""
+        return [i for i in self.attending if i < len(cache.layers)]
+
     def past(self, layer: int) -> CompressedLayer | None:
         return self.pasts[layer] if layer < len(self.pasts) else None
 
@@ -140,7 +150,7 @@ class Flow:
     def uneven(self) -> bool:
         """Whether this forward's layers held different rows when it began, or heads of theirs."""
         heads = any(past is not None and past.masks_heads for past in self.pasts)
-        return heads or any(state != self.states[0] for state in self.states)
+        return heads or any(self.state(i) != self.state(self.zero) for i in self.attending if i < len(self.states))
 
     def _first(self, kwargs: dict[str, Any]) -> Part:
         own = None if self.user is None else self.user[:, -self.length :]
@@ -149,7 +159,7 @@ class Flow:
             ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
         if self.mrope:
             ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
-        ids, past = ids.to(self.device), self.past(0)
+        ids, past = ids.to(self.device), self.past(self.zero)
         if past is not None and past.shift is not None:
             ids = ids - past.shift.to(self.device)[:, None]
         ids = ids.expand(*ids.shape[:-2], self.rows, -1)
@@ -427,21 +437,27 @@ class Flow:
     def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right.
 
-        The language model makes one mask and one pair of rotary tables, for layer 0. They are right for every layer of
-        the same Part whose cache held the same rows when the forward began (`state`):
+        The language model makes one mask and one pair of rotary tables, for layer 0 (`zero`, where that one does not
+        attend). They are right for every layer of the same Part whose cache held the same rows when the forward began
+        (`state`):
 
             layer            0      1      2      3
             part             0      0      1      1
             rows in cache    9      9      9      4       (an earlier forward's method has evicted in layer 3)
             handed           own    own    made   made
+
+        Layers that do not attend are told which rows are padding, where a Part is not the first.
         """
         number = self.number_of_part(layer)
         part = self.parts[number]
+        if layer not in self.attending:
+            padding = None if part.valid is None or part.width == 1 else part.valid.to(hidden.device)
+            return {"attention_mask": padding} if number else None
         if number == 0 and part.rotary is None:
-            part.rotary = kwargs["position_embeddings"]  # made from part.positions, for layer 0's cache
+            part.rotary = kwargs.get("position_embeddings")  # made from part.positions, for layer 0's cache
         past = self.past(layer)
         masks_heads = past is not None and past.masks_heads
-        if number == 0 and self.state(layer) == self.state(0) and not masks_heads:
+        if number == 0 and self.state(layer) == self.state(self.zero) and not masks_heads:
             return None
         changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
         key = (number, self.state(layer), hidden.device)
@@ -478,10 +494,10 @@ class Flow:
         Under compact positions a cache whose layers lost differently many tokens moves what follows by differently
         much: layer 0's shift is in `part.positions` already, the rest is added here.
         """
-        past, zero = self.past(layer), self.past(0)
+        past, zero = self.past(layer), self.past(self.zero)
         own = None if past is None else past.shift
         base = None if zero is None else zero.shift
-        if (own is None and base is None) or self.state(layer) == self.state(0):
+        if (own is None and base is None) or self.state(layer) == self.state(self.zero):
             return None
         moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         moved = moved if own is None else moved + own.to(self.device)
@@ -518,18 +534,19 @@ class Flow:
         if all(part.plan is None for part in self.parts):
             return
         groups: dict[Hashable, object] = {}
-        for i, layer in enumerate(cache.layers):
+        for i in self.holding(cache):
+            layer: Any = cache.layers[i]
             number, past = self.number_of_part(i), self.past(i)
             part, visible = self.parts[number], self.seen_keys(i)
             dropped, shift = self.length - part.width, part.shift
-            held = layer.keys.shape[-2] if past is None else past.held  # type: ignore[union-attr]
+            held = layer.keys.shape[-2] if past is None else past.held
             tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
             if past is not None:
                 dropped += past.dropped
                 if past.shift is not None:
                     shift = past.shift.to(self.device) if shift is None else shift + past.shift.to(self.device)
             group = groups.setdefault((number, self.state(i)), object())
-            new = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
+            new = CompressedLayer.of(layer, dropped, visible, shift, group)
             new.tail, cache.layers[i] = tail, new
 
 

@@ -382,8 +382,12 @@ def compressed(cache: Any) -> bool:
     return CompressedLayer in map(type, getattr(cache, "layers", None) or ())  # asked in every decode step
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse, in one sentence, caches whose rows cannot be left out."""
+def check_cache(cache: Any, attending: Sequence[int] | None = None) -> None:
+    """Refuse, in one sentence, caches whose rows cannot be left out.
+
+    Args:
+        attending: the layers that keep rows; others keep a state of their own, of whatever kind. None = all do.
+    """
     if cache is None:
         return
     if not isinstance(cache, Cache):
@@ -395,8 +399,8 @@ def check_cache(cache: Any) -> None:
         )
     if getattr(cache, "offloading", False):
         raise ValueError("an offloaded KV cache is not supported under compression; use the default DynamicCache.")
-    for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, CompressedLayer):
+    for i, layer in enumerate(cache.layers):
+        if type(layer) not in (DynamicLayer, CompressedLayer) and (attending is None or i in attending):
             raise ValueError(
                 f"a {type(layer).__name__} KV cache is not supported under compression; use the default DynamicCache."
             )

@@ -98,7 +98,7 @@ class Trace:
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
-    cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
+    cached: dict[int, Tensor] = field(default_factory=dict)  # by layer, LongTensor [B]: rows held after eviction
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
     towers: list[Callable[[], TowerReport]] = field(default_factory=list)  # what each stage spared the vision tower
     active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
@@ -157,7 +157,7 @@ class Trace:
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
         visual_full = sum(self._whole)
-        cached = [r.tolist() for r in self.cached] or rows
+        cached = [self.cached[i].tolist() if i in self.cached else own for i, own in enumerate(rows)]
         return Report(
             spans=[
                 ReportSpan(
