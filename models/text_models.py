@@ -114,7 +114,7 @@ class Qwen35Decoder(Decoder):
 class Lfm2Decoder(Decoder):
     """Short convolutions in most layers; names of its own for nearly everything."""
 
-    model_types = ("lfm2", "lfm2_moe")
+    model_types = ("lfm2",)
 
     def normed(self, layer: Any, hidden: Tensor) -> Tensor:
         return layer.operator_norm(hidden)
@@ -124,9 +124,6 @@ class Lfm2Decoder(Decoder):
 
     def recurrent(self, layer: Any) -> Any:
         return layer.conv
-
-    def rotary(self, lm: Any) -> Any:
-        return lm.pos_emb if lm.config.model_type == "lfm2_moe" else lm.rotary_emb
 
     def final_norm(self, lm: Any) -> Any:
         return lm.embedding_norm

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
+from vtc.engine.versions import caches_latents
 from vtc.held import Held
 from vtc.layout import VisualSpan
 from vtc.reports import Elapsed, Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
@@ -152,7 +153,7 @@ class Trace:
         if self.rows_full is None or not self.rows_kept:
             return Report(notes=self._notes())
         table: Any = language_model.get_input_embeddings
-        cost = DecoderCost.of(language_model.config, table().weight.element_size())
+        cost = DecoderCost.of(language_model.config, table().weight.element_size(), caches_latents())
         full = self.rows_full.tolist()
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
@@ -178,9 +179,13 @@ class Trace:
             ],
             stages=[stage.report() for stage in self.stages],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
-            flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],
+            flops_by_layer=[
+                (sum(cost.layer_flops(i, n) for n in full), sum(cost.layer_flops(i, n) for n in own))
+                for i, own in enumerate(rows)
+            ],
             kv_bytes_by_layer=[
-                (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
+                (sum(cost.layer_kv_bytes(i, n) for n in full), sum(cost.layer_kv_bytes(i, n) for n in own))
+                for i, own in enumerate(cached)
             ],
             head_flops=len(full) * cost.head_flops(),
             rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
@@ -203,8 +208,11 @@ class Trace:
             tokens_in=visual,
             tokens_out=sum(after for _, after in mine),
             tokens_average=visual - full + sum(lengths) / len(lengths),
-            flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
-            kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
+            flops=(
+                cost.prefill_flops(full),
+                sum(cost.layer_flops(i, n) for i, n in enumerate(lengths)) + cost.head_flops(),
+            ),
+            kv_bytes=(cost.kv_bytes(full), sum(cost.layer_kv_bytes(i, n) for i, n in enumerate(held))),
         )
 
     @property

@@ -84,6 +84,14 @@ def length_of(cache: Any) -> int:
 
 
 @cache
+def caches_latents() -> bool:
+    """Whether multi-head latent attention caches its latents: since 5.24; whole keys and values before."""
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
+
+    return hasattr(DeepseekV3Attention, "expand_kv")
+
+
+@cache
 def _cache_argument() -> str:
     """What `create_causal_mask` calls the KV cache: `cache` since 5.24, `past_key_values` before."""
     from transformers.masking_utils import create_causal_mask

@@ -121,9 +121,9 @@ class ShareStage(Stage):
         self.method, self.depth = methods[0], facts.depth
         if len(facts.attending) < self.depth:
             raise ValueError(
-                f"{self.method.title} lets neighbouring layers share keys and values, and in "
-                f"{facts.language_model.config.model_type} only {len(facts.attending)} of {self.depth} layers have any, "
-                "with others between them: use a method that drops tokens (snapkv, say)."
+                f"{self.method.title} lets neighbouring layers share keys and values, and only "
+                f"{len(facts.attending)} of the {self.depth} layers of {facts.language_model.config.model_type} have "
+                "any, with others between them: use a method that drops tokens (snapkv, say)."
             )
         check_heads(self.method, facts.language_model, facts.decoder)
         first = max(1, self.method.first_layer(self.depth))
