@@ -68,8 +68,8 @@ def _attention(config: Any, latents: bool) -> LayerCost:
 
 
 def _latent_attention(config: Any, rank: int, latents: bool) -> LayerCost:
-    """Keys and values are projected up from a latent of `rank`, and one rotated part is shared by all heads (DeepSeek-V2,
-    arXiv 2405.04434, section 2.1)."""
+    """Keys and values are projected up from a latent of `rank`, and one rotated part is shared by all heads
+    (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
     hidden, heads, turned = config.hidden_size, config.num_attention_heads, config.qk_rope_head_dim
     query, value = config.qk_nope_head_dim + turned, config.v_head_dim
     down = _first(config, "q_lora_rank")

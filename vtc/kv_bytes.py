@@ -12,7 +12,8 @@ class CacheBytes(NamedTuple):
     """Bytes of a KV cache.
 
     Attributes:
-        rows: keys and values; in recurrent layers, their states. notes: what else is kept with them: which row is which, masks, what methods remember.
+        rows: keys and values; in recurrent layers, their states. notes: what else is kept with them: which row is
+            which, masks, what methods remember.
     """
 
     rows: int

@@ -92,8 +92,8 @@ def caches_latents() -> bool:
 
 
 @cache
-def _cache_argument() -> str:
-    """What `create_causal_mask` calls the KV cache: `cache` since 5.24, `past_key_values` before."""
+def cache_name() -> str:
+    """What models, and `create_causal_mask`, call the KV cache: `cache` since 5.24, `past_key_values` before."""
     from transformers.masking_utils import create_causal_mask
 
     return "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
@@ -108,4 +108,4 @@ def causal_mask(config: Any, hidden: Tensor, visible: Tensor | None, cache: Any)
     """
     from transformers.masking_utils import create_causal_mask
 
-    return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=visible, **{_cache_argument(): cache})
+    return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=visible, **{cache_name(): cache})
