@@ -152,6 +152,7 @@ _LISTED = (
         "baidu/ERNIE-4.5-VL-28B-A3B-PT",
         video=True,
     ),
+    _carried("exaone4_5", "EXAONE 4.5", _PACKED, checkpoint="LGAI-EXAONE/EXAONE-4.5-33B", video=True),
     _carried("fast_vlm", "FastVLM", _SQUARE, "Its tower is convolutional.", "KamilaMila/FastVLM-7B"),
     _carried("glm46v", "GLM-4.6V", _PACKED, checkpoint="zai-org/GLM-4.6V-Flash", video=True),
     _carried("glm4v", "GLM-4.1V", _PACKED, checkpoint="zai-org/GLM-4.1V-9B-Thinking", video=True),
@@ -234,6 +235,14 @@ _HYBRID = (
         f"Convolutions in most layers. {_RECURRENT} Tiles stand apart, between words: each is a picture with a budget "
         "of its own.",
         "LiquidAI/LFM2-VL-1.6B",
+    ),
+    _carried(
+        "minicpmv4_6",
+        "MiniCPM-V 4.6",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} Slices stand apart, between words: each is a picture "
+        "with a budget of its own.",
+        "openbmb/MiniCPM-V-4.6",
     ),
     _carried(
         "qwen3_5",

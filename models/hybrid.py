@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.default import DefaultAdapter, cells
-from vtc.models.family import Adapter
+from vtc.models.default import DefaultAdapter, cells, row_layout
+from vtc.models.family import Adapter, ImageLayout, Known
 from vtc.models.qwen_vl import QwenVLAdapter
 
 
@@ -50,4 +50,32 @@ class Lfm2VlAdapter(DefaultAdapter):
         return cells(torch.cat(own), grids, self.merge(model), mean)
 
 
-HYBRID: tuple[type[Adapter], ...] = (Qwen35Adapter, Lfm2VlAdapter)
+class MiniCpmV46Adapter(DefaultAdapter):
+    """Qwen3.5's language model, with positions in a row. Slices of a picture stand apart, each a picture of its own
+    here; a token is 4 x 4 patches, or 2 x 2 where the model, or a call, says downsample_mode="4x"."""
+
+    model_types = ("minicpmv4_6",)
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        return False
+
+    def token_id(self, model: nn.Module, modality: str) -> int:
+        if modality == "video":
+            raise ValueError(
+                "vtc does not compress the videos of minicpmv4_6, whose frames are pictures apart: give it single "
+                "frames as images."
+            )
+        return super().token_id(model, modality)
+
+    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        return torch.nn.functional.pad(torch.as_tensor(kwargs["target_sizes"]), (1, 0), value=1)  # (t, h, w)
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        if known.thw is None:
+            return row_layout(len(features))
+        t, h, w = known.thw
+        merge = round((h * w / len(features)) ** 0.5)
+        return super().layout(model, features, known._replace(thw=(t, h // merge, w // merge)))
+
+
+HYBRID: tuple[type[Adapter], ...] = (Qwen35Adapter, Lfm2VlAdapter, MiniCpmV46Adapter)

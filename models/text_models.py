@@ -43,6 +43,20 @@ class Olmo2Decoder(Decoder):
 
 
 @register_decoder
+class Exaone4Decoder(Decoder):
+    """Norms behind attention and feed-forward part; where some layers have a window, the others do not rotate."""
+
+    model_types = ("exaone4",)
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        turns = attention.sliding_window is None or attention.is_sliding
+        return super().rotated(attention, x, tables) if turns else x
+
+
+@register_decoder
 class Gemma2Decoder(Decoder):
     model_types = ("gemma2",)
 

@@ -87,7 +87,33 @@ def _padded(seeds: Sequence[int]) -> Made:
     return given, prompts
 
 
+def _sliced(seeds: Sequence[int]) -> Made:
+    """Patches of pictures of any size, 2 x 2 of which make a token, side by side in one picture of a patch's height."""
+    if not seeds:
+        return {}, []
+    sizes = [GRIDS[s % len(GRIDS)][1:] for s in seeds]
+    pixels = [noise(s, 1, 3, 4, 4 * h * w) for s, (h, w) in zip(seeds, sizes, strict=True)]
+    prompts = [[START, *[IMAGE] * (h * w // 4), END] for h, w in sizes]
+    given = {"pixel_values": torch.cat(pixels, dim=-1), "target_sizes": torch.tensor(sizes)}
+    return given, prompts
+
+
+def _minicpm() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
+    words = {**TEXT, **DELTA, "num_hidden_layers": 4, "layer_types": LAYERS, "head_dim": 8, "rope_parameters": rope}
+    return AutoConfig.for_model(
+        "minicpmv4_6",
+        vision_config={**VISION, "image_size": 24, "insert_layer_id": 1},
+        text_config={"model_type": "qwen3_5_text", **words},
+        insert_layer_id=1,
+        downsample_mode="4x",
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+
+
 HYBRID: dict[str, Callable[[], Family]] = {
+    "minicpmv4_6": lambda: Family(_minicpm, _sliced),
     "qwen3_5": lambda: Family(_qwen("qwen3_5"), _packed, _clips, typed=True),
     "qwen3_5_moe": lambda: Family(
         _qwen(
