@@ -20,6 +20,8 @@ from vtc.models import enter_those_that_ship
 Tables = tuple[Tensor, ...]
 #: kinds of layers that attend to tokens one by one: to all before them, or to those within a window
 SEEING = frozenset({"full_attention", "sliding_attention"})
+#: kinds of layers that keep a state of one size, however many tokens they have read; kinds that keep nothing
+RECURRENT, STATELESS = frozenset({"linear_attention", "conv"}), frozenset({"moe", "mlp"})
 
 
 def own_function(attention: nn.Module, name: str) -> Any:
@@ -43,6 +45,10 @@ class Decoder:
     def attention(self, layer: Any) -> Any:
         """The attention module of a layer."""
         return layer.self_attn
+
+    def recurrent(self, layer: Any) -> Any:
+        """The module that mixes tokens in a layer of a kind in `RECURRENT`."""
+        return layer.linear_attn
 
     def feed_forward(self, layer: Any) -> Any:
         """The module behind a layer's attention."""
@@ -70,6 +76,14 @@ class Decoder:
             return list(config.layer_types)
         kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         return [kind] * config.num_hidden_layers
+
+    def attending(self, config: Any) -> tuple[int, ...]:
+        """The layers (0-based) that keep rows of tokens in the KV cache.
+
+        Example, the first layers of Qwen3.5 (l = linear attention): l l l full l l l full gives (3, 7).
+        """
+        apart, holders = RECURRENT | STATELESS, self.holders(config)
+        return tuple(i for i, kind in enumerate(self.kinds(config)) if kind not in apart and holders[i] == i)
 
     def windows(self, config: Any) -> list[int | None]:
         """How many tokens back each layer sees, itself included; None = all of them."""
@@ -147,7 +161,7 @@ class Decoder:
     def why_not(self, lm: Any) -> str | None:
         """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
         can."""
-        kinds = set(self.kinds(lm.config)) - SEEING
+        kinds = set(self.kinds(lm.config)) - SEEING - RECURRENT - STATELESS
         return f"has layers of the kind {', '.join(sorted(kinds))}, which have no such attention" if kinds else None
 
 

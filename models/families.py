@@ -199,6 +199,7 @@ _LISTED = (
         "baidu/ERNIE-4.5-VL-28B-A3B-PT",
         video=True,
     ),
+    _carried("exaone4_5", "EXAONE 4.5", _PACKED, checkpoint="LGAI-EXAONE/EXAONE-4.5-33B", video=True),
     _carried("fast_vlm", "FastVLM", _SQUARE, "Its tower is convolutional.", "KamilaMila/FastVLM-7B"),
     _carried("glm46v", "GLM-4.6V", _PACKED, checkpoint="zai-org/GLM-4.6V-Flash", video=True),
     _carried("glm4v", "GLM-4.1V", _PACKED, checkpoint="zai-org/GLM-4.1V-9B-Thinking", video=True),
@@ -272,7 +273,46 @@ _LISTED = (
     ),
     _carried("vipllava", "VIP-LLaVA", _SQUARE, checkpoint="llava-hf/vip-llava-7b-hf", stages=EVERY_STAGE, read=True),
 )
-SHIPPED = {info.model_type: info for info in sorted((*_WRITTEN, *_LISTED), key=lambda info: info.model_type)}
+_RECURRENT = "Methods of the KV cache act in the layers that attend; the others keep a state of one size."
+_HYBRID = (
+    _carried(
+        "lfm2_vl",
+        "LFM2-VL",
+        _PACKED,
+        f"Convolutions in most layers. {_RECURRENT} Tiles stand apart, between words: each is a picture with a budget "
+        "of its own.",
+        "LiquidAI/LFM2-VL-1.6B",
+    ),
+    _carried(
+        "minicpmv4_6",
+        "MiniCPM-V 4.6",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} Slices stand apart, between words: each is a picture "
+        "with a budget of its own.",
+        "openbmb/MiniCPM-V-4.6",
+    ),
+    _carried(
+        "qwen3_5",
+        "Qwen3.5",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} {_NO_CLS}",
+        "Qwen/Qwen3.5-9B",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried(
+        "qwen3_5_moe",
+        "Qwen3.5, experts",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} {_NO_CLS}",
+        "Qwen/Qwen3.5-35B-A3B",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+)
+SHIPPED = {info.model_type: info for info in sorted((*_WRITTEN, *_LISTED, *_HYBRID), key=lambda info: info.model_type)}
 
 
 def family_infos() -> list[FamilyInfo]:

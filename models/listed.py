@@ -119,6 +119,12 @@ class GotOcr2Adapter(DefaultAdapter):
         return 4
 
 
+class Exaone45Adapter(DefaultAdapter):
+    """Qwen2.5-VL's kind of tower, with fewer keys than queries; positions in a row."""
+
+    model_types = ("exaone4_5",)
+
+
 class FastVlmAdapter(DefaultAdapter):
     """A convolutional tower, whose output is a square."""
 
@@ -211,6 +217,7 @@ LISTED: tuple[type[Adapter], ...] = (
     Ovis2Adapter,
     GotOcr2Adapter,
     FastVlmAdapter,
+    Exaone45Adapter,
     QianfanOcrAdapter,
     Idefics3Adapter,
     AriaAdapter,

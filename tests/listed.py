@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from tests.listed_hybrid import HYBRID
 from tests.listed_sliding import SLIDING
 from tests.tiny_parts import (
     CLIPS,
@@ -45,6 +46,7 @@ MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 GLM_MOE = {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
 ERNIE_MOE = {"moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
 PACKED = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
+FULL = {"layer_types": ["full_attention"] * 3}
 INDICATORS = [90, 91, 92, 93, 94]
 
 
@@ -254,6 +256,24 @@ _MADE: dict[str, Callable[[], Family]] = {
         ),
         _tiles(64, 16),
     ),
+    "exaone4_5": lambda: Family(
+        _config(
+            "exaone4_5",
+            vision_config={
+                **QWEN_VISION,
+                "num_key_value_heads": 1,
+                "hidden_size": 16,
+                "out_hidden_size": 32,
+                "intermediate_size": 24,
+                "window_size": 16,
+                "fullatt_block_indexes": [2],
+            },
+            text_config={"model_type": "exaone4", **TEXT, "sliding_window": None, "head_dim": 8, **FULL},
+            **BOTH,
+        ),
+        _packed(96),
+        _clips(96),
+    ),
     "fast_vlm": lambda: Family(
         _config(
             "fast_vlm",
@@ -378,4 +398,6 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in (_MADE | SLIDING).items() if name in CONFIG_MAPPING}
+LISTED: dict[str, Family] = {
+    name: made() for name, made in (_MADE | HYBRID | SLIDING).items() if name in CONFIG_MAPPING
+}

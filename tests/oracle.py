@@ -4,7 +4,7 @@ It shares no code with the engine. The sequence keeps its full length in every l
 at which a token was dropped its key is masked out, in prefill and in every decode step; rows of anchors are replaced by
 explicit weighted sums; rows that the cache lost are masked in that layer, and in that head, from that moment on, and
 what took others in there is replaced in its keys and values. The oracle needs only the decisions, read from the wrapped
-model's record.
+model's record. A recurrent layer, in which nothing can be masked, is fed the tokens that are left, row by row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from vtc.proof.recurrent import fed_directly
 
 
 def lm_of(model: Any) -> Any:
@@ -146,14 +148,21 @@ def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decis
     lm = lm_of(model)
     handles = [model.register_forward_pre_hook(play.before_model, with_kwargs=True)]
     handles.append(lm.register_forward_pre_hook(play.before_lm, with_kwargs=True))
-    for layer in lm.layers:
-        handles.append(layer.register_forward_pre_hook(play.before_layer, with_kwargs=True))
-        handles.append(layer.register_forward_hook(play.after_layer))
+    for i, layer in enumerate(lm.layers):
+        handles.append(layer.register_forward_pre_hook(partial(play.before_layer, i), with_kwargs=True))
+        handles.append(layer.register_forward_hook(partial(play.after_layer, i)))
+    handles += fed_directly({i: x for i, layer in enumerate(lm.layers) if (x := recurrent(layer))}, play.left)
     try:
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def recurrent(layer: Any) -> Any:
+    """The module of a decoder layer that mixes tokens without attention; None = it attends."""
+    found = (getattr(layer, name, None) for name in ("linear_attn", "conv"))
+    return next((module for module in found if module is not None), None)
 
 
 class _Play:
@@ -239,14 +248,23 @@ class _Play:
         kwargs["attention_mask"] = torch.zeros(self.batch, 1, self.length, self.seen + self.length)
         return args, kwargs
 
-    def before_layer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        i = module.self_attn.layer_idx
+    def left(self, i: int, row: int) -> Tensor:
+        """The tokens of this forward that a row still has in layer `i`."""
+        there = self.user[row, self.seen :].clone()
+        stage = [one for one in self.stages if one.first <= i][-1]
+        if self.seen == self.start:
+            there[stage.dropped[row]] = False
+        return there.nonzero()[:, 0]
+
+    def before_layer(self, i: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
         stage, hidden = self.stages[number], args[0]
         for one in self.stages:
             if self.seen == self.start and one.first == i:
                 hidden = one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
+        if recurrent(module) is not None:
+            return (hidden, *args[1:]), kwargs
         end = self.seen + self.length
         visible = self.user[:, None].repeat(1, self.heads, 1)  # [B, H, K]
         for r in range(self.batch):
@@ -340,8 +358,7 @@ class _Play:
                     if a >= 0:
                         mask[r, h, :, places[a]] = math.log(count)
 
-    def after_layer(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
-        i = module.self_attn.layer_idx
+    def after_layer(self, i: int, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
         return output + self.deepstack[i] if i < len(self.deepstack) else None
 
 

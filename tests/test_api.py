@@ -287,8 +287,8 @@ def test_a_window_of_all_layers() -> None:
 
 def test_hybrid_language_models_are_refused() -> None:
     model = copy.deepcopy(model_of("llava_onevision"))
-    model.config.text_config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    with pytest.raises(ValueError, match="linear_attention, which is not supported"):
+    model.config.text_config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
+    with pytest.raises(ValueError, match="chunked_attention, which is not supported"):
         vtc.wrap(model, "divprune")
 
 

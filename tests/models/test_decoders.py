@@ -52,9 +52,9 @@ LATENT = dict(
 )
 
 
-def axes(*sections: int) -> dict[str, Any]:
+def axes(*sections: int, **more: float) -> dict[str, Any]:
     """A rotary embedding of three axes, which turn so many pairs each."""
-    return dict(rope_parameters={"rope_type": "default", "mrope_section": list(sections), "rope_theta": 10000.0})
+    return dict(rope_parameters={"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e4, **more})
 
 
 #: name -> (model type, what its configuration has beside BASE)
@@ -85,6 +85,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2, low rank": ("deepseek_v2", dict(LATENT, q_lora_rank=16)),
     "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=16)),
     "deepseek_v3, halves": ("deepseek_v3", dict(LATENT, q_lora_rank=None, rope_interleave=False)),
+    "exaone4": ("exaone4", dict(FULL, sliding_window=None)),
+    "exaone4, one window": ("exaone4", dict(FULL, sliding_window=8)),
+    "lfm2": ("lfm2", FULL),
+    "qwen3_5_text": ("qwen3_5_text", dict(FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
+    "qwen3_5_text, partial": ("qwen3_5_text", dict(FULL, head_dim=16, **axes(1, 1, 2, partial_rotary_factor=0.5))),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", dict(FULL, EXPERTS, **axes(1, 1, 2, partial_rotary_factor=1.0))),
     "qwen2_vl_text": ("qwen2_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen2_5_vl_text": ("qwen2_5_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen3_vl_text": ("qwen3_vl_text", axes(1, 1, 2)),
@@ -110,11 +116,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 #: where a cap is in force, or a layer does not attend, signals are refused; these are such models
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma2, capped": ("gemma2", FULL, "caps the logits"),
-    "qwen3_next": (
-        "qwen3_next",
-        dict(EXPERTS, layer_types=["linear_attention", "linear_attention", "full_attention"]),
-        "has layers of the kind linear_attention",
-    ),
+    "chunked": ("llama", dict(layer_types=["chunked_attention"] * LAYERS), "has layers of the kind chunked_attention"),
 }
 
 
@@ -275,7 +277,6 @@ def test_an_undescribed_model_that_is_as_usual_is_proven(model_type: str) -> Non
     ("model_type", "extra", "reason"),
     [
         ("apertus", {}, "input_layernorm"),  # its norm has another name
-        ("exaone4", dict(FULL, sliding_window=None), "input_layernorm"),  # it normalises what comes out
         ("minicpm3", dict(LATENT, q_lora_rank=16), "does not fit it"),  # latent attention
         ("gpt_oss", dict(FULL, num_local_experts=4), "does not fit it"),  # tables of half the width, and sinks
     ],

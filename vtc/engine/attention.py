@@ -6,7 +6,7 @@ are projected otherwise. How, the language model's `Decoder` says; its own atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -51,6 +51,20 @@ def check_reads(lm: nn.Module, parts: Sequence[Method]) -> None:
                 "use a method that does not (divprune, say), or describe the model in a vtc.models.decoder.Decoder "
                 "and register it with register_decoder."
             ) from reason
+
+
+def check_attending(part: Method, lm: nn.Module, layers: Iterable[int]) -> None:
+    """Refuse, at wrap, a method that is to read the attention of decoder `layers`, some of which have none."""
+    config: Any = lm.config
+    there = decoder_for(lm).attending(config)
+    lacking = sorted({*layers} - {*there})
+    if lacking:
+        shown = ", ".join(map(str, there[:8])) + (", …" if len(there) > 8 else "")
+        raise ValueError(
+            f"{part.title} reads attention in decoder layer {lacking[0]}, and of {config.model_type} only "
+            f"{'layer' if len(there) == 1 else 'the layers'} {shown} attend{'s' if len(there) == 1 else ''}: "
+            "choose other layers for it, or a method that reads none (divprune, say)."
+        )
 
 
 @dataclass

@@ -39,7 +39,7 @@ from vtc.engine.flow import PLACEMENTS, Flow
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_handed, check_inputs, check_known, check_sight
+from vtc.engine.refuse import check_handed, check_inputs, check_known, check_sight, check_states
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -232,6 +232,8 @@ class Engine:
         check_inputs(self.family, self.model, given, visual=True)
         if forward.prompts:
             check_in_place(self.model, self.hooked)
+        if any(stage.shortens for stage in self.stages):
+            check_states(self.facts.decoder, self.facts.language_model.config, forward)
         for stage in self.stages:
             stage.check(forward)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from vtc import ops
 from vtc.engine.find_layout import Found
@@ -27,7 +27,7 @@ from vtc.engine.plan import Plan
 from vtc.engine.sight import Sight
 from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
-from vtc.models.decoder import decoder_for
+from vtc.models.decoder import SEEING, decoder_for
 from vtc.models.family import Blocks
 from vtc.selection import Selection
 from vtc.transfer import upload
@@ -104,6 +104,7 @@ class Flow:
         let_go(self.cache, ends=False)
         self.sight = Sight(self, blocks)
         layers = [] if self.cache is None or not self.seen else self.cache.layers
+        self.attending = decoder_for(lm).attending(lm.config)
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
         self.known = {id(past) for past in self.pasts if past is not None}  # layers that may be used in this forward
         for past in self.pasts:
@@ -141,6 +142,15 @@ class Flow:
         """Per span, LongTensor [N], the present slots of its tokens."""
         return self.part.where
 
+    @property
+    def zero(self) -> int:
+        """The layer whose mask and rotary tables the language model makes: the first one that attends."""
+        return self.attending[0]
+
+    def holding(self, cache: Cache) -> list[int]:
+        """The layers of a cache that hold rows; a draft that leaves early has fewer."""
+        return [i for i in self.attending if i < len(cache.layers)]
+
     def past(self, layer: int) -> CompressedLayer | None:
         held = self.sight.holders[layer]
         return self.pasts[held] if held < len(self.pasts) else None
@@ -156,7 +166,8 @@ class Flow:
         heads = any(past is not None and past.masks_heads for past in self.pasts)
         return heads or any(
             self.state(i) != self.state(self.sight.leader(i)) or self._moved(i) is not None
-            for i in range(len(self.states))
+            for i in self.attending
+            if i < len(self.states)
         )
 
     def _first(self, kwargs: dict[str, Any]) -> Part:
@@ -166,7 +177,7 @@ class Flow:
             ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
         if self.mrope:
             ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
-        ids, past = ids.to(self.device), self.past(0)
+        ids, past = ids.to(self.device), self.past(self.zero)
         slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
         ordinals = slot + self.seen
         if past is not None and past.shift is not None:
@@ -481,18 +492,23 @@ class Flow:
         """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right.
 
         The language model is handed a mask for each kind of layer (full, sliding), made for the first layer of that
-        kind, and makes rotary tables for layer 0. They are right for every layer of the same Part whose cache held the
-        same rows when the forward began (`state`):
+        kind, and makes rotary tables for the first layer that attends (`zero`). They are right for every layer of the
+        same Part whose cache held the same rows when the forward began (`state`):
 
             layer            0      1      2      3
             part             0      0      1      1
             rows in cache    9      9      9      4       (an earlier forward's method has evicted in layer 3)
             handed           own    own    made   made
+
+        Layers that do not attend are told which rows are padding, where a Part is not the first.
         """
         number = self.number_of_part(layer)
         part, leader = self.parts[number], self.sight.leader(layer)
-        if number == 0:
-            # made from part.positions, for layer 0's cache
+        if self.sight.kinds[layer] not in SEEING:
+            padding = None if part.valid is None or part.width == 1 else part.valid.to(hidden.device)
+            return {"attention_mask": padding} if number else None
+        if number == 0 and kwargs.get("position_embeddings") is not None:
+            # made from part.positions, for the cache of `zero`
             part.rotary.setdefault(self._kind_of_tables(layer), kwargs["position_embeddings"])
         past, moved = self.past(layer), self._moved(layer)
         masks_heads = past is not None and past.masks_heads
@@ -533,10 +549,10 @@ class Flow:
         Under compact positions a cache whose layers lost differently many tokens moves what follows by differently
         much: layer 0's shift is in `part.positions` already, the rest is added here.
         """
-        past, zero = self.past(layer), self.past(0)
+        past, zero = self.past(layer), self.past(self.zero)
         own = None if past is None else past.shift
         base = None if zero is None else zero.shift
-        if own is base or self.state(layer) == self.state(0):
+        if own is base or self.state(layer) == self.state(self.zero):
             return None
         moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         moved = moved if own is None else moved + own.to(self.device)
@@ -591,9 +607,8 @@ class Flow:
         all of them, and masks are built for the 6 + 1 or 5 + 1 rows that are there.
         """
         if any(part.plan is not None for part in self.parts):
-            for i, layer in enumerate(cache.layers):
-                if isinstance(layer, DynamicLayer):  # it holds rows
-                    cache.layers[i] = self.converted(layer, i)
+            for i in self.holding(cache):
+                cache.layers[i] = self.converted(cache.layers[i], i)
         let_go(cache, ends=True)
 
     def converted(self, layer: Any, i: int) -> CompressedLayer:

@@ -467,13 +467,12 @@ def compressed(cache: Any) -> bool:
     return CompressedLayer in map(type, getattr(cache, "layers", None) or ())  # asked in every decode step
 
 
-def _holds_nothing(layer: Any) -> bool:
-    """Whether a layer of a cache stands for a decoder layer that reads another one's."""
-    return type(layer).__name__ == "DummyLayer"
+def check_cache(cache: Any, attending: Sequence[int] | None = None) -> None:
+    """Refuse, in one sentence, caches whose rows cannot be left out.
 
-
-def check_cache(cache: Any) -> None:
-    """Refuse, in one sentence, caches whose rows cannot be left out."""
+    Args:
+        attending: the layers that keep rows; others keep a state of their own, of whatever kind. None = all do.
+    """
     if cache is None:
         return
     if not isinstance(cache, Cache):
@@ -485,8 +484,9 @@ def check_cache(cache: Any) -> None:
         )
     if getattr(cache, "offloading", False):
         raise ValueError("an offloaded KV cache is not supported under compression; use the default DynamicCache.")
-    for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, CompressedLayer) and not _holds_nothing(layer):
+    for i, layer in enumerate(cache.layers):
+        known = (DynamicLayer, DynamicSlidingWindowLayer, CompressedLayer)
+        if type(layer) not in known and (attending is None or i in attending):
             raise ValueError(
                 f"a {type(layer).__name__} KV cache is not supported under compression; use the default DynamicCache."
             )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from vtc.engine.flow import Flow
 from vtc.engine.kv_cache import REAL, CompressedLayer, least
@@ -41,8 +40,7 @@ def settle(flow: Flow, cache: Any) -> None:
         held      9      8
         tail      5      5      of the prompt, beside the later one; layer 0 could give all of its eight
     """
-    rows = [i for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer)]
-    layers = [compressed_layer(flow, cache, i) for i in rows]
+    layers = [compressed_layer(flow, cache, i) for i in flow.holding(cache)]
     later = [0 if layer.keys is None else layer.held - layer.prompt for layer in layers]
     known: dict[tuple[int, int], int | Tensor] = {}  # layers share tails: nothing is added up twice
     for layer, more in zip(layers, later, strict=True):

@@ -16,7 +16,7 @@ from vtc.engine.versions import cache_of, length_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.cache import CacheMethod, PairedMethod
 from vtc.methods.base.method import Method
-from vtc.models.decoder import Decoder
+from vtc.models.decoder import RECURRENT, Decoder, decoder_for
 from vtc.models.family import PIXELS, Adapter
 from vtc.models.text_models import LatentDecoder
 from vtc.signals import of_place
@@ -34,7 +34,8 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
     if not visual:
         _check_placeholders(model, given)
         return
-    check_cache(cache_of(given))
+    lm: Any = family.language_model(model)
+    check_cache(cache_of(given), decoder_for(lm).attending(lm.config))
     mask = given.get("attention_mask")
     if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
         raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
@@ -47,6 +48,18 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
             f"{packed}: several sequences packed into one row are not supported on a wrapped model; give each a row of "
             "its own, padded, with an attention_mask."
         )
+
+
+def check_states(decoder: Decoder, config: Any, forward: Forward) -> None:
+    """Refuse rows that may become unequally long on top of states that recurrent layers have of an earlier turn: what
+    fills up the shorter ones would lie between a state and what it goes on with, and wear it down."""
+    kinds = sorted({*decoder.kinds(config)} & RECURRENT)
+    if not kinds or not length_of(forward.cache) or not forward.prompts or len(forward.prompts[0].visual) == 1:
+        return
+    raise ValueError(
+        f"the {kinds[0]} layers of {config.model_type} go on from what they have read, and rows of a batch may lose "
+        "unequally many tokens: in a later turn, bring pictures for one conversation at a time."
+    )
 
 
 def check_sight(family: Adapter, facts: Facts, given: Mapping[str, Any], compact: bool) -> None:

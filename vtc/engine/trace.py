@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
+from vtc.engine.versions import caches_latents
 from vtc.held import Held
 from vtc.layout import VisualSpan
 from vtc.reports import Elapsed, Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
@@ -98,7 +99,7 @@ class Trace:
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
-    cached: dict[int, Tensor] = field(default_factory=dict)  # layer -> LongTensor [B]: rows held after eviction
+    cached: dict[int, Tensor] = field(default_factory=dict)  # by layer, LongTensor [B]: rows held after eviction
     windowed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> `Sight.within` of its window
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
     towers: list[Callable[[], TowerReport]] = field(default_factory=list)  # what each stage spared the vision tower
@@ -154,7 +155,7 @@ class Trace:
         if self.rows_full is None or not self.rows_kept:
             return Report(notes=self._notes())
         table: Any = language_model.get_input_embeddings
-        cost = DecoderCost.of(language_model.config, table().weight.element_size())
+        cost = DecoderCost.of(language_model.config, table().weight.element_size(), caches_latents())
         full = self.rows_full.tolist()
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
@@ -163,7 +164,7 @@ class Trace:
         cached = [held[i].tolist() if i in held else own for i, own in enumerate(rows)]
         pairs = {i: seen.tolist() for i, (_, seen) in self.windowed.items()}
         flops = [  # [layers][B]
-            [cost.layer_flops(n, pairs[i][b] if i in pairs else None) for b, n in enumerate(own)]
+            [cost.layer_flops(i, n, pairs[i][b] if i in pairs else None) for b, n in enumerate(own)]
             for i, own in enumerate(rows)
         ]
         return Report(
@@ -186,11 +187,9 @@ class Trace:
             ],
             stages=[stage.report() for stage in self.stages],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
-            flops_by_layer=[
-                (sum(cost.layer_flops(n, cost.pairs(n, i)) for n in full), sum(own)) for i, own in enumerate(flops)
-            ],
+            flops_by_layer=[(sum(cost.layer_flops(i, n) for n in full), sum(own)) for i, own in enumerate(flops)],
             kv_bytes_by_layer=[
-                (sum(cost.layer_kv_bytes(cost.held(n, i)) for n in full), sum(map(cost.layer_kv_bytes, own)))
+                (sum(cost.layer_kv_bytes(i, n) for n in full), sum(cost.layer_kv_bytes(i, n) for n in own))
                 for i, own in enumerate(cached)
             ],
             head_flops=len(full) * cost.head_flops(),
@@ -222,7 +221,7 @@ class Trace:
             tokens_out=sum(after for _, after in mine),
             tokens_average=visual - full + sum(lengths) / len(lengths),
             flops=(cost.prefill_flops(full), sum(own[row] for own in flops) + cost.head_flops()),
-            kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
+            kv_bytes=(cost.kv_bytes(full), sum(cost.layer_kv_bytes(i, n) for i, n in enumerate(held))),
         )
 
     @property

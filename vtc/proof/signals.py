@@ -25,8 +25,9 @@ def of_decoder(model: Any, lm: Any, layers: nn.ModuleList, given: Mapping[str, A
         return Comparison(name, f"not compared: it {reason}", None)
     calls: Calls = defaultdict(list)
     handles = []
+    attending = [layers[i] for i in decoder.attending(lm.config)]
     try:
-        for layer in layers:
+        for layer in attending:
             attention = decoder.attention(layer)
             handles.append(attention.register_forward_hook(partial(_note, calls), with_kwargs=True))
         with listening(model) as heard:
@@ -38,7 +39,7 @@ def of_decoder(model: Any, lm: Any, layers: nn.ModuleList, given: Mapping[str, A
             handle.remove()
     theirs = {id(one.module): one for one in heard}
     worst, number = 0.0, 0
-    for layer in layers:
+    for layer in attending:
         attention = decoder.attention(layer)
         own = theirs.get(id(attention))
         if own is None or not calls[id(attention)]:

@@ -95,6 +95,7 @@ class EvictRun(Listening):
             if prefill:
                 watches = [*self.watches.get(number, []), watch.stop()]
                 self.forward.trace.note_stage(methods[number].title, self.stage.depth, before, before - lost, watches)
+                self.forward.trace.notes += self.stage.facts.only_some(methods[number])
         for number, method in enumerate(methods):
             if method.scope == "visual" and not method.every:  # it will not choose among these again
                 for layer in layers.values():
@@ -102,12 +103,12 @@ class EvictRun(Listening):
         settle(flow, cache)
         if prefill:
             self.forward.trace.cached = {i: self.held[i] for i in layers}
-            self.forward.trace.notes += self.stage.told()
 
     def _touched(self, cache: Any) -> Tensor | None:
         """BoolTensor [B]: batch rows that have, or have had, something visual; plain text beside them is left alone.
         None = there are none."""
-        last, now = cache.layers[self.stage.acts[-1]], torch.zeros(self.flow.rows, dtype=torch.bool)
+        last = cache.layers[self.stage.acts[-1]]
+        now = torch.zeros(self.flow.rows, dtype=torch.bool)
         now[[span.row for span in self.flow.spans]] = True
         before = last.touched if isinstance(last, CompressedLayer) else None
         if before is None and not self.flow.spans:
@@ -420,7 +421,7 @@ def _among(method: CacheMethod, group: Group, row: int, mine: Tensor) -> Iterato
 
 class EvictStage(Stage):
     name, order, run = "cache", 40, EvictRun
-    base = "CacheMethod"
+    base, shortens = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -438,16 +439,6 @@ class EvictStage(Stage):
                 )
             check_heads(method, facts.language_model, facts.decoder)
         self.turns_keys = any(method.merges or "plain_keys" in method.requires() for method in self.methods)
-
-    def told(self) -> list[str]:
-        """What a report should say of the layers that are left alone."""
-        if len(self.acts) == self.depth:
-            return []
-        return [
-            f"{method.title} acts in the {len(self.acts)} of {self.depth} layers whose cache holds the whole "
-            "conversation."
-            for method in self.methods
-        ]
 
     def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc import ops
-from vtc.engine.attention import LayerView, reads_attention
+from vtc.engine.attention import LayerView, check_attending, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import rows_held
@@ -225,9 +225,16 @@ class LayerStage(Stage):
                         "give one of them other layers=."
                     )
                 self.steps[layer] = (method, step)
+            check_attending(method, facts.language_model, self._read(method))
             self._check_shared(method)
             if isinstance(method.keep, float):
                 method.counts(10_000, self.depth)  # refuses a budget that no picture can be held to
+
+    def _read(self, method: LayerMethod) -> set[int]:
+        """The decoder layers whose attention the method reads or listens to."""
+        heard, steps = method.reads == "previous", method.steps(self.depth)
+        read = {i - heard for i in steps} if heard or reads_attention(method) else set[int]()
+        return read | ({*method.listens(self.depth)} if "transition" in method.requires() else set())
 
     def _check_shared(self, method: LayerMethod) -> None:
         """Refuse steps behind a layer whose keys later ones read again: there, what is dropped would still be seen."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc.budget import layer_number
-from vtc.engine.attention import LayerView
+from vtc.engine.attention import LayerView, check_attending
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer, rows_held
@@ -65,6 +65,7 @@ class ReadRun(Run):
                 past.reading = None
         if not flow.spans:
             return
+        self.forward.trace.notes += self.stage.facts.only_some(self.stage.method)
         for i in (self.stage.first - 1, *self.stage.reads):
             layer = tagged(flow, cache, i)
             if layer.keys is not None and layer.prompt < layer.held:  # nothing of this forward was dropped
@@ -126,7 +127,7 @@ class ReadRun(Run):
 
 class ReadStage(Stage):
     name, order, run = "cache", 41, ReadRun
-    base, can_merge = "CacheMethod", False
+    base, can_merge, shortens = "CacheMethod", False, False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -138,6 +139,7 @@ class ReadStage(Stage):
             raise ValueError(f"{methods[0].title} and {methods[1].title} both say which cached tokens are active.")
         self.method, self.depth = methods[0], facts.depth
         self.first = layer_number(self.method.first, self.depth, self.method.title)
+        check_attending(self.method, facts.language_model, [self.first - 1])
         self.reads = [i for i in facts.whole if i >= self.first]
         if self.first - 1 not in facts.whole:
             there = ", ".join(str(i + 1) for i in facts.whole[:-1])

@@ -108,7 +108,7 @@ class ShareRun(Run):
 
 class ShareStage(Stage):
     name, order, run = "cache", 42, ShareRun
-    base = "CacheMethod"
+    base, shortens = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -119,6 +119,12 @@ class ShareStage(Stage):
         if len(methods) > 1:
             raise ValueError(f"{methods[0].title} and {methods[1].title} both say what layers share; leave one out.")
         self.method, self.depth = methods[0], facts.depth
+        if len(facts.attending) < self.depth:
+            raise ValueError(
+                f"{self.method.title} lets neighbouring layers share keys and values, and only "
+                f"{len(facts.attending)} of the {self.depth} layers of {facts.language_model.config.model_type} have "
+                "any, with others between them: use a method that drops tokens (snapkv, say)."
+            )
         check_heads(self.method, facts.language_model, facts.decoder)
         first = max(1, self.method.first_layer(self.depth))
         whole = set(facts.whole)
