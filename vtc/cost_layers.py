@@ -38,7 +38,7 @@ class LayerCost:
         return (tokens * tokens - beyond * beyond) / 2
 
     def flops(self, tokens: int, pairs: float | None = None) -> int:
-        """Of a prompt of so many tokens, and, where some of a row are gone, so many pairs: multiply-adds count twice."""
+        """Of so many tokens, and, where some between them are gone, so many pairs: multiply-adds count twice."""
         pairs = self.pairs(tokens) if pairs is None else pairs
         return 2 * tokens * (self.weights + self.scan) + round(2 * pairs * self.pair)
 

@@ -485,7 +485,7 @@ class Flow:
         if untouched and made is not None:
             return made
         if untouched or (self.sight.plain and not self.sight.several):
-            return self.visible(0, self.part)
+            return self.visible(self.zero, self.part)
         return self.sight.masks(embeds)
 
     def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:

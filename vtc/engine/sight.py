@@ -130,7 +130,8 @@ class Sight:
 
     def masks(self, hidden: Tensor) -> Any:
         """What the language model takes for an attention mask: one of each kind of its layers, or that of all."""
-        made = {kind: self.mask(self.kinds.index(kind), hidden) for kind in dict.fromkeys(self.kinds)}
+        kinds = [kind for kind in dict.fromkeys(self.kinds) if kind in SEEING]
+        made = {kind: self.mask(self.kinds.index(kind), hidden) for kind in kinds}
         config: Any = self.flow.lm.config
         return made if getattr(config, "layer_types", None) else next(iter(made.values()))
 
