@@ -84,7 +84,7 @@ def _any_size(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]
     return {"pixel_values": pixels, "image_position_ids": places}, prompts
 
 
-def _gemma4(**text: Any) -> Family:
+def gemma4(**text: Any) -> Family:
     config = _config(
         "gemma4",
         vision_config=GEMMA4_VISION,
@@ -119,7 +119,9 @@ SLIDING: dict[str, Callable[[], Family]] = {
         square(32, 16, [START], [END]),
         more=_pictures,
     ),
-    "gemma4": lambda: _gemma4(use_bidirectional_attention="vision", hidden_size_per_layer_input=0),
+    "gemma4": lambda: gemma4(
+        use_bidirectional_attention="vision", hidden_size_per_layer_input=0, num_kv_shared_layers=0
+    ),
     "gemma3n": lambda: Family(
         _config(
             "gemma3n",

@@ -460,18 +460,20 @@ class Flow:
         before = ones[:, : self.seen] if before is None else before
         return torch.cat([before, ones[:, self.seen :] if part.valid is None else part.valid], dim=1)
 
+    def seen_rows(self, layer: int) -> Tensor | None:
+        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads."""
+        visible, past = self.visible(layer, self.parts[self.number_of_part(layer)]), self.past(layer)
+        if visible is None:
+            return None
+        return visible[:, self.sight.left_behind(layer) if past is None else past.unread :]
+
     def seen_keys(self, layer: int) -> Tensor | None:
-        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads; of each
-        head, [B, G, held + S], where heads hold unequally many."""
-        part, past = self.parts[self.number_of_part(layer)], self.past(layer)
-        visible = self.visible(layer, part)
-        if past is None:
-            return visible if visible is None else visible[:, self.sight.left_behind(layer) :]
-        seen = None if visible is None else visible[:, past.unread :]
-        own = past.tags.get(REAL)
-        if own is None:
+        """The same; of each head, [B, G, held + S], where heads hold unequally many."""
+        seen, past = self.seen_rows(layer), self.past(layer)
+        own = None if past is None else past.tags.get(REAL)
+        if past is None or own is None:
             return seen
-        missing = self.seen - past.unread + part.width - own.shape[2]
+        missing = self.seen - past.unread + self.parts[self.number_of_part(layer)].width - own.shape[2]
         own = torch.nn.functional.pad(own, (0, missing), value=True)
         return own if seen is None else own & seen[:, None]
 

@@ -151,14 +151,14 @@ class Sight:
     def _sees(self, layer: int) -> Tensor:
         """BoolTensor [B, S, P + S]: which keys each query of a layer sees."""
         keys, queries = self._ordinals(layer)
-        real, total = self.flow.seen_keys(layer), keys.shape[1]
+        real, total = self.flow.seen_rows(layer), keys.shape[1]
         places = torch.arange(total, device=keys.device)
         found = self._range(layer, keys, queries)
         own = places[total - queries.shape[1] :].expand_as(queries) if found.last is None else found.last
         sees = places <= own[..., None]
         if found.first is not None:
             sees = sees & (places >= found.first[..., None])
-        return sees if real is None or real.dim() == 3 else sees & real[:, None]
+        return sees if real is None else sees & real[:, None]
 
     # -- for the report ----------------------------------------------------------------------------------------
 
