@@ -134,7 +134,7 @@ SLIDING: dict[str, Callable[[], Family]] = {
                 "vocab_size": 1,
             },
             audio_config={"vocab_offset": 97, "vocab_size": 2, "conf_num_hidden_layers": 1, "hidden_size": 16},
-            text_config={**SHARED, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": 0.0},
+            text_config={**SHARED, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 5},
             vision_soft_tokens_per_image=16,
             **IDS,
         ),

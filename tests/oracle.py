@@ -214,7 +214,7 @@ class _Play:
                 assert cache is not None
                 self.merge(cache.layers[merge.layer], merge)
         self.batch, self.length, _ = embeds.shape
-        self.made, user = kwargs.get("attention_mask"), self.given
+        self.masks, user = kwargs.get("attention_mask"), self.given
         ones = torch.ones(self.batch, self.seen + self.length, dtype=torch.bool)
         self.user = ones if user is None else user.bool()
         ids = kwargs.get("position_ids")
@@ -304,11 +304,8 @@ class _Play:
         if window is not None:
             count = torch.cat(self.numbers[stage], dim=1) if self.compact else places[None]
             near = (count[:, None, :] > count[:, self.seen :, None] - window)[:, None]
-        made = (
-            self.made[self.lm.config.layer_types[layer.self_attn.layer_idx]]
-            if isinstance(self.made, dict)
-            else self.made
-        )
+        kinds, made = getattr(self.lm.config, "layer_types", None), self.masks
+        made = made[kinds[layer.self_attn.layer_idx]] if isinstance(made, dict) else made
         if made is None or made.dim() != 4:
             return sees & near
         made = made if made.dtype == torch.bool else made > -1

@@ -109,7 +109,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             vocab_size_per_layer_input=VOCAB,
             laurel_rank=4,
             altup_num_inputs=2,
-            activation_sparsity_pattern=0.0,
+            activation_sparsity_pattern=[0.0] * LAYERS,
         ),
     ),
 }
