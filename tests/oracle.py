@@ -193,15 +193,22 @@ class _Play:
 
     @property
     def windowed(self) -> bool:
-        return any(self.window(layer) is not None for layer in self.lm.layers)
+        return any(self.window(i) is not None for i in range(len(self.lm.layers)))
 
-    def window(self, layer: Any) -> int | None:
-        """How many tokens back a layer sees, itself included."""
-        config = self.lm.config
-        kinds = getattr(config, "layer_types", None)
-        if kinds and kinds[layer.self_attn.layer_idx] != "sliding_attention":
+    def window(self, i: int) -> int | None:
+        """How many tokens back layer `i` sees, itself included."""
+        kinds = getattr(self.lm.config, "layer_types", None)
+        if kinds and kinds[i] != "sliding_attention":
             return None
-        return getattr(config, "sliding_window", None)
+        return getattr(self.lm.config, "sliding_window", None)
+
+    def holder(self, i: int) -> int:
+        """The layer whose keys layer `i` reads: its own, or the last of its kind that stores them for others."""
+        config = self.lm.config
+        modes = getattr(config, "kv_sharing_modes", None)
+        if not modes or modes[i] != "reuse":
+            return i
+        return max(n for n in range(i) if modes[n] == "store" and config.layer_types[n] == config.layer_types[i])
 
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
@@ -237,6 +244,9 @@ class _Play:
                 dense[kwargs["visual_pos_masks"]] = x
                 self.deepstack.append(dense)
             kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
+        if self.seen == self.start:
+            for stage in self.stages:
+                kwargs["inputs_embeds"] = stage.merge(embeds) if stage.first == 0 else kwargs["inputs_embeds"]
         self.positions = []
         for stage in self.stages:
             self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
@@ -259,12 +269,14 @@ class _Play:
     def before_layer(self, i: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
         stage, hidden = self.stages[number], args[0]
+        names = list(signature(module.forward).parameters)
+        kwargs, args = {**kwargs, **dict(zip(names[1:], args[1:], strict=False))}, args[:1]
         for one in self.stages:
             if self.seen == self.start and one.first == i:
-                hidden = one.merge(hidden)
+                hidden = hidden if i == 0 else one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
         if recurrent(module) is not None:
-            return (hidden, *args[1:]), kwargs
+            return (hidden,), kwargs
         end = self.seen + self.length
         visible = self.user[:, None].repeat(1, self.heads, 1)  # [B, H, K]
         for r in range(self.batch):
@@ -274,13 +286,13 @@ class _Play:
                     if layer <= i:
                         visible[r, :, sorted(set(choice.index) - set(choice.slots))] = False
             for length, layer, lost in [*(self.earlier.evicted if self.earlier else []), *self.made.evicted]:
-                if layer == i and self.seen >= length:
+                if layer == self.holder(i) and self.seen >= length:
                     for head in range(self.heads):
                         visible[r, head, one_of(lost[r // (self.batch // self.rows)], head, self.heads)] = False
         for r, slots in enumerate(self.made.resting.get((self.seen, i), [])):
             visible[r, :, slots] = False
         places = torch.arange(end)
-        allowed = visible[:, :, None, :] & self.sees(module, number, places)  # [B, H, T, K]
+        allowed = visible[:, :, None, :] & self.sees(i, number, places)  # [B, H, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
         mask = torch.zeros(self.batch, self.heads, self.length, end)
         for merge in self.made.merged:
@@ -294,9 +306,9 @@ class _Play:
             kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
         if self.seen == self.start:
             self.tables[i] = kwargs["position_embeddings"]
-        return (hidden, *args[1:]), kwargs
+        return (hidden,), kwargs
 
-    def sees(self, layer: Any, stage: int, places: Tensor) -> Tensor:
+    def sees(self, layer: int, stage: int, places: Tensor) -> Tensor:
         """BoolTensor [B or 1, 1, T, K]: which places a layer's queries see when nothing is dropped: those before them,
         as far as a window of so many tokens reaches, and what the model itself shows them besides."""
         queries, window = places[self.seen :, None], self.window(layer)
@@ -305,7 +317,7 @@ class _Play:
             count = torch.cat(self.numbers[stage], dim=1) if self.compact else places[None]
             near = (count[:, None, :] > count[:, self.seen :, None] - window)[:, None]
         kinds, made = getattr(self.lm.config, "layer_types", None), self.masks
-        made = made[kinds[layer.self_attn.layer_idx]] if isinstance(made, dict) else made
+        made = made[kinds[layer]] if isinstance(made, dict) else made
         if made is None or made.dim() != 4:
             return sees & near
         made = made if made.dtype == torch.bool else made > -1

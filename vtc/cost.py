@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.cost_layers import LayerCost, feed_forward, layer_costs
+from vtc.cost_layers import LayerCost, feed_forward, layer_config, layer_costs
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class DecoderCost:
         Args:
             latents: whether multi-head latent attention caches its latents, as transformers does since 5.24.
         """
-        parts = feed_forward(config)
+        parts, one = feed_forward(config), layer_config(config, 0)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            kv_heads=getattr(one, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim=getattr(one, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             mlp=sum(width for width, _ in parts) / len(parts),
             router=sum(scored for _, scored in parts) / len(parts),
             vocab=config.vocab_size,

@@ -59,11 +59,16 @@ def layer_costs(config: Any, latents: bool) -> list[LayerCost]:
     windows, reused, beside = _windows(config), _reused(config), _beside(config)
     found = []
     for i, (kind, (width, experts)) in enumerate(zip(kinds, parts, strict=True)):
-        own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config  # Gemma 4's heads
+        own = layer_config(config, i)
         mixer = made[kind](config) if kind in made else _attention(own, latents, kind, i in reused)
         around = hidden * (3 * width + experts) + (gate if experts else 0) + beside  # gate, up, down; router
         found.append(replace(mixer, weights=mixer.weights + around, window=windows[i]))
     return found
+
+
+def layer_config(config: Any, layer: int) -> Any:
+    """What holds for one layer, where they differ: Gemma 4's heads."""
+    return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
 
 
 def _windows(config: Any) -> list[int | None]:
@@ -176,7 +181,10 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     Example, GLM-4.5V's 46 layers: the first is dense (10944, 0); in the others a token goes through 8 experts of 1408
     and one that all share, (9 * 1408, 128).
     """
-    layers, dense = config.num_hidden_layers, (_dense_width(config), 0)
+    layers, width = config.num_hidden_layers, _dense_width(config)
+    if isinstance(width, list | tuple):  # Gemma 3n: of each layer
+        return [(each, 0) for each in width]
+    dense = (width, 0)
     experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
     if not experts:
         return [dense] * layers
@@ -189,7 +197,7 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     return [dense if _is_dense(config, i) else sparse for i in range(layers)]
 
 
-def _dense_width(config: Any) -> int:
+def _dense_width(config: Any) -> Any:
     """Inner width of a dense feed-forward part; LFM2 makes less of the number in its configuration."""
     width = _first(config, "intermediate_size") or 0
     if not getattr(config, "block_auto_adjust_ff_dim", False):
