@@ -282,6 +282,7 @@ _HYBRID = (
         f"Convolutions in most layers. {_RECURRENT} Tiles stand apart, between words: each is a picture with a budget "
         "of its own.",
         "LiquidAI/LFM2-VL-1.6B",
+        read=True,
     ),
     _carried(
         "minicpmv4_6",

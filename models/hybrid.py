@@ -46,8 +46,9 @@ class Lfm2VlAdapter(DefaultAdapter):
     def merged(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
         assert grid_thw is not None
         grids = grid_thw.tolist()
-        own = [row[: h * w] for row, (_, h, w) in zip(values, grids, strict=True)]  # behind them is padding
-        return cells(torch.cat(own), grids, self.merge(model), mean)
+        if values.shape[1] != sum(h * w for _, h, w in grids):  # a row per picture, its patches before padding
+            values = torch.cat([row[: h * w] for row, (_, h, w) in zip(values, grids, strict=True)])[None]
+        return cells(values[0], grids, self.merge(model), mean)
 
 
 class MiniCpmV46Adapter(DefaultAdapter):

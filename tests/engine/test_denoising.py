@@ -195,8 +195,10 @@ def test_what_is_gone_cannot_be_seen(method: Any, attention: str) -> None:
     with covered(model, gone, method.after):
         same, expected = written(model, given)
     assert ids.equal(same)
-    for one, two in zip(logits, expected, strict=True):
-        assert (one - two).abs().max() / two.abs().max() < 1e-5
+    apart = [float((one - two).abs().max() / two.abs().max()) for one, two in zip(logits, expected, strict=True)]
+    assert max(apart[: method.after]) == 0
+    assert apart[method.after] < 1e-5
+    assert max(apart) < 1e-3  # each step reads the logits of the one before
 
 
 def test_each_picture_keeps_what_the_block_attended_to_most() -> None:
@@ -274,7 +276,7 @@ def test_it_is_refused_elsewhere() -> None:
 
 
 BAD: dict[str, Any] = {
-    "after=0 is not a number of denoising steps": dict(after=0),
+    "after=0 is not a whole number of 1 or more: it is a number of denoising steps": dict(after=0),
     "chooses once in each block, for all layers": dict(every=2),
     "leave every= and first= out": dict(first=1),
     "withdraw=1 of LateStep is neither True nor False": dict(withdraw=1),
@@ -288,19 +290,34 @@ def test_bad_options(said: str) -> None:
         vtc.LateStep(**BAD[said])
 
 
-def test_rows_of_unequally_many_tokens_and_fixed_caches() -> None:
-    model, given = tiny(), prompt(1, rows=2)
-    given["input_ids"][1, 5] = 40
-    given["pixel_values"] = given["pixel_values"][:2]
-    with vtc.wrapped(model, vtc.LateStep(after=1)):
-        with pytest.raises(ValueError, match="rows of this batch have 16, 15 visual tokens"):
-            model._vtc_engine._after_encoder(None, (), given, {"cache": written_cache(model)})
-        with pytest.raises(ValueError, match="a static KV cache has a fixed length"):
-            written(model, prompt(1), cache_implementation="static", disable_compile=True)
+def test_caches_of_a_fixed_length_are_refused() -> None:
+    model = tiny()
+    with (
+        vtc.wrapped(model, vtc.LateStep(after=1)),
+        pytest.raises(ValueError, match="a static KV cache has a fixed length"),
+    ):
+        written(model, prompt(1), cache_implementation="static", disable_compile=True)
 
 
-def written_cache(model: Any) -> Any:
-    """A cache of a prompt with one picture, of two rows."""
-    with torch.no_grad():
-        out = model.model.encoder(**prompt(1, rows=2))
-    return out.cache if "cache" in out else out.past_key_values
+def test_a_padded_batch_of_unequal_rows() -> None:
+    """One picture, two pictures, plain text; masks that the model makes of the padding are cut, too (under "eager",
+    generate of transformers 5.24 makes none: it asks for the least of the token ids' type)."""
+    model, rows = tiny(), [prompt(1), prompt(1, 2), prompt()]
+    length = max(row["input_ids"].shape[1] for row in rows)
+    fill = [length - row["input_ids"].shape[1] for row in rows]
+    pad = torch.nn.functional.pad
+    given = {
+        name: torch.cat([pad(row[name], (n, 0)) for row, n in zip(rows, fill, strict=True)])
+        for name in ("input_ids", "mm_token_type_ids")
+    }
+    given["attention_mask"] = torch.stack([(torch.arange(length) >= n).long() for n in fill])
+    for name in ("pixel_values", "image_position_ids"):
+        given[name] = torch.cat([row[name] for row in rows if name in row])
+    with vtc.wrapped(model, vtc.LateStep(keep=0.5, after=1)):
+        _, logits = written(model, given)
+        gone = gone_of(model)
+    assert [len(own) for own in gone] == [8, 16, 0]
+    covering = [own + list(range(n)) for own, n in zip(gone, fill, strict=True)]
+    with covered(model, covering, 1):
+        _, expected = written(model, given)
+    assert (logits[1] - expected[1]).abs().max() / expected[1].abs().max() < 1e-5

@@ -90,7 +90,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", FULL),
     "qwen3_5_text": ("qwen3_5_text", dict(FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
     "qwen3_5_text, partial": ("qwen3_5_text", dict(FULL, head_dim=16, **axes(1, 1, 2, partial_rotary_factor=0.5))),
-    "qwen3_5_moe_text": ("qwen3_5_moe_text", dict(FULL, EXPERTS, **axes(1, 1, 2, partial_rotary_factor=1.0))),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", dict(EXPERTS, **FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
     "qwen2_vl_text": ("qwen2_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen2_5_vl_text": ("qwen2_5_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen3_vl_text": ("qwen3_vl_text", axes(1, 1, 2)),

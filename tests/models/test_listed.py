@@ -75,7 +75,7 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
 QWEN = {"qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr"}),
+    "read": ("visionzip", SQUARES | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr", "lfm2_vl"}),
     "before": ("pixelprune", SQUARES | QWEN),
     "inside": ("tome(stage=encoder)", SQUARES | QWEN | {"qianfan_ocr"}),
 }
@@ -88,13 +88,14 @@ TOWERS = {
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
+    "lfm2_vl": "siglip2_vision_model",
     "qwen3_5": "qwen3_5_vision",
     "qwen3_5_moe": "qwen3_5_moe_vision",
     "qianfan_ocr": "qianfan_ocr_vision",
 }
 NOT_KNOWN = (
-    "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
-    "hides some patches from others"
+    "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
+    "no module around its blocks|hides some patches from others"
 )
 
 

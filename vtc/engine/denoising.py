@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +31,14 @@ from vtc.engine.versions import cache_name, cache_of, length_of
 from vtc.methods.base.method import Method
 from vtc.methods.late_step import LateStep
 from vtc.reports import Report, StageReport, Stopwatch
+
+
+class Rows(NamedTuple):
+    """Rows of the cache that later steps read, LongTensor [B, M]; and BoolTensor [B, M], False for what fills up
+    shorter ones, None where all are equally long."""
+
+    index: Tensor
+    there: Tensor | None
 
 
 @dataclass
@@ -51,7 +59,7 @@ class Denoising:
     attention: Tensor | None = None
     gone: list[Tensor] = field(default_factory=list)
     short: Cache | None = None
-    kept: dict[str, Tensor] = field(default_factory=dict)  # kind of layer -> LongTensor [B, held] of its rows
+    kept: dict[str, Rows] = field(default_factory=dict)  # by kind of layer
     watch: Stopwatch | None = None
 
 
@@ -108,12 +116,6 @@ class DenoisingEngine:
             raise ValueError(
                 'a static KV cache has a fixed length: leave out cache_implementation="static" under LateStep.'
             )
-        counts = visual.sum(dim=1)
-        if bool((counts != counts[0]).any()):
-            raise ValueError(
-                f"rows of this batch have {', '.join(map(str, counts.tolist()))} visual tokens, and LateStep needs "
-                "equally many in each: give prompts with pictures of one size, or one at a time."
-            )
         state = Denoising(visual)
         if known is not None:
             state.steps, state.taken = known.steps, known.taken
@@ -149,7 +151,9 @@ class DenoisingEngine:
             **kwargs,
             cache_name(): state.short,
             "decoder_position_ids": positions,
-            "decoder_attention_mask": {kind: _columns(mask, state.kept[kind]) for kind, mask in masks.items()},
+            "decoder_attention_mask": {
+                kind: self._columns(mask, state.kept[kind], canvas.shape[1]) for kind, mask in masks.items()
+            },
         }
         return args, kwargs
 
@@ -165,7 +169,7 @@ class DenoisingEngine:
                 later = self.method.read_later(state.attention[row, here], len(own))
                 stays = torch.zeros(len(own), dtype=torch.bool, device=device).index_fill_(0, later, True)
                 gone.append(here[~stays])
-            state.gone.append(torch.cat(gone))
+            state.gone.append(torch.cat(gone) if gone else torch.empty(0, dtype=torch.long, device=device))
         short = copy.copy(cache)
         short.layers = list(cache.layers)
         for i, layer in enumerate(cache.layers):
@@ -173,21 +177,46 @@ class DenoisingEngine:
             if kind not in state.kept:
                 state.kept[kind] = self._rows(state.gone, length, held)
             own = short.layers[i] = copy.copy(layer)
-            own.keys, own.values = (rows_of(x, state.kept[kind].to(x.device)) for x in (layer.keys, layer.values))
+            own.keys, own.values = (rows_of(x, state.kept[kind].index) for x in (layer.keys, layer.values))
         state.short, state.watch = short, watch.stop()
 
-    def _rows(self, gone: list[Tensor], length: int, held: int) -> Tensor:
-        """LongTensor [B, kept]: the rows that stay, of layers that hold the last `held` of `length` tokens."""
-        found = []
-        for own in gone:
-            keep = torch.ones(length, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
-            found.append(keep[length - held :].nonzero()[:, 0])
-        if len({len(rows) for rows in found}) > 1:
-            raise ValueError(
-                "rows of this batch have unequally many visual tokens within the window of the layers that attend "
-                "within one, which LateStep cannot cut: give prompts one at a time."
-            )
-        return torch.stack(found)
+    def _rows(self, gone: list[Tensor], length: int, held: int) -> Rows:
+        """The rows that stay, of layers that hold the last `held` of `length` tokens."""
+        keep = torch.ones(len(gone), length, dtype=torch.bool, device=gone[0].device)
+        for row, own in enumerate(gone):
+            keep[row, own] = False
+        keep = keep[:, length - held :]
+        counts = keep.sum(dim=1).tolist()
+        order = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, held - max(counts) :]  # what stays goes last
+        return Rows(order, keep.gather(1, order) if len({*counts}) > 1 else None)
+
+    def _columns(self, mask: Tensor | None, rows: Rows, block: int) -> Tensor | None:
+        """The mask [B or 1, 1, C, K + C] of a block of C tokens, with the columns of cached rows that are read, and its
+        own; None = everything is seen."""
+        index, there = rows
+        if mask is None and there is None:
+            return None
+        count = len(index)
+        there = None if there is None else torch.nn.functional.pad(there, (0, block), value=True)[:, None, None]
+        if mask is None:
+            assert there is not None
+            how = self.text._attn_implementation
+            if how not in ("sdpa", "eager"):
+                raise ValueError(
+                    f"rows of this batch keep unequally many tokens, for which {how} needs a mask that it has no room "
+                    'for: give prompts one at a time, or load the model with attn_implementation="sdpa".'
+                )
+            seen = there.expand(-1, -1, block, -1)
+            low = torch.finfo(self.base.dtype).min
+            return seen if how == "sdpa" else torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, low)
+        index = index.to(mask.device)
+        own = torch.arange(mask.shape[3] - block, mask.shape[3], device=mask.device).expand(count, -1)
+        columns = torch.cat([index, own], dim=1)[:, None, None].expand(-1, mask.shape[1], block, -1)
+        mask = mask.expand(count, -1, -1, -1).gather(3, columns)
+        if there is None:
+            return mask
+        low = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return mask.masked_fill(~there.to(mask.device), low)
 
     # -- 3: what the block attends to --------------------------------------------------------------------------
 
@@ -243,13 +272,3 @@ def _runs(visual: Tensor) -> list[Tensor]:
     places = visual.nonzero()[:, 0]
     starts = (places.diff() > 1).nonzero()[:, 0] + 1
     return [run for run in torch.tensor_split(places, starts) if len(run)]
-
-
-def _columns(mask: Tensor | None, kept: Tensor) -> Tensor | None:
-    """The mask [B or 1, 1, C, K + C] with the columns of cached rows that are kept [B, M], and the block's own."""
-    if mask is None:
-        return None
-    kept, length = kept.to(mask.device), mask.shape[2]
-    own = torch.arange(mask.shape[3] - length, mask.shape[3], device=mask.device).expand(len(kept), -1)
-    index = torch.cat([kept, own], dim=1)[:, None, None]
-    return mask.expand(len(kept), -1, -1, -1).gather(3, index.expand(-1, mask.shape[1], length, -1))
