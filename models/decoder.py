@@ -8,6 +8,7 @@ differs. A kind that no test of this package covers is proven at `wrap` (`decode
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,10 @@ from vtc.models import enter_those_that_ship
 
 #: What a rotary embedding made for some tokens, each [B or 1, T, r]: (cos, sin), or one complex table.
 Tables = tuple[Tensor, ...]
+#: kinds of layers that attend to tokens one by one: to all before them, or to those within a window
+SEEING = frozenset({"full_attention", "sliding_attention"})
+#: kinds of layers that keep a state of one size, however many tokens they have read; kinds that keep nothing
+RECURRENT, STATELESS = frozenset({"linear_attention", "conv"}), frozenset({"moe", "mlp"})
 
 
 def own_function(attention: nn.Module, name: str) -> Any:
@@ -28,6 +33,8 @@ class Decoder:
     """Facts about a language model; subclasses fill in what differs."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: whether layers hand on several states of each token, [n, B, S, D]
+    stacked: ClassVar[bool] = False
 
     # -- where things are --------------------------------------------------------------------------------------
 
@@ -38,6 +45,10 @@ class Decoder:
     def attention(self, layer: Any) -> Any:
         """The attention module of a layer."""
         return layer.self_attn
+
+    def recurrent(self, layer: Any) -> Any:
+        """The module that mixes tokens in a layer of a kind in `RECURRENT`."""
+        return layer.linear_attn
 
     def feed_forward(self, layer: Any) -> Any:
         """The module behind a layer's attention."""
@@ -66,13 +77,39 @@ class Decoder:
         kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         return [kind] * config.num_hidden_layers
 
-    def window(self, config: Any) -> int | None:
-        """How many tokens back every layer sees, itself included; None where layers may differ, or see everything.
+    def attending(self, config: Any) -> tuple[int, ...]:
+        """The layers (0-based) that keep rows of tokens in the KV cache.
 
-        A prompt and answer that are no longer meet no window: everything is as if there were none.
+        Example, the first layers of Qwen3.5 (l = linear attention): l l l full l l l full gives (3, 7).
         """
+        apart, holders = RECURRENT | STATELESS, self.holders(config)
+        return tuple(i for i, kind in enumerate(self.kinds(config)) if kind not in apart and holders[i] == i)
+
+    def windows(self, config: Any) -> list[int | None]:
+        """How many tokens back each layer sees, itself included; None = all of them."""
         found = getattr(config, "sliding_window", None)
-        return None if getattr(config, "layer_types", None) or not isinstance(found, int) else found
+        window = found if isinstance(found, int) else None
+        return [window if kind == "sliding_attention" else None for kind in self.kinds(config)]
+
+    def holders(self, config: Any) -> list[int]:
+        """Whose part of the cache each layer (0-based) reads: its own, or that of an earlier layer of its kind."""
+        modes, kinds = getattr(config, "kv_sharing_modes", None) or (), self.kinds(config)
+        stores = {kinds[i]: i for i, mode in enumerate(modes) if mode == "store"}
+        return [stores[kind] if i < len(modes) and modes[i] == "reuse" else i for i, kind in enumerate(kinds)]
+
+    def whole(self, config: Any) -> tuple[int, ...]:
+        """The layers (0-based) whose part of the cache holds the whole conversation, a row per token; where all attend
+        within a window, all: they do as long as it is not reached.
+
+        Example, the first layers of Gemma 3 (s = sliding): s s s s s full s s gives (5,).
+        """
+        kinds, holders = self.kinds(config), self.holders(config)
+        own = [i for i, kind in enumerate(kinds) if kind in SEEING and holders[i] == i]
+        return tuple(i for i in own if kinds[i] == "full_attention") or tuple(own)
+
+    def tables_of(self, config: Any, layer: int) -> Hashable:
+        """Equal for layers that are handed the same tables of the rotary embedding."""
+        return None
 
     # -- what its attention computes ---------------------------------------------------------------------------
 
@@ -124,14 +161,8 @@ class Decoder:
     def why_not(self, lm: Any) -> str | None:
         """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
         can."""
-        kinds = set(self.kinds(lm.config)) - {"full_attention"}
-        if self.window(lm.config) is not None:
-            return None  # what reaches beyond it is refused
-        if "sliding_attention" in kinds:
-            return "attends within a sliding window, and its KV cache forgets what lies outside"
-        if kinds:
-            return f"has layers of the kind {', '.join(sorted(kinds))}, which have no such attention"
-        return None
+        kinds = set(self.kinds(lm.config)) - SEEING - RECURRENT - STATELESS
+        return f"has layers of the kind {', '.join(sorted(kinds))}, which have no such attention" if kinds else None
 
 
 _DEFAULT = Decoder()

@@ -47,8 +47,11 @@ def check_decoder(decoder: Decoder, lm: nn.Module) -> None:
 
 def check_places(decoder: Decoder, lm: nn.Module) -> None:
     """Raise ValueError, in one sentence without its end, if a layer has no attention or feed-forward part there."""
-    for layer in decoder.layers(lm):
+    attending = decoder.attending(lm.config)
+    for number, layer in enumerate(decoder.layers(lm)):
         for name, find in (("attention", decoder.attention), ("feed-forward part", decoder.feed_forward)):
+            if name == "attention" and number not in attending:
+                continue
             try:
                 find(layer)
             except AttributeError as error:
@@ -71,7 +74,8 @@ def _of_each_kind(decoder: Decoder, lm: Any) -> Iterator[tuple[int, Any]]:
     """One layer, with its number, of each kind: layers that say the same of themselves compute the same."""
     layers, found = decoder.layers(lm), set()
     per_layer = [x for x in vars(lm.config).values() if isinstance(x, list | tuple) and len(x) == len(layers)]
-    for number, layer in enumerate(layers):
+    for number in decoder.attending(lm.config):
+        layer = layers[number]
         attention = decoder.attention(layer)
         own = {k: v for k, v in vars(attention).items() if isinstance(v, bool | int | float | str) and k != "layer_idx"}
         said = [repr(x[number]) for x in per_layer]

@@ -125,6 +125,10 @@ def _carried(
     return FamilyInfo(model_type, title, modality, tokens, notes, checkpoint, stages, read, grid, True)
 
 
+_WINDOW = (
+    "Some layers attend within a window, which counts the tokens of the conversation, dropped ones, too; cache methods "
+    "act in the others."
+)
 _LISTED = (
     _carried(
         "aria",
@@ -143,6 +147,49 @@ _LISTED = (
         stages=EVERY_STAGE,
         read=True,
     ),
+    _carried(
+        "aya_vision",
+        "Aya Vision",
+        _TILES,
+        f"Tiles have words between them: each is a picture with a budget of its own. {_WINDOW}",
+        "CohereLabs/aya-vision-8b",
+    ),
+    _carried(
+        "cohere2_vision",
+        "Command A Vision",
+        _TILES,
+        f"Tiles have words between them: each is a picture with a budget of its own. {_WINDOW}",
+        "CohereLabs/command-a-vision-07-2025",
+    ),
+    _carried(
+        "gemma3",
+        "Gemma 3",
+        _SQUARE,
+        f"A picture's tokens see each other. {_WINDOW}",
+        "google/gemma-3-4b-it",
+    ),
+    _carried(
+        "gemma3n",
+        "Gemma 3n",
+        _SQUARE,
+        f"Its tower is convolutional; methods between decoder layers refuse it. {_WINDOW}",
+        "google/gemma-3n-E2B-it",
+        stages=("input", "cache"),
+    ),
+    _carried(
+        "gemma4",
+        "Gemma 4",
+        _PACKED,
+        f"In larger models a picture's tokens see each other. {_WINDOW}",
+        "google/gemma-4-E2B-it",
+    ),
+    _carried(
+        "paligemma",
+        "PaliGemma",
+        _SQUARE,
+        "The picture and the prompt see each other.",
+        "google/paligemma2-3b-mix-224",
+    ),
     _carried("emu3", "Emu3", "words of a codebook", checkpoint="Emu3-community/Emu3-Chat-hf"),
     _carried(
         "ernie4_5_vl_moe",
@@ -152,6 +199,7 @@ _LISTED = (
         "baidu/ERNIE-4.5-VL-28B-A3B-PT",
         video=True,
     ),
+    _carried("exaone4_5", "EXAONE 4.5", _PACKED, checkpoint="LGAI-EXAONE/EXAONE-4.5-33B", video=True),
     _carried("fast_vlm", "FastVLM", _SQUARE, "Its tower is convolutional.", "KamilaMila/FastVLM-7B"),
     _carried("glm46v", "GLM-4.6V", _PACKED, checkpoint="zai-org/GLM-4.6V-Flash", video=True),
     _carried("glm4v", "GLM-4.1V", _PACKED, checkpoint="zai-org/GLM-4.1V-9B-Thinking", video=True),
@@ -225,7 +273,47 @@ _LISTED = (
     ),
     _carried("vipllava", "VIP-LLaVA", _SQUARE, checkpoint="llava-hf/vip-llava-7b-hf", stages=EVERY_STAGE, read=True),
 )
-SHIPPED = {info.model_type: info for info in sorted((*_WRITTEN, *_LISTED), key=lambda info: info.model_type)}
+_RECURRENT = "Methods of the KV cache act in the layers that attend; the others keep a state of one size."
+_HYBRID = (
+    _carried(
+        "lfm2_vl",
+        "LFM2-VL",
+        _PACKED,
+        f"Convolutions in most layers. {_RECURRENT} Tiles stand apart, between words: each is a picture with a budget "
+        "of its own.",
+        "LiquidAI/LFM2-VL-1.6B",
+        read=True,
+    ),
+    _carried(
+        "minicpmv4_6",
+        "MiniCPM-V 4.6",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} Slices stand apart, between words: each is a picture "
+        "with a budget of its own.",
+        "openbmb/MiniCPM-V-4.6",
+    ),
+    _carried(
+        "qwen3_5",
+        "Qwen3.5",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} {_NO_CLS}",
+        "Qwen/Qwen3.5-9B",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+    _carried(
+        "qwen3_5_moe",
+        "Qwen3.5, experts",
+        _PACKED,
+        f"Linear attention in three layers of four. {_RECURRENT} {_NO_CLS}",
+        "Qwen/Qwen3.5-35B-A3B",
+        video=True,
+        stages=EVERY_STAGE,
+        read=True,
+    ),
+)
+SHIPPED = {info.model_type: info for info in sorted((*_WRITTEN, *_LISTED, *_HYBRID), key=lambda info: info.model_type)}
 
 
 def family_infos() -> list[FamilyInfo]:

@@ -5,7 +5,7 @@ What is inside its vision tower is not the family's: see `tower.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,6 +91,20 @@ class Companions:
     rows: str
 
 
+class Blocks(NamedTuple):
+    """Tokens that see each other, also those that follow: pictures, or a prefix.
+
+    Attributes:
+        number: LongTensor [B, L] in main memory, which block each token of a call is in; -1 = none. A block has no gap.
+        kinds: of the decoder layers in which this holds ("full_attention", "sliding_attention").
+        whole: whether a token sees all of its block where a window ends within it.
+    """
+
+    number: Tensor
+    kinds: frozenset[str] = frozenset({"full_attention", "sliding_attention"})
+    whole: bool = False
+
+
 class Adapter:
     """Facts about a family; subclasses fill in what differs. All paths are those of transformers."""
 
@@ -107,8 +121,11 @@ class Adapter:
     projects_cls: ClassVar[bool] = False
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
     companions: ClassVar[Companions | None] = None
-    #: keyword arguments of the language model that hold a number per token, [B, L], and are shortened with the row
+    #: arguments of the language model, or of its layers, that hold values per token, [B, L, ...], and are shortened
+    #: with the row
     aligned: ClassVar[tuple[str, ...]] = ()
+    #: whether the model makes the masks of its language model itself, as `blocks` says
+    masks: ClassVar[bool] = False
 
     def of(self, model: nn.Module) -> Adapter:
         """The adapter of this model of the family, where not all are alike: this one, or another."""
@@ -128,6 +145,14 @@ class Adapter:
     def language_model(self, model: nn.Module) -> Any:
         """The language model without its head: what has the decoder layers."""
         return self.base(model).language_model
+
+    def blocks(self, model: nn.Module, host: Mapping[str, Tensor], seen: int, length: int) -> Blocks | None:
+        """Which tokens of a call see each other wherever they stand; None = each sees what came before it.
+
+        Args:
+            host: what came with the call, in main memory. seen: tokens before it. length: L, its own.
+        """
+        return None
 
     def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """LongTensor [images, 3] of patches (t, h, w), of what the tower is called with; None = it is given none."""

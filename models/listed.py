@@ -33,11 +33,8 @@ class VideoLlavaAdapter(DefaultAdapter):
         return modality == "video"
 
 
-class GlmVAdapter(DefaultAdapter):
-    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
-
-    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
-    mrope = True
+class FramesAdapter(DefaultAdapter):
+    """A video's frames go into the tower one by one, as pictures do."""
 
     def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
         """Frames (1, h, w), one after another, as many to each video as have its tokens."""
@@ -57,6 +54,13 @@ class GlmVAdapter(DefaultAdapter):
             return made
         t, h, w = made.grid
         return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
+
+
+class GlmVAdapter(FramesAdapter):
+    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
+
+    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+    mrope = True
 
     def token_id(self, model: nn.Module, modality: str) -> int:
         return super().token_id(model, "image")  # of both
@@ -113,6 +117,12 @@ class GotOcr2Adapter(DefaultAdapter):
 
     def fold(self, model: nn.Module) -> int:
         return 4
+
+
+class Exaone45Adapter(DefaultAdapter):
+    """Qwen2.5-VL's kind of tower, with fewer keys than queries; positions in a row."""
+
+    model_types = ("exaone4_5",)
 
 
 class FastVlmAdapter(DefaultAdapter):
@@ -207,6 +217,7 @@ LISTED: tuple[type[Adapter], ...] = (
     Ovis2Adapter,
     GotOcr2Adapter,
     FastVlmAdapter,
+    Exaone45Adapter,
     QianfanOcrAdapter,
     Idefics3Adapter,
     AriaAdapter,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from torch import nn
 
 from vtc.models import text_models as text_models
-from vtc.models.decoder import decoder_for
+from vtc.models.decoder import RECURRENT, SEEING, STATELESS, decoder_for
 from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
+from vtc.models.hybrid import HYBRID
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.listed import LISTED
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
+from vtc.models.sliding import SLIDING
 from vtc.models.tower import (
     CLIPTower,
     InternVLTower,
@@ -49,6 +51,8 @@ for _family in (
     Qwen3VLAdapter,
     InternVLAdapter,
     *LISTED,
+    *HYBRID,
+    *SLIDING,
 ):
     register_adapter(_family)
 
@@ -115,17 +119,14 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
     adapter.check(model)
     lm = adapter.language_model(model)
     kinds = set(decoder_for(lm).kinds(lm.config))
-    if decoder_for(lm).window(lm.config) is not None:
-        return adapter
-    if "sliding_attention" in kinds:
+    if unknown := kinds - SEEING - RECURRENT - STATELESS:
         raise ValueError(
-            f"the language model of this {model_type} attends within a sliding window in some layers, which is "
-            "not supported: their KV cache drops tokens by itself."
+            f"the language model of this {model_type} has layers of the kind {', '.join(sorted(unknown))}, which is "
+            "not supported: their state cannot leave tokens out."
         )
-    if kinds - {"full_attention"}:
-        found = ", ".join(sorted(kinds - {"full_attention"}))
+    if not kinds & SEEING:
         raise ValueError(
-            f"the language model of this {model_type} has layers of the kind {found}, which is not supported: "
-            "their state cannot leave tokens out."
+            f"the language model of this {model_type} has no attention in any layer, which is not supported: its "
+            "cache does not know how long a conversation is."
         )
     return adapter

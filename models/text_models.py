@@ -5,6 +5,7 @@ Whatever is registered here is believed at `wrap`; a type may only stand here if
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -43,6 +44,20 @@ class Olmo2Decoder(Decoder):
 
 
 @register_decoder
+class Exaone4Decoder(Decoder):
+    """Norms behind attention and feed-forward part; where some layers have a window, the others do not rotate."""
+
+    model_types = ("exaone4",)
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        turns = attention.sliding_window is None or attention.is_sliding
+        return super().rotated(attention, x, tables) if turns else x
+
+
+@register_decoder
 class Gemma2Decoder(Decoder):
     model_types = ("gemma2",)
 
@@ -55,8 +70,35 @@ class Gemma2Decoder(Decoder):
 class Gemma3Decoder(Decoder):
     model_types = ("gemma3_text",)
 
+    def tables_of(self, config: Any, layer: int) -> Hashable:
+        return config.layer_types[layer]
+
     def position_embeddings(self, rotary: Any, hidden: Tensor, positions: Tensor, layer: int) -> Any:
         return rotary(hidden, position_ids=positions, layer_type=rotary.config.layer_types[layer])
+
+
+class SharingDecoder(Gemma3Decoder):
+    """A rotation that takes one tensor; the last layers have no keys of their own."""
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        cos, sin = (table.to(x.device) for table in tables)
+        return own_function(attention, "apply_rotary_pos_emb")(x, cos, sin)
+
+
+@register_decoder
+class Gemma4Decoder(SharingDecoder):
+    model_types = ("gemma4_text",)
+
+
+@register_decoder
+class Gemma3nDecoder(SharingDecoder):
+    """Each layer hands on several states of a token (AltUp), of which it attends with one."""
+
+    model_types = ("gemma3n_text",)
+    stacked = True
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return layer.input_layernorm(layer.altup.predict(hidden)[layer.config.altup_active_idx])
 
 
 @register_decoder
@@ -95,6 +137,42 @@ class Phi3Decoder(Decoder):
         before = attention.config.num_attention_heads
         start, count = (0, before) if which == "q" else (before, attention.num_key_value_heads)
         return heads.narrow(2, start, count).transpose(1, 2)
+
+
+@register_decoder
+class Qwen35Decoder(Decoder):
+    """Linear attention in most layers; the others' projection makes each head's query, then its gate."""
+
+    model_types = ("qwen3_5_text", "qwen3_5_moe_text")
+
+    def projected(self, attention: Any, which: str, x: Tensor) -> Tensor:
+        if which == "k":
+            return super().projected(attention, which, x)
+        heads = attention.q_proj(x).unflatten(-1, (-1, 2, attention.head_dim))[..., 0, :]  # [B, T, H, d]
+        return attention.q_norm(heads).transpose(1, 2)
+
+
+@register_decoder
+class Lfm2Decoder(Decoder):
+    """Short convolutions in most layers; names of its own for nearly everything."""
+
+    model_types = ("lfm2",)
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return layer.operator_norm(hidden)
+
+    def feed_forward(self, layer: Any) -> Any:
+        return layer.feed_forward
+
+    def recurrent(self, layer: Any) -> Any:
+        return layer.conv
+
+    def final_norm(self, lm: Any) -> Any:
+        return lm.embedding_norm
+
+    def projected(self, attention: Any, which: str, x: Tensor) -> Tensor:
+        heads = getattr(attention, f"{which}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+        return getattr(attention, f"{which}_layernorm")(heads).transpose(1, 2)
 
 
 @register_decoder

@@ -42,6 +42,8 @@ class Tower:
     #: the pictures it takes: one a row, of config.image_size pixels squared, or of config.image_size (height, width);
     #: or pictures of any size, packed one after another into one row, alone or ("packed") with grids in `grid_thw`
     takes: ClassVar[Takes] = "square"
+    #: whether its pictures come cut into patches, instead of as pixels
+    patches_given: ClassVar[bool] = False
     #: what the published processors of its family subtract from each channel's pixels in [0, 1], and divide them by
     mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
     deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
@@ -343,10 +345,30 @@ class JanusTower(SiglipTower):
 
 
 class Siglip2Tower(SiglipTower):
-    """Pictures of any size, of as many patches each as the longest has, or padded to that."""
+    """Pictures of any size, cut into patches, as many of each as the longest has, or padded to that."""
 
     model_types = ("siglip2_vision_model",)
     takes = "rectangle"
+    patches_given = True
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        queries, keys = self.heads(attention, q, k)
+        if grid_thw is None:
+            return [(queries, keys)]
+        sizes = grid_thw.prod(dim=1).tolist()  # each picture's own patches, of which none looks at padding
+        return [(queries[i : i + 1, :, :n], keys[i : i + 1, :, :n]) for i, n in enumerate(sizes)]
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
+        values = super().tokens_from_patches(tower, values, grid_thw, mean, kept)
+        if mean or grid_thw is None or len(grid_thw) == 1 or len(values) > 1:
+            return values
+        sizes = grid_thw.prod(dim=1)  # attention of all pictures is one row; one must not depend on its neighbours
+        share = (sizes / sizes.sum()).repeat_interleave(sizes)  # [T]
+        return values / share.to(values).view(1, -1, *[1] * (values.dim() - 2))
 
 
 class InternVLTower(Tower):

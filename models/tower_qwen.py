@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size, packed into one row."""
+"""The vision towers of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: pictures of any size, packed into one row."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class QwenTower(Tower):
 class Qwen3Tower(QwenTower):
     """Learned positions, resampled to each picture's grid, are added to the patches."""
 
-    model_types = ("qwen3_vl_vision", "qwen3_vl_moe_vision")
+    model_types = ("qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision", "qwen3_5_moe_vision")
     mean = deviation = (0.5, 0.5, 0.5)
 
     def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from tests.listed_hybrid import HYBRID
+from tests.listed_sliding import SLIDING
 from tests.tiny_parts import (
     CLIPS,
     END,
@@ -21,10 +23,11 @@ from tests.tiny_parts import (
     VISION,
     VOCAB,
     Family,
+    Images,
     noise,
+    square,
 )
 
-Images = Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 CLIP = {"model_type": "clip_vision_model", **VISION, "projection_dim": 16}
 SIGLIP = {"model_type": "siglip_vision_model", **VISION}
@@ -43,23 +46,12 @@ MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 GLM_MOE = {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
 ERNIE_MOE = {"moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
 PACKED = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
+FULL = {"layer_types": ["full_attention"] * 3}
 INDICATORS = [90, 91, 92, 93, 94]
 
 
 def _config(model_type: str, **parts: Any) -> Callable[[], Any]:
     return lambda: AutoConfig.for_model(model_type, **parts)
-
-
-def _square(pixels: int, tokens: int, before: Sequence[int] = (), after: Sequence[int] = ()) -> Images:
-    """One square crop a picture."""
-
-    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        if not seeds:
-            return {}, []
-        prompts = [[*before, *[IMAGE] * tokens, *after] for _ in seeds]
-        return {"pixel_values": torch.stack([noise(s, 3, pixels, pixels) for s in seeds])}, prompts
-
-    return images
 
 
 def _tiles(pixels: int, tokens: int) -> Images:
@@ -172,11 +164,11 @@ def _moe_types(ids: Tensor) -> dict[str, Tensor]:
 _MADE: dict[str, Callable[[], Family]] = {
     "vipllava": lambda: Family(
         _config("vipllava", vision_config=CLIP, text_config=LLAMA, **INDEX, vision_feature_layer=[-2, 1]),
-        _square(24, 36),
+        square(24, 36),
     ),
     "video_llava": lambda: Family(
         _config("video_llava", vision_config=CLIP, text_config=LLAMA, **INDEX, video_token_index=VIDEO),
-        _square(24, 36),
+        square(24, 36),
         _with_cls,
     ),
     "mistral3": lambda: Family(_config("mistral3", vision_config=PIXTRAL, text_config=MISTRAL, **INDEX), _padded),
@@ -242,7 +234,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             hidden_size=32,
             **IDS,
         ),
-        _square(24, 36, INDICATORS[:1], INDICATORS[1:2]),
+        square(24, 36, INDICATORS[:1], INDICATORS[1:2]),
     ),
     "got_ocr2": lambda: Family(
         _config(
@@ -264,6 +256,24 @@ _MADE: dict[str, Callable[[], Family]] = {
         ),
         _tiles(64, 16),
     ),
+    "exaone4_5": lambda: Family(
+        _config(
+            "exaone4_5",
+            vision_config={
+                **QWEN_VISION,
+                "num_key_value_heads": 1,
+                "hidden_size": 16,
+                "out_hidden_size": 32,
+                "intermediate_size": 24,
+                "window_size": 16,
+                "fullatt_block_indexes": [2],
+            },
+            text_config={"model_type": "exaone4", **TEXT, "sliding_window": None, "head_dim": 8, **FULL},
+            **BOTH,
+        ),
+        _packed(96),
+        _clips(96),
+    ),
     "fast_vlm": lambda: Family(
         _config(
             "fast_vlm",
@@ -282,7 +292,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             text_config=QWEN2,
             **INDEX,
         ),
-        _square(256, 16),
+        square(256, 16),
     ),
     "janus": lambda: Family(
         _config(
@@ -302,10 +312,10 @@ _MADE: dict[str, Callable[[], Family]] = {
             },
             **IDS,
         ),
-        _square(24, 36),
+        square(24, 36),
     ),
     "deepseek_vl": lambda: Family(
-        _config("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), _square(24, 36)
+        _config("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), square(24, 36)
     ),
     "qianfan_ocr": lambda: Family(
         _config(
@@ -318,12 +328,12 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
     "idefics3": lambda: Family(
         _config("idefics3", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
-        _square(32, 16, [START], [END]),
+        square(32, 16, [START], [END]),
         by_row=True,
     ),
     "smolvlm": lambda: Family(
         _config("smolvlm", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
-        _square(32, 16, [START], [END]),
+        square(32, 16, [START], [END]),
         by_row=True,
     ),
     "aria": lambda: Family(
@@ -334,7 +344,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             projector_patch_to_query_dict={36: 20},
             **INDEX,
         ),
-        _square(24, 20),
+        square(24, 20),
     ),
     "emu3": lambda: Family(
         _config(
@@ -388,4 +398,6 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
+LISTED: dict[str, Family] = {
+    name: made() for name, made in (_MADE | HYBRID | SLIDING).items() if name in CONFIG_MAPPING
+}

@@ -4,7 +4,7 @@ It shares no code with the engine. The sequence keeps its full length in every l
 at which a token was dropped its key is masked out, in prefill and in every decode step; rows of anchors are replaced by
 explicit weighted sums; rows that the cache lost are masked in that layer, and in that head, from that moment on, and
 what took others in there is replaced in its keys and values. The oracle needs only the decisions, read from the wrapped
-model's record.
+model's record. A recurrent layer, in which nothing can be masked, is fed the tokens that are left, row by row.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from vtc.proof.recurrent import fed_directly
 
 
 def lm_of(model: Any) -> Any:
@@ -141,15 +146,29 @@ def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decis
     """
     play = _Play(model, made, rows, compact, earlier)
     lm = lm_of(model)
-    handles = [lm.register_forward_pre_hook(play.before_lm, with_kwargs=True)]
-    for layer in lm.layers:
-        handles.append(layer.register_forward_pre_hook(play.before_layer, with_kwargs=True))
-        handles.append(layer.register_forward_hook(play.after_layer))
+    handles = [model.register_forward_pre_hook(play.before_model, with_kwargs=True)]
+    handles.append(lm.register_forward_pre_hook(play.before_lm, with_kwargs=True))
+    for i, layer in enumerate(lm.layers):
+        handles.append(layer.register_forward_pre_hook(partial(play.before_layer, i), with_kwargs=True))
+        handles.append(layer.register_forward_hook(partial(play.after_layer, i)))
+    handles += fed_directly({i: x for i, layer in enumerate(lm.layers) if (x := recurrent(layer))}, play.left)
     try:
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def round_off(model: Any) -> float:
+    """How far logits may be apart, as a share of the largest: gated delta networks solve a system of equations in each
+    chunk of tokens, and padding moves the chunks."""
+    return 1e-4 if "linear_attention" in (getattr(lm_of(model).config, "layer_types", None) or ()) else 1e-5
+
+
+def recurrent(layer: Any) -> Any:
+    """The module of a decoder layer that mixes tokens without attention; None = it attends."""
+    found = (getattr(layer, name, None) for name in ("linear_attn", "conv"))
+    return next((module for module in found if module is not None), None)
 
 
 class _Play:
@@ -162,6 +181,40 @@ class _Play:
         self.applied: set[tuple[int, int]] = set()  # merges of each cache
         self.heads, self.groups = (getattr(self.lm.config, f"num_{name}_heads") for name in ("attention", "key_value"))
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> what its keys were rotated by, [B, T, d]
+        self.given: Tensor | None = None  # the caller's attention mask
+        self.numbers: list[list[Tensor]] = []  # per stage, of each forward [B, T]: what a window counts
+
+    def before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Caches keep everything: what a window hides is a matter of masks here."""
+        self.given = kwargs.get("attention_mask")
+        name = "cache" if "cache" in signature(module.forward).parameters else "past_key_values"
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
+        if cache is None and self.windowed and kwargs.get("use_cache", True):
+            kwargs = {**kwargs, name: DynamicCache()}
+        for i, layer in enumerate(cache.layers if cache is not None else []):
+            if type(layer) is DynamicSlidingWindowLayer:
+                assert not layer.is_initialized
+                cache.layers[i] = DynamicLayer()
+        return args, kwargs
+
+    @property
+    def windowed(self) -> bool:
+        return any(self.window(i) is not None for i in range(len(self.lm.layers)))
+
+    def window(self, i: int) -> int | None:
+        """How many tokens back layer `i` sees, itself included."""
+        kinds = getattr(self.lm.config, "layer_types", None)
+        if kinds and kinds[i] != "sliding_attention":
+            return None
+        return getattr(self.lm.config, "sliding_window", None)
+
+    def holder(self, i: int) -> int:
+        """The layer whose keys layer `i` reads: its own, or the last of its kind that stores them for others."""
+        config = self.lm.config
+        modes = getattr(config, "kv_sharing_modes", None)
+        if not modes or modes[i] != "reuse":
+            return i
+        return max(n for n in range(i) if modes[n] == "store" and config.layer_types[n] == config.layer_types[i])
 
     def before_lm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
@@ -174,7 +227,7 @@ class _Play:
                 assert cache is not None
                 self.merge(cache.layers[merge.layer], merge)
         self.batch, self.length, _ = embeds.shape
-        user = kwargs.get("attention_mask")
+        self.masks, user = kwargs.get("attention_mask"), self.given
         ones = torch.ones(self.batch, self.seen + self.length, dtype=torch.bool)
         self.user = ones if user is None else user.bool()
         ids = kwargs.get("position_ids")
@@ -197,21 +250,39 @@ class _Play:
                 dense[kwargs["visual_pos_masks"]] = x
                 self.deepstack.append(dense)
             kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
+        if self.seen == self.start:
+            for stage in self.stages:
+                kwargs["inputs_embeds"] = stage.merge(embeds) if stage.first == 0 else kwargs["inputs_embeds"]
         self.positions = []
         for stage in self.stages:
             self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
             self.positions.append(self.ids)
+        if self.seen == self.start:
+            self.numbers = [[] for _ in self.stages]
+        for own, ids in zip(self.numbers, self.positions, strict=True):
+            own.append(ids[0])
         kwargs["attention_mask"] = torch.zeros(self.batch, 1, self.length, self.seen + self.length)
         return args, kwargs
 
-    def before_layer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        i = module.self_attn.layer_idx
+    def left(self, i: int, row: int) -> Tensor:
+        """The tokens of this forward that a row still has in layer `i`."""
+        there = self.user[row, self.seen :].clone()
+        stage = [one for one in self.stages if one.first <= i][-1]
+        if self.seen == self.start:
+            there[stage.dropped[row]] = False
+        return there.nonzero()[:, 0]
+
+    def before_layer(self, i: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
         stage, hidden = self.stages[number], args[0]
+        names = list(signature(module.forward).parameters)
+        kwargs, args = {**kwargs, **dict(zip(names[1:], args[1:], strict=False))}, args[:1]
         for one in self.stages:
             if self.seen == self.start and one.first == i:
-                hidden = one.merge(hidden)
+                hidden = hidden if i == 0 else one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
+        if recurrent(module) is not None:
+            return (hidden,), kwargs
         end = self.seen + self.length
         visible = self.user[:, None].repeat(1, self.heads, 1)  # [B, H, K]
         for r in range(self.batch):
@@ -221,13 +292,13 @@ class _Play:
                     if layer <= i:
                         visible[r, :, sorted(set(choice.index) - set(choice.slots))] = False
             for length, layer, lost in [*(self.earlier.evicted if self.earlier else []), *self.made.evicted]:
-                if layer == i and self.seen >= length:
+                if layer == self.holder(i) and self.seen >= length:
                     for head in range(self.heads):
                         visible[r, head, one_of(lost[r // (self.batch // self.rows)], head, self.heads)] = False
         for r, slots in enumerate(self.made.resting.get((self.seen, i), [])):
             visible[r, :, slots] = False
         places = torch.arange(end)
-        allowed = visible[:, :, None, :] & (places <= places[self.seen :, None])  # [B, H, T, K]
+        allowed = visible[:, :, None, :] & self.sees(i, number, places)  # [B, H, T, K]
         allowed |= ~allowed.any(-1, keepdim=True)  # padding looks at anything
         mask = torch.zeros(self.batch, self.heads, self.length, end)
         for merge in self.made.merged:
@@ -236,10 +307,28 @@ class _Play:
         kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
         if self.compact:
             positions = self.positions[number]
-            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0])
+            named = len(signature(self.lm.rotary_emb.forward).parameters) > 2
+            kind = [self.lm.config.layer_types[i]] if named else []
+            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
         if self.seen == self.start:
             self.tables[i] = kwargs["position_embeddings"]
-        return (hidden, *args[1:]), kwargs
+        return (hidden,), kwargs
+
+    def sees(self, layer: int, stage: int, places: Tensor) -> Tensor:
+        """BoolTensor [B or 1, 1, T, K]: which places a layer's queries see when nothing is dropped: those before them,
+        as far as a window of so many tokens reaches, and what the model itself shows them besides."""
+        queries, window = places[self.seen :, None], self.window(layer)
+        sees, near = (places <= queries)[None, None], torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        if window is not None:
+            count = torch.cat(self.numbers[stage], dim=1) if self.compact else places[None]
+            near = (count[:, None, :] > count[:, self.seen :, None] - window)[:, None]
+        kinds, made = getattr(self.lm.config, "layer_types", None), self.masks
+        made = made[kinds[layer]] if isinstance(made, dict) else made
+        if made is None or made.dim() != 4:
+            return sees & near
+        made = made if made.dtype == torch.bool else made > -1
+        far = places > queries if window is None else (places > queries) | (places <= queries - window)
+        return (sees & near) | (made & far)
 
     def copies(self, row: int) -> list[int]:
         """The batch rows that are row `row` of the prompt."""
@@ -284,8 +373,7 @@ class _Play:
                     if a >= 0:
                         mask[r, h, :, places[a]] = math.log(count)
 
-    def after_layer(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
-        i = module.self_attn.layer_idx
+    def after_layer(self, i: int, module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
         return output + self.deepstack[i] if i < len(self.deepstack) else None
 
 

@@ -263,29 +263,32 @@ def test_grids_that_are_none() -> None:
             vtc.select("divprune", x, grid=cast(Any, grid))
 
 
-def test_sliding_windows_are_refused_where_they_are_met() -> None:
-    """BakLLaVA, and whatever on Mistral leaves the key out, has a window of 4096 tokens: most prompts meet none."""
+def test_a_window_of_all_layers() -> None:
+    """BakLLaVA, and whatever on Mistral leaves the key out, has a window of 4096 tokens: reached, or not."""
     inputs = batch("llava", [[0]])
-    length = inputs["input_ids"].shape[1]
-    config = copy.deepcopy(model_of("llava").config)
-    config.text_config = MistralConfig(**cast(Any, TEXT), sliding_window=length + 6)
-    model: Any = LlavaForConditionalGeneration(config).eval()
-    for method in ("divprune", "fastv(layers=(1,))", "h2o"):
-        assert vtc.check(model, method, 0.5, inputs=inputs, show=None).of("some dropped").ok
-    vtc.wrap(model, "divprune", keep=0.5)
-    assert model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None).shape[1] == length + 6
-    with pytest.raises(
-        ValueError, match=rf"^this language model attends within a window of {length + 6} tokens, .*\.$"
-    ):
-        model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
-    text = {"input_ids": torch.arange(10, 10 + length + 9)[None]}
-    assert model(**text).logits.isfinite().all()  # plain text, as if it were not wrapped
+    length, greedy = inputs["input_ids"].shape[1], dict(do_sample=False, eos_token_id=None)
+    for window in (length // 2, length - 1, length, length + 6, length + 1000):
+        config = copy.deepcopy(model_of("llava").config)
+        config.text_config = MistralConfig(**cast(Any, TEXT), sliding_window=window)
+        model: Any = LlavaForConditionalGeneration(config).eval()
+        for method in ("divprune", "fastv(layers=(1,))", "fastv(layers=(2,))"):
+            found = vtc.check(model, method, 0.5, inputs=inputs, show=None)
+            assert found.ok, found
+        with vtc.wrapped(model, "h2o", keep=0.5):
+            if window > length:
+                assert model.generate(**inputs, max_new_tokens=6, **greedy).shape[1] == length + 6
+            if window < length + 12:
+                why = (
+                    rf"^this language model attends within a window of {window} tokens, .* where h2o works on its .*\.$"
+                )
+                with pytest.raises(ValueError, match=why):
+                    model.generate(**inputs, max_new_tokens=13, **greedy)
 
 
 def test_hybrid_language_models_are_refused() -> None:
     model = copy.deepcopy(model_of("llava_onevision"))
-    model.config.text_config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    with pytest.raises(ValueError, match="linear_attention, which is not supported"):
+    model.config.text_config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
+    with pytest.raises(ValueError, match="chunked_attention, which is not supported"):
         vtc.wrap(model, "divprune")
 
 

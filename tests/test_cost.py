@@ -5,9 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+import vtc
 from tests.families import PAD, TEXT
 from tests.listed import LISTED
 from vtc.cost import DecoderCost
+from vtc.engine.versions import caches_latents
 
 
 def language_model(kind, dtype=torch.float32, **changes):
@@ -67,6 +69,43 @@ def test_active_experts_of_published_models():
     glm = AutoConfig.for_model("glm4v_moe_text")
     assert DecoderCost.of(glm).mlp == pytest.approx((10944 + 45 * 9 * 1408) / 46)
     assert DecoderCost.of(glm).router == pytest.approx(45 * 128 / 46)
+
+
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+@pytest.mark.parametrize("rank", [None, 16], ids=["whole queries", "queries of low rank"])
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
+def test_latent_attention(kind, rank):
+    """DeepSeek's: FLOPs as torch counts them, bytes as the cache holds them."""
+    model, tokens = language_model(kind, q_lora_rank=rank, **LATENT), 33
+    model.config._experts_implementation = "eager"
+    with FlopCounterMode(display=False) as counter:
+        cache = prefill(model, tokens).past_key_values
+    by_module = counter.get_flop_counts()
+    rotary = sum(sum(f.values()) for name, f in by_module.items() if name.endswith("rotary_emb"))
+    cost = DecoderCost.of(model.config, 4, caches_latents())
+    square = sum(layer.pair for layer in cost.each) * tokens * tokens
+    assert counter.get_total_flops() - rotary == cost.prefill_flops(tokens) + square
+    assert cost.kv_bytes(tokens) == vtc.cache_bytes(cache).rows
+
+
+def test_latents_of_a_published_model():
+    """DeepSeek-V2 caches 512 + 64 numbers per token and layer (arXiv 2405.04434, table 1: 4.5 heads of 128)."""
+    config = AutoConfig.for_model("deepseek_v2", **{**LATENT, "kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    assert DecoderCost.of(config).each[0].cached == 576 == 4.5 * 128
 
 
 @pytest.mark.parametrize(("kind", "changes"), CASES)

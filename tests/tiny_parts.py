@@ -29,6 +29,9 @@ QWEN_VISION = dict(depth=3, num_heads=2, in_channels=3, patch_size=4, spatial_me
 MROPE = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 
 
+Images = Callable[[Sequence[int]], tuple[dict[str, Tensor], list[list[int]]]]
+
+
 @dataclass(frozen=True)
 class Family:
     """How to build a family's tiny model and the pixels of its images.
@@ -54,3 +57,15 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 GRIDS = [(1, 12, 8), (1, 10, 14), (1, 8, 8), (1, 6, 12)]  # patches; 2 x 2 of them make a token
 CLIPS = [(3, 4, 6), (2, 6, 4), (5, 4, 4)]  # patches; 2 x 2 of them make a token
+
+
+def square(pixels: int, tokens: int, before: Sequence[int] = (), after: Sequence[int] = ()) -> Images:
+    """One square crop a picture."""
+
+    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        if not seeds:
+            return {}, []
+        prompts = [[*before, *[IMAGE] * tokens, *after] for _ in seeds]
+        return {"pixel_values": torch.stack([noise(s, 3, pixels, pixels) for s in seeds])}, prompts
+
+    return images

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from vtc.methods.holov import HoloV
     from vtc.methods.keydiff import KeyDiff
     from vtc.methods.knorm import KNorm
+    from vtc.methods.late_step import LateStep
     from vtc.methods.lookm import LookM
     from vtc.methods.minicache import MiniCache
     from vtc.methods.mmtok import MMTok
@@ -150,6 +151,7 @@ __all__ = [
     "Joined",
     "KNorm",
     "KeyDiff",
+    "LateStep",
     "LayerMethod",
     "LookM",
     "MMTok",
@@ -273,6 +275,7 @@ _HOME = {
     "HiRED": "vtc.methods.hired",
     "HoliTom": "vtc.methods.holitom",
     "Joined": "vtc.methods.base.encoder",
+    "LateStep": "vtc.methods.late_step",
     "LayerMethod": "vtc.methods.base.layer",
     "MergingMethod": "vtc.methods.base.encoder",
     "Method": "vtc.methods.base.method",

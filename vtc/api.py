@@ -26,6 +26,7 @@ from vtc.selection import Selection
 from vtc.signals import VisualTokens, given_signals
 
 if TYPE_CHECKING:  # it imports transformers' parts, which `vtc.select` can do without
+    from vtc.engine.denoising import DenoisingEngine
     from vtc.engine.encoded import Encoded
     from vtc.engine.engine import Engine
     from vtc.engine.tower_engine import TowerEngine
@@ -257,17 +258,22 @@ def _new_engine(
     processor: Any,
     around: tuple[nn.Module, ...],
     family: str | None,
-) -> Engine | TowerEngine:
+) -> Engine | TowerEngine | DenoisingEngine:
+    from vtc.methods.late_step import DENOISING
     from vtc.models.registry import is_alone
 
     if is_alone(model):
         from vtc.engine.tower_engine import TowerEngine
 
         return TowerEngine(model, methods)
+    if getattr(getattr(model, "config", None), "model_type", None) in DENOISING:
+        from vtc.engine.denoising import DenoisingEngine
+
+        return DenoisingEngine(model, methods)
     from vtc.engine.engine import Engine
 
     return Engine(model, methods, processor, around, family)
 
 
-def _engine(model: nn.Module) -> Engine | TowerEngine | None:
+def _engine(model: nn.Module) -> Engine | TowerEngine | DenoisingEngine | None:
     return look_through(model)[0].__dict__.get(ATTRIBUTE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vtc.cost_layers import LayerCost, feed_forward, layer_config, layer_costs
+
 
 @dataclass(frozen=True)
 class DecoderCost:
@@ -13,6 +15,7 @@ class DecoderCost:
     Attributes:
         mlp: inner width of the feed-forward part that a token goes through, experts that it is not sent to left out,
             averaged over layers. router: how many experts a token is scored for, likewise.
+        each: what each layer costs; they may be of different kinds.
     """
 
     layers: int
@@ -22,32 +25,39 @@ class DecoderCost:
     head_dim: int
     mlp: float
     vocab: int
+    each: tuple[LayerCost, ...]
     bytes_per_value: int = 2
     router: float = 0
 
     @classmethod
-    def of(cls, config: Any, bytes_per_value: int = 2) -> DecoderCost:
-        """Read a text config of transformers (Llama, Qwen, Mistral and their like)."""
-        parts = _feed_forward(config)
+    def of(cls, config: Any, bytes_per_value: int = 2, latents: bool = True) -> DecoderCost:
+        """Read a text config of transformers (Llama, Qwen, Mistral, DeepSeek, LFM2 and their like).
+
+        Args:
+            latents: whether multi-head latent attention caches its latents, as transformers does since 5.24.
+        """
+        parts, one = feed_forward(config), layer_config(config, 0)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            kv_heads=getattr(one, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim=getattr(one, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             mlp=sum(width for width, _ in parts) / len(parts),
             router=sum(scored for _, scored in parts) / len(parts),
             vocab=config.vocab_size,
+            each=tuple(layer_costs(config, latents)),
             bytes_per_value=bytes_per_value,
         )
 
-    def layer_flops(self, tokens: int) -> int:
-        """Multiply-adds count twice; attention counts its causal half."""
-        inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        projections = 2 * tokens * self.hidden * (2 * inner + 2 * kv)
-        attention = 2 * tokens * tokens * inner  # q @ k and p @ v, half of each
-        mlp = 2 * tokens * self.hidden * (3 * self.mlp + self.router)  # gate, up, down
-        return projections + attention + round(mlp)
+    def layer_flops(self, layer: int, tokens: int, pairs: float | None = None) -> int:
+        """Of one layer; multiply-adds count twice, attention counts its causal half, within the layer's window.
+
+        Args:
+            pairs: how many pairs of a query and a key there are, as `LayerCost.pairs` counts; None = of that many
+                tokens in a row.
+        """
+        return self.each[layer].flops(tokens, pairs)
 
     def head_flops(self) -> int:
         """FLOPs of one row of logits."""
@@ -55,50 +65,16 @@ class DecoderCost:
 
     def prefill_flops(self, tokens: int) -> int:
         """FLOPs to read a prompt of `tokens` and emit one logit row."""
-        return self.layers * self.layer_flops(tokens) + self.head_flops()
+        return sum(layer.flops(tokens) for layer in self.each) + self.head_flops()
 
-    def layer_kv_bytes(self, tokens: float) -> int:
-        """Bytes of keys and values that `tokens` leave in one layer's cache; the mean over its heads, where these hold
-        unequally many."""
-        return round(2 * self.kv_heads * self.head_dim * tokens * self.bytes_per_value)
+    def layer_kv_bytes(self, layer: int, tokens: float) -> int:
+        """Bytes that `tokens` of one sequence leave in one layer's cache: keys and values, the mean over its heads
+        where these hold unequally many; or the states of a recurrent layer, whatever the number."""
+        return self.each[layer].kv_bytes(tokens, self.bytes_per_value)
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values that `tokens` leave in the cache, all layers."""
-        return self.layers * self.layer_kv_bytes(tokens)
-
-
-def _first(config: Any, *names: str) -> Any:
-    """The first of some fields that a configuration has, by the names that model families have for it; None."""
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-
-
-def _feed_forward(config: Any) -> list[tuple[int, int]]:
-    """Per layer: inner width that a token goes through, and how many experts it is scored for.
-
-    Example, GLM-4.5V's 46 layers: the first is dense (10944, 0); in the others a token goes through 8 experts of 1408
-    and one that all share, (9 * 1408, 128).
-    """
-    layers, dense = config.num_hidden_layers, (config.intermediate_size, 0)
-    experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-    if not experts:
-        return [dense] * layers
-    chosen = _first(config, "num_experts_per_tok", "moe_k", "moe_topk")
-    width = _first(config, "moe_intermediate_size", "intermediate_size")
-    width = width[0] if isinstance(width, list | tuple) else width  # ERNIE's experts of words, then those of pictures
-    common = width * (_first(config, "n_shared_experts", "moe_num_shared_experts") or 0)
-    common = _first(config, "shared_expert_intermediate_size") or common
-    sparse = (chosen * width + common, experts)
-    return [dense if _is_dense(config, i) else sparse for i in range(layers)]
-
-
-def _is_dense(config: Any, layer: int) -> bool:
-    """Whether a layer of a model of experts has none."""
-    kinds = getattr(config, "mlp_layer_types", None)
-    if kinds:
-        return kinds[layer] == "dense"
-    step = getattr(config, "decoder_sparse_step", None) or 1
-    first = getattr(config, "first_k_dense_replace", None) or 0
-    return layer < first or layer in (getattr(config, "mlp_only_layers", None) or ()) or (layer + 1) % step != 0
+        """Bytes that `tokens` of one sequence leave in the cache, all layers."""
+        return sum(layer.kv_bytes(tokens, self.bytes_per_value) for layer in self.each)
 
 
 @dataclass(frozen=True)

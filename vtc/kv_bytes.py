@@ -12,7 +12,8 @@ class CacheBytes(NamedTuple):
     """Bytes of a KV cache.
 
     Attributes:
-        rows: keys and values. notes: what else is kept with them: which row is which, masks, what methods remember.
+        rows: keys and values; in recurrent layers, their states. notes: what else is kept with them: which row is
+            which, masks, what methods remember.
     """
 
     rows: int
@@ -45,7 +46,9 @@ def cache_bytes(cache: Any) -> CacheBytes:
 
 
 def _rows(layer: Any) -> Iterator[Tensor]:
-    yield from (x for x in (layer.keys, layer.values) if isinstance(x, Tensor))
+    yield from (x for name in ("keys", "values") if isinstance(x := getattr(layer, name, None), Tensor))
+    for name in ("conv_states", "recurrent_states"):
+        yield from (x for x in getattr(layer, name, {}).values() if isinstance(x, Tensor))
     store = getattr(layer, "store", None)
     if store is not None:
         yield from (x for x in store.tensors() if x.is_floating_point())

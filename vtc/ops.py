@@ -102,25 +102,38 @@ def _run(op: str, tensor: Tensor, *args: Any) -> Any:
     return run(tensor, *args)
 
 
-def attention_rows(q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+def attention_rows(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    at: Tensor | None = None,
+    seen: Tensor | None = None,
+    since: Tensor | None = None,
+) -> Tensor:
     """Softmax rows of a few queries over all keys, averaged over heads.
 
     Args:
         q: [B, H, R, d]. k: [B, G, N, d]; G divides H (grouped queries).
         at: LongTensor [B, R], the last key each query may see; -1 for a query that is not there. None = no limit.
         seen: BoolTensor [B, N], False for keys that nobody sees (padding).
+        since: LongTensor [B, R], the first key each query may see (a window); None = the first there is.
 
     Returns:
         [B, R, N] in fp32; rows sum to 1, rows of absent queries are 0.
     """
-    return _run("attention_rows", q, k, scale, at, seen)
+    return _run("attention_rows", q, k, scale, at, seen, since)
 
 
 def received_attention(
-    q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    at: Tensor | None = None,
+    seen: Tensor | None = None,
+    since: Tensor | None = None,
 ) -> Tensor:
     """Attention each key receives, averaged over heads and queries: arguments as `attention_rows` -> [B, N]."""
-    return _run("received_attention", q, k, scale, at, seen)
+    return _run("received_attention", q, k, scale, at, seen, since)
 
 
 def passed_attention(q: Tensor, k: Tensor, scale: float, weight: Tensor, times: int = 1) -> Tensor:

@@ -28,9 +28,12 @@ REFUSED = (
         "its processor has filled the crops by then: `vtc.downsample(picture, processor, keep)` is for that",
     ),
     (
-        "a language model of which some layers attend within a sliding window, or without attention to everything",
-        "their KV cache drops tokens by itself, or their state cannot leave tokens out; where all layers share one "
-        "window, as in BakLLaVA, a conversation that reaches beyond it is refused",
+        "a window of the language model that flash attention counts, once a conversation reaches beyond it",
+        'flash attention counts the rows that are left, not the tokens: `attn_implementation="sdpa"` counts these',
+    ),
+    (
+        "methods of the KV cache, in a language model whose layers all attend within a window that is reached",
+        "no layer holds the whole conversation then",
     ),
     (
         "methods that read attention, in a language model whose attention is other than vtc's account of it",

@@ -246,18 +246,16 @@ def _account(line: Line, full: Line, bench: Bench) -> None:
         flops, cached = report.flops_by_layer, report.kv_bytes_by_layer
     else:
         lengths = [bench.text + bench.tokens, bench.text + int(line.tokens)]
-        flops = [tuple(bench.batch * cost.layer_flops(n) for n in lengths)] * cost.layers
-        cached = [tuple(bench.batch * cost.layer_kv_bytes(n) for n in lengths)] * cost.layers
+        layers = range(cost.layers)
+        flops = [tuple(bench.batch * cost.layer_flops(i, n) for n in lengths) for i in layers]
+        cached = [tuple(bench.batch * cost.layer_kv_bytes(i, n) for n in lengths) for i in layers]
         line.kv_bytes = sum(after for _, after in cached)
-        line.flops = flops[0][0] / flops[0][1]
-    roof, weights = roofs(bench.device, bench.dtype), _layer_bytes(cost, size)
-    least = [sum(roof.seconds(f[i], weights + c[i]) for f, c in zip(flops, cached, strict=True)) for i in (0, 1)]
+        line.flops = sum(before for before, _ in flops) / sum(after for _, after in flops)
+    roof, weights = roofs(bench.device, bench.dtype), [size * layer.weights for layer in cost.each]
+    least = [
+        sum(roof.seconds(f[i], own + c[i]) for f, c, own in zip(flops, cached, weights, strict=True)) for i in (0, 1)
+    ]
     line.ideal = least[0] / least[1]
-
-
-def _layer_bytes(cost: DecoderCost, size: int) -> int:
-    inner, kv = cost.heads * cost.head_dim, cost.kv_heads * cost.head_dim
-    return size * cost.hidden * (2 * inner + 2 * kv + 3 * cost.mlp)
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:

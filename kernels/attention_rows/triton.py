@@ -26,12 +26,18 @@ def logits_of(
 
 
 @triton.jit
-def allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL: tl.constexpr, MASKED: tl.constexpr):
+def allowed_of(
+    at, seen, since, b, rows, keys, queries, count,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, SINCE: tl.constexpr,
+):  # fmt: skip
     """BoolTensor [ROWS, KEYS]: which keys a query may see."""
     allowed = (rows < queries)[:, None] & (keys < count)[None, :]
     if CAUSAL:
         limit = tl.load(at + b * queries + rows, mask=rows < queries, other=-1)
         allowed = allowed & (keys[None, :] <= limit[:, None])
+    if SINCE:
+        first = tl.load(since + b * queries + rows, mask=rows < queries, other=0)
+        allowed = allowed & (keys[None, :] >= first[:, None])
     if MASKED:
         there = tl.load(seen + b * count + keys, mask=keys < count, other=0)
         allowed = allowed & (there != 0)[None, :]
@@ -40,9 +46,9 @@ def allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL: tl.constexpr, MA
 
 @triton.jit
 def normalisers(
-    q, k, at, seen, lse, queries, count, groups, heads, size, scale,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
-    CAST: tl.constexpr,
+    q, k, at, seen, since, lse, queries, count, groups, heads, size, scale,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, SINCE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     """log of the softmax denominators, [B, H, R]; +inf for a query that sees nothing."""
     b = (tl.program_id(1) // heads).to(tl.int64)
@@ -53,7 +59,7 @@ def normalisers(
     for start in range(0, count, KEYS):
         keys = start + tl.arange(0, KEYS)
         logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
-        allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+        allowed = allowed_of(at, seen, since, b, rows, keys, queries, count, CAUSAL, MASKED, SINCE)
         logits = tl.where(allowed, logits, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -65,14 +71,14 @@ def normalisers(
 
 @triton.jit
 def _rows(
-    q, k, at, seen, lse, out, queries, count, groups, heads, size, scale,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
-    CAST: tl.constexpr,
+    q, k, at, seen, since, lse, out, queries, count, groups, heads, size, scale,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, SINCE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+    allowed = allowed_of(at, seen, since, b, rows, keys, queries, count, CAUSAL, MASKED, SINCE)
     mean = tl.zeros([ROWS, KEYS], dtype=tl.float32)
     for h in range(heads):
         logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
@@ -90,17 +96,18 @@ def tile(full: bool) -> tuple[dict[str, int], int]:
     return (dict(ROWS=16, KEYS=32), 8) if full else (dict(ROWS=32, KEYS=64), 4)
 
 
-def prepare(q: Tensor, k: Tensor, at: Tensor | None, seen: Tensor | None, scale: float) -> tuple:
-    """(q, k, at, seen contiguous, normalisers [B, H, R], sizes, constants) of both kernels that need them."""
+def prepare(q: Tensor, k: Tensor, at: Tensor | None, seen: Tensor | None, since: Tensor | None, scale: float) -> tuple:
+    """(q, k, at, seen, since contiguous, normalisers [B, H, R], sizes, constants) of both kernels that need them."""
     q, k = q.contiguous(), k.contiguous()
     b, heads, queries, size = q.shape
     groups, count = k.shape[1], k.shape[2]
     blocks, warps = tile(q.dtype == torch.float32)
-    at = None if at is None else at.contiguous()
+    at, since = (None if x is None else x.contiguous() for x in (at, since))
     seen = None if seen is None else seen.expand(b, -1).to(torch.uint8).contiguous()
     constants = dict(
         CAUSAL=at is not None,
         MASKED=seen is not None,
+        SINCE=since is not None,
         SIZE=max(16, triton.next_power_of_2(size)),
         CAST=os.environ.get("TRITON_INTERPRET") == "1",
         num_warps=warps,
@@ -109,15 +116,24 @@ def prepare(q: Tensor, k: Tensor, at: Tensor | None, seen: Tensor | None, scale:
     )
     lse = torch.empty(b, heads, queries, dtype=torch.float32, device=q.device)
     sizes = (queries, count, groups, heads, size, scale)
-    at_, seen_ = (q if x is None else x for x in (at, seen))  # never read where the constant says so
-    normalisers[(triton.cdiv(queries, constants["ROWS"]), b * heads)](q, k, at_, seen_, lse, *sizes, **constants)
-    return q, k, at_, seen_, lse, sizes, constants
+    at_, seen_, since_ = (q if x is None else x for x in (at, seen, since))  # never read where the constant says so
+    normalisers[(triton.cdiv(queries, constants["ROWS"]), b * heads)](
+        q, k, at_, seen_, since_, lse, *sizes, **constants
+    )
+    return q, k, at_, seen_, since_, lse, sizes, constants
 
 
-def attention_rows(q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+def attention_rows(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    at: Tensor | None = None,
+    seen: Tensor | None = None,
+    since: Tensor | None = None,
+) -> Tensor:
     out = torch.empty(q.shape[0], q.shape[2], k.shape[2], dtype=torch.float32, device=q.device)
     if out.numel():
-        q, k, at_, seen_, lse, sizes, constants = prepare(q, k, at, seen, scale)
+        q, k, at_, seen_, since_, lse, sizes, constants = prepare(q, k, at, seen, since, scale)
         grid = (triton.cdiv(q.shape[2], constants["ROWS"]), triton.cdiv(k.shape[2], constants["KEYS"]), q.shape[0])
-        _rows[grid](q, k, at_, seen_, lse, out, *sizes, **constants)
+        _rows[grid](q, k, at_, seen_, since_, lse, out, *sizes, **constants)
     return out

@@ -15,9 +15,9 @@ SHARES = 8  # programs per block of columns
 
 @triton.jit
 def _columns(
-    q, k, at, seen, lse, out, queries, count, groups, heads, size, scale,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
-    CAST: tl.constexpr, SHARES: tl.constexpr,
+    q, k, at, seen, since, lse, out, queries, count, groups, heads, size, scale,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, SINCE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, CAST: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     share = tl.program_id(1)
@@ -27,20 +27,25 @@ def _columns(
         for start in range(0, queries, ROWS):
             rows = start + tl.arange(0, ROWS)
             logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
-            allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+            allowed = allowed_of(at, seen, since, b, rows, keys, queries, count, CAUSAL, MASKED, SINCE)
             bottom = tl.load(lse + (b * heads + h) * queries + rows, mask=rows < queries, other=float("inf"))
             total += tl.sum(tl.where(allowed, tl.exp(logits - bottom[:, None]), 0.0), 0)
     tl.store(out + (b * SHARES + share) * count + keys, total, mask=keys < count)
 
 
 def received_attention(
-    q: Tensor, k: Tensor, scale: float, at: Tensor | None = None, seen: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    at: Tensor | None = None,
+    seen: Tensor | None = None,
+    since: Tensor | None = None,
 ) -> Tensor:
     batch, heads, count = q.shape[0], q.shape[1], k.shape[2]
     shares = torch.empty(batch, SHARES, count, dtype=torch.float32, device=q.device)
-    q, k, at_, seen_, lse, sizes, constants = prepare(q, k, at, seen, scale)
+    q, k, at_, seen_, since_, lse, sizes, constants = prepare(q, k, at, seen, since, scale)
     grid = (triton.cdiv(count, constants["KEYS"]), SHARES, batch)
-    _columns[grid](q, k, at_, seen_, lse, shares, *sizes, SHARES=SHARES, **constants)
+    _columns[grid](q, k, at_, seen_, since_, lse, shares, *sizes, SHARES=SHARES, **constants)
     total = shares.sum(dim=1) / heads
     if at is None:
         return total / q.shape[2]

@@ -11,7 +11,7 @@ from torch import Tensor
 import vtc
 from tests.engine.test_oracle import BATCHES, DECODERS, GREEDY, apart, assert_rows_equal
 from tests.families import EVERY, batch, model_of
-from tests.oracle import decisions, oracle
+from tests.oracle import decisions, oracle, round_off
 from vtc.models.registry import adapter_for
 from vtc.models.tower import tower_for
 
@@ -68,7 +68,7 @@ def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sd
             told = decisions(model)
     with oracle(model, made, len(rows), compact):
         expected = model(**inputs).logits
-    assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made)
+    assert_rows_equal(logits, expected, inputs["attention_mask"].bool(), made, round_off(model))
     if side == "left":
         copies = how.get("num_beams", 1) if "num_beams" in how else how.get("num_return_sequences", 1)
         with oracle(model, told, len(rows) * copies, compact):
@@ -79,7 +79,11 @@ def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sd
 
 def refused(model: Any, method: str) -> bool:
     """Whether the model's tower cannot do what `method` needs; then wrap has just said so."""
-    if method != "vflowopt" or tower_for(adapter_for(model).tower(model)).takes != "row":
+    try:
+        tower = tower_for(adapter_for(model).tower(model))
+    except ValueError:
+        return False
+    if method != "vflowopt" or not (tower.takes == "row" or tower.patches_given):
         return False
     with pytest.raises(ValueError, match=r"^vflowopt looks at the pixels under patches, .* of any size, padded"):
         vtc.wrap(model, ALL[method]())
@@ -176,6 +180,6 @@ def test_a_second_picture(family: str, method: str) -> None:
         expected = model(**late, past_key_values=cache, use_cache=True)
     text = late["input_ids"][0] != 2
     gap = (two.logits[0, text] - expected.logits[0, text]).abs().max()
-    assert gap / expected.logits.abs().max() < 1e-5
+    assert gap / expected.logits.abs().max() < round_off(model)
     assert min(held) < two.past_key_values.get_seq_length()
     assert two.past_key_values.get_seq_length() == length + second["input_ids"].shape[1]

@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
 def kernels(kind: str) -> list[Kernel]:
     """Every kernel, as it is launched for inputs of one dtype."""
     numbers = dict(queries="i32", count="i32", groups="i32", heads="i32", size="i32", scale="fp32")
-    attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", lse="*fp32") | numbers
+    attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", since="*i64", lse="*fp32") | numbers
     pair = dict(before=f"*{kind}", after=f"*{kind}", ratio="*fp32", cosine="*fp32", size="i32")
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
     sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32", same="fp32")
@@ -61,7 +61,7 @@ def kernels(kind: str) -> list[Kernel]:
     ]
     tile, warps = attention_rows.tile(kind == "fp32")
     for size in (64, 128):
-        constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile
+        constants = dict(CAUSAL=True, MASKED=True, SINCE=True, CAST=False, SIZE=size) | tile
         found += [
             Kernel(attention_rows.normalisers, attention, constants, warps),
             Kernel(attention_rows._rows, attention | dict(out="*fp32"), constants, warps),

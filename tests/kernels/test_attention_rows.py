@@ -55,14 +55,15 @@ def test_half_precision_input_is_computed_in_fp32(dtype):
     torch.testing.assert_close(out.sum(-1), torch.ones(1, 1))
 
 
-def masked(q, k, scale, at, seen):
-    """Float64, row by row: grouped heads, causal limits, keys that are not there."""
+def masked(q, k, scale, at, seen, since=None):
+    """Float64, row by row: grouped heads, causal limits, keys that are not there, or lie before a window."""
     b, h, r, _ = q.shape
     groups, n = k.shape[1], k.shape[2]
     out = torch.zeros(b, r, n, dtype=torch.float64)
     for i in range(b):
         for j in range(r):
-            keys = [m for m in range(n) if seen[i, m] and m <= at[i, j]]
+            start = 0 if since is None else int(since[i, j])
+            keys = [m for m in range(start, n) if seen[i, m] and m <= at[i, j]]
             for head in range(h):
                 if keys:
                     logits = k[i, head // (h // groups)][keys].double() @ q[i, head, j].double() * scale
@@ -84,3 +85,22 @@ def test_causal_grouped_and_padded(heads, groups, rows, n):
     received = ops.received_attention(q, k, 0.4, at, seen)
     mean = expected.sum(1) / (at >= 0).sum(1, keepdim=True).clamp(min=1)
     torch.testing.assert_close(received.double(), mean, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (6, 1)])
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 40), (70, 130)])
+def test_a_window(heads, groups, rows, n):
+    """Keys before a query's first one get nothing; a query may see none at all."""
+    g = torch.Generator().manual_seed(rows)
+    q, k = torch.randn(2, heads, rows, 8, generator=g), torch.randn(2, groups, n, 8, generator=g)
+    at, seen = torch.randint(-1, n, (2, rows), generator=g), torch.rand(2, n, generator=g) < 0.7
+    since = (at - torch.randint(0, 9, (2, rows), generator=g)).clamp(min=0)
+    expected = masked(q, k, 0.4, at, seen, since)
+    torch.testing.assert_close(ops.attention_rows(q, k, 0.4, at, seen, since).double(), expected, atol=1e-6, rtol=1e-5)
+    mean = expected.sum(1) / (at >= 0).sum(1, keepdim=True).clamp(min=1)
+    received = ops.received_attention(q, k, 0.4, at, seen, since)
+    torch.testing.assert_close(received.double(), mean, atol=1e-6, rtol=1e-5)
+    alone = ops.attention_rows(q, k, 0.4, since=since)
+    everything = torch.full((2, rows), n - 1)
+    expected = masked(q, k, 0.4, everything, torch.ones_like(seen), since)
+    torch.testing.assert_close(alone.double(), expected, atol=1e-6, rtol=1e-5)

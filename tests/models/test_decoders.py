@@ -17,6 +17,7 @@ import vtc
 from tests.families import BOS, IMAGE, PAD, VISION
 from tests.models.toy_decoder import ToyDecoder
 from vtc.engine.attention import LayerView
+from vtc.engine.sight import Range
 from vtc.models import decoder, text_models
 from vtc.models.decoder import Decoder, decoder_for, register_decoder
 from vtc.models.decoder_check import check_decoder
@@ -36,6 +37,7 @@ BASE = dict(
     eos_token_id=None,
 )
 FULL = dict(layer_types=["full_attention"] * LAYERS)
+WINDOWS = dict(layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4)
 EXPERTS = dict(moe_intermediate_size=16, num_experts_per_tok=2, n_routed_experts=4, num_experts=4)
 LATENT = dict(
     EXPERTS,
@@ -50,9 +52,9 @@ LATENT = dict(
 )
 
 
-def axes(*sections: int) -> dict[str, Any]:
+def axes(*sections: int, **more: float) -> dict[str, Any]:
     """A rotary embedding of three axes, which turn so many pairs each."""
-    return dict(rope_parameters={"rope_type": "default", "mrope_section": list(sections), "rope_theta": 10000.0})
+    return dict(rope_parameters={"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e4, **more})
 
 
 #: name -> (model type, what its configuration has beside BASE)
@@ -83,26 +85,38 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2, low rank": ("deepseek_v2", dict(LATENT, q_lora_rank=16)),
     "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=16)),
     "deepseek_v3, halves": ("deepseek_v3", dict(LATENT, q_lora_rank=None, rope_interleave=False)),
+    "exaone4": ("exaone4", dict(FULL, sliding_window=None)),
+    "exaone4, one window": ("exaone4", dict(FULL, sliding_window=8)),
+    "lfm2": ("lfm2", FULL),
+    "qwen3_5_text": ("qwen3_5_text", dict(FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
+    "qwen3_5_text, partial": ("qwen3_5_text", dict(FULL, head_dim=16, **axes(1, 1, 2, partial_rotary_factor=0.5))),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", dict(EXPERTS, **FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
     "qwen2_vl_text": ("qwen2_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen2_5_vl_text": ("qwen2_5_vl_text", dict(head_dim=16, **axes(2, 3, 3))),
     "qwen3_vl_text": ("qwen3_vl_text", axes(1, 1, 2)),
+    "mistral, windows": ("mistral", dict(sliding_window=4)),
+    "qwen2, windows": ("qwen2", dict(use_sliding_window=True, sliding_window=4, max_window_layers=1)),
+    "gemma2, windows": ("gemma2", dict(WINDOWS, attn_logit_softcapping=None, query_pre_attn_scalar=16)),
+    "gemma3_text, windows": ("gemma3_text", dict(WINDOWS, query_pre_attn_scalar=16)),
+    "cohere2, windows": ("cohere2", WINDOWS),
+    "gemma4_text": ("gemma4_text", dict(WINDOWS, global_head_dim=16, hidden_size_per_layer_input=0)),
+    "gemma3n_text": (
+        "gemma3n_text",
+        dict(
+            WINDOWS,
+            num_kv_shared_layers=0,
+            hidden_size_per_layer_input=4,
+            vocab_size_per_layer_input=VOCAB,
+            laurel_rank=4,
+            altup_num_inputs=2,
+            activation_sparsity_pattern=[0.0] * LAYERS,
+        ),
+    ),
 }
-#: wherever a window or a cap is in force, signals are refused; these are such models
+#: where a cap is in force, or a layer does not attend, signals are refused; these are such models
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "qwen2": (
-        "qwen2",
-        dict(use_sliding_window=True, sliding_window=8, max_window_layers=1),
-        "attends within a sliding window",
-    ),
-    "cohere2": ("cohere2", {}, "attends within a sliding window"),
-    "gemma3_text": ("gemma3_text", {}, "attends within a sliding window"),
-    "gemma2": ("gemma2", {}, "attends within a sliding window"),
     "gemma2, capped": ("gemma2", FULL, "caps the logits"),
-    "qwen3_next": (
-        "qwen3_next",
-        dict(EXPERTS, layer_types=["linear_attention", "linear_attention", "full_attention"]),
-        "has layers of the kind linear_attention",
-    ),
+    "chunked": ("llama", dict(layer_types=["chunked_attention"] * LAYERS), "has layers of the kind chunked_attention"),
 }
 
 
@@ -171,12 +185,14 @@ def run(lm: Any, length: int, past: int) -> Iterator[tuple[LayerView, LayerView,
     for handle in handles:
         handle.remove()
     for number, layer in enumerate(facts.layers(lm)):
-        attention, seen = facts.attention(layer), mask.bool()
+        attention, seen, window = facts.attention(layer), mask.bool(), facts.windows(lm.config)[number]
+        first = None if window is None else (torch.arange(past, total) - window + 1).clamp(min=0).expand(2, -1)
         x, tables = inside[number]
         keys = None if store is None else facts.cached_keys(attention, store.layers[number])
         held = None if before is None else facts.cached_keys(attention, before.layers[number])
-        coming = LayerView(facts, attention, facts.normed(layer, hidden[number]), tables, held, False, seen)
-        yield coming, LayerView(facts, attention, x, tables, keys, True, seen), output.attentions[number], keys
+        sees = Range(first)
+        coming = LayerView(facts, attention, facts.normed(layer, hidden[number]), tables, held, False, seen, sees)
+        yield coming, LayerView(facts, attention, x, tables, keys, True, seen, sees), output.attentions[number], keys
 
 
 def on(store: Any) -> dict[str, Any]:
@@ -261,7 +277,6 @@ def test_an_undescribed_model_that_is_as_usual_is_proven(model_type: str) -> Non
     ("model_type", "extra", "reason"),
     [
         ("apertus", {}, "input_layernorm"),  # its norm has another name
-        ("exaone4", dict(FULL, sliding_window=None), "input_layernorm"),  # it normalises what comes out
         ("minicpm3", dict(LATENT, q_lora_rank=16), "does not fit it"),  # latent attention
         ("gpt_oss", dict(FULL, num_local_experts=4), "does not fit it"),  # tables of half the width, and sinks
     ],

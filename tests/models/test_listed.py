@@ -14,27 +14,40 @@ from tests.engine.test_oracle_inside import equal_to_oracle as equal_inside
 from tests.families import EVERY, batch, model_of
 from tests.listed import LISTED
 from tests.sweep import refused
+from vtc.models.decoder import decoder_for
+from vtc.models.families import SHIPPED
 
 MIXED: Any = [[0], [1, 2], []]
-STAGES: dict[str, Callable[[], Any]] = {
-    "input": lambda: vtc.DivPrune(keep=0.3),
-    "input, compact": lambda: vtc.DivPrune(keep=0.3, positions="compact"),
-    "merge": lambda: vtc.ToMe(keep=0.3),
-    "layer": lambda: vtc.FastV(keep=0.4, layers=(1,)),
-    "layer, compact": lambda: vtc.PyramidDrop(keep=0.2, layers=(1, 2), positions="compact"),
-    "cache": lambda: vtc.H2O(keep=0.4),
+#: by the first layer that attends, and the last two that do: 0, and 1 and 2 of three, where all do
+STAGES: dict[str, Callable[[tuple[int, ...]], Any]] = {
+    "input": lambda _: vtc.DivPrune(keep=0.3),
+    "input, compact": lambda _: vtc.DivPrune(keep=0.3, positions="compact"),
+    "merge": lambda _: vtc.ToMe(keep=0.3),
+    "layer": lambda attending: vtc.FastV(keep=0.4, layers=(attending[0] + 1,)),
+    "layer, compact": lambda attending: vtc.PyramidDrop(keep=0.2, layers=attending[-2:], positions="compact"),
+    "cache": lambda _: vtc.H2O(keep=0.4),
 }
 VIDEOS = [name for name, family in LISTED.items() if family.videos is not None]
+
+
+def made(family: str, stage: str) -> Any:
+    lm = model_of(family).get_decoder()
+    return STAGES[stage](decoder_for(lm).attending(lm.config))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("family", LISTED)
 def test_oracle(family: str, stage: str) -> None:
     compare = equal_to_oracle if stage in ("input", "input, compact", "merge") else None
+    method = made(family, stage)
+    if stage.startswith("layer") and "layer" not in SHIPPED[family].stages:
+        with pytest.raises(ValueError, match="hand on several states of each token"):
+            vtc.wrap(model_of(family), method)
+        return
     if compare is not None:
-        report = compare(family, "sdpa", MIXED, "left", STAGES[stage]())
+        report = compare(family, "sdpa", MIXED, "left", method)
     else:
-        report = equal_inside(family, STAGES[stage](), (MIXED, "left"))
+        report = equal_inside(family, method, (MIXED, "left"))
     assert report.tokens_in >= 3 * 16
     assert (report.tokens_out < report.tokens_in) == (stage != "cache")
 
@@ -44,9 +57,9 @@ def test_oracle(family: str, stage: str) -> None:
 def test_videos(family: str, stage: str) -> None:
     rows: Any = [["v0"], ["v1", "v2"], []]
     if stage == "input":
-        report = equal_to_oracle(family, "sdpa", rows, "left", STAGES[stage]())
+        report = equal_to_oracle(family, "sdpa", rows, "left", made(family, stage))
     else:
-        report = equal_inside(family, STAGES[stage](), (rows, "left"))
+        report = equal_inside(family, made(family, stage), (rows, "left"))
     assert {span.modality for span in report.spans} == {"video"}
     assert len(report.spans) == 3
 
@@ -61,10 +74,11 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 
 #: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+QWEN = {"qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | {"mistral3", "lighton_ocr", "qwen3_vl_moe", "qianfan_ocr"}),
-    "before": ("pixelprune", SQUARES | {"qwen3_vl_moe"}),
-    "inside": ("tome(stage=encoder)", SQUARES | {"qwen3_vl_moe", "qianfan_ocr"}),
+    "read": ("visionzip", SQUARES | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr", "lfm2_vl"}),
+    "before": ("pixelprune", SQUARES | QWEN),
+    "inside": ("tome(stage=encoder)", SQUARES | QWEN | {"qianfan_ocr"}),
 }
 #: the towers of those that are read
 TOWERS = {
@@ -75,11 +89,14 @@ TOWERS = {
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
+    "lfm2_vl": "siglip2_vision_model",
+    "qwen3_5": "qwen3_5_vision",
+    "qwen3_5_moe": "qwen3_5_moe_vision",
     "qianfan_ocr": "qianfan_ocr_vision",
 }
 NOT_KNOWN = (
-    "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
-    "hides some patches from others"
+    "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
+    "no module around its blocks|hides some patches from others"
 )
 
 
@@ -115,6 +132,9 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("mistral3", "lighton_ocr"), ((1, 5, 7), 35, 1)),
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe"), ((1, 5, 7), 35, 1)),
     **dict.fromkeys(("paddleocr_vl", "video_llama_3", "qwen3_vl_moe"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), ((1, 5, 7), 35, 1)),
+    "lfm2_vl": ((1, 5, 6), 30, 1),
+    **dict.fromkeys(("minicpmv4_6", "exaone4_5"), ((1, 5, 7), 35, 1)),
     "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
     "aria": ((1, 1, 20), 20, 1),
 }

@@ -134,7 +134,6 @@ def test_a_part_of_a_known_family_is_refused():
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("a sliding window in some", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
         ("layers of the kind chunked", {"layer_types": ["chunked_attention"] * 3}),
     ],
 )

@@ -128,7 +128,6 @@ def test_a_fault_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
     monkeypatch.setattr(Decoder, "kinds", lambda self, config: ["full_attention"] * config.num_hidden_layers)
-    monkeypatch.setattr(Decoder, "window", lambda self, config: None)
     found = vtc.check(model, "divprune", 0.5, inputs=batch("llava", ROWS), show=None)
     assert {"some dropped"} <= wrong(found)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.engine.attention import LayerView
+from vtc.engine.sight import Range
 from vtc.models import adapter_for
 from vtc.models.decoder import decoder_for
 
@@ -47,6 +48,8 @@ def of_pictures(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
     Raises:
         ValueError: the two do not have equally many tokens.
     """
+    if adapter_for(model).masks:
+        raise ValueError("pictures of this model see what follows: calibrate on text (visual=False).")
     place = adapter_for(model).token_id(model, "image")
     where = (inputs["input_ids"][0] == place).nonzero()[:, 0].cpu()
     if len(where) < 2 or len(where) % 2:
@@ -58,10 +61,12 @@ def of_pictures(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
 def _heard(model: nn.Module, run: Callable[[], Any], earlier: list[Pairs]) -> tuple[Tensor, Tensor]:
     lm = adapter_for(model).language_model(model)
     decoder, found = decoder_for(lm), []
+    windows = iter(decoder.windows(lm.config))
 
     def listen(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        view = LayerView(decoder, module, x, kwargs["position_embeddings"], None, False, None)
+        sees = Range() if (window := next(windows)) is None else Range(_since(window, x))
+        view = LayerView(decoder, module, x, kwargs["position_embeddings"], None, False, None, sees)
         found.append(_of_layer(view, earlier))
 
     hooks = [decoder.attention(layer).register_forward_hook(listen, with_kwargs=True) for layer in decoder.layers(lm)]
@@ -72,6 +77,11 @@ def _heard(model: nn.Module, run: Callable[[], Any], earlier: list[Pairs]) -> tu
             hook.remove()
     echo, induction = zip(*found, strict=True)
     return torch.stack(echo), torch.stack(induction)
+
+
+def _since(window: int, x: Tensor) -> Tensor:
+    """LongTensor [1, S]: the first token that each of x [1, S, D] sees."""
+    return (torch.arange(x.shape[1], device=x.device) - window + 1).clamp(min=0)[None]
 
 
 def _of_layer(view: LayerView, earlier: list[Pairs]) -> tuple[Tensor, Tensor]:

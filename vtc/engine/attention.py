@@ -6,7 +6,7 @@ are projected otherwise. How, the language model's `Decoder` says; its own atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc import ops
+from vtc.engine.sight import EVERYTHING, Range
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
 from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method
@@ -52,6 +53,20 @@ def check_reads(lm: nn.Module, parts: Sequence[Method]) -> None:
             ) from reason
 
 
+def check_attending(part: Method, lm: nn.Module, layers: Iterable[int]) -> None:
+    """Refuse, at wrap, a method that is to read the attention of decoder `layers`, some of which have none."""
+    config: Any = lm.config
+    there = decoder_for(lm).attending(config)
+    lacking = sorted({*layers} - {*there})
+    if lacking:
+        shown = ", ".join(map(str, there[:8])) + (", …" if len(there) > 8 else "")
+        raise ValueError(
+            f"{part.title} reads attention in decoder layer {lacking[0]}, and of {config.model_type} only "
+            f"{'layer' if len(there) == 1 else 'the layers'} {shown} attend{'s' if len(there) == 1 else ''}: "
+            "choose other layers for it, or a method that reads none (divprune, say)."
+        )
+
+
 @dataclass
 class LayerView:
     """The attention of one decoder layer over a batch, as far as somebody asks.
@@ -64,6 +79,7 @@ class LayerView:
         held: [B, G, P or P + S, d], keys in the cache (already rotated); None without a cache.
         filled: whether `held` includes the S tokens of this forward.
         seen: BoolTensor [B, P + S], False for padding, or [B, G, P + S] of each KV head's own; None = all are real.
+        sight: the keys that each of the S queries sees.
     """
 
     decoder: Decoder
@@ -73,6 +89,7 @@ class LayerView:
     held: Tensor | None
     filled: bool
     seen: Tensor | None
+    sight: Range = EVERYTHING
 
     def __post_init__(self) -> None:
         self.rotary = self.decoder.tables(self.attention, self.rotary)
@@ -103,9 +120,15 @@ class LayerView:
         """`seen` on the layer's own device: a model may be spread over several, what is asked comes from the first."""
         return None if self.seen is None else self.seen.to(self.x.device)
 
-    def _limits(self, at: Tensor) -> Tensor:
+    def limits(self, at: Tensor) -> Tensor:
         """The last key that each query in slots `at` sees; -1 = none."""
-        return torch.where(at >= 0, at + self.past, -1)
+        last = at + self.past if self.sight.last is None else self.sight.last.to(at.device).gather(1, at.clamp(min=0))
+        return torch.where(at >= 0, last, -1)
+
+    def _begins(self, at: Tensor) -> Tensor | None:
+        """The first key that each query in slots `at` sees; None = all begin with the first there is."""
+        first = self.sight.first
+        return None if first is None else first.to(at.device).gather(1, at.clamp(min=0))
 
     def by_head(self, at: Tensor) -> Tensor:
         """`rows` of each KV head, [B, G, R, P + S]: the mean over the query heads that share it."""
@@ -121,15 +144,21 @@ class LayerView:
         here, keys = at.to(self.x.device), self.keys
         b, groups = keys.shape[:2]
         queries = self._queries(here).unflatten(1, (groups, -1)).flatten(0, 1)  # [B * G, H / G, R, d]
-        seen, limits = self._seen, self._limits(here).repeat_interleave(groups, 0)
+        seen, limits, begins = self._seen, self.limits(here).repeat_interleave(groups, 0), self._begins(here)
+        begins = None if begins is None else begins.repeat_interleave(groups, 0)
         if seen is not None:
             seen = seen.flatten(0, 1) if seen.dim() == 3 else seen.repeat_interleave(groups, 0)
         scale = self.decoder.scaling(self.attention)
         if len(queries) * at.shape[1] * keys.shape[2] > TOGETHER:
             own = [None if seen is None else seen[g::groups] for g in range(groups)]
-            found = [op(queries[g::groups], keys[:, g, None], scale, limits[g::groups], own[g]) for g in range(groups)]
+            first = [None if begins is None else begins[g::groups] for g in range(groups)]
+            found = [
+                op(queries[g::groups], keys[:, g, None], scale, limits[g::groups], own[g], first[g])
+                for g in range(groups)
+            ]
             return torch.stack(found, dim=1).to(at.device)
-        return op(queries, keys.flatten(0, 1)[:, None], scale, limits, seen).unflatten(0, (b, groups)).to(at.device)
+        made = op(queries, keys.flatten(0, 1)[:, None], scale, limits, seen, begins)
+        return made.unflatten(0, (b, groups)).to(at.device)
 
     def states(self, at: Tensor) -> Tensor:
         """[B, R, D], what goes into the layer in slots `at` [B, R]."""
@@ -140,7 +169,8 @@ class LayerView:
         if self.seen is not None and self.seen.dim() == 3:
             return self.by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
-        return ops.attention_rows(self._queries(here), self.keys, scale, self._limits(here), self._seen).to(at.device)
+        limits, begins = self.limits(here), self._begins(here)
+        return ops.attention_rows(self._queries(here), self.keys, scale, limits, self._seen, begins).to(at.device)
 
     def heads(self, at: Tensor) -> Iterator[Tensor]:
         """`rows` head by head: attention of the queries in slots `at` [B, R] (-1 = none), H times [B, R, P + S]."""
@@ -150,7 +180,8 @@ class LayerView:
         for head in range(queries.shape[1]):
             own, seen = keys[:, head // shared, None], self._seen
             seen = seen[:, head // shared] if seen is not None and seen.dim() == 3 else seen
-            yield ops.attention_rows(queries[:, head, None], own, scale, self._limits(here), seen).to(at.device)
+            limits, begins = self.limits(here), self._begins(here)
+            yield ops.attention_rows(queries[:, head, None], own, scale, limits, seen, begins).to(at.device)
 
     def peak(self, at: Tensor) -> Tensor:
         """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
@@ -171,7 +202,8 @@ class LayerView:
         if self.seen is not None and self.seen.dim() == 3:
             return self.received_by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
-        received = ops.received_attention(self._queries(here), self.keys, scale, self._limits(here), self._seen)
+        limits, begins = self.limits(here), self._begins(here)
+        received = ops.received_attention(self._queries(here), self.keys, scale, limits, self._seen, begins)
         return received.to(at.device)
 
     def of_row(self, row: int) -> LayerView:
@@ -185,4 +217,5 @@ class LayerView:
             self.keys[one],
             True,
             None if self.seen is None else self.seen[one],
+            Range(*(None if bound is None else bound[one] for bound in self.sight)),
         )

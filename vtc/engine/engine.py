@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
-from vtc.engine.attention import check_reads
+from vtc.engine.attention import check_reads, reads_attention
 from vtc.engine.companions import CompanionRows, take
 from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Found, Seen, find_layout
 from vtc.engine.find_prompts import brought, find_prompts, on_host
-from vtc.engine.flow import PLACEMENTS, Flow, Part
+from vtc.engine.flow import PLACEMENTS, Flow
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
-from vtc.engine.refuse import check_handed, check_inputs, check_known, check_window
+from vtc.engine.refuse import check_handed, check_inputs, check_known, check_sight, check_states
 from vtc.engine.stage import Facts, Stage, stages
 from vtc.engine.tower_call import unpack
 from vtc.engine.tower_signals import TowerReader, TowerSignals
@@ -50,7 +50,7 @@ from vtc.layout import VisualSpan
 from vtc.methods.base.encoder import placed
 from vtc.methods.base.method import Method
 from vtc.models import adapter_for
-from vtc.models.family import PIXELS
+from vtc.models.family import PIXELS, Blocks
 from vtc.models.fingerprint import fingerprint_of
 from vtc.reports import Report
 from vtc.transfer import upload
@@ -215,6 +215,7 @@ class Engine:
         forward.asked = True
         given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
         past = forward.cache
+        forward.known = {id(layer) for layer in getattr(past, "layers", None) or ()}
         decoding = length_of(past) > 0
         if decoding:
             forward.trace = self.traces.of(past) or Trace()
@@ -227,10 +228,12 @@ class Engine:
             check_inputs(self.family, self.model, given, visual=False)
             if not compressed(past):
                 return  # plain text, as if the model were not wrapped
-        check_window(self.facts.decoder, self.facts.language_model.config, given)
+        check_sight(self.family, self.facts, given, self.compact)
         check_inputs(self.family, self.model, given, visual=True)
         if forward.prompts:
             check_in_place(self.model, self.hooked)
+        if any(stage.shortens for stage in self.stages):
+            check_states(self.facts.decoder, self.facts.language_model.config, forward)
         for stage in self.stages:
             stage.check(forward)
 
@@ -284,7 +287,9 @@ class Engine:
         if found is None and not compressed(cache):
             return None
         check_handed(self.family, kwargs)
-        kwargs = dict(kwargs)
+        kwargs, made = dict(kwargs), None
+        if self.family.masks:
+            made, kwargs["attention_mask"] = kwargs.get("attention_mask"), forward.given.get("attention_mask")
         self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow
         assert flow is not None
@@ -293,14 +298,20 @@ class Engine:
             self.hooked = hooked_modules(self.model, self.handles)
             forget_graphs()
         forward.layered, part = self.layered, flow.part
-        mask = flow.visible(0, part)
+        mask = flow.handed(kwargs["inputs_embeds"], made)
         if mask is None and cache is None and not self._caches(module, kwargs):
             # A mask without zeros: keeps transformers from reading gaps in the positions as packed sequences, as it
             # does where there is no cache. It asks the device whether there are any.
             mask = torch.ones(flow.rows, part.width, dtype=torch.bool, device=embeds.device)
         kwargs["attention_mask"] = mask
-        forward.aligned = {name: x for name in self.family.aligned if (x := kwargs.get(name)) is not None}
-        kwargs |= _along(forward.aligned, part)
+        rows = torch.arange(flow.rows, device=embeds.device)[:, None]
+        kwargs |= {
+            name: x[rows.to(x.device), part.slot.to(x.device)]
+            for name in self.family.aligned
+            if (x := kwargs.get(name)) is not None
+        }
+        if "logits_to_keep" in kwargs:  # rows of layers in which fewer are needed; all get their old places back
+            kwargs["logits_to_keep"] = 0
         text = flow.text_positions(part)
         kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
         if forward.layered and torch.is_grad_enabled() and self._checkpointed():
@@ -322,7 +333,9 @@ class Engine:
         if found is not None:
             ends = forward.ends(torch.stack([one.visual for one in seen]).any(dim=0))
         placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
-        flow = forward.flow = placement(lm, kwargs, found, self.compact, family.mrope, ends, mask)
+        flow = forward.flow = placement(
+            lm, kwargs, found, self.compact, family.mrope, ends, mask, self._blocks(forward)
+        )
         if found is not None:
             forward.trace = Trace(notes=[*self.signals.notes, *self._idle(found)])
             forward.trace.begin(flow)
@@ -334,6 +347,8 @@ class Engine:
             beside = take(family.companions, kwargs)
             if beside is not None:
                 forward.companions = CompanionRows([(0, beside[1], beside[0])])
+        if any(reads_attention(part) for part in self.parts):
+            flow.sight.record()
         forward.runs = {stage: stage.begin(forward, kwargs) for stage in self.stages}
         for run in forward.runs.values():
             run.enter(kwargs)
@@ -346,6 +361,12 @@ class Engine:
             kwargs[family.companions.rows] = None if ours else rows
             if not ours:
                 forward.companions = None
+
+    def _blocks(self, forward: Forward) -> Blocks | None:
+        """Which tokens of this forward see each other."""
+        given = forward.given
+        new = given["input_ids"] if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        return self.family.blocks(self.model, forward.host, length_of(forward.cache), new.shape[1])
 
     def _idle(self, found: Found) -> list[str]:
         """A sentence about each method that is for pictures or for videos only, and finds none."""
@@ -364,7 +385,7 @@ class Engine:
     def _before_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward: Forward | None = context.top(self)
         flow = None if forward is None else forward.flow
-        if flow is None or flow.rotated:
+        if flow is None or flow.rotated is None:
             return None
         flow.rotated = True
         if len(args) > 1:  # Gemma 3: positions, kind of layer
@@ -385,10 +406,17 @@ class Engine:
             if carried.done and carried.companions is not None:  # computed again, for its gradients: `_after_layer`
                 context.push(self, carried)  # finds it, and closes it
         forward.layers += 1
-        changes = forward.flow.for_layer(i, args[0] if args else kwargs["hidden_states"], kwargs)
-        if forward.aligned and changes is not None:
-            changes |= _along(forward.aligned, forward.flow.parts[forward.flow.number_of_part(i)])
-        return None if changes is None and carried is None else (args, {**kwargs, **(changes or {})})
+        flow = forward.flow
+        hidden, *others = args or (kwargs["hidden_states"],)
+        if others:  # by name
+            names = list(inspect.signature(module.forward).parameters)[1:]
+            args, kwargs = (hidden,), {**kwargs, **dict(zip(names, others, strict=False))}
+        changes = flow.for_layer(i, hidden, kwargs)
+        if changes is not None:
+            changes = {name: flow.along(x, i) for name, x in kwargs.items() if name in self.family.aligned} | changes
+        if changes is None and carried is None and not others:
+            return None
+        return args, {**kwargs, **(changes or {})}
 
     @uncompiled
     def _after_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -428,6 +456,7 @@ class Engine:
                 output.hidden_states = tuple(
                     None if x is None else flow.restore(x, max(i - 1, 0)) for i, x in enumerate(states)
                 )
+        flow.sight.release()
         if cache is not None:
             flow.mark(cache)
         for run in forward.runs.values():
@@ -452,11 +481,6 @@ def hooked_by(module: nn.Module) -> Engine | None:
         if isinstance(owner, Engine):
             return owner
     return None
-
-
-def _along(aligned: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
-    """Keyword arguments [B, L] for the slots [B, S] that are left."""
-    return {name: x.gather(1, part.slot.to(x.device)) for name, x in aligned.items()}
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vtc.models.family import GRIDS, PIXELS, Adapter, FrameMarks
 from vtc.transfer import download_all
 
 #: what is looked at in main memory: a few numbers per token
-READ = ("input_ids", "attention_mask", "mm_token_type_ids", "labels", *GRIDS.values())
+READ = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels", *GRIDS.values())
 
 
 @dataclass

@@ -12,7 +12,7 @@ the engine and the stages call here, named in `PLACEMENTS` by `Adapter.placement
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +22,13 @@ from transformers.cache_utils import Cache
 
 from vtc import ops
 from vtc.engine.find_layout import Found
-from vtc.engine.kv_cache import REAL, CompressedLayer, tail_of
+from vtc.engine.kv_cache import ORDINAL, REAL, CompressedLayer, let_go, tail_of
 from vtc.engine.plan import Plan
-from vtc.engine.versions import cache_of, causal_mask
+from vtc.engine.sight import Sight
+from vtc.engine.versions import cache_of
 from vtc.layout import VisualSpan
-from vtc.models.decoder import decoder_for
+from vtc.models.decoder import SEEING, decoder_for
+from vtc.models.family import Blocks
 from vtc.selection import Selection
 from vtc.transfer import upload
 
@@ -42,8 +44,11 @@ class Part:
         positions: [B, S] or [3, B, S], what the rotary embedding sees.
         shift: LongTensor [B], how far text behind the pictures has moved down in this forward; None = not at all.
         slot: LongTensor [B, S], position of each slot in the forward's own input.
+        ordinals: LongTensor [B, S], the number of each slot's token as a window counts: its place in the conversation,
+            or, under compact positions, among what is left of it.
         plan: how it came from the Part before; None for the first.
-        rotary: (cos, sin) of `positions`, once known. numbers: see `Flow.text_positions`.
+        rotary: (cos, sin) of `positions`, once known, by `Decoder.tables_of` of the layers they are for. numbers: see
+            `Flow.text_positions`.
         tail: how many of the last tokens all rows hold without a gap: a cache can be cropped by as many. A number on
             the device; None in a part that holds all tokens.
         where: per span, LongTensor [N], the slots of its tokens.
@@ -57,8 +62,9 @@ class Part:
     slot: Tensor
     tail: Tensor | None
     where: list[Tensor]
+    ordinals: Tensor
     plan: Plan | None = None
-    rotary: Rotary | None = None
+    rotary: dict[Hashable, Rotary] = field(default_factory=dict)
     numbers: Tensor | None = None
 
 
@@ -75,6 +81,7 @@ class Flow:
         mrope: whether positions are (t, h, w) rows.
         ends: LongTensor [B] in main memory, where each row's prompt ends (`Forward.ends`); None = with the row.
         mask: the caller's attention mask in main memory, None without one or where it is not known.
+        blocks: tokens of this forward that see each other; None = each sees what came before it.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Flow:
         mrope: bool,
         ends: Tensor | None = None,
         mask: Tensor | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self.lm, self.compact, self.mrope, self.ends, self.found = lm, compact, mrope, ends, found
         embeds: Tensor = kwargs["inputs_embeds"]
@@ -93,7 +101,10 @@ class Flow:
         self.device = embeds.device
         self.cache: Cache | None = cache_of(kwargs)
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
+        let_go(self.cache, ends=False)
+        self.sight = Sight(self, blocks)
         layers = [] if self.cache is None or not self.seen else self.cache.layers
+        self.attending = decoder_for(lm).attending(lm.config)
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
         self.known = {id(past) for past in self.pasts if past is not None}  # layers that may be used in this forward
         for past in self.pasts:
@@ -118,9 +129,11 @@ class Flow:
         self.chosen: list[Selection | None] = [None] * len(self.spans)
         self.history: list[tuple[int, list[Selection | None]]] = []  # `chosen`, from which layer on
         self.parts = [self._first(kwargs)]
-        self.rotated = False  # the language model's own rotary embedding has been asked
+        self.rotated: bool | None = False  # the language model has asked its rotary embedding; None: somebody else asks
         self.tags: dict[Hashable, tuple[Tensor, ...]] = {}  # what `kv_tags.py` notes of this forward's rows
         self._visible: dict[Hashable, Tensor | None] = {}
+        self._groups: dict[Hashable, tuple[object, Tensor | None, Tensor | None, Tensor | None]] = {}
+        self._shifts: dict[Hashable, Tensor] = {}
         self._masks: dict[Hashable, Any] = {}
         self._rotaries: dict[Hashable, Rotary] = {}
 
@@ -129,18 +142,33 @@ class Flow:
         """Per span, LongTensor [N], the present slots of its tokens."""
         return self.part.where
 
+    @property
+    def zero(self) -> int:
+        """The layer whose mask and rotary tables the language model makes: the first one that attends."""
+        return self.attending[0]
+
+    def holding(self, cache: Cache) -> list[int]:
+        """The layers of a cache that hold rows; a draft that leaves early has fewer."""
+        return [i for i in self.attending if i < len(cache.layers)]
+
     def past(self, layer: int) -> CompressedLayer | None:
-        return self.pasts[layer] if layer < len(self.pasts) else None
+        held = self.sight.holders[layer]
+        return self.pasts[held] if held < len(self.pasts) else None
 
     def state(self, layer: int) -> Hashable:
         """Equal for layers whose caches held the same rows when this forward began."""
-        return self.states[layer] if layer < len(self.states) else None
+        held = self.sight.holders[layer]
+        return self.states[held] if held < len(self.states) else None
 
     @property
     def uneven(self) -> bool:
         """Whether this forward's layers held different rows when it began, or heads of theirs."""
         heads = any(past is not None and past.masks_heads for past in self.pasts)
-        return heads or any(state != self.states[0] for state in self.states)
+        return heads or any(
+            self.state(i) != self.state(self.sight.leader(i)) or self._moved(i) is not None
+            for i in self.attending
+            if i < len(self.states)
+        )
 
     def _first(self, kwargs: dict[str, Any]) -> Part:
         own = None if self.user is None else self.user[:, -self.length :]
@@ -149,13 +177,15 @@ class Flow:
             ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
         if self.mrope:
             ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
-        ids, past = ids.to(self.device), self.past(0)
-        if past is not None and past.shift is not None:
-            ids = ids - past.shift.to(self.device)[:, None]
-        ids = ids.expand(*ids.shape[:-2], self.rows, -1)
+        ids, past = ids.to(self.device), self.past(self.zero)
         slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
+        ordinals = slot + self.seen
+        if past is not None and past.shift is not None:
+            moved = past.shift.to(self.device)[:, None]
+            ids, ordinals = ids - moved, ordinals - moved
+        ids = ids.expand(*ids.shape[:-2], self.rows, -1)
         where = [] if self.places is None else self.places.split(self.places.at[1])
-        return Part(0, self.length, own, ids, None, slot, None, where)
+        return Part(0, self.length, own, ids, None, slot, None, where, ordinals)
 
     # -- shorter from here on ----------------------------------------------------------------------------------
 
@@ -175,7 +205,7 @@ class Flow:
         now = self.part
         assert self.places is not None
         plan = Plan.of(self.rows, now.width, self.places, selections, now.plan and now.plan.unused)
-        short, rotary = self._gathered(plan, hidden, None if self.compact else now.rotary)
+        short, rotary = self._gathered(plan, hidden, {} if self.compact else now.rotary)
         plan.merge_into(short, hidden)
         self.index = plan.outputs.split(torch.cat(self.index)[plan.taken])
         for i, (selection, index) in enumerate(zip(selections, self.index, strict=True)):
@@ -195,7 +225,7 @@ class Flow:
             shift = now.shift
         elif now.shift is not None:
             shift = shift + now.shift
-        self._follow(plan, first, positions, shift, rotary)
+        self._follow(plan, first, positions, shift, rotary, self.compact)
         return short
 
     def leave_out(self, hidden: Tensor, plan: Plan, positions: Tensor, shift: Tensor) -> Tensor:
@@ -210,15 +240,26 @@ class Flow:
         self.part.positions = positions
         self.places = plan.outputs
         self.found = self.found._replace(places=plan.outputs)
-        self._follow(plan, 0, plan.positions(positions, False)[0], shift, None)
+        self._follow(plan, 0, plan.positions(positions, False)[0], shift, {}, True)
         return plan.gather(hidden)
 
-    def _follow(self, plan: Plan, first: int, positions: Tensor, shift: Tensor | None, rotary: Rotary | None) -> None:
-        """The part that `plan` makes of the present one, for the layers from `first` on."""
+    def _follow(
+        self,
+        plan: Plan,
+        first: int,
+        positions: Tensor,
+        shift: Tensor | None,
+        rotary: dict[Hashable, Rotary],
+        closes: bool,
+    ) -> None:
+        """The part that `plan` makes of the present one, for the layers from `first` on; `closes`: what follows a token
+        that is gone moves up."""
         now, valid = self.part, None
         if now.valid is not None or plan.ragged:
             valid = plan.valid if now.valid is None else now.valid.gather(1, plan.slot) & plan.valid
-        slot = now.slot.gather(1, plan.slot)
+        slot, ordinals = now.slot.gather(1, plan.slot), now.ordinals.gather(1, plan.slot)
+        if closes:
+            ordinals = ordinals - plan.gone.cumsum(dim=1).gather(1, plan.slot)
         gaps = slot != torch.arange(self.length - plan.width, self.length, device=self.device)
         part = Part(
             first,
@@ -229,6 +270,7 @@ class Flow:
             slot,
             tail_of(gaps.any(dim=0)),
             plan.outputs.split(plan.outputs.at[1]),
+            ordinals,
             plan,
             rotary,
         )
@@ -243,16 +285,25 @@ class Flow:
             return hidden
         return part.plan.merge_into(part.plan.gather(hidden), hidden)
 
-    def _gathered(self, plan: Plan, hidden: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
+    def _gathered(
+        self, plan: Plan, hidden: Tensor, rotary: dict[Hashable, Rotary]
+    ) -> tuple[Tensor, dict[Hashable, Rotary]]:
         """What stays of the hidden states, and of tables that stay valid: where positions do, tokens keep their order,
         so one index does for both."""
-        if isinstance(rotary, Tensor):  # DeepSeek-V2: one complex table
-            return plan.gather(hidden), self._carried(plan, rotary)
-        if rotary is None or rotary[0].dim() != 3 or rotary[0].device != hidden.device:
-            carried = None if rotary is None else (self._carried(plan, rotary[0]), self._carried(plan, rotary[1]))
-            return plan.gather(hidden), carried
-        short, cos, sin = ops.gather_rows(plan.index.to(hidden.device), [hidden, *rotary])
-        return short, (cos, sin)
+        together: list[Tensor] = []  # tables that can go along in one launch
+        for tables in rotary.values():
+            if not isinstance(tables, Tensor) and tables[0].dim() == 3 and tables[0].device == hidden.device:
+                together += tables
+        short, *taken = ops.gather_rows(plan.index.to(hidden.device), [hidden, *together])
+        made = dict(zip(map(id, together), taken, strict=True))
+        carried: dict[Hashable, Rotary] = {}
+        for kind, tables in rotary.items():
+            if isinstance(tables, Tensor):  # DeepSeek-V2: one complex table
+                carried[kind] = self._carried(plan, tables)
+                continue
+            cos, sin = (made[id(x)] if id(x) in made else self._carried(plan, x) for x in tables)
+            carried[kind] = (cos, sin)
+        return short, carried
 
     def _carried(self, plan: Plan, table: Tensor) -> Tensor:
         """Rotary table [..., B or 1, S, d] of the slots that stay."""
@@ -409,47 +460,66 @@ class Flow:
         before = ones[:, : self.seen] if before is None else before
         return torch.cat([before, ones[:, self.seen :] if part.valid is None else part.valid], dim=1)
 
+    def seen_rows(self, layer: int) -> Tensor | None:
+        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads."""
+        visible, past = self.visible(layer, self.parts[self.number_of_part(layer)]), self.past(layer)
+        if visible is None:
+            return None
+        return visible[:, self.sight.left_behind(layer) if past is None else past.unread :]
+
     def seen_keys(self, layer: int) -> Tensor | None:
-        """BoolTensor [B, held + S]: `visible` without the rows that the layer's cache no longer holds or reads; of each
-        head, [B, G, held + S], where heads hold unequally many."""
-        part, past = self.parts[self.number_of_part(layer)], self.past(layer)
-        visible = self.visible(layer, part)
-        if past is None:
-            return visible
-        seen = None if visible is None else visible[:, past.unread :]
-        own = past.tags.get(REAL)
-        if own is None:
+        """The same; of each head, [B, G, held + S], where heads hold unequally many."""
+        seen, past = self.seen_rows(layer), self.past(layer)
+        own = None if past is None else past.tags.get(REAL)
+        if past is None or own is None:
             return seen
-        missing = self.seen - past.unread + part.width - own.shape[2]
+        missing = self.seen - past.unread + self.parts[self.number_of_part(layer)].width - own.shape[2]
         own = torch.nn.functional.pad(own, (0, missing), value=True)
         return own if seen is None else own & seen[:, None]
+
+    def handed(self, embeds: Tensor, made: Any) -> Any:
+        """The attention mask that the language model is handed with embeddings [B, S, D].
+
+        Args:
+            made: what its model has made for it; None = nothing but the caller's.
+        """
+        untouched = self.part.plan is None and not any(past is not None for past in self.pasts)
+        if untouched and made is not None:
+            return made
+        if untouched or (self.sight.plain and not self.sight.several):
+            return self.visible(self.zero, self.part)
+        return self.sight.masks(embeds)
 
     def for_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Changed keyword arguments of a decoder layer, or None where those of layer 0 are right.
 
-        The language model makes one mask and one pair of rotary tables, for layer 0. They are right for every layer of
-        the same Part whose cache held the same rows when the forward began (`state`):
+        The language model is handed a mask for each kind of layer (full, sliding), made for the first layer of that
+        kind, and makes rotary tables for the first layer that attends (`zero`). They are right for every layer of the
+        same Part whose cache held the same rows when the forward began (`state`):
 
             layer            0      1      2      3
             part             0      0      1      1
             rows in cache    9      9      9      4       (an earlier forward's method has evicted in layer 3)
             handed           own    own    made   made
+
+        Layers that do not attend are told which rows are padding, where a Part is not the first.
         """
         number = self.number_of_part(layer)
-        part = self.parts[number]
-        if number == 0 and part.rotary is None:
-            part.rotary = kwargs["position_embeddings"]  # made from part.positions, for layer 0's cache
-        past = self.past(layer)
+        part, leader = self.parts[number], self.sight.leader(layer)
+        if self.sight.kinds[layer] not in SEEING:
+            padding = None if part.valid is None or part.width == 1 else part.valid.to(hidden.device)
+            return {"attention_mask": padding} if number else None
+        if number == 0 and kwargs.get("position_embeddings") is not None:
+            # made from part.positions, for the cache of `zero`
+            part.rotary.setdefault(self._kind_of_tables(layer), kwargs["position_embeddings"])
+        past, moved = self.past(layer), self._moved(layer)
         masks_heads = past is not None and past.masks_heads
-        if number == 0 and self.state(layer) == self.state(0) and not masks_heads:
+        if number == 0 and self.state(layer) == self.state(leader) and not masks_heads and moved is None:
             return None
         changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
-        key = (number, self.state(layer), hidden.device)
+        key = (number, self.sight.kinds[layer], self.state(layer), hidden.device)
         if key not in self._masks:
-            alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
-            visible = self.visible(layer, part)
-            visible = None if visible is None else visible.to(hidden.device)
-            mask = causal_mask(self.lm.config, hidden, visible, alone)
+            mask = self.sight.mask(layer, hidden if hidden.dim() == 3 else hidden[0])
             if masks_heads:
                 assert past is not None
                 config: Any = self.lm.config
@@ -460,14 +530,17 @@ class Flow:
             changes["position_ids"] = self.text_positions(part)
         return changes
 
+    def _kind_of_tables(self, layer: int) -> Hashable:
+        return decoder_for(self.lm).tables_of(self.lm.config, layer)
+
     def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
-        part, moved = self.parts[number], self._moved(layer)
+        part, moved, kind = self.parts[number], self._moved(layer), self._kind_of_tables(layer)
         if moved is None:
-            if part.rotary is None:
-                part.rotary = self._tables(layer, hidden, part.positions)
-            return part.rotary
+            if kind not in part.rotary:
+                part.rotary[kind] = self._tables(layer, hidden, part.positions)
+            return part.rotary[kind]
         past = self.past(layer)
-        key = (number, None if past is None else id(past.shift))
+        key = (number, kind, None if past is None else id(past.shift))
         if key not in self._rotaries:
             self._rotaries[key] = self._tables(layer, hidden, part.positions - moved[:, None])
         return self._rotaries[key]
@@ -478,10 +551,10 @@ class Flow:
         Under compact positions a cache whose layers lost differently many tokens moves what follows by differently
         much: layer 0's shift is in `part.positions` already, the rest is added here.
         """
-        past, zero = self.past(layer), self.past(0)
+        past, zero = self.past(layer), self.past(self.zero)
         own = None if past is None else past.shift
         base = None if zero is None else zero.shift
-        if (own is None and base is None) or self.state(layer) == self.state(0):
+        if own is base or self.state(layer) == self.state(self.zero):
             return None
         moved = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         moved = moved if own is None else moved + own.to(self.device)
@@ -492,15 +565,35 @@ class Flow:
         positions, moved = self.parts[self.number_of_part(layer)].positions, self._moved(layer)
         return positions if moved is None else positions - moved[:, None]
 
+    def counted(self, layer: int) -> Tensor:
+        """LongTensor [B, S]: the numbers of a layer's tokens of this forward, as its window counts."""
+        ordinals, moved = self.parts[self.number_of_part(layer)].ordinals, self._moved(layer)
+        return ordinals if moved is None else ordinals - moved[:, None]
+
     def tables(self, layer: int, like: Tensor, positions: Tensor) -> Rotary:
         """What the layer's keys at `positions` [B, S] or [3, B, S] are rotated by, in the type of `like`."""
         return self._tables(layer, like, positions)
 
     def _tables(self, layer: int, hidden: Tensor, positions: Tensor) -> Rotary:
         decoder = decoder_for(self.lm)
-        return decoder.position_embeddings(decoder.rotary(self.lm), hidden, positions.to(hidden.device), layer)
+        self.rotated, before = None, self.rotated  # it is not the language model that asks
+        try:
+            return decoder.position_embeddings(decoder.rotary(self.lm), hidden, positions.to(hidden.device), layer)
+        finally:
+            self.rotated = before
 
     # -- afterwards --------------------------------------------------------------------------------------------
+
+    def along(self, x: Any, layer: int) -> Any:
+        """What a layer is handed besides its hidden states, a value [B, S, ...] per token of the first part."""
+        number = self.number_of_part(layer)
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[:2] != (self.rows, self.parts[0].width):
+            return x
+        rows = torch.arange(self.rows, device=x.device)[:, None]
+        for part in self.parts[1 : number + 1]:
+            assert part.plan is not None
+            x = x[rows, part.plan.slot.to(x.device)]
+        return x
 
     def restore(self, x: Tensor, layer: int) -> Tensor:
         """Rows [B, S, D] as `layer` leaves them -> [B, L, D]."""
@@ -515,22 +608,39 @@ class Flow:
         five. Their layers of the cache report the logical length 8 and `dropped` 2 or 3; the next token is number 8 to
         all of them, and masks are built for the 6 + 1 or 5 + 1 rows that are there.
         """
-        if all(part.plan is None for part in self.parts):
-            return
-        groups: dict[Hashable, object] = {}
-        for i, layer in enumerate(cache.layers):
-            number, past = self.number_of_part(i), self.past(i)
-            part, visible = self.parts[number], self.seen_keys(i)
-            dropped, shift = self.length - part.width, part.shift
-            held = layer.keys.shape[-2] if past is None else past.held  # type: ignore[union-attr]
-            tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
-            if past is not None:
-                dropped += past.dropped
-                if past.shift is not None:
-                    shift = past.shift.to(self.device) if shift is None else shift + past.shift.to(self.device)
-            group = groups.setdefault((number, self.state(i)), object())
-            new = CompressedLayer.of(layer, dropped, visible, shift, group)  # type: ignore[arg-type]
-            new.tail, cache.layers[i] = tail, new
+        if any(part.plan is not None for part in self.parts):
+            for i in self.holding(cache):
+                cache.layers[i] = self.converted(cache.layers[i], i)
+        let_go(cache, ends=True)
+
+    def converted(self, layer: Any, i: int) -> CompressedLayer:
+        """Layer `i` of the cache as one that knows what it holds of this forward."""
+        number, past, window = self.number_of_part(i), self.past(i), self.sight.windows[i]
+        part = self.parts[number]
+        held = layer.keys.shape[-2] if past is None else past.held
+        key = (number, self.sight.kinds[i], self.state(i), held)
+        if key not in self._groups:
+            shift, earlier = part.shift, None if past is None else past.shift
+            if earlier is not None:  # one object for all layers that have moved alike
+                moved = (number, id(earlier))
+                if moved not in self._shifts:
+                    here = earlier.to(self.device)
+                    self._shifts[moved] = here if shift is None else shift + here
+                shift = self._shifts[moved]
+            visible = self.seen_keys(i)
+            if visible is not None and visible.dim() == 2:
+                visible = visible[:, visible.shape[1] - held :]
+            ordinals = None
+            if window is not None and not (past is not None and past.evicted):
+                ordinals = self.sight.ordinals(i)[:, -held:].int()
+            self._groups[key] = (object(), visible, shift, ordinals)
+        group, visible, shift, ordinals = self._groups[key]
+        tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
+        new = CompressedLayer.of(layer, self.seen + self.length - held, visible, shift, group)
+        new.tail, new.reach, new.last = tail, window, None
+        if ordinals is not None:
+            new.tags = {**new.tags, ORDINAL: ordinals}
+        return new
 
 
 def padded(mask: Tensor, most: int) -> Tensor:

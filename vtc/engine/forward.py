@@ -47,6 +47,7 @@ class Forward:
         rank: of the entry that opened it and will close it: 0 is the outermost module that may be called.
         inside: of the innermost one that has been entered since.
         host: what is looked at of `given` in main memory (`find_prompts.on_host`); nothing in a decode step.
+        known: layers of its cache, by id, which may be used in it.
         prompts: the images and videos it brought, images first, as the tower reads them.
         towers: outputs of the vision tower's runs in this forward.
         asked: whether the base model's hook has run, which asks what this batch is. reached: whether the language
@@ -55,7 +56,6 @@ class Forward:
         flow: its way through the language model, once that runs and there is anything to do.
         early: what stages know of it before the language model runs. runs: what they know from then on.
         companions: rows that travel beside the visual tokens and are ours to add.
-        aligned: by keyword, LongTensor [B, L] that the language model was handed (`Adapter.aligned`).
         tower: gives a method its reader of the tower's signals for a span.
         trace: what the report will say. done: it is over (recomputation for gradients comes later).
     """
@@ -64,6 +64,7 @@ class Forward:
     rank: int
     inside: int
     host: Mapping[str, Tensor] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
     prompts: list[Prompt] = field(default_factory=list)
     towers: list[Any] = field(default_factory=list)
     asked: bool = False
@@ -74,7 +75,6 @@ class Forward:
     early: dict[Stage, Any] = field(default_factory=dict)
     runs: dict[Stage, Run] = field(default_factory=dict)
     companions: CompanionRows | None = None
-    aligned: Mapping[str, Tensor] = field(default_factory=dict)
     tower: Callable[[Method, VisualSpan], Callable[[str], Tensor]] = _nothing
     trace: Trace = field(default_factory=Trace)
     done: bool = False

@@ -11,6 +11,13 @@ Example: a prompt of eight tokens, of which six are held, and one token that has
     prompt            6         rows that it held when it was compressed; `mask` and `tags` say what they are
     tail              4         of those, the last 4 are the last 4 tokens of the prompt: it can be cropped by up to 5
 
+A layer that attends within a window holds what its next token sees, and no more: it lets go of rows by the number that
+their token has in the conversation, as a window counts those that are gone, too. Its tag `ordinal` notes them:
+
+    window            5         a token sees itself and four before it
+    holds             t t v v t t t       of a prompt of twelve tokens, after five of its seven visual ones have gone
+    ordinal           0 1 3 7 9 10 11     of which token 12 sees 9, 10 and 11: the first four rows are let go of
+
 Its KV heads may hold different tokens: equally many, and then nothing else changes; or each its own number, and then
 they are kept in a store (`kv_store.py`) and what a head does not have is masked.
 """
@@ -22,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from vtc.engine import context
 from vtc.engine.kv_store import Change, Store, UnevenRows
@@ -31,6 +38,8 @@ from vtc.engine.reading import Reading, Window, rows_of
 #: tags of layers whose heads hold unequally many rows, or rows that stand for several tokens: BoolTensor [B, G, rows],
 #: False for what fills up a head; [B, G or 1, rows], what is added to the logits of each
 REAL, BIAS = "real", "bias"
+#: tag of layers with a window: int tensor [B, rows], the number of each row's token as windows count
+ORDINAL = "ordinal"
 
 
 class CompressedLayer(DynamicLayer):
@@ -49,6 +58,9 @@ class CompressedLayer(DynamicLayer):
         tags: name -> [B, rows], or [B, G, rows] where heads hold different tokens: what `kv_tags.py` notes of the first
             rows held. age: decode steps since the prefill.
         store: the rows of the prompt, where they are not in `keys` and `values`; these then hold what came later.
+        reach: how many tokens back its window sees, itself included; None = all. record_past: whether candidates may be
+            taken back before the next forward, so that nothing is let go of until then. last: of each of its first
+            rows, the length of the conversation from which on nobody sees it; None = not known yet.
         chosen: (method, picture) for what has been chosen of a picture for good, see `EvictRun`.
         touched: BoolTensor [B], batch rows that a cache method works on; None = none.
         pictures: how many pictures its tags have named.
@@ -74,6 +86,9 @@ class CompressedLayer(DynamicLayer):
     window: Window | None = None
     store: Store | None = None
     chosen: frozenset[tuple[str, int]] = frozenset()
+    reach: int | None = None
+    record_past: bool = False
+    last: list[int] | None = None
     tags: dict[str, Tensor]
 
     def __init__(self) -> None:
@@ -161,7 +176,7 @@ class CompressedLayer(DynamicLayer):
         if not self.is_initialized:
             return
         for state in context.states():
-            if id(self) in getattr(getattr(state, "flow", None), "known", ()):
+            if id(self) in getattr(getattr(state, "flow", None) or state, "known", ()):
                 return
         raise RuntimeError(
             "this KV cache was compressed by vtc and can only be continued by the wrapped model: wrap it again "
@@ -218,6 +233,60 @@ class CompressedLayer(DynamicLayer):
         tag = by_head(tag).to(device)
         return torch.nn.functional.pad(tag, (0, keys - tag.shape[2]), value=empty)[:, :, None]
 
+    def ordinals(self) -> Tensor:
+        """LongTensor [B, held]: the number of each row's token, as a window counts."""
+        assert self.keys is not None
+        known = self.tags.get(ORDINAL)
+        device = self.keys.device if known is None else known.device
+        noted = 0 if known is None else known.shape[-1]
+        later = torch.arange(noted, self.held, device=device) + self.dropped
+        later = later.expand(self.keys.shape[0], -1)
+        later = later if self.shift is None else later - self.shift.to(device)[:, None]
+        return later if known is None else torch.cat([known.long(), later], dim=1)
+
+    def activate_past_recording(self) -> None:
+        """What transformers says where candidates may be taken back."""
+        self.record_past = True
+
+    def let_go(self) -> bool:
+        """Forget the rows that no later token sees; whether there were any.
+
+        Which those are is read from the device once, in the first forward that reaches beyond the window.
+        """
+        length, reach = self.get_seq_length(), self.reach
+        if reach is None or length < reach or self.evicted or not self.held:
+            return False
+        if self.last is None:
+            seen = self.ordinals() + reach
+            seen = seen if self.shift is None else seen + self.shift.to(seen.device)[:, None]
+            if self.mask is not None:
+                real = torch.nn.functional.pad(self.mask, (0, self.held - self.mask.shape[1]), value=True)
+                seen = seen.masked_fill(~real.to(seen.device), 0)
+            self.last = seen.amax(dim=0).tolist()
+        unseen, held = 0, self.held
+        while unseen < held and self._last(unseen) <= length:
+            unseen += 1
+        if unseen:
+            self._forget(unseen)
+        return unseen > 0
+
+    def _last(self, row: int) -> int:
+        assert self.last is not None
+        assert self.reach is not None
+        return self.last[row] if row < len(self.last) else self.dropped + row + self.reach
+
+    def _forget(self, rows: int) -> None:
+        """Let go of the first rows held."""
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.last is not None
+        # a copy, where it is worth it: a part of what there was would hold on to all of it
+        own = torch.clone if rows > 1 else torch.nn.Identity()
+        self.keys, self.values = own(self.keys[:, :, rows:]), own(self.values[:, :, rows:])
+        self.tags = {name: tag[..., rows:].clone() for name, tag in self.tags.items()}
+        self.mask = None if self.mask is None else self.mask[:, rows:].clone()
+        self.dropped, self.prompt, self.last = self.dropped + rows, max(0, self.prompt - rows), self.last[rows:]
+
     def take_in(self, mask: Tensor | None) -> None:
         """Count the rows added since to the prompt; `mask` BoolTensor [B, held] says which are real, None = all."""
         held = self.held
@@ -249,6 +318,7 @@ class CompressedLayer(DynamicLayer):
         alike = valid is None and not self.masks_heads
         self.group = ("evicted", id(self.shift)) if alike else object()
         self.evicted, self.readings, self.read, self.window = True, None, None, None
+        self.last = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, as assisted decoding does with candidates that were turned down."""
@@ -268,6 +338,7 @@ class CompressedLayer(DynamicLayer):
         else:
             super().crop(tokens_to_remove)
         left = self.held
+        self.last = None if self.last is None else self.last[:left]
         self.tags = {name: tag[..., :left] for name, tag in self.tags.items()}
         if left < self.prompt:
             self.tail, self.prompt = self.tail - (self.prompt - left), left
@@ -298,7 +369,7 @@ class CompressedLayer(DynamicLayer):
         super().reset()
         self.dropped, self.mask, self.shift, self.prompt, self.tail, self.tags = 0, None, None, 0, 0, {}
         self.readings = self.read = self.window = None
-        self.store, self.chosen = None, frozenset()
+        self.store, self.chosen, self.last = None, frozenset(), None
         self.age, self.touched, self.pictures, self.reading, self.group, self.evicted = 0, None, 0, None, None, False
 
 
@@ -377,13 +448,31 @@ def _filled_up(tag: Tensor, held: int, value: float = 0) -> Tensor:
     return tag if missing <= 0 else torch.nn.functional.pad(tag, (0, missing), value=value)
 
 
+def let_go(cache: Any, ends: bool) -> None:
+    """Have layers that attend within a window forget what no later token sees.
+
+    What one of them has forgotten cannot be gone back to, in no layer: all refuse that alike.
+
+    Args:
+        ends: whether a forward has ended; else one begins, and nothing that came before it will be taken back.
+    """
+    layers = [layer for layer in getattr(cache, "layers", None) or () if isinstance(layer, CompressedLayer)]
+    if any([layer.let_go() for layer in layers if layer.reach is not None and not (ends and layer.record_past)]):
+        for layer in layers:
+            layer.tail = layer.prompt - layer.held
+
+
 def compressed(cache: Any) -> bool:
     """Whether a KV cache has lost rows to vtc."""
     return CompressedLayer in map(type, getattr(cache, "layers", None) or ())  # asked in every decode step
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse, in one sentence, caches whose rows cannot be left out."""
+def check_cache(cache: Any, attending: Sequence[int] | None = None) -> None:
+    """Refuse, in one sentence, caches whose rows cannot be left out.
+
+    Args:
+        attending: the layers that keep rows; others keep a state of their own, of whatever kind. None = all do.
+    """
     if cache is None:
         return
     if not isinstance(cache, Cache):
@@ -395,8 +484,9 @@ def check_cache(cache: Any) -> None:
         )
     if getattr(cache, "offloading", False):
         raise ValueError("an offloaded KV cache is not supported under compression; use the default DynamicCache.")
-    for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, CompressedLayer):
+    for i, layer in enumerate(cache.layers):
+        known = (DynamicLayer, DynamicSlidingWindowLayer, CompressedLayer)
+        if type(layer) not in known and (attending is None or i in attending):
             raise ValueError(
                 f"a {type(layer).__name__} KV cache is not supported under compression; use the default DynamicCache."
             )

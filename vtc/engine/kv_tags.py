@@ -25,8 +25,7 @@ def compressed_layer(flow: Flow, cache: Any, i: int) -> CompressedLayer:
     """Layer `i` of the cache; a layer that has lost nothing so far becomes one that can."""
     layer = cache.layers[i]
     if not isinstance(layer, CompressedLayer):
-        visible = flow.visible(i, flow.parts[flow.number_of_part(i)])
-        layer = cache.layers[i] = CompressedLayer.of(layer, 0, visible, None, None)
+        layer = cache.layers[i] = flow.converted(layer, i)
     return layer
 
 
@@ -41,7 +40,7 @@ def settle(flow: Flow, cache: Any) -> None:
         held      9      8
         tail      5      5      of the prompt, beside the later one; layer 0 could give all of its eight
     """
-    layers = [compressed_layer(flow, cache, i) for i in range(len(cache.layers))]
+    layers = [compressed_layer(flow, cache, i) for i in flow.holding(cache)]
     later = [0 if layer.keys is None else layer.held - layer.prompt for layer in layers]
     known: dict[tuple[int, int], int | Tensor] = {}  # layers share tails: nothing is added up twice
     for layer, more in zip(layers, later, strict=True):

@@ -83,7 +83,7 @@ class Listening(Run):
         size = len(at) * keys * (view.keys.shape[1] if heads else 1)
         step = max(1, LARGEST // size)
         for n, part in enumerate(at.split(step, dim=1)):
-            own = (part + view.past).clamp(min=0)
+            own = view.limits(part).clamp(min=0)
             own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
             there = (part >= 0)[:, None] if heads else part >= 0
             visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
 from vtc.engine.forward import Forward, candidates
 from vtc.engine.kv_cache import check_cache
+from vtc.engine.sight import MASKED
+from vtc.engine.stage import Facts
 from vtc.engine.versions import cache_of, length_of
 from vtc.layout import VisualSpan
 from vtc.methods.base.cache import CacheMethod, PairedMethod
 from vtc.methods.base.method import Method
-from vtc.models.decoder import Decoder
+from vtc.models.decoder import RECURRENT, Decoder, decoder_for
 from vtc.models.family import PIXELS, Adapter
 from vtc.models.text_models import LatentDecoder
 from vtc.signals import of_place
@@ -33,7 +34,8 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
     if not visual:
         _check_placeholders(model, given)
         return
-    check_cache(cache_of(given))
+    lm: Any = family.language_model(model)
+    check_cache(cache_of(given), decoder_for(lm).attending(lm.config))
     mask = given.get("attention_mask")
     if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
         raise ValueError("attention_mask must be 2-D, [batch, length], on a wrapped model (or left out).")
@@ -48,24 +50,58 @@ def check_inputs(family: Adapter, model: nn.Module, given: Mapping[str, Any], vi
         )
 
 
-def check_window(decoder: Decoder, config: Any, given: Mapping[str, Any]) -> None:
-    """Refuse a conversation that reaches beyond the window that all layers attend within, if there is one; below that,
-    make its empty cache one that keeps everything."""
-    window, cache = decoder.window(config), cache_of(given)
-    if window is None:
+def check_states(decoder: Decoder, config: Any, forward: Forward) -> None:
+    """Refuse rows that may become unequally long on top of states that recurrent layers have of an earlier turn: what
+    fills up the shorter ones would lie between a state and what it goes on with, and wear it down."""
+    kinds = sorted({*decoder.kinds(config)} & RECURRENT)
+    if not kinds or not length_of(forward.cache) or not forward.prompts or len(forward.prompts[0].visual) == 1:
         return
-    new = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
-    length = length_of(cache) + (0 if new is None else new.shape[1])
-    if length > window:
+    raise ValueError(
+        f"the {kinds[0]} layers of {config.model_type} go on from what they have read, and rows of a batch may lose "
+        "unequally many tokens: in a later turn, bring pictures for one conversation at a time."
+    )
+
+
+def check_sight(family: Adapter, facts: Facts, given: Mapping[str, Any], compact: bool) -> None:
+    """Refuse masks that the attention of the language model has no room for."""
+    config, length = facts.language_model.config, _length(given)
+    window = min((w for w in facts.decoder.windows(config) if w is not None and w < length), default=None)
+    attention = config._attn_implementation
+    if attention not in MASKED and (family.masks or window is not None):
+        what = "lets pictures see themselves" if family.masks else f"attends within a window of {window} tokens"
+        raise ValueError(
+            f"this language model {what}, which {attention} counts in rows, whatever is left of them: load it with "
+            'attn_implementation="sdpa".'
+        )
+    layers = getattr(cache_of(given), "layers", None) or ()
+    if window is not None and any(getattr(x, "evicted", False) and x.reach is not None for x in layers):
         raise ValueError(
             f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
-            "which is not supported on a wrapped model: give it fewer."
+            "which is not supported where a method has dropped some of the KV cache: give it fewer."
         )
-    if cache is None:
-        return
-    for i, layer in enumerate(cache.layers):
-        if type(layer).__name__ == "DynamicSlidingWindowLayer" and not layer.is_initialized:
-            cache.layers[i] = DynamicLayer()
+    if window is not None and compact and family.mrope:
+        raise ValueError(
+            f"this language model attends within a window of {window} tokens, which does not count the (t, h, w) "
+            'positions that positions="compact" renumbers: leave positions="original".'
+        )
+
+
+def check_whole(method: CacheMethod, facts: Facts, forward: Forward) -> None:
+    """Refuse a conversation that leaves the window of layers that a cache method works on."""
+    windows = facts.decoder.windows(facts.language_model.config)
+    window = min((w for i in facts.whole if (w := windows[i]) is not None), default=None)
+    length = _length(forward.given)
+    if window is not None and length > window:
+        raise ValueError(
+            f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
+            f"which is not supported where {method.title} works on its cache: give it fewer."
+        )
+
+
+def _length(given: Mapping[str, Any]) -> int:
+    """Tokens of the conversation, those of a call included."""
+    new = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+    return length_of(cache_of(given)) + (0 if new is None else new.shape[1])
 
 
 def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
@@ -89,7 +125,7 @@ def check_handed(family: Adapter, kwargs: Mapping[str, Any]) -> None:
     """Refuse what the model hands its language model besides that cannot be shortened along: a mask that it has made
     itself (of a prefix that sees itself, say), or values per token that nobody has declared."""
     mask, embeds = kwargs.get("attention_mask"), kwargs["inputs_embeds"]
-    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
+    if not family.masks and (isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2)):
         raise ValueError(
             "this model makes an attention mask of its own for its language model (of a prefix that sees itself, say), "
             "which is not supported: vtc has no adapter that knows how to shorten it."

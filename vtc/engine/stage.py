@@ -64,9 +64,31 @@ class Facts:
         return self.decoder.layers(self.language_model)
 
     @property
+    def whole(self) -> tuple[int, ...]:
+        """The decoder layers whose cache holds the whole conversation."""
+        return self.decoder.whole(self.language_model.config)
+
+    @property
     def depth(self) -> int:
         """The number of decoder layers."""
         return len(self.layers)
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Those of them that keep rows in the KV cache; all, but for models with recurrent layers."""
+        return self.decoder.attending(self.language_model.config)
+
+    def only_some(self, method: Method) -> list[str]:
+        """What the report says of a method of the KV cache, where some layers do not hold the whole conversation."""
+        if len(self.whole) == self.depth:
+            return []
+        some = f"{method.title} acts in the {len(self.whole)} of {self.depth} decoder layers that"
+        if len(self.whole) < len(self.attending):
+            return [f"{some} see the whole conversation; the others hold what their window reaches."]
+        return [
+            f"{some} attend; the others keep no token of their own, or a state of one size, of which nothing can be "
+            "left out."
+        ]
 
 
 class Run:
@@ -142,6 +164,8 @@ class Stage:
     can_merge: ClassVar[bool] = True
     #: whether, after it, decoder layers may hold different rows, so that each has to be handed its own mask
     uneven: ClassVar[bool] = True
+    #: whether, under it, rows of a batch may become unequally long
+    shortens: ClassVar[bool] = True
     #: whether its methods are told the vision tower's signals when that has run
     listens: ClassVar[bool] = True
     run: ClassVar[type[Run]] = Run

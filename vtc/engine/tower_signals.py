@@ -118,7 +118,7 @@ class TowerSignals:
 
     def _check_pixels(self) -> None:
         """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
-        if self.facts.takes == "row":
+        if self.facts.takes == "row" or self.facts.patches_given:
             titles = dict.fromkeys(method.title for method in self.methods)
             raise ValueError(
                 f"{' and '.join(titles)} looks at the pixels under patches, and the "

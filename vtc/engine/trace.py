@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtc.cost import DecoderCost
 from vtc.engine.flow import Flow
+from vtc.engine.versions import caches_latents
 from vtc.held import Held
 from vtc.layout import VisualSpan
 from vtc.reports import Elapsed, Report, ReportSpan, RowReport, StageReport, Stopwatch, TowerReport
@@ -98,7 +99,8 @@ class Trace:
     rows_full: Tensor | None = None  # LongTensor [B], tokens without padding
     rows_kept: list[tuple[int, Tensor]] = field(default_factory=list)  # (from layer, LongTensor [B])
     evictions: list[Eviction] = field(default_factory=list)
-    cached: list[Tensor] = field(default_factory=list)  # per layer, LongTensor [B]: rows held after eviction
+    cached: dict[int, Tensor] = field(default_factory=dict)  # by layer, LongTensor [B]: rows held after eviction
+    windowed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> `Sight.within` of its window
     decoded: dict[str, tuple[int, int, Tensor | int]] = field(default_factory=dict)  # method -> (layer, steps, choices)
     towers: list[Callable[[], TowerReport]] = field(default_factory=list)  # what each stage spared the vision tower
     active: tuple[Tensor | int, Tensor | int] = (0, 0)  # cached tokens that were active after the last choice, of all
@@ -141,6 +143,7 @@ class Trace:
         for part in flow.parts:
             there = part.slot.new_full((flow.rows,), part.width) if part.valid is None else part.valid.sum(dim=1)
             self.rows_kept.append((part.first, there))
+        self.windowed = flow.sight.within_windows()
         self.history = [(i, [c if c is None else c.detached() for c in chosen]) for i, chosen in flow.history]
         self.selections = tuple(
             Selection.prune(index, len(index)) if chosen is None else chosen.detached()
@@ -152,12 +155,18 @@ class Trace:
         if self.rows_full is None or not self.rows_kept:
             return Report(notes=self._notes())
         table: Any = language_model.get_input_embeddings
-        cost = DecoderCost.of(language_model.config, table().weight.element_size())
+        cost = DecoderCost.of(language_model.config, table().weight.element_size(), caches_latents())
         full = self.rows_full.tolist()
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
         visual_full = sum(self._whole)
-        cached = [r.tolist() for r in self.cached] or rows
+        held = {i: rows for i, (rows, _) in self.windowed.items()} | self.cached
+        cached = [held[i].tolist() if i in held else own for i, own in enumerate(rows)]
+        pairs = {i: seen.tolist() for i, (_, seen) in self.windowed.items()}
+        flops = [  # [layers][B]
+            [cost.layer_flops(i, n, pairs[i][b] if i in pairs else None) for b, n in enumerate(own)]
+            for i, own in enumerate(rows)
+        ]
         return Report(
             spans=[
                 ReportSpan(
@@ -178,20 +187,28 @@ class Trace:
             ],
             stages=[stage.report() for stage in self.stages],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
-            flops_by_layer=[(sum(map(cost.layer_flops, full)), sum(map(cost.layer_flops, own))) for own in rows],
+            flops_by_layer=[(sum(cost.layer_flops(i, n) for n in full), sum(own)) for i, own in enumerate(flops)],
             kv_bytes_by_layer=[
-                (sum(map(cost.layer_kv_bytes, full)), sum(map(cost.layer_kv_bytes, own))) for own in cached
+                (sum(cost.layer_kv_bytes(i, n) for n in full), sum(cost.layer_kv_bytes(i, n) for n in own))
+                for i, own in enumerate(cached)
             ],
             head_flops=len(full) * cost.head_flops(),
-            rows=[self._row(cost, row, full[row], rows, cached) for row in range(len(full))],
+            rows=[self._row(cost, row, full[row], rows, cached, flops) for row in range(len(full))],
             notes=self._notes(),
             tower=reduce(TowerReport.then, [told() for told in self.towers]) if self.towers else None,
         )
 
     def _row(
-        self, cost: DecoderCost, row: int, full: int, layers: list[list[int]], cached: list[list[int]]
+        self,
+        cost: DecoderCost,
+        row: int,
+        full: int,
+        layers: list[list[int]],
+        cached: list[list[int]],
+        flops: list[list[int]],
     ) -> RowReport:
-        """The account of one batch row: `layers` and `cached` are its tokens by layer, [layers][B]."""
+        """The account of one batch row: `layers`, `cached` and `flops` are its tokens, those that are held, and what
+        they cost, by layer, [layers][B]."""
         mine = [
             (whole, chosen.tokens_out)
             for span, whole, chosen in zip(self.spans, self._whole, self.selections, strict=True)
@@ -203,8 +220,8 @@ class Trace:
             tokens_in=visual,
             tokens_out=sum(after for _, after in mine),
             tokens_average=visual - full + sum(lengths) / len(lengths),
-            flops=(cost.prefill_flops(full), sum(map(cost.layer_flops, lengths)) + cost.head_flops()),
-            kv_bytes=(cost.kv_bytes(full), sum(map(cost.layer_kv_bytes, held))),
+            flops=(cost.prefill_flops(full), sum(own[row] for own in flops) + cost.head_flops()),
+            kv_bytes=(cost.kv_bytes(full), sum(cost.layer_kv_bytes(i, n) for i, n in enumerate(held))),
         )
 
     @property

@@ -84,8 +84,16 @@ def length_of(cache: Any) -> int:
 
 
 @cache
-def _cache_argument() -> str:
-    """What `create_causal_mask` calls the KV cache: `cache` since 5.24, `past_key_values` before."""
+def caches_latents() -> bool:
+    """Whether multi-head latent attention caches its latents: since 5.24; whole keys and values before."""
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
+
+    return hasattr(DeepseekV3Attention, "expand_kv")
+
+
+@cache
+def cache_name() -> str:
+    """What models, and `create_causal_mask`, call the KV cache: `cache` since 5.24, `past_key_values` before."""
     from transformers.masking_utils import create_causal_mask
 
     return "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
@@ -100,4 +108,4 @@ def causal_mask(config: Any, hidden: Tensor, visible: Tensor | None, cache: Any)
     """
     from transformers.masking_utils import create_causal_mask
 
-    return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=visible, **{_cache_argument(): cache})
+    return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=visible, **{cache_name(): cache})

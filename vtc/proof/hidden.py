@@ -3,7 +3,8 @@
 Nothing here shares code with the engine. The model runs on its whole row, by its own eager attention, with the masks
 that it makes itself (windows, prefixes and padding included); from the layer on at which a token was dropped, its key
 is covered in every mask, in prefill and in every decode step. Rows of anchors that stand for several tokens are
-replaced by explicit sums. Only what was dropped is read from the wrapped model's record.
+replaced by explicit sums. Layers that keep a state instead of keys read only what is left (`recurrent.py`). What was
+dropped is read from the wrapped model's record, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from vtc.models.decoder import RECURRENT, STATELESS, decoder_for
 from vtc.models.family import Companions
+from vtc.proof.recurrent import fed_directly
 
 
 @dataclass
@@ -90,20 +94,24 @@ def attending(model: Any, how: str) -> Iterator[None]:
 
 @contextmanager
 def covered(
+    model: nn.Module,
     lm: Any,
     layers: nn.ModuleList,
     made: Dropped,
     beside: Companions | None = None,
     entered: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """The language model `lm` without sight of what was dropped; it has to be on its eager attention.
+    """The language model `lm` of `model` without sight of what was dropped; it has to be on its eager attention.
 
     Args:
         beside: the keyword arguments in which rows for the visual tokens come along, where some do.
         entered: keyword arguments that the prompt is to come with, instead of its own: what another tower made of it.
     """
-    play = _Play(made, beside, entered or {})
-    handles = [lm.register_forward_pre_hook(play.begin, with_kwargs=True)]
+    play, decoder = _Play(made, beside, entered or {}), decoder_for(lm)
+    play.kinds = decoder.kinds(lm.config)
+    states = {i: decoder.recurrent(layers[i]) for i, kind in enumerate(play.kinds) if kind in RECURRENT}
+    handles = [model.register_forward_pre_hook(_keep_everything, with_kwargs=True)]
+    handles += [lm.register_forward_pre_hook(play.begin, with_kwargs=True), *fed_directly(states, play.left)]
     for i, layer in enumerate(layers):
         handles.append(layer.register_forward_pre_hook(play.layer(i), with_kwargs=True))
     try:
@@ -113,16 +121,30 @@ def covered(
             handle.remove()
 
 
+def _keep_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A cache that begins holds every row, so that masks have a column for each: a window hides, but forgets none."""
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    for i, layer in enumerate(getattr(cache, "layers", None) or ()):
+        if isinstance(layer, DynamicSlidingWindowLayer) and not layer.is_initialized:
+            cache.layers[i] = DynamicLayer()
+
+
 class _Play:
     """The hooks of one `covered`."""
 
     def __init__(self, made: Dropped, beside: Companions | None, entered: Mapping[str, Any]) -> None:
         self.made, self.beside, self.entered, self.past = made, beside, entered, 0
+        self.kinds: list[str] = []
+        self.real = torch.empty(0)  # BoolTensor [B, T] of the forward in progress, False for padding
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         self.past = 0 if cache is None else int(cache.get_seq_length())
         names, embeds = self.beside, kwargs.get("inputs_embeds")
+        if embeds is not None:
+            mask, shape = kwargs.get("attention_mask"), embeds.shape[:2]
+            there = isinstance(mask, Tensor) and mask.dim() == 2
+            self.real = mask[:, -shape[1] :].bool() if there else torch.ones(shape, dtype=torch.bool)
         if self.entered and embeds is not None and embeds.shape == self.entered["inputs_embeds"].shape:
             taken = ("inputs_embeds", *((names.rows,) if names else ()))
             kwargs = {**kwargs, **{name: self.entered[name] for name in taken if name in self.entered}}
@@ -143,6 +165,9 @@ class _Play:
     def layer(self, i: int) -> Any:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+            if self.kinds[i] in RECURRENT | STATELESS:
+                hidden = self._summed(i, hidden) if self.past == 0 and hidden.shape[1] > 1 else hidden
+                return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
             mask = kwargs.get("attention_mask")
             if not isinstance(mask, Tensor) or mask.dim() != 4 or not mask.is_floating_point():
                 raise ValueError("its layers are handed no mask that a token could be covered in")
@@ -152,6 +177,15 @@ class _Play:
             return ((hidden, *args[1:]), changed) if args else (args, {**changed, "hidden_states": hidden})
 
         return before
+
+    def left(self, i: int, row: int) -> Tensor:
+        """The tokens of the forward in progress that a row has in layer `i`."""
+        there = self.real[row].clone()
+        if self.past == 0:
+            for first, own, index in self.made.steps:
+                if own == row and first <= i:
+                    there[index.to(there.device)] = False
+        return there.nonzero()[:, 0]
 
     def _summed(self, i: int, hidden: Tensor) -> Tensor:
         mine = [one for one in self.made.sums if one[0] == i]

@@ -200,7 +200,7 @@ class _Proof:
         assert self.made is not None
         lm = self._lm()
         beside = adapter_for(self.model, self.how["family"]).companions
-        with eager(self.model), covered(lm, decoder_for(lm).layers(lm), self.made, beside, self.entered):
+        with eager(self.model), covered(self.model, lm, decoder_for(lm).layers(lm), self.made, beside, self.entered):
             yield
 
     def _lm(self) -> Any:

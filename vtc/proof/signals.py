@@ -25,8 +25,9 @@ def of_decoder(model: Any, lm: Any, layers: nn.ModuleList, given: Mapping[str, A
         return Comparison(name, f"not compared: it {reason}", None)
     calls: Calls = defaultdict(list)
     handles = []
+    attending = [layers[i] for i in decoder.attending(lm.config)]
     try:
-        for layer in layers:
+        for layer in attending:
             attention = decoder.attention(layer)
             handles.append(attention.register_forward_hook(partial(_note, calls), with_kwargs=True))
         with listening(model) as heard:
@@ -38,7 +39,7 @@ def of_decoder(model: Any, lm: Any, layers: nn.ModuleList, given: Mapping[str, A
             handle.remove()
     theirs = {id(one.module): one for one in heard}
     worst, number = 0.0, 0
-    for layer in layers:
+    for layer in attending:
         attention = decoder.attention(layer)
         own = theirs.get(id(attention))
         if own is None or not calls[id(attention)]:
@@ -104,10 +105,16 @@ def of_tower(model: Any, adapter: Adapter, given: Mapping[str, Any], limit: floa
 
 
 def _segments_apart(pairs: list[tuple[Tensor, Tensor]], own: list[Heard]) -> float:
-    """Segments are calls of their own, or blocks on the diagonal of one call."""
+    """Segments are calls of their own, or blocks on the diagonal of one call, or rows of one."""
     worst, start = 0.0, 0
+    rows = len(own) == 1 and len(own[0].weights) == len(pairs)  # a picture each, padded behind its patches
     for i, (queries, keys) in enumerate(pairs):
         scale, n = queries.shape[-1] ** -0.5, queries.shape[2]
+        if rows:
+            worst = max(
+                worst, _apart(queries, keys, scale, Heard(own[0].module, own[0].weights[i : i + 1, :, :n, :n], None))
+            )
+            continue
         if len(own) >= len(pairs):
             worst = max(worst, _apart(queries, keys, scale, own[i]._replace(mask=None)))
             continue

@@ -86,7 +86,7 @@ class EncoderRun(Run):
 
 class EncoderStage(Stage):
     name, order, run = "encoder", 10, EncoderRun
-    uneven, listens = False, False
+    uneven, listens, shortens = False, False, False
 
     def __init__(self, facts: Facts, methods: Sequence[Method]) -> None:
         super().__init__(facts, methods)

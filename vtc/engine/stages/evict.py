@@ -25,7 +25,7 @@ from vtc.engine.kv_cache import BIAS, CompressedLayer, by_head, evict, rows_held
 from vtc.engine.kv_merge import Rotation, merged
 from vtc.engine.kv_tags import KIND, KINDS, OWNER, SLOT, TOTAL, note_places, real_rows, settle, tagged
 from vtc.engine.listening import Listening
-from vtc.engine.refuse import check_heads, check_use
+from vtc.engine.refuse import check_heads, check_use, check_whole
 from vtc.engine.stage import Facts, Stage, checked
 from vtc.engine.trace import Eviction, HeldRows
 from vtc.engine.versions import cache_of
@@ -68,7 +68,7 @@ class EvictRun(Listening):
         flow, methods = self.flow, self.stage.methods
         if cache is None:
             return
-        prefill, zero, touched = bool(flow.spans), cache.layers[0], self._touched(cache)
+        prefill, zero, touched = bool(flow.spans), cache.layers[self.stage.acts[0]], self._touched(cache)
         if touched is None or (not prefill and not any(method.every for method in methods)):
             return
         age = 0 if prefill else getattr(zero, "age", 0) + 1
@@ -78,35 +78,37 @@ class EvictRun(Listening):
         self.remember(cache)
         if not due:
             return
-        layers = [tagged(flow, cache, i) for i in range(self.stage.depth)]
-        for i, layer in enumerate(layers):
+        layers = {i: tagged(flow, cache, i) for i in self.stage.acts}
+        for i, layer in layers.items():
             layer.touched = touched
             if self.stage.turns_keys:
                 note_places(flow, layer, i)
         for number in due:
             watch = Stopwatch(flow.device)
             groups, here = self._groups(layers, touched)
-            before = sum(_visual(group) for group in groups) / self.stage.depth
+            before = sum(_visual(group) for group in groups) / len(layers)
             for group in groups:
                 group.units = self._units(layers, group, number, here)
             budgets = self._budgets(layers, groups, number)
-            lost = sum(self._hold(layers, group, len(here), number, budgets) for group in groups) / self.stage.depth
+            lost = sum(self._hold(layers, group, len(here), number, budgets) for group in groups) / len(layers)
             self.forget_stacks()
             if prefill:
                 watches = [*self.watches.get(number, []), watch.stop()]
                 self.forward.trace.note_stage(methods[number].title, self.stage.depth, before, before - lost, watches)
+                self.forward.trace.notes += self.stage.facts.only_some(methods[number])
         for number, method in enumerate(methods):
             if method.scope == "visual" and not method.every:  # it will not choose among these again
-                for layer in layers:
+                for layer in layers.values():
                     layer.tags.pop(self.record_of(number), None)
         settle(flow, cache)
         if prefill:
-            self.forward.trace.cached = [self.held[i] for i in range(self.stage.depth)]
+            self.forward.trace.cached = {i: self.held[i] for i in layers}
 
     def _touched(self, cache: Any) -> Tensor | None:
         """BoolTensor [B]: batch rows that have, or have had, something visual; plain text beside them is left alone.
         None = there are none."""
-        last, now = cache.layers[-1], torch.zeros(self.flow.rows, dtype=torch.bool)
+        last = cache.layers[self.stage.acts[-1]]
+        now = torch.zeros(self.flow.rows, dtype=torch.bool)
         now[[span.row for span in self.flow.spans]] = True
         before = last.touched if isinstance(last, CompressedLayer) else None
         if before is None and not self.flow.spans:
@@ -114,10 +116,10 @@ class EvictRun(Listening):
         here = upload(now, self.flow.device)
         return here if before is None else here | before.to(here.device)
 
-    def _groups(self, layers: list[CompressedLayer], touched: Tensor) -> tuple[list[Group], list[bool]]:
+    def _groups(self, layers: dict[int, CompressedLayer], touched: Tensor) -> tuple[list[Group], list[bool]]:
         """The layers by what they hold, and which rows of the batch are touched, read from the device all at once."""
         numbers: dict[tuple[int, ...], list[int]] = {}
-        for i, layer in enumerate(layers):
+        for i, layer in layers.items():
             key = (*(id(layer.tags[name]) for name in TAGS), id(layer.mask), id(layer.store))
             numbers.setdefault(key, []).append(i)
         tensors = [touched]
@@ -136,7 +138,7 @@ class EvictRun(Listening):
                 self.real[i] = groups[-1].real
         return groups, here
 
-    def _units(self, layers: list[CompressedLayer], group: Group, number: int, here: list[bool]) -> list[Units]:
+    def _units(self, layers: dict[int, CompressedLayer], group: Group, number: int, here: list[bool]) -> list[Units]:
         """What the method chooses among in these layers, together what it takes together."""
         method, found = self.stage.methods[number], {}
         for row in range(len(here)):
@@ -175,7 +177,7 @@ class EvictRun(Listening):
             units.append(Units(rows, names, stacked, total, begins, *on_device))
         return units
 
-    def _done(self, layers: list[CompressedLayer], group: Group, number: int, name: int) -> bool:
+    def _done(self, layers: dict[int, CompressedLayer], group: Group, number: int, name: int) -> bool:
         """Whether the method has chosen among these tokens for good."""
         method = self.stage.methods[number]
         if name < 0 or method.every or not (method.per_head or method.uneven_layers):
@@ -183,7 +185,7 @@ class EvictRun(Listening):
         return all((self.record_of(number), name) in layers[i].chosen for i in group.layers)
 
     def _budgets(
-        self, layers: list[CompressedLayer], groups: list[Group], number: int
+        self, layers: dict[int, CompressedLayer], groups: list[Group], number: int
     ) -> dict[tuple[int, int, int], int]:
         """(row, picture, layer) -> how many of its tokens that layer holds, of methods that tell layers apart."""
         method, asked = self.stage.methods[number], {}
@@ -205,7 +207,7 @@ class EvictRun(Listening):
 
     def _hold(
         self,
-        layers: list[CompressedLayer],
+        layers: dict[int, CompressedLayer],
         group: Group,
         batch: int,
         number: int,
@@ -308,7 +310,7 @@ class EvictRun(Listening):
 
     def _chosen(
         self,
-        layers: list[CompressedLayer],
+        layers: dict[int, CompressedLayer],
         numbers: list[int],
         units: Units,
         number: int,
@@ -335,7 +337,9 @@ class EvictRun(Listening):
         row, name = units.rows[0], units.names[0]
         return [self._one(layers, [i], units, number, budgets.get((row, name, i))) for i in numbers]
 
-    def _tokens(self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int) -> VisualTokens:
+    def _tokens(
+        self, layers: dict[int, CompressedLayer], numbers: list[int], units: Units, number: int
+    ) -> VisualTokens:
         n, method = units.size, self.stage.methods[number]
         rows = CachedRows(self, [layers[i] for i in numbers], numbers, number, units)
         return VisualTokens(
@@ -349,7 +353,7 @@ class EvictRun(Listening):
         )
 
     def _one(
-        self, layers: list[CompressedLayer], numbers: list[int], units: Units, number: int, budget: int | None
+        self, layers: dict[int, CompressedLayer], numbers: list[int], units: Units, number: int, budget: int | None
     ) -> Held:
         method = self.stage.methods[number]
         tokens = replace(self._tokens(layers, numbers, units, number), budget=budget)
@@ -417,7 +421,7 @@ def _among(method: CacheMethod, group: Group, row: int, mine: Tensor) -> Iterato
 
 class EvictStage(Stage):
     name, order, run = "cache", 40, EvictRun
-    base = "CacheMethod"
+    base, shortens = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -425,21 +429,27 @@ class EvictStage(Stage):
 
     def __init__(self, facts: Facts, methods: Sequence[CacheMethod]) -> None:
         super().__init__(facts, methods)
-        self.depth = facts.depth
+        self.depth, self.acts = facts.depth, facts.whole
         self.first = [method.first_layer(self.depth) for method in self.methods]
-        self.turns_keys = any(method.merges or "plain_keys" in method.requires() for method in self.methods)
-        for method in self.methods:
+        for method, first in zip(self.methods, self.first, strict=True):
+            if not self.acts or self.acts[-1] < first:
+                raise ValueError(
+                    f"{method.title} drops cached tokens in layers that hold the whole conversation, and from layer "
+                    f"{first} on this language model has none; use a method of another stage, such as divprune."
+                )
             check_heads(method, facts.language_model, facts.decoder)
+        self.turns_keys = any(method.merges or "plain_keys" in method.requires() for method in self.methods)
 
     def attach(self) -> Iterator[RemovableHandle]:
         if all(method.queries() == 0 for method in self.methods):
             return
-        for i, layer in enumerate(self.facts.layers):
-            attention = self.facts.decoder.attention(layer)
+        for i in self.acts:
+            attention = self.facts.decoder.attention(self.facts.layers[i])
             yield attention.register_forward_hook(partial(self._after_attention, i), with_kwargs=True)
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
+        check_whole(self.methods[0], self.facts, forward)
         if not forward.candidates:
             return
         again = next((method for method in self.methods if method.every), None)
@@ -473,7 +483,8 @@ class EvictStage(Stage):
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, rows_held(cache.layers[i]))
-        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
+        seen, sees = flow.seen_keys(i), flow.sight.range(i)
+        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen, sees)
         for number in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc import ops
-from vtc.engine.attention import LayerView, reads_attention
+from vtc.engine.attention import LayerView, check_attending, reads_attention
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import rows_held
@@ -72,12 +72,15 @@ class LayerRun(Run):
 
     def view(self, i: int, attention: nn.Module, x: Tensor, kwargs: dict[str, Any], filled: bool) -> LayerView:
         """The attention of layer `i` over normed hidden states x; `filled`: its cache holds their keys already."""
-        cache = cache_of(kwargs)
+        cache, sight = cache_of(kwargs), self.flow.sight
         layer = None if cache is None or i >= len(cache.layers) else cache.layers[i]
+        if filled and sight.cuts(layer):  # it has let go of what the attention has just seen
+            layer, filled = None, False
         decoder = self.stage.facts.decoder
         there = layer is not None and layer.is_initialized and (layer.keys.numel() or getattr(layer, "store", None))
         held = decoder.cached_keys(attention, rows_held(layer)) if there else None
-        return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, self.flow.seen_keys(i))
+        seen = self.flow.seen_keys(i)
+        return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, seen, sight.range(i))
 
     def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:
         """The layer before the one where `method` chooses has attended: read what it will want to know."""
@@ -206,6 +209,12 @@ class LayerStage(Stage):
     def __init__(self, facts: Facts, methods: list[LayerMethod]) -> None:
         super().__init__(facts, methods)
         self.depth = facts.depth
+        if facts.decoder.stacked:
+            raise ValueError(
+                f"{self.methods[0].title} drops tokens between decoder layers, and those of this language model hand "
+                "on several states of each token, which are not supported: use a method that acts before them, such as "
+                "divprune."
+            )
         self.steps: dict[int, tuple[LayerMethod, int]] = {}  # layer -> what chooses before it, and its which step
         for method in self.methods:
             for step, layer in enumerate(method.steps(self.depth)):
@@ -216,8 +225,28 @@ class LayerStage(Stage):
                         "give one of them other layers=."
                     )
                 self.steps[layer] = (method, step)
+            check_attending(method, facts.language_model, self._read(method))
+            self._check_shared(method)
             if isinstance(method.keep, float):
                 method.counts(10_000, self.depth)  # refuses a budget that no picture can be held to
+
+    def _read(self, method: LayerMethod) -> set[int]:
+        """The decoder layers whose attention the method reads or listens to."""
+        heard, steps = method.reads == "previous", method.steps(self.depth)
+        read = {i - heard for i in steps} if heard or reads_attention(method) else set[int]()
+        return read | ({*method.listens(self.depth)} if "transition" in method.requires() else set())
+
+    def _check_shared(self, method: LayerMethod) -> None:
+        """Refuse steps behind a layer whose keys later ones read again: there, what is dropped would still be seen."""
+        holders = self.facts.decoder.holders(self.facts.language_model.config)
+        last = min((held for i, held in enumerate(holders) if held != i), default=self.depth)
+        late = [layer for layer in method.steps(self.depth) if layer > last]
+        if late:
+            raise ValueError(
+                f"{method.title} drops tokens before layer {late[0]}, and layers of this language model from "
+                f"{self.depth - sum(held != i for i, held in enumerate(holders))} on see those of layer {last} again: "
+                f"give it layers= of at most {last}."
+            )
 
     def attach(self) -> Iterator[RemovableHandle]:
         decoder = self.facts.decoder

@@ -165,6 +165,11 @@ class PixelStage(Stage):
                 f"{self.choosers[0].title} leaves patches out before the vision tower, and that of {name} is given "
                 "pictures of any size in one row; choose a method of the stage 'input'."
             )
+        if self.choosers and tower_for(family.tower(self.facts.model)).patches_given:
+            raise ValueError(
+                f"{self.choosers[0].title} leaves patches out before the vision tower, and that of {name} is given "
+                "pictures of any size, cut into patches and padded; choose a method of the stage 'input'."
+            )
         for method in self.choosers:
             if "image" not in method.modality:
                 raise ValueError(

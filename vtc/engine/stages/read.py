@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vtc.budget import layer_number
-from vtc.engine.attention import LayerView
+from vtc.engine.attention import LayerView, check_attending
 from vtc.engine.context import uncompiled
 from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer, rows_held
 from vtc.engine.kv_tags import SLOT, real_rows, rows_of_kind, tagged
 from vtc.engine.reading import Reading
-from vtc.engine.refuse import check_use
+from vtc.engine.refuse import check_use, check_whole
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.versions import cache_of
 from vtc.methods.base.cache import ActiveMethod, CacheMethod
@@ -65,7 +65,8 @@ class ReadRun(Run):
                 past.reading = None
         if not flow.spans:
             return
-        for i in range(self.stage.first - 1, self.stage.depth):
+        self.forward.trace.notes += self.stage.facts.only_some(self.stage.method)
+        for i in (self.stage.first - 1, *self.stage.reads):
             layer = tagged(flow, cache, i)
             if layer.keys is not None and layer.prompt < layer.held:  # nothing of this forward was dropped
                 layer.take_in(flow.seen_keys(i))
@@ -108,7 +109,7 @@ class ReadRun(Run):
         )
         made: dict[Hashable, Reading] = {}  # where layers hold the same rows
         readings: dict[int, Reading] = {}
-        for i in range(stage.first, stage.depth):
+        for i in stage.reads:
             layer = cache.layers[i]
             if not isinstance(layer, CompressedLayer):
                 continue
@@ -126,7 +127,7 @@ class ReadRun(Run):
 
 class ReadStage(Stage):
     name, order, run = "cache", 41, ReadRun
-    base, can_merge = "CacheMethod", False
+    base, can_merge, shortens = "CacheMethod", False, False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -138,6 +139,14 @@ class ReadStage(Stage):
             raise ValueError(f"{methods[0].title} and {methods[1].title} both say which cached tokens are active.")
         self.method, self.depth = methods[0], facts.depth
         self.first = layer_number(self.method.first, self.depth, self.method.title)
+        check_attending(self.method, facts.language_model, [self.first - 1])
+        self.reads = [i for i in facts.whole if i >= self.first]
+        if self.first - 1 not in facts.whole:
+            there = ", ".join(str(i + 1) for i in facts.whole[:-1])
+            raise ValueError(
+                f"{self.method.title} chooses by the attention of the layer before first={self.first}, which does not "
+                f"see the whole conversation: give it first= one of {there}."
+            )
 
     def check_beside(self, others: Sequence[Method]) -> None:
         for other in others:
@@ -159,6 +168,7 @@ class ReadStage(Stage):
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
+        check_whole(self.method, self.facts, forward)
         if forward.candidates:
             raise ValueError(
                 f"{self.method.title} chooses step by step what a token attends to, which candidates that come "

@@ -17,7 +17,7 @@ from vtc.engine.forward import Forward
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.kv_store import PairedRows, paired
 from vtc.engine.kv_tags import KIND, SLOT, real_rows, rows_of_kind, settle, tagged
-from vtc.engine.refuse import check_heads, check_use
+from vtc.engine.refuse import check_heads, check_use, check_whole
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.methods.base.cache import PairedMethod
 from vtc.methods.base.method import Method
@@ -34,8 +34,10 @@ class ShareRun(Run):
             return
         watch = Stopwatch(flow.device)
         trace, method = self.forward.trace, stage.method
-        layers = [tagged(flow, cache, i) for i in range(stage.depth)]
-        held = trace.cached or [real_rows(layer).sum(dim=-1).float().view(flow.rows, -1).mean(1) for layer in layers]
+        layers = {i: tagged(flow, cache, i) for i in stage.facts.whole}
+        held = trace.cached or {
+            i: real_rows(layer).sum(dim=-1).float().view(flow.rows, -1).mean(1) for i, layer in layers.items()
+        }
         apart = []
         for i in stage.pairs:
             saved = self._share(layers[i], layers[i + 1], i)
@@ -106,7 +108,7 @@ class ShareRun(Run):
 
 class ShareStage(Stage):
     name, order, run = "cache", 42, ShareRun
-    base = "CacheMethod"
+    base, shortens = "CacheMethod", False
 
     @classmethod
     def takes(cls, method: Method) -> bool:
@@ -117,11 +119,22 @@ class ShareStage(Stage):
         if len(methods) > 1:
             raise ValueError(f"{methods[0].title} and {methods[1].title} both say what layers share; leave one out.")
         self.method, self.depth = methods[0], facts.depth
+        if len(facts.attending) < self.depth:
+            raise ValueError(
+                f"{self.method.title} lets neighbouring layers share keys and values, and only "
+                f"{len(facts.attending)} of the {self.depth} layers of {facts.language_model.config.model_type} have "
+                "any, with others between them: use a method that drops tokens (snapkv, say)."
+            )
         check_heads(self.method, facts.language_model, facts.decoder)
         first = max(1, self.method.first_layer(self.depth))
-        self.pairs = [deeper - 1 for deeper in range(self.depth - 1, first - 1, -2)]
+        whole = set(facts.whole)
+        self.pairs = [deeper - 1 for deeper in range(self.depth - 1, first - 1, -2) if {deeper - 1, deeper} <= whole]
         if not self.pairs:
-            raise ValueError(f"{self.method.title} pairs neighbouring layers, and this model has only one.")
+            raise ValueError(
+                f"{self.method.title} pairs neighbouring layers whose cache holds the whole conversation, and this "
+                "model has no such pair; use another method of the stage 'cache', such as h2o."
+            )
 
     def check(self, forward: Forward) -> None:
         check_use(self.methods, self.facts.language_model, forward)
+        check_whole(self.method, self.facts, forward)

@@ -1,0 +1,169 @@
+"""Tiny random-weight models whose language models attend within a window, or let pictures see themselves.
+
+Every window is shorter than the prompts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from tests.tiny_parts import END, GRIDS, IMAGE, START, TEXT, VIDEO, VISION, VOCAB, Family, noise, square
+
+SIGLIP = {"model_type": "siglip_vision_model", **VISION, "image_size": 32, "vision_use_head": False}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWS = {"layer_types": KINDS, "sliding_window": 14}
+ROTATIONS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+IDS = {"image_token_id": IMAGE, "boi_token_id": START, "eoi_token_id": END}
+COHERE = {"model_type": "cohere2", **TEXT, **WINDOWS, "head_dim": 8}
+
+
+def _config(model_type: str, **parts: Any) -> Callable[[], Any]:
+    return lambda: AutoConfig.for_model(model_type, **parts)
+
+
+def _pictures(ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens see each other."""
+    return {"token_type_ids": (ids == IMAGE).long()}
+
+
+def _prefix(ids: Tensor) -> dict[str, Tensor]:
+    """The prompt sees itself; what is given of the answer does not."""
+    return {"token_type_ids": torch.zeros_like(ids)}
+
+
+#: the last two layers read the keys of those two before them
+SHARED = {
+    **TEXT,
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+    "num_kv_shared_layers": 2,
+    "sliding_window": 14,
+    "head_dim": 8,
+    "rope_parameters": ROTATIONS,
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": VOCAB,
+}
+GEMMA4_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 32,
+}
+
+
+def _patches(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Patches [pictures, most, 48] of pictures of any size, and where they lie, [pictures, most, (x, y)]."""
+    grids = [GRIDS[s % len(GRIDS)][1:] for s in seeds]
+    most = max(h * w for _, h, w in GRIDS)
+    pixels, places = torch.zeros(len(seeds), most, 48), torch.full((len(seeds), most, 2), -1)
+    for i, (seed, (h, w)) in enumerate(zip(seeds, grids, strict=True)):
+        pixels[i, : h * w] = noise(seed, h * w, 48)
+        places[i, : h * w] = torch.tensor([[x, y] for y in range(h) for x in range(w)])
+    return pixels, places
+
+
+def _any_size(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    if not seeds:
+        return {}, []
+    pixels, places = _patches(seeds)
+    sizes = [h * w // 4 for _, h, w in (GRIDS[s % len(GRIDS)] for s in seeds)]
+    prompts = [[START, *[IMAGE] * n, END] for n in sizes]
+    return {"pixel_values": pixels, "image_position_ids": places}, prompts
+
+
+def gemma4(**text: Any) -> Family:
+    config = _config(
+        "gemma4",
+        vision_config=GEMMA4_VISION,
+        text_config={**SHARED, "global_head_dim": 16, **text},
+        audio_config=None,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        boi_token_id=START,
+        eoi_token_id=END,
+    )
+    return Family(config, _any_size, typed=True)
+
+
+SLIDING: dict[str, Callable[[], Family]] = {
+    "gemma3": lambda: Family(
+        _config(
+            "gemma3",
+            vision_config=SIGLIP,
+            text_config={
+                "model_type": "gemma3_text",
+                **TEXT,
+                **WINDOWS,
+                "head_dim": 8,
+                "query_pre_attn_scalar": 8,
+                "rope_parameters": ROTATIONS,
+            },
+            mm_tokens_per_image=16,
+            image_token_index=IMAGE,
+            boi_token_index=START,
+            eoi_token_index=END,
+        ),
+        square(32, 16, [START], [END]),
+        more=_pictures,
+    ),
+    "gemma4": lambda: gemma4(
+        use_bidirectional_attention="vision", hidden_size_per_layer_input=0, num_kv_shared_layers=0
+    ),
+    "gemma3n": lambda: Family(
+        _config(
+            "gemma3n",
+            vision_config={
+                "architecture": "test_efficientnet",
+                "hidden_size": 256,
+                "model_args": {},
+                "do_pooling": False,
+                "vocab_offset": 96,
+                "vocab_size": 1,
+            },
+            audio_config={"vocab_offset": 97, "vocab_size": 2, "conf_num_hidden_layers": 1, "hidden_size": 16},
+            text_config={**SHARED, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 5},
+            vision_soft_tokens_per_image=16,
+            **IDS,
+        ),
+        square(128, 16, [START], [END]),
+    ),
+    "paligemma": lambda: Family(
+        _config(
+            "paligemma",
+            vision_config={**SIGLIP, "projection_dim": 32},
+            text_config={"model_type": "gemma", **TEXT, "head_dim": 8},
+            image_token_index=IMAGE,
+            hidden_size=32,
+            projection_dim=32,
+        ),
+        square(32, 64),
+        more=_prefix,
+    ),
+    "aya_vision": lambda: Family(
+        _config("aya_vision", vision_config=SIGLIP, text_config=COHERE, image_token_index=IMAGE),
+        square(32, 16, [START], [END]),
+    ),
+    "cohere2_vision": lambda: Family(
+        _config(
+            "cohere2_vision",
+            vision_config=SIGLIP,
+            text_config=COHERE,
+            image_token_id=IMAGE,
+            alignment_intermediate_size=24,
+        ),
+        square(32, 16, [START], [END]),
+    ),
+}
