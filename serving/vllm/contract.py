@@ -108,28 +108,33 @@ def spec_of(config: Any) -> Spec:
     """The specification in a model's configuration: of `config.vtc`, which --hf-overrides put there, or VTC_VLLM.
 
     Args:
-        config: `hf_config`, with `model_type`, and `vision_config.model_type`.
+        config: `hf_config`, with `model_type`, `vision_config.model_type` and `text_config.hidden_size`.
 
     Raises:
         ValueError, TypeError: with one sentence, whatever is wrong.
     """
     family = family_of(getattr(config, "model_type", None))
     check_tower(family, getattr(getattr(config, "vision_config", None), "model_type", None))
-    return read_spec(asked_for(getattr(config, "vtc", None)), family)
+    width = getattr(getattr(config, "text_config", config), "hidden_size", None)
+    return read_spec(asked_for(getattr(config, "vtc", None)), family, width)
 
 
 def family_of(model_type: object) -> Family:
     """The family of a model; ValueError if the plug-in has none for it."""
     if model_type not in FAMILIES:
-        hint = did_you_mean(str(model_type), FAMILIES)
-        raise ValueError(
-            f"vtc's plug-in for vLLM does not serve {model_type!r}: it serves {', '.join(FAMILIES)}.{hint}"
-        )
+        hint = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
+        every = ", ".join(FAMILIES)
+        raise ValueError(f"vtc's plug-in for vLLM serves no {model_type!r}: it serves {every}.{hint}")
     return FAMILIES[str(model_type)]
 
 
 def check_tower(family: Family, tower: object) -> None:
     """Refuse a vision tower that the plug-in knows nothing of."""
+    if tower is None:
+        raise ValueError(
+            f"the configuration of this {family.model_type} names no vision tower: use a checkpoint in transformers' "
+            "format, whose name ends in -hf or -HF."
+        )
     if tower not in family.towers:
         raise ValueError(
             f"the vision tower of this {family.model_type} is a {tower!r}, of which vtc's plug-in for vLLM has no "
@@ -155,8 +160,11 @@ def asked_for(given: object) -> object:
         raise ValueError(f"{VARIABLE}={shlex.quote(text)} is not JSON ({error}): expected {_EXAMPLE}.") from None
 
 
-def read_spec(given: object, family: Family) -> Spec:
+def read_spec(given: object, family: Family, width: int | None = None) -> Spec:
     """Check `given`, {"method": ..., "keep": ..., option: value} or a method's string form, against the contract.
+
+    Args:
+        width: of the language model's embeddings, which trained weights are for; None = not known.
 
     Raises:
         ValueError, TypeError: with one sentence.
@@ -172,6 +180,8 @@ def read_spec(given: object, family: Family) -> Spec:
     spec = Spec(family, name, keep, {**options, "positions": family.positions})
     facts = _facts(known[name], spec)
     _check_contract(name, facts, family)
+    if width is not None and options.keys() - {"positions"}:
+        spec.method.check_model(family.model_type, width)
     return replace(
         spec,
         reads=tuple(signal for signal in facts.reads if signal != "grid"),

@@ -191,7 +191,7 @@ def test_no_method_at_all_and_broken_json(monkeypatch):
 
 
 def test_models_and_towers_without_facts():
-    assert "does not serve 'lava': it serves llava, " in refused(spec_of, config("lava"))
+    assert "serves no 'lava': it serves llava, " in refused(spec_of, config("lava"))
     assert "Did you mean 'llava'?" in refused(spec_of, config("lava"))
     said = refused(spec_of, config("llava", "pixtral", vtc="divprune"))
     assert said == (
