@@ -7,14 +7,14 @@ are given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo
+from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement, PromptUpdate
 
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
@@ -53,6 +53,24 @@ class PrunedProcessor(BaseMultiModalProcessor[Any] if TYPE_CHECKING else object)
         mark = sha256(str(self.info.vtc).encode()).hexdigest()[:16]
         found: Mapping[str, list[str]] = super()._get_mm_hashes(inputs)
         return {modality: [f"{own}-vtc-{mark}" for own in hashes] for modality, hashes in found.items()}
+
+
+def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]:
+    """vLLM's own placeholders of a picture, which are as many as its tokens, cut to those that stay."""
+
+    def cut(whole: Any) -> Any:
+        def of_item(number: int) -> Any:
+            tokens = whole(number)
+            return tokens[: spec.count(len(tokens))]
+
+        return of_item
+
+    return [
+        PromptReplacement(update.modality, update.target, cut(update.content))
+        if update.modality in spec.prunes
+        else update
+        for update in updates
+    ]
 
 
 class PrunedModel:

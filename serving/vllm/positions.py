@@ -1,8 +1,8 @@
 """(t, h, w) positions of pruned pictures, for language models with M-RoPE. No vLLM here: numbers alone.
 
-vLLM asks for a prompt's positions before the vision tower has run, when nobody knows which tokens stay. So the prompt is
-given, for each kept token, the place where its picture begins, and text goes on where it would after the whole picture.
-How far each kept token lies from there travels behind its embedding, and is added when it is about to be read.
+vLLM asks for a prompt's positions before the vision tower has run, when nobody knows which tokens stay. So each kept
+token is given the place where its picture begins, and text goes on where it would after the whole picture. How far the
+token lies from there travels behind its embedding, and is added when it is about to be read.
 
 Example: one text token, a picture of 1 x 2 x 3 tokens of which two stay, one more text token:
 
@@ -35,8 +35,8 @@ class Media(NamedTuple):
 
 
 def prompt_positions(length: int, media: Iterable[Media]) -> tuple[Tensor, int]:
-    """Positions of a prompt of `length` tokens, pictures pruned: LongTensor [3, length], all three alike; and what to add
-    to a token's number in the row from there on."""
+    """Positions of a prompt of `length` tokens, pictures pruned: LongTensor [3, length], all three alike; and what is to
+    be added to a later token's number in the row."""
     rows, done, position = [], 0, 0
     for one in sorted(media):
         text = one.start - done
@@ -46,7 +46,7 @@ def prompt_positions(length: int, media: Iterable[Media]) -> tuple[Tensor, int]:
         position += text + max(int((t - 1) * one.step), h - 1, w - 1) + 1
         done = one.start + one.kept
     rows.append(torch.arange(position, position + length - done))
-    return torch.cat(rows).expand(3, -1).contiguous(), position + length - done - length
+    return torch.cat(rows).expand(3, -1).contiguous(), position - done
 
 
 def offsets(grid: tuple[int, int, int], step: float = 1.0) -> Tensor:

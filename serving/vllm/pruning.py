@@ -1,29 +1,21 @@
-"""What the plug-in's models share: the method that an engine was started with, and its choice among a picture's tokens."""
+"""The method that an engine was started with, and its choice among the visual tokens of a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
-from vllm.logger import init_logger
 
 import vtc
 from vtc.selection import Selection
 from vtc.serving.vllm.contract import Spec
-from vtc.serving.vllm.signals import Parts, TowerTaps
+from vtc.serving.vllm.signals import Parts, Run, TowerTaps
 
-_LOG = init_logger("vllm.vtc")
 Grid = tuple[int, int, int]
 
 
 class Pruner:
-    """Prunes the pictures of one engine: reads the tower for the method of `spec`, chooses, and makes the rows.
-
-    Args:
-        modality: of what it is used for, as a method may leave one of them alone.
-    """
+    """Prunes the pictures of one engine: reads the tower for the method of `spec`, and chooses."""
 
     def __init__(self, spec: Spec, parts: Parts) -> None:
         self.spec, self.method = spec, spec.method
@@ -34,7 +26,9 @@ class Pruner:
         """Leave the tower alone again."""
         self.taps.close()
 
-    def choose(self, features: Sequence[Tensor], grids: Sequence[Grid], run: Any) -> list[Selection]:
+    def choose(
+        self, features: Sequence[Tensor], grids: Sequence[Grid], run: Run, modality: str = "image"
+    ) -> list[Selection]:
         """One Selection for each picture or video of a run.
 
         Args:
@@ -44,6 +38,8 @@ class Pruner:
         Raises:
             RuntimeError: so many tokens were not announced, and the prompt has room for another number.
         """
+        if modality not in self.spec.prunes:
+            return [Selection.identity(len(own), own.device) for own in features]
         signals = self.taps.of_pictures(run, [len(own) for own in features])
         chosen = []
         for own, grid, read in zip(features, grids, signals, strict=True):
@@ -55,5 +51,3 @@ class Pruner:
                 )
             chosen.append(selection if self.method.positions == "compact" else selection.sorted())
         return chosen
-
-

@@ -45,7 +45,7 @@ class Parts:
 
 
 @dataclass
-class _Run:
+class Run:
     """One run of the tower: the grids of its pictures (packed towers'), and what has been measured."""
 
     grids: Tensor | None
@@ -80,7 +80,7 @@ class TowerTaps:
                 f"{method.title} reads block {beyond} of the vision tower, of which vLLM has built the first "
                 f"{len(parts.blocks)}, whose features the model takes: choose another method, such as divprune."
             )
-        self._run: _Run | None = None
+        self._run: Run | None = None
         heard = sorted({layer for own in self.wanted.values() for layer in own})
         self._hooks = [hook for layer in heard for hook in self._at(layer)]
 
@@ -99,13 +99,13 @@ class TowerTaps:
             hook.remove()
 
     @contextmanager
-    def listening(self, grids: Tensor | None = None) -> Iterator[_Run]:
+    def listening(self, grids: Tensor | None = None) -> Iterator[Run]:
         """The run of the tower within the block.
 
         Args:
             grids: LongTensor [pictures, 3] of patches in main memory, of towers that take packed rows.
         """
-        self._run = run = _Run(grids)
+        self._run = run = Run(grids)
         try:
             yield run
         finally:
@@ -169,8 +169,8 @@ class TowerTaps:
                 self.parts.tower, values, self._run.grids, signal.fold == "mean"
             )
 
-    def of_pictures(self, run: _Run, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Of each picture of a run, with so many tokens, what `vtc.select` takes by keyword: [L, N(, d)] or [N(, d)]."""
+    def of_pictures(self, run: Run, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+        """What `vtc.select` takes by keyword, [L, N(, d)] or [N(, d)], of each picture of a run, with so many tokens."""
         found: list[dict[str, Tensor]] = [{} for _ in sizes]
         for name, layers in self.wanted.items():
             if not layers:  # a CLS token's, of a tower without
