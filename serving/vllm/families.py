@@ -47,7 +47,7 @@ _ALL = (
         "Qwen2_5_VLForConditionalGeneration",
         "qwen_vl",
         "original",
-        ("image",),
+        ("image", "video"),
         ("qwen2_5_vl", "qwen2_5_vl_vision"),
     ),
 )

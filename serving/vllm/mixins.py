@@ -1,0 +1,100 @@
+"""What the plug-in's classes of all families share; each mixin stands before vLLM's own class of a family.
+
+vLLM has three for every family: what knows of sizes (`...Info`) and what makes a prompt's tokens (`...Processor`), both
+in front of the engine, and the model, in it. All of them read the method from `hf_config.vtc`, the one place that all
+are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement, PromptUpdate
+
+from vtc.serving.vllm.contract import Spec, spec_of
+from vtc.serving.vllm.pruning import Pruner
+from vtc.serving.vllm.refuse import check_budget, check_engine, check_request, start_line
+from vtc.serving.vllm.signals import Parts
+
+if TYPE_CHECKING:
+    from vllm.multimodal.processing.inputs import ProcessorInputs
+
+_LOG = init_logger("vllm.vtc")
+
+
+class PrunedInfo(BaseProcessingInfo if TYPE_CHECKING else object):
+    """How many visual tokens there are; a family says how many before pruning."""
+
+    #: whether all pictures have equally many
+    fixed = False
+
+    @property
+    def vtc(self) -> Spec:
+        """What the engine was started with; ValueError or TypeError with one sentence if it cannot be."""
+        return spec_of(self.get_hf_config())
+
+    def most_tokens(self) -> int:
+        """Visual tokens of the largest picture, before pruning."""
+        raise TypeError(f"{type(self).__name__} does not define most_tokens(); every family needs it.")
+
+
+class PrunedProcessor(BaseMultiModalProcessor[Any] if TYPE_CHECKING else object):
+    """Refuses what a request cannot ask for, and tells caches of other budgets apart."""
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
+        """Hashes of pictures, by which vLLM caches what the tower makes of them and what follows: of what it makes with
+        this method and budget, so that a cache which engines share never confuses them."""
+        check_request(inputs.hf_processor_mm_kwargs)
+        mark = sha256(str(self.info.vtc).encode()).hexdigest()[:16]
+        found: Mapping[str, list[str]] = super()._get_mm_hashes(inputs)
+        return {modality: [f"{own}-vtc-{mark}" for own in hashes] for modality, hashes in found.items()}
+
+
+def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]:
+    """vLLM's own placeholders of a picture, which are as many as its tokens, cut to those that stay."""
+
+    def cut(whole: Any) -> Any:
+        def of_item(number: int) -> Any:
+            tokens = whole(number)
+            return tokens[: spec.count(len(tokens))]
+
+        return of_item
+
+    return [
+        PromptReplacement(update.modality, update.target, cut(update.content))
+        if update.modality in spec.prunes
+        else update
+        for update in updates
+    ]
+
+
+class PrunedModel:
+    """Checks what the engine was started with, and prunes with it."""
+
+    vtc: Pruner
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        config = vllm_config.model_config
+        spec = spec_of(config.hf_config)
+        check_engine(spec, vllm_config)
+        info: Any = MULTIMODAL_REGISTRY.get_processing_info(config)
+        most = info.most_tokens()
+        check_budget(spec, most)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.prune_with(spec)
+        _LOG.info(start_line(spec, most, info.fixed))
+
+    def prune_with(self, spec: Spec) -> None:
+        """Prune with this method and budget from now on; what was cached of another is for the caller to forget."""
+        if "vtc" in vars(self):
+            self.vtc.close()
+        self.vtc = Pruner(spec, self.tower_parts())
+
+    def tower_parts(self) -> Parts:
+        """Where things are in the vision tower."""
+        raise TypeError(f"{type(self).__name__} does not define tower_parts(); every family needs it.")
