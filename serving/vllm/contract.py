@@ -19,7 +19,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtc.budget import check_keep, token_count
@@ -177,16 +177,20 @@ def read_spec(given: object, family: Family, width: int | None = None) -> Spec:
     check_options(name, options, ["keep", *known[name].options])
     keep = check_keep(options.pop("keep", known[name].default_keep))
     _check_positions(options.get("positions"), family)
-    spec = Spec(family, name, keep, {**options, "positions": family.positions})
-    facts = _facts(known[name], spec)
+    options.pop("positions", None)
+    facts = _facts(known[name], keep, options)
     _check_contract(name, facts, family)
-    if width is not None and options.keys() - {"positions"}:
-        spec.method.check_model(family.model_type, width)
-    return replace(
-        spec,
+    spec = Spec(
+        family,
+        name,
+        keep,
+        {**options, "positions": family.positions},
         reads=tuple(signal for signal in facts.reads if signal != "grid"),
         prunes=tuple(kind for kind in family.prunes if kind in facts.modality),
     )
+    if width is not None and options:
+        spec.method.check_model(family.model_type, width)
+    return spec
 
 
 def _named(given: object) -> tuple[str, dict[str, Any]]:
@@ -235,12 +239,13 @@ def _check_positions(given: object, family: Family) -> None:
     )
 
 
-def _facts(info: MethodInfo, spec: Spec) -> _Facts:
-    """Of the index, where no option was given that could change them; else of the instance."""
-    if info.name in shipped() and not spec.options.keys() - {"positions"}:
-        stages = tuple(info.stage.split("+"))
-        return _Facts(stages, info.query_aware, info.exact_count, False, info.modality, info.needs)
-    method = spec.method
+def _facts(info: MethodInfo, keep: int | float, options: Mapping[str, Any]) -> _Facts:
+    """Of the index, where no option was given that could change them, or none could make it act at "input"; else of the
+    instance."""
+    places = tuple(info.stage.split("+"))
+    if "input" not in (*places, *info.places) or (info.name in shipped() and not options):
+        return _Facts(places, info.query_aware, info.exact_count, False, info.modality, info.needs)
+    method = resolve(info.name, keep, **options)
     parts = method.parts()
     return _Facts(
         tuple(dict.fromkeys(part.stage or "input" for part in parts)),

@@ -24,7 +24,7 @@ TEXT: dict[str, Any] = dict(
     head_dim=HEAD,
     max_position_embeddings=4096,
 )
-SECTIONS = [4, 6, 6]  # of (t, h, w) positions, half a head together
+SECTIONS = [6, 5, 5]  # of (t, h, w) positions, half a head together
 LARGE = [96, 96]  # a picture of 4 x 4 crops: OneVision scales it down
 #: (width, height) of pictures
 SIZES = [(30, 40), (60, 24), (70, 70), (18, 64), (100, 90), (24, 24)]
@@ -54,6 +54,8 @@ def save(family: str, folder: Path) -> Path:
     text = given["text_config"] | TEXT
     if "rope_parameters" in text and "mrope_section" in (text["rope_parameters"] or {}):
         text["rope_parameters"] = text["rope_parameters"] | {"mrope_section": SECTIONS}
+        if family == "qwen3_vl":
+            text["rope_parameters"]["mrope_interleaved"] = True
         text["rope_scaling"] = text["rope_parameters"]
     given["text_config"] = text
     vision = given["vision_config"]
