@@ -5,6 +5,7 @@ in front of the engine, and the model, in it. All of them read the method from `
 are given.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement, PromptUpdate
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from vllm.multimodal.processing.inputs import ProcessorInputs
 
 _LOG = init_logger("vllm.vtc")
+if TYPE_CHECKING:
+    Beside = Any  #: vLLM's own class of a family, which stands behind a mixin
+else:
+    Beside = object
 
 
-class PrunedInfo(BaseProcessingInfo if TYPE_CHECKING else object):
+class PrunedInfo(Beside):
     """How many visual tokens there are; a family says how many before pruning."""
 
     #: whether all pictures have equally many
@@ -43,7 +48,7 @@ class PrunedInfo(BaseProcessingInfo if TYPE_CHECKING else object):
         raise TypeError(f"{type(self).__name__} does not define most_tokens(); every family needs it.")
 
 
-class PrunedProcessor(BaseMultiModalProcessor[Any] if TYPE_CHECKING else object):
+class PrunedProcessor(Beside):
     """Refuses what a request cannot ask for, and tells caches of other budgets apart."""
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
@@ -73,7 +78,7 @@ def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]
     ]
 
 
-class PrunedModel:
+class PrunedModel(Beside):
     """Checks what the engine was started with, and prunes with it."""
 
     vtc: Pruner
@@ -85,9 +90,13 @@ class PrunedModel:
         info: Any = MULTIMODAL_REGISTRY.get_processing_info(config)
         most = info.most_tokens()
         check_budget(spec, most)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.build(spec, vllm_config, prefix)
         self.prune_with(spec)
         _LOG.info(start_line(spec, most, info.fixed))
+
+    def build(self, spec: Spec, vllm_config: VllmConfig, prefix: str) -> None:
+        """Make the model, as vLLM's own class does."""
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def prune_with(self, spec: Spec) -> None:
         """Prune with this method and budget from now on; what was cached of another is for the caller to forget."""

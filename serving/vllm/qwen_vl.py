@@ -1,5 +1,6 @@
 """Qwen2.5-VL in vLLM: pictures and videos of any size, packed into one row; kept tokens keep their (t, h, w)."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,32 +29,32 @@ class PackedInfo(PrunedInfo):
         return self.vtc.count(self.most_tokens())
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Any) -> int:
-        whole: int = super().get_max_video_tokens(seq_len, mm_counts)  # type: ignore[misc]
+        whole: int = super().get_max_video_tokens(seq_len, mm_counts)
         return self.vtc.count(whole) if "video" in self.vtc.prunes else whole
 
     def most_tokens(self) -> int:
-        return super().get_max_image_tokens()  # type: ignore[misc]
+        return super().get_max_image_tokens()
 
 
 class PackedModel(MRoPEModel):
     """Of families whose tower is given packed rows and grids."""
 
     def tower_parts(self) -> Parts:
-        tower: Any = self.visual  # type: ignore[attr-defined]
-        facts = facts_of(self.config.vision_config.model_type)  # type: ignore[attr-defined]
+        tower: Any = self.visual
+        facts = facts_of(self.config.vision_config.model_type)
         return Parts(facts, tower, tower.blocks, len(tower.blocks), facts.feature_layer(tower))
 
     def _process_image_input(self, image_input: Any) -> tuple[Tensor, ...]:
         grids = image_input["image_grid_thw"]
         with self.vtc.listening(grids.cpu()) as run:
-            features = super()._process_image_input(image_input)  # type: ignore[misc]
+            features = super()._process_image_input(image_input)
         return self._pruned("image", features, grids.tolist(), [1.0] * len(grids), run)
 
     def _process_video_input(self, video_input: Any) -> tuple[Tensor, ...]:
         grids, seconds = video_input["video_grid_thw"], video_input.get("second_per_grid_ts")
         with self.vtc.listening(grids.cpu()) as run:
-            features = super()._process_video_input(video_input)  # type: ignore[misc]
-        per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)  # type: ignore[attr-defined]
+            features = super()._process_video_input(video_input)
+        per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)
         steps = [1.0] * len(grids) if seconds is None else seconds.flatten().tolist()
         return self._pruned("video", features, grids.tolist(), [step * per_second for step in steps], run)
 
@@ -65,7 +66,7 @@ class PackedModel(MRoPEModel):
         Args:
             grids: of patches. steps: positions per time step.
         """
-        merge: int = self.visual.spatial_merge_size  # type: ignore[attr-defined]
+        merge: int = self.visual.spatial_merge_size
         sizes = [(t, h // merge, w // merge) for t, h, w in grids]
         chosen = self.vtc.choose(features, sizes, run, modality)
         return tuple(
