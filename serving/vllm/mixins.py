@@ -33,10 +33,17 @@ else:
 
 
 class PrunedInfo(Beside):
-    """How many visual tokens there are; a family says how many before pruning."""
+    """How many visual tokens there are; a family says how many before pruning.
+
+    vLLM makes one before it starts the engine, which is when what was asked for is refused.
+    """
 
     #: whether all pictures have equally many
     fixed = False
+
+    def __init__(self, ctx: Any) -> None:
+        super().__init__(ctx)
+        check_budget(self.vtc, self.most_tokens())
 
     @property
     def vtc(self) -> Spec:
@@ -88,11 +95,9 @@ class PrunedModel(Beside):
         spec = spec_of(config.hf_config)
         check_engine(spec, vllm_config)
         info: Any = MULTIMODAL_REGISTRY.get_processing_info(config)
-        most = info.most_tokens()
-        check_budget(spec, most)
         self.build(spec, vllm_config, prefix)
         self.prune_with(spec)
-        _LOG.info(start_line(spec, most, info.fixed))
+        _LOG.info(start_line(spec, info.most_tokens(), info.fixed))
 
     def build(self, spec: Spec, vllm_config: VllmConfig, prefix: str) -> None:
         """Make the model, as vLLM's own class does."""

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import vtc
-
 from tests.serving.engines.methods import alike, qualifying
 from tests.serving.engines.served import Asked, Served
 from vtc.eval import datasets
@@ -121,22 +120,21 @@ def test_whole_pictures_and_clips_have_vllms_own_positions(qwen, mixed, monkeypa
 
     qwen.swap("divprune", 1.0)
     model, seen, found = qwen.served, [], []
-    ours = model.get_mrope_input_positions
+    ours, decoder = model.get_mrope_input_positions, model.language_model.model
+    forward = decoder.forward
 
     def noted(tokens, features):
         seen.append(Stock.get_mrope_input_positions(model, tokens, features))
         return ours(tokens, features)
 
-    def run(module, args, kwargs):
+    def run(**kwargs):
         found.append(kwargs["positions"].clone())
+        return forward(**kwargs)
 
     monkeypatch.setattr(model, "get_mrope_input_positions", noted)
-    hook = model.language_model.model.register_forward_pre_hook(run, with_kwargs=True)
-    try:
-        for one in mixed:
-            qwen.ask([one], tokens=2)
-            (whole, delta), (prefill, decode) = seen[-1], found[-2:]
-            assert torch.equal(prefill[:, : whole.shape[1]], whole)
-            assert decode[:, 0].tolist() == [whole.shape[1] + delta] * 3
-    finally:
-        hook.remove()
+    monkeypatch.setattr(decoder, "forward", run)
+    for one in mixed:
+        qwen.ask([one], tokens=2)
+        (whole, delta), (prefill, decode) = seen[-1], found[-2:]
+        assert torch.equal(prefill[:, : whole.shape[1]], whole)
+        assert decode[:, 0].tolist() == [whole.shape[1] + delta] * 3
