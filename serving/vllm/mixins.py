@@ -89,6 +89,8 @@ class PrunedModel(Beside):
     """Checks what the engine was started with, and prunes with it."""
 
     vtc: Pruner
+    #: adapters of the tower would be laid out by the tokens that it hands over, which are fewer than it works on
+    supports_tower_connector_lora = False
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config

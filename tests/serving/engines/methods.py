@@ -31,7 +31,12 @@ def alike(method: str, found: Sequence[Sequence[int]], expected: Sequence[Sequen
     return others <= CLOSE.get(method, 0)
 
 
+def reads(name: str, model_type: str) -> bool:
+    """Whether a method reads the vision tower."""
+    return bool(read_spec({"method": name}, family_of(model_type)).reads)
+
+
 def reads_behind(name: str) -> bool:
     """Whether a method reads blocks of tiny-llava's tower behind the one whose features the model takes."""
     spec = read_spec({"method": name}, family_of("llava"))
-    return bool(spec.reads) and max(spec.method.tower_layers(6, 4)) > 4
+    return reads(name, "llava") and max(spec.method.tower_layers(6, 4)) > 4

@@ -154,6 +154,30 @@ class Served:
         with vtc.wrapped(self.reference[0], method, self.keep, positions=self.family.positions):
             return self.plain(many, tokens)
 
+    def check_signals(self, asked: Asked, method: str, monkeypatch: Any) -> None:
+        """Hold what the tower's taps measure for `method` against vtc's measurements on transformers.
+
+        Prompts are answered with the same words where scores are the same to round-off.
+        """
+        import torch
+
+        self.swap(method)
+        heard: list[Any] = []
+        taps = self.served.vtc.taps
+        of_pictures = taps.of_pictures
+        monkeypatch.setattr(taps, "of_pictures", lambda run, sizes: heard.append(run) or of_pictures(run, sizes))
+        self.ask([asked], tokens=1)
+        model, processor = self.reference
+        inputs = vtc.prepare(processor, asked.question, asked.pictures, asked.clips)
+        vision = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        vision.pop("mm_token_type_ids", None)
+        expected = vtc.encode(model, vtc.resolve(method), **vision)._call.signals
+        (found,) = [run.measured for run in heard]
+        assert found.keys() == expected.keys()
+        assert len(found) > 0
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key].reshape(value.shape), value, rtol=1e-4, atol=1e-6)
+
     def plain(self, many: Sequence[Asked], tokens: int = 24) -> list[list[int]]:
         """Token ids of the model on transformers, as it is."""
         model, processor = self.reference

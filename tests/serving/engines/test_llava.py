@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving.engines.methods import alike, qualifying, reads_behind
+from tests.serving.engines.methods import alike, qualifying, reads, reads_behind
 from tests.serving.engines.served import Asked, Served
 from vtc.eval import datasets
 
 pytestmark = pytest.mark.vllm
 KEEP = 64
+METHODS = [name for name in qualifying("llava") if not reads_behind(name)]
+READING = [name for name in METHODS if reads(name, "llava")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def mixed(asked) -> list[Asked]:
     ]
 
 
-@pytest.mark.parametrize("method", [name for name in qualifying("llava") if not reads_behind(name)])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_as_on_transformers(llava, asked, method):
     llava.swap(method)
     answers = llava.ask(asked)
@@ -48,6 +50,11 @@ def test_every_method_answers_as_on_transformers(llava, asked, method):
     whole = [answer.prompt for answer in answers]
     text = [len(llava.reference[1].tokenizer(llava.prompt(one)["prompt"]).input_ids) - 1 for one in asked]
     assert whole == [words + KEEP for words in text]
+
+
+@pytest.mark.parametrize("method", READING)
+def test_signals_are_those_of_transformers(llava, asked, method, monkeypatch):
+    llava.check_signals(asked[0], method, monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["divprune", "vtc-cls"])

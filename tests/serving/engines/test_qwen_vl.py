@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vtc
-from tests.serving.engines.methods import alike, qualifying
+from tests.serving.engines.methods import alike, qualifying, reads
 from tests.serving.engines.served import Asked, Served
 from vtc.eval import datasets
 from vtc.media.video import load_clip
@@ -71,6 +71,16 @@ def text(qwen: Served, many: list[Asked]) -> list[int]:
     """Tokens of each prompt beside the pictures'."""
     tokenizer = qwen.reference[1].tokenizer
     return [len(tokenizer(qwen.prompt(one)["prompt"]).input_ids) - len(one.pictures) - len(one.clips) for one in many]
+
+
+@pytest.mark.parametrize("method", [name for name in PICTURES if reads(name, "qwen2_5_vl")])
+def test_signals_are_those_of_transformers(qwen, pictures, method, monkeypatch):
+    qwen.check_signals(pictures[1], method, monkeypatch)
+
+
+@pytest.mark.parametrize("method", ["fastvid", "vtc-cls", "vispruner"])
+def test_signals_of_clips_are_those_of_transformers(qwen, clips, method, monkeypatch):
+    qwen.check_signals(clips[0], method, monkeypatch)
 
 
 @pytest.mark.parametrize("method", [*CLIPS, "divprune", "vtc-cls"])
