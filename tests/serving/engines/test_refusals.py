@@ -61,7 +61,7 @@ def test_what_cannot_be_served_is_refused_before_the_engine_starts(family, vtc, 
     ("family", "vtc", "options", "said"),
     [
         ("llava", "vtc-cls", {"tensor_parallel_size": 2}, "--tensor-parallel-size 1"),
-        ("llava", "vtc-cls", {"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data"),
+        ("qwen2_5_vl", "vtc-cls", {"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data"),
         ("llava", "divprune", {"enable_mm_embeds": True}, "--enable-mm-embeds"),
         ("qwen2_5_vl", "divprune", {"video_pruning_rate": 0.5}, "--video-pruning-rate"),
         ("qwen2_5_vl", "divprune", {"pipeline_parallel_size": 2}, "--pipeline-parallel-size above 1"),

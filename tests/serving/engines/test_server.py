@@ -57,6 +57,7 @@ class Server:
         environment = {**os.environ, **ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         command = [*MODULE, "--model", str(find("tiny-llava")), *flag("vtc-cls", KEEP), *PLAIN]
         command += ["--port", str(self.port), "--served-model-name", "tiny", "--enable-prompt-tokens-details"]
+        command += ["--trust-request-mm-kwargs"]  # else vLLM itself refuses any
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
 
