@@ -40,6 +40,7 @@ class Family:
         return f"vtc.serving.vllm.{self.module}:{self.architecture}"
 
 
+_BOTH = ("image", "video")
 _ALL = (
     Family("llava", "LlavaForConditionalGeneration", "llava", "compact", ("image",), _CLIPS),
     Family(
@@ -47,9 +48,30 @@ _ALL = (
         "Qwen2_5_VLForConditionalGeneration",
         "qwen_vl",
         "original",
-        ("image", "video"),
+        _BOTH,
         ("qwen2_5_vl", "qwen2_5_vl_vision"),
     ),
+    Family(
+        "qwen2_vl", "Qwen2VLForConditionalGeneration", "qwen2_vl", "original", _BOTH, ("qwen2_vl", "qwen2_vl_vision")
+    ),
+    Family(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        "qwen3_vl",
+        "original",
+        ("image",),
+        ("qwen3_vl", "qwen3_vl_vision"),
+    ),
+    Family(
+        "llava_onevision",
+        "LlavaOnevisionForConditionalGeneration",
+        "llava_onevision",
+        "compact",
+        _BOTH,
+        ("siglip_vision_model",),
+    ),
+    Family("internvl", "InternVLForConditionalGeneration", "internvl", "compact", ("image",), ("internvl_vision",)),
+    Family("llava_next", "LlavaNextForConditionalGeneration", "llava_next", "compact", ("image",), _CLIPS),
 )
 #: `config.model_type` -> the family
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _ALL}

@@ -18,13 +18,19 @@ from vllm.model_executor.models.llava import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vtc.models.family import square_layout
 from vtc.models.tower import facts_of
 from vtc.serving.vllm.contract import Spec
 from vtc.serving.vllm.mixins import PrunedInfo, PrunedModel, PrunedProcessor
 from vtc.serving.vllm.signals import Parts, deepest, wanted_of
 
-#: parts of the tower that checkpoints saved by transformers 5 name without the module around them, which vLLM has
-_TOWER = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "head")
+#: checkpoints saved by transformers 5 name parts of the tower without the module around them, which vLLM has
+TOWER_NAMES = WeightsMapper(
+    orig_to_new_prefix={
+        f"vision_tower.{part}.": f"vision_tower.vision_model.{part}."
+        for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "head")
+    }
+)
 
 
 class VtcLlavaInfo(PrunedInfo, LlavaProcessingInfo):
@@ -65,13 +71,8 @@ def built_to(config: Any, blocks: int | None) -> Iterator[None]:
         config.vision_feature_layer = chosen
 
 
-@MULTIMODAL_REGISTRY.register_processor(VtcLlavaProcessor, info=VtcLlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)
-class VtcLlavaForConditionalGeneration(PrunedModel, LlavaForConditionalGeneration):
-    """vLLM's own, which hands over what the method makes of each picture's tokens."""
-
-    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_prefix={f"vision_tower.{part}.": f"vision_tower.vision_model.{part}." for part in _TOWER}
-    )
+class ClipModel(PrunedModel):
+    """Of families whose tower is CLIP or SigLIP, as LLaVA reads it."""
 
     def build(self, spec: Spec, vllm_config: VllmConfig, prefix: str) -> None:
         config = vllm_config.model_config.hf_config
@@ -82,7 +83,7 @@ class VtcLlavaForConditionalGeneration(PrunedModel, LlavaForConditionalGeneratio
 
     def tower_parts(self) -> Parts:
         vision, tower = self.config.vision_config, self.vision_tower
-        blocks: Any = tower.vision_model.encoder.layers
+        blocks = tower.vision_model.encoder.layers
         return Parts(facts_of(vision.model_type), tower, blocks, vision.num_hidden_layers, feature_layer(self.config))
 
     def _image_pixels_to_features(self, vision_tower: Any, pixel_values: Any) -> Any:
@@ -95,9 +96,15 @@ class VtcLlavaForConditionalGeneration(PrunedModel, LlavaForConditionalGeneratio
             feature_select_strategy=self.config.vision_feature_select_strategy,
         )
 
+
+@MULTIMODAL_REGISTRY.register_processor(VtcLlavaProcessor, info=VtcLlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class VtcLlavaForConditionalGeneration(ClipModel, LlavaForConditionalGeneration):
+    """vLLM's own, which hands over what the method makes of each picture's tokens."""
+
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | TOWER_NAMES
+
     def _process_image_input(self, image_input: Any) -> tuple[Tensor, ...]:
         with self.vtc.listening() as run:
             features: Any = super()._process_image_input(image_input)  # [B, N, D]
-        side = round(features.shape[1] ** 0.5)
-        chosen = self.vtc.choose(features, [(1, side, side)] * len(features), run)
+        chosen = self.vtc.choose(features, [square_layout(features.shape[1])] * len(features), run)
         return tuple(selection.apply(own) for selection, own in zip(chosen, features, strict=True))

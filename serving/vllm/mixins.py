@@ -9,13 +9,14 @@ are given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
@@ -72,8 +73,7 @@ def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]
 
     def cut(whole: Any) -> Any:
         def of_item(number: int) -> Any:
-            tokens = whole(number)
-            return tokens[: spec.count(len(tokens))]
+            return _cut(whole(number), spec)
 
         return of_item
 
@@ -83,6 +83,20 @@ def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]
         else update
         for update in updates
     ]
+
+
+def _cut(content: list[int] | PromptUpdateDetails, spec: Spec) -> list[int] | PromptUpdateDetails:
+    """What stands for one picture: placeholders alone, or with others around them, which all stay.
+
+    Example: of [start, x, x, x, x, end] two are to stay: [start, x, x, end].
+    """
+    if isinstance(content, list):
+        return content[: spec.count(len(content))]
+    assert content.is_embed is not None
+    visual = content.is_embed(content.full)
+    number = visual.cumsum(0)  # of each placeholder among them, from 1
+    stays = ~visual | (number <= spec.count(int(number[-1])))
+    return replace(content, full=[token for token, kept in zip(content.full, stays.tolist(), strict=True) if kept])
 
 
 class PrunedModel(Beside):

@@ -53,6 +53,10 @@ class MRoPEModel(PrunedModel):
             multimodal_embeddings = self._look_ahead(input_ids, multimodal_embeddings, is_multimodal)
         return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
 
+    def row_width(self) -> int:
+        """Columns of a row without its place."""
+        return self.config.text_config.hidden_size
+
     def _look_ahead(self, input_ids: Tensor, rows: Sequence[Tensor], here: Tensor | None) -> list[Tensor]:
         """`rows` without their places, which the next forward adds."""
         if self._ahead is not None:
@@ -60,7 +64,7 @@ class MRoPEModel(PrunedModel):
                 "vLLM has run a step with pictures past vtc's forward, which would have set their positions: set "
                 'cudagraph_mode to "PIECEWISE" or "NONE" in --compilation-config.'
             )
-        width = self.config.text_config.hidden_size
+        width = self.row_width()
         # prompt embeddings of a request's own stand where text does
         parts = [
             unpacked(own) if own.shape[1] == width + COLUMNS else (own, own.new_zeros(len(own), 3).long())

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
@@ -18,7 +19,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vtc.models.tower import facts_of
 from vtc.serving.vllm.mixins import PrunedInfo, PrunedProcessor, shortened
 from vtc.serving.vllm.mrope import MRoPEModel
-from vtc.serving.vllm.signals import Parts
+from vtc.serving.vllm.pruning import grid_layout
+from vtc.serving.vllm.signals import Parts, Run
 
 
 class PackedInfo(PrunedInfo):
@@ -51,39 +53,60 @@ class PackedModel(MRoPEModel):
         return self._pruned("image", features, grids.tolist(), [1.0] * len(grids), run)
 
     def _process_video_input(self, video_input: Any) -> tuple[Tensor, ...]:
-        grids, seconds = video_input["video_grid_thw"], video_input.get("second_per_grid_ts")
+        grids = video_input["video_grid_thw"]
         with self.vtc.listening(grids.cpu()) as run:
             features = super()._process_video_input(video_input)
-        per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)
-        steps = [1.0] * len(grids) if seconds is None else seconds.flatten().tolist()
-        return self._pruned("video", features, grids.tolist(), [step * per_second for step in steps], run)
+        return self._pruned("video", features, grids.tolist(), self.time_steps(video_input), run)
+
+    def time_steps(self, video_input: Any) -> list[float]:
+        """Of each video, positions per time step."""
+        seconds, per_second = (
+            video_input.get("second_per_grid_ts"),
+            getattr(self.config.vision_config, "tokens_per_second", 1.0),
+        )
+        if seconds is None:
+            return [per_second] * len(video_input["video_grid_thw"])
+        return [step * per_second for step in seconds.flatten().tolist()]
 
     def _pruned(
-        self, modality: str, features: Sequence[Tensor], grids: list[list[int]], steps: list[float], run: Any
+        self, modality: str, features: Sequence[Tensor], grids: list[list[int]], steps: list[float], run: Run
     ) -> tuple[Tensor, ...]:
         """What is kept of each picture or video, [M, D + columns].
 
         Args:
-            grids: of patches. steps: positions per time step.
+            features: [N, D] of each, or more columns of what travels beside them. grids: of patches.
+            steps: positions per time step.
         """
         merge: int = self.visual.spatial_merge_size
+        width: int = self.config.text_config.hidden_size
         sizes = [(t, h // merge, w // merge) for t, h, w in grids]
-        chosen = self.vtc.choose(features, sizes, run, modality)
+        seen = [own[:, :width] for own in features]
+        chosen = self.vtc.choose(seen, [grid_layout(size) for size in sizes], run, modality)
+        kept = [
+            torch.cat([selection.apply(own), selection.combine(whole[:, width:])], dim=1)
+            if whole.shape[1] > width
+            else selection.apply(own)
+            for selection, own, whole in zip(chosen, seen, features, strict=True)
+        ]
         return tuple(
-            self.with_places(selection.apply(own), selection, size, step)
-            for selection, own, size, step in zip(chosen, features, sizes, steps, strict=True)
+            self.with_places(rows, selection, size, step)
+            for rows, selection, size, step in zip(kept, chosen, sizes, steps, strict=True)
         )
+
+
+class PackedProcessor(PrunedProcessor):
+    """Makes room for so many tokens in the prompt."""
+
+    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:
+        return shortened(super()._get_prompt_updates(*args, **kwargs), self.info.vtc)
 
 
 class VtcQwen2_5_VLInfo(PackedInfo, Qwen2_5_VLProcessingInfo):
     """Knows how many tokens stay of a picture, a video."""
 
 
-class VtcQwen2_5_VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
+class VtcQwen2_5_VLProcessor(PackedProcessor, Qwen2_5_VLMultiModalProcessor):
     """Makes room for so many in the prompt."""
-
-    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:
-        return shortened(super()._get_prompt_updates(*args, **kwargs), self.info.vtc)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -32,6 +32,8 @@ class Parts:
         facts: what vtc knows of such towers. tower: the module with the attributes that `facts` reads.
         blocks: those that vLLM has built; it leaves out what lies behind the features.
         depth: how many the checkpoint has. feature_layer: the block (0-based) whose output the projector reads.
+        folded: values per patch [B, T, ...], and whether they are averaged -> per token, [N, ...], of families that
+            make a token of several patches behind the tower; None elsewhere.
     """
 
     facts: Tower
@@ -39,6 +41,7 @@ class Parts:
     blocks: Sequence[nn.Module]
     depth: int
     feature_layer: int
+    folded: Callable[[Tensor, bool], Tensor] | None = None
 
     def attention(self, layer: int) -> MMEncoderAttention:
         """The attention of block `layer`."""
@@ -186,9 +189,9 @@ class TowerTaps:
         first = int(self.parts.facts.has_cls)
         for signal in signals:
             values = torch.cat([signal.of(place)[:, first:] for place in places], dim=1)
-            self._run.measured[signal.name, layer] = self.parts.facts.tokens_from_patches(
-                self.parts.tower, values, self._run.grids, signal.fold == "mean"
-            )
+            mean, folded = signal.fold == "mean", self.parts.folded
+            values = self.parts.facts.tokens_from_patches(self.parts.tower, values, self._run.grids, mean)
+            self._run.measured[signal.name, layer] = values if folded is None else folded(values, mean)[None]
 
     def of_pictures(self, run: Run, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
         """What `vtc.select` takes by keyword, [L, N(, d)] or [N(, d)], of each picture (N tokens) of a run."""

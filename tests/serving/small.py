@@ -17,7 +17,12 @@ from tests.processors import processor_of
 
 HEAD = 32
 TEXT: dict[str, Any] = dict(
-    hidden_size=2 * HEAD, intermediate_size=96, num_attention_heads=2, num_key_value_heads=1, head_dim=HEAD
+    hidden_size=2 * HEAD,
+    intermediate_size=96,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=HEAD,
+    max_position_embeddings=4096,
 )
 SECTIONS = [4, 6, 6]  # of (t, h, w) positions, half a head together
 LARGE = [96, 96]  # a picture of 4 x 4 crops: OneVision scales it down
