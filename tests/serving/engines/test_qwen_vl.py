@@ -144,6 +144,7 @@ def test_whole_pictures_and_clips_have_vllms_own_positions(qwen, mixed, monkeypa
     monkeypatch.setattr(model, "get_mrope_input_positions", noted)
     monkeypatch.setattr(decoder, "forward", run)
     for one in mixed:
+        qwen.forget()
         qwen.ask([one], tokens=2)
         (whole, delta), (prefill, decode) = seen[-1], found[-2:]
         assert torch.equal(prefill[:, : whole.shape[1]], whole)
