@@ -3,6 +3,7 @@
 How a picture's tokens are arranged is vtc's to say (`vtc.models.llava_next`); vLLM says how many crops the tower saw.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ class CropsInfo(PrunedInfo):
     """What vLLM asks for one picture's tokens stays the whole picture's: it looks for the largest one by it."""
 
     def most_tokens(self) -> int:
-        return self.get_max_image_tokens()  # type: ignore[attr-defined]
+        return self.get_max_image_tokens()
 
 
 class CropsProcessor(PrunedProcessor):
@@ -39,7 +40,7 @@ class CropsModel(ClipModel):
     def _process_image_input(self, image_input: Any) -> list[Tensor]:
         pixels: Sequence[Tensor] = image_input["pixel_values"]
         with self.vtc.listening() as run:
-            features: list[Tensor] = super()._process_image_input(image_input)  # type: ignore[misc]
+            features: list[Tensor] = super()._process_image_input(image_input)
         sizes = image_input["image_sizes"].tolist()
         layouts = [
             self._layout(own, size, len(crops)) for own, size, crops in zip(features, sizes, pixels, strict=True)
@@ -56,10 +57,10 @@ class CropsModel(ClipModel):
         Args:
             there: how many crops the tower was given, empty ones behind its own among them.
         """
-        config: Any = self.config  # type: ignore[attr-defined]
+        config: Any = self.config
         rows, columns = get_anyres_image_grid_shape(
             tuple(size), config.image_grid_pinpoints, config.vision_config.image_size
         )
-        ends = (features == self.image_newline.to(features)).all(dim=-1).cpu()  # type: ignore[attr-defined]
+        ends = (features == self.image_newline.to(features)).all(dim=-1).cpu()
         known = Known(crops=min(1 + rows * columns, there), separators=ends)
-        return self.adapter.layout(self, features, known)  # type: ignore[arg-type]
+        return self.adapter.layout(self, features, known)

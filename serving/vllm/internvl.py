@@ -1,6 +1,7 @@
 """InternVL in vLLM: square tiles and a thumbnail; 2 x 2 patches become a token behind the tower. A video is frames with
 words between them, and stays whole."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

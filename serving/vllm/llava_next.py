@@ -1,5 +1,6 @@
 """LLaVA-NeXT in vLLM."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from vllm.model_executor.models.llava import LlavaDummyInputsBuilder

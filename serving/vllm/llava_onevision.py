@@ -1,5 +1,6 @@
 """LLaVA-OneVision in vLLM: as LLaVA-NeXT, with large mosaics scaled down, and videos."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ in front of the engine, and the model, in it. All of them read the method from `
 are given.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import (
-    BaseMultiModalProcessor,
-    BaseProcessingInfo,
-    PromptReplacement,
-    PromptUpdate,
-    PromptUpdateDetails,
-)
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
@@ -32,13 +27,24 @@ if TYPE_CHECKING:
     from vllm.multimodal.processing.inputs import ProcessorInputs
 
 _LOG = init_logger("vllm.vtc")
+if TYPE_CHECKING:
+    Beside = Any  #: vLLM's own class of a family, which stands behind a mixin
+else:
+    Beside = object
 
 
-class PrunedInfo(BaseProcessingInfo if TYPE_CHECKING else object):
-    """How many visual tokens there are; a family says how many before pruning."""
+class PrunedInfo(Beside):
+    """How many visual tokens there are; a family says how many before pruning.
+
+    vLLM makes one before it starts the engine, which is when what was asked for is refused.
+    """
 
     #: whether all pictures have equally many
     fixed = False
+
+    def __init__(self, ctx: Any) -> None:
+        super().__init__(ctx)
+        check_budget(self.vtc, self.most_tokens())
 
     @property
     def vtc(self) -> Spec:
@@ -50,7 +56,7 @@ class PrunedInfo(BaseProcessingInfo if TYPE_CHECKING else object):
         raise TypeError(f"{type(self).__name__} does not define most_tokens(); every family needs it.")
 
 
-class PrunedProcessor(BaseMultiModalProcessor[Any] if TYPE_CHECKING else object):
+class PrunedProcessor(Beside):
     """Refuses what a request cannot ask for, and tells caches of other budgets apart."""
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
@@ -93,21 +99,25 @@ def _cut(content: list[int] | PromptUpdateDetails, spec: Spec) -> list[int] | Pr
     return replace(content, full=[token for token, kept in zip(content.full, stays.tolist(), strict=True) if kept])
 
 
-class PrunedModel:
+class PrunedModel(Beside):
     """Checks what the engine was started with, and prunes with it."""
 
     vtc: Pruner
+    #: adapters of the tower would be laid out by the tokens that it hands over, which are fewer than it works on
+    supports_tower_connector_lora = False
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config
         spec = spec_of(config.hf_config)
         check_engine(spec, vllm_config)
         info: Any = MULTIMODAL_REGISTRY.get_processing_info(config)
-        most = info.most_tokens()
-        check_budget(spec, most)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.build(spec, vllm_config, prefix)
         self.prune_with(spec)
-        _LOG.info(start_line(spec, most, info.fixed))
+        _LOG.info(start_line(spec, info.most_tokens(), info.fixed))
+
+    def build(self, spec: Spec, vllm_config: VllmConfig, prefix: str) -> None:
+        """Make the model, as vLLM's own class does."""
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def prune_with(self, spec: Spec) -> None:
         """Prune with this method and budget from now on; what was cached of another is for the caller to forget."""

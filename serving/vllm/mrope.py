@@ -1,5 +1,6 @@
 """Models whose language model has (t, h, w) positions: kept tokens keep their own (`positions` says how)."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class MRoPEModel(PrunedModel):
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[Tensor, int]:
         ordered = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        grids: Any = self.iter_mm_grid_thw(ordered)  # type: ignore[attr-defined]
+        grids: Any = self.iter_mm_grid_thw(ordered)
         media = [
             Media(start, feature.mm_position.length, (t, h, w), step)
             for feature, (start, t, h, w, step) in zip(ordered, grids, strict=True)
@@ -50,13 +51,11 @@ class MRoPEModel(PrunedModel):
     ) -> Tensor:
         if multimodal_embeddings:
             multimodal_embeddings = self._look_ahead(input_ids, multimodal_embeddings, is_multimodal)
-        return super().embed_input_ids(  # type: ignore[misc]
-            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
-        )
+        return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
 
     def row_width(self) -> int:
         """Columns of a row without its place."""
-        return self.config.text_config.hidden_size  # type: ignore[attr-defined]
+        return self.config.text_config.hidden_size
 
     def _look_ahead(self, input_ids: Tensor, rows: Sequence[Tensor], here: Tensor | None) -> list[Tensor]:
         """`rows` without their places, which the next forward adds."""
@@ -81,4 +80,4 @@ class MRoPEModel(PrunedModel):
         if ahead is not None:
             # in place: a captured graph reads them where they are, and vLLM writes them anew for every step
             positions[:, : len(ahead)] += ahead.T
-        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(input_ids, positions, *args, **kwargs)

@@ -35,8 +35,8 @@ class Media(NamedTuple):
 
 
 def prompt_positions(length: int, media: Iterable[Media]) -> tuple[Tensor, int]:
-    """Positions of a prompt of `length` tokens, pictures pruned: LongTensor [3, length], all three alike; and what is to
-    be added to a later token's number in the row."""
+    """Positions of a prompt of `length` tokens, pictures pruned: LongTensor [3, length], all three alike; and what is
+    to be added to a later token's number in the row."""
     rows, done, position = [], 0, 0
     for one in sorted(media):
         text = one.start - done

@@ -1,5 +1,6 @@
 """Qwen2-VL in vLLM: as Qwen2.5-VL, whose tower has windows besides."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from vllm.model_executor.models.qwen2_vl import (

@@ -1,6 +1,7 @@
 """Qwen3-VL in vLLM: each token brings columns along that are added in early decoder layers (DeepStack); they go, and
 are merged, with it. Videos are frames with words between them, and stay whole."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

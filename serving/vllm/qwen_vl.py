@@ -1,5 +1,6 @@
 """Qwen2.5-VL in vLLM: pictures and videos of any size, packed into one row; kept tokens keep their (t, h, w)."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,39 +31,41 @@ class PackedInfo(PrunedInfo):
         return self.vtc.count(self.most_tokens())
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Any) -> int:
-        whole: int = super().get_max_video_tokens(seq_len, mm_counts)  # type: ignore[misc]
+        whole: int = super().get_max_video_tokens(seq_len, mm_counts)
         return self.vtc.count(whole) if "video" in self.vtc.prunes else whole
 
     def most_tokens(self) -> int:
-        return super().get_max_image_tokens()  # type: ignore[misc]
+        return super().get_max_image_tokens()
 
 
 class PackedModel(MRoPEModel):
     """Of families whose tower is given packed rows and grids."""
 
     def tower_parts(self) -> Parts:
-        tower: Any = self.visual  # type: ignore[attr-defined]
-        facts = facts_of(self.config.vision_config.model_type)  # type: ignore[attr-defined]
+        tower: Any = self.visual
+        facts = facts_of(self.config.vision_config.model_type)
         return Parts(facts, tower, tower.blocks, len(tower.blocks), facts.feature_layer(tower))
 
     def _process_image_input(self, image_input: Any) -> tuple[Tensor, ...]:
         grids = image_input["image_grid_thw"]
         with self.vtc.listening(grids.cpu()) as run:
-            features = super()._process_image_input(image_input)  # type: ignore[misc]
+            features = super()._process_image_input(image_input)
         return self._pruned("image", features, grids.tolist(), [1.0] * len(grids), run)
 
     def _process_video_input(self, video_input: Any) -> tuple[Tensor, ...]:
         grids = video_input["video_grid_thw"]
         with self.vtc.listening(grids.cpu()) as run:
-            features = super()._process_video_input(video_input)  # type: ignore[misc]
+            features = super()._process_video_input(video_input)
         return self._pruned("video", features, grids.tolist(), self.time_steps(video_input), run)
 
     def time_steps(self, video_input: Any) -> list[float]:
         """Of each video, positions per time step."""
-        seconds = video_input.get("second_per_grid_ts")
+        seconds, per_second = (
+            video_input.get("second_per_grid_ts"),
+            getattr(self.config.vision_config, "tokens_per_second", 1.0),
+        )
         if seconds is None:
-            return [1.0] * len(video_input["video_grid_thw"])
-        per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)  # type: ignore[attr-defined]
+            return [per_second] * len(video_input["video_grid_thw"])
         return [step * per_second for step in seconds.flatten().tolist()]
 
     def _pruned(
@@ -74,8 +77,8 @@ class PackedModel(MRoPEModel):
             features: [N, D] of each, or more columns of what travels beside them. grids: of patches.
             steps: positions per time step.
         """
-        merge: int = self.visual.spatial_merge_size  # type: ignore[attr-defined]
-        width: int = self.config.text_config.hidden_size  # type: ignore[attr-defined]
+        merge: int = self.visual.spatial_merge_size
+        width: int = self.config.text_config.hidden_size
         sizes = [(t, h // merge, w // merge) for t, h, w in grids]
         seen = [own[:, :width] for own in features]
         chosen = self.vtc.choose(seen, [grid_layout(size) for size in sizes], run, modality)

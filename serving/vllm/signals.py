@@ -5,6 +5,7 @@ multiplied (rotated, normed), [B, T, heads * d] or [B, T, heads, d]. What a meth
 of `vtc.signals.SIGNALS`, as it is on transformers.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,25 @@ class Run:
     measured: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
+def wanted_of(method: Method, facts: Tower, depth: int, feature_layer: int) -> dict[str, tuple[int, ...]]:
+    """By signal of the tower, the blocks (0-based, of `depth`) that `method` wants it measured at; none where it would
+    be a CLS token's and the tower has none. Received attention stands in for the CLS token's."""
+    wanted, layers = {}, method.tower_layers(depth, feature_layer)
+    for name in of_place(method.requires(), "tower"):
+        signal = SIGNALS[name]
+        if signal.of_cls and not facts.has_cls:
+            wanted[name] = ()
+        else:
+            row = signal if facts.has_cls or signal.stand_in is None else SIGNALS[signal.stand_in]
+            wanted[row.name] = layers if "L" in row.shape else (feature_layer,)
+    return wanted
+
+
+def deepest(wanted: Mapping[str, tuple[int, ...]]) -> int:
+    """The last block that is listened to; -1 = none is."""
+    return max((layer for layers in wanted.values() for layer in layers), default=-1)
+
+
 class TowerTaps:
     """Measures what `method` reads of a tower, whenever that runs within `listening`.
 
@@ -67,39 +87,40 @@ class TowerTaps:
 
     def __init__(self, parts: Parts, method: Method) -> None:
         self.parts = parts
-        layers = method.tower_layers(parts.depth, parts.feature_layer)
-        #: by signal, the blocks that it is measured at; none where it would be a CLS token's and there is no such token
-        self.wanted: dict[str, tuple[int, ...]] = {}
-        for name in of_place(method.requires(), "tower"):
-            signal, has_cls = SIGNALS[name], parts.facts.has_cls
-            if signal.of_cls and not has_cls:
-                self.wanted[name] = ()
-            else:
-                row = signal if has_cls or signal.stand_in is None else SIGNALS[signal.stand_in]
-                self.wanted[row.name] = layers if "L" in row.shape else (parts.feature_layer,)
-        beyond = max((layer for own in self.wanted.values() for layer in own), default=0)
-        if beyond >= len(parts.blocks):
-            raise ValueError(
-                f"{method.title} reads block {beyond} of the vision tower, of which vLLM has built the first "
-                f"{len(parts.blocks)}, whose features the model takes: choose another method, such as divprune."
-            )
+        self.wanted = wanted_of(method, parts.facts, parts.depth, parts.feature_layer)
         self._run: Run | None = None
-        heard = sorted({layer for own in self.wanted.values() for layer in own})
-        self._hooks = [hook for layer in heard for hook in self._at(layer)]
+        if deepest(self.wanted) >= len(parts.blocks):
+            raise ValueError(
+                f"{method.title} reads block {deepest(self.wanted)} of the vision tower, of which vLLM has built the "
+                f"first {len(parts.blocks)}, whose features the model takes: choose another method, such as divprune."
+            )
+        self._undo = [undo for layer in range(deepest(self.wanted) + 1) for undo in self._tap(layer)]
 
-    def _at(self, layer: int) -> Iterator[Any]:
+    def _tap(self, layer: int) -> Iterator[Callable[[], None]]:
+        """Listen to block `layer` as far as anything is wanted of it; how to stop that again."""
         here = [SIGNALS[name] for name, layers in self.wanted.items() if layer in layers]
         if attended := [signal for signal in here if not signal.of_block]:
-            yield self.parts.attention(layer).register_forward_pre_hook(
-                partial(self._attends, layer, attended), with_kwargs=True
-            )
+            hear = partial(self._attends, layer, attended)
+            yield self.parts.attention(layer).register_forward_pre_hook(hear, with_kwargs=True).remove
         if after := [signal for signal in here if signal.of_block]:
-            yield self.parts.blocks[layer].register_forward_hook(partial(self._puts_out, layer, after))
+            block = self.parts.blocks[layer]
+            # not by a hook: blocks that vLLM can compile call `forward` past theirs
+            block.forward = self._heard(block.forward, partial(self._puts_out, layer, after))
+            yield partial(delattr, block, "forward")
+
+    @staticmethod
+    def _heard(forward: Callable[..., Any], hear: Callable[[Any], None]) -> Callable[..., Any]:
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            hear(output)
+            return output
+
+        return heard
 
     def close(self) -> None:
-        """Take the hooks off again."""
-        for hook in self._hooks:
-            hook.remove()
+        """Leave the tower as it was."""
+        for undo in self._undo:
+            undo()
 
     @contextmanager
     def listening(self, grids: Tensor | None = None) -> Iterator[Run]:
@@ -154,7 +175,7 @@ class TowerTaps:
         tokens = int(grids.prod(dim=1).sum()) // merge**2
         return self.parts.facts.stretches(self.parts.tower, grids, torch.ones(tokens, dtype=torch.bool))[layer]
 
-    def _puts_out(self, layer: int, signals: list[Signal], module: nn.Module, args: Any, output: Any) -> None:
+    def _puts_out(self, layer: int, signals: list[Signal], output: Any) -> None:
         if self._run is None:
             return
         states: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
@@ -173,7 +194,7 @@ class TowerTaps:
             self._run.measured[signal.name, layer] = values if folded is None else folded(values, mean)[None]
 
     def of_pictures(self, run: Run, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
-        """What `vtc.select` takes by keyword, [L, N(, d)] or [N(, d)], of each picture of a run, with so many tokens."""
+        """What `vtc.select` takes by keyword, [L, N(, d)] or [N(, d)], of each picture (N tokens) of a run."""
         found: list[dict[str, Tensor]] = [{} for _ in sizes]
         for name, layers in self.wanted.items():
             if not layers:  # a CLS token's, of a tower without
