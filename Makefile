@@ -1,5 +1,5 @@
 # make demo | table | table-inside | table-crops | calibrations | table-cache | table-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
-# make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
+# make test | test-browser | test-lmms | test-vllm | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
 
@@ -14,7 +14,7 @@ PICTURES := eval/data/tiny/pictures
 CLIPS := eval/data/tiny-video/clips
 ASK := $(BIN)/vtc ask --keep 0.1
 
-.PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
+.PHONY: env demo lint test test-browser test-lmms env-vllm test-vllm test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
     table table-inside table-crops calibrations table-cache table-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
 
@@ -119,8 +119,8 @@ dist:
 	$(DIST)/bin/python -m twine check --strict dist/*
 
 # Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
-test-all: lint test-versions test-lmms test-browser test-package docs
-	$(BIN)/python -m pytest -n auto -m "not lmms and not browser and not package and not site"
+test-all: lint test-versions test-lmms test-vllm test-browser test-package docs
+	$(BIN)/python -m pytest -n auto -m "not lmms and not vllm and not browser and not package and not site"
 	$(MAKE) test-python PYTHON_VERSION=3.12
 	$(MAKE) test-python PYTHON_VERSION=3.13
 
@@ -165,6 +165,25 @@ $(LMMS)/.installed: $(STAMP)
 
 test-lmms: $(LMMS)/.installed
 	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/eval/lmms
+
+# The vLLM plug-in under the real vLLM, on a CPU, in an environment of its own: vLLM wants other versions of torch and
+# transformers. What comes along for CUDA and does not load beside a CPU torch goes again (torchaudio, torchcodec) or is
+# helped over its first import (torchvision).
+VLLM := .venv-vllm
+$(VLLM)/.installed: constraints-vllm.txt tests/serving/torchvision_cpu.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or give PYTHON=..." >&2; exit 1; }
+	test -x $(VLLM)/bin/python || "$(PYTHON)" -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/serving/torchvision_cpu.py "$(call SITE,$(VLLM))/"
+	echo "import torchvision_cpu" > "$(call SITE,$(VLLM))/torchvision_cpu.pth"
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable . && $(TIDY)
+	@touch $@
+
+env-vllm: $(VLLM)/.installed
+
+test-vllm: env-vllm
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/serving
 
 # The accuracy table of the README; answers go to runs/table/, numbers and intervals to runs/table.json. Stopped, it goes on.
 # TIMING=0 leaves out the times, which a machine that does other things cannot tell.

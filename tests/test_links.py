@@ -23,7 +23,7 @@ def imported(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_links_that_git_did_not_make(tmp_path):
-    assert LINKS == ["demos", "eval", "kernels", "models"]
+    assert LINKS == ["demos", "eval", "kernels", "models", "serving"]
     first = tmp_path / "first"
     (first / "vtc").mkdir(parents=True)
     shutil.copy(ROOT / "vtc" / "__init__.py", first / "vtc")

@@ -377,7 +377,7 @@ def __dir__() -> list[str]:
 
 def _check_links(folder: str) -> None:
     """ImportError if files stand where a checkout has links to the packages that live beside this one."""
-    for name in ("demos", "eval", "kernels", "models"):
+    for name in ("demos", "eval", "kernels", "models", "serving"):
         if os.path.isfile(os.path.join(folder, name)):
             raise ImportError(
                 f"{os.path.join(folder, name)} is a plain file where a symbolic link belongs, which git did not make: "

@@ -27,8 +27,25 @@ def make(folder: Path) -> None:
     (folder / "broken.py").write_text("nothing_of_the_sort\n")
     (folder / "notes.txt").write_text("some notes")
     (folder / "good.jsonl").write_text(json.dumps({"image": "a.png", "question": "What?", "answer": "a"}) + "\n")
+    _models(folder)
     Image.new("RGB", (40, 30), "red").save(folder / "a.png")
     Image.new("RGB", (2000, 1), "red").save(folder / "line.png")
+
+
+def _models(folder: Path) -> None:
+    """Folders of models whose config.json will not do."""
+    pixtral = {"model_type": "llava", "vision_config": {"model_type": "pixtral"}}
+    for name, config in {
+        "other": json.dumps({"model_type": "mllama"}),
+        "old": json.dumps({"model_type": "llava", "mm_vision_tower": "openai/clip"}),
+        "pixtral": json.dumps(pixtral),
+        "list": "[]",
+        "cut": '{"model_type": "lla',
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(config)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
 
 
 def _ask(*more: str) -> list[str]:
@@ -41,6 +58,10 @@ def _drawn(name: str, *more: str) -> list[str]:
 
 def _train(*more: str) -> list[str]:
     return ["train", "--data", "good.jsonl", "--method", "vqtoken", "--out", "new", *more]
+
+
+def _serve(*more: str) -> list[str]:
+    return ["serve-args", "tiny-llava", *more]
 
 
 def _calibrate(*more: str) -> list[str]:
@@ -232,6 +253,30 @@ LINES: list[tuple[list[str], str]] = [
     (["demo", "--memory", "0"], "'0' is not a whole number of 1 or more"),
     (["demo", "--waiting", "200000"], "--waiting=200000 is not a whole number in [1, 100000]"),
     (["demo", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
+    # vtc serve-args
+    (["serve-args", "--method", "pool"], "NAME_OR_PATH"),
+    (_serve(), "the following arguments are required: --method"),
+    (_serve("--method", "divprun"), "there is no method 'divprun'. Did you mean 'divprune'?"),
+    (_serve("--method", "divprune", "--keep", "577"), "keep=577 is more than the 576 visual tokens"),
+    (_serve("--method", "divprune", "--keep", "0"), "keep=0 is not a "),
+    (_serve("--method", "divprune(kep=3)"), "divprune has no option 'kep'"),
+    (_serve("--method", "divprune + pool"), "are several methods"),
+    (_serve("--method", "divprune", "--weights", "none"), "divprune has no option 'weights'"),
+    (_serve("--method", "vqtoken", "--weights", "none"), "there are no weights in none"),
+    (_serve("--method", "fastv"), "acts between the language model's layers"),
+    (_serve("--method", "tome(stage=encoder)"), "acts inside the vision tower"),
+    (_serve("--method", "mmtok"), "mmtok reads the question"),
+    (_serve("--method", "evs"), "how many tokens evs keeps is for the picture to say"),
+    (_serve("--method", "divprune(positions=original)"), 'positions="original" cannot be had for llava'),
+    (["serve-args", "tiny-lava", "--method", "pool"], "there is no model 'tiny-lava'. Did you mean 'tiny-llava'?"),
+    (["serve-args", "tiny-vit", "--method", "pool"], "tiny-vit tells classes of pictures"),
+    (["serve-args", "taken", "--method", "pool"], "the folder 'taken' holds no model"),
+    (["serve-args", "other", "--method", "pool"], "serves no 'mllama'"),
+    (["serve-args", "list", "--method", "pool"], "its config.json is not that of a model"),
+    (["serve-args", "cut", "--method", "pool"], "its config.json is not JSON"),
+    (["serve-args", "adapter", "--method", "pool"], "holds an adapter"),
+    (["serve-args", "old", "--method", "pool"], "names no vision tower"),
+    (["serve-args", "pixtral", "--method", "pool"], "the vision tower of this llava is a 'pixtral'"),
     # values of options, which only the method itself can check
     (["bench", "model", "--methods", "fastv(layers=(0,))"], "layers=0 is not a whole number"),
     (["train", "--data", "none", "--out", "none", "--method", "vqtoken(cells=(1, 2))"], "cells=(1, 2) is not a grid"),

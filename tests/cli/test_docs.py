@@ -21,7 +21,7 @@ def helped(line: list[str], capsys) -> str:
 
 
 def commands(line: list[str], capsys) -> list[str]:
-    return re.findall(r"^    ([a-z]+)(?:\s|$)", helped(line, capsys), re.MULTILINE)
+    return re.findall(r"^    ([a-z][a-z-]*)(?:\s|$)", helped(line, capsys), re.MULTILINE)
 
 
 def test_what_is_shown_is_what_is_printed():

@@ -23,6 +23,9 @@ ANSWERED = [
     ["eval", "--help"],
     ["bench", "model", "--help"],
     ["demo", "--help"],
+    ["serve-args", "--help"],
+    ["serve-args", "tiny-llava", "--method", "divprune(keep=64)"],
+    ["serve-args", "tiny-qwen", "--method", "vtc-cls", "--keep", "0.2", "--command"],
 ]
 ASK = ["ask", "--image", PICTURE, "--question", "What?"]
 REFUSED = [
@@ -50,6 +53,10 @@ REFUSED = [
     ["bench", "clip", "--video", "none.mp4", "--model", "./none"],
     ["demo", "--port", "0"],
     ["demo", "--model", "./none"],
+    ["serve-args", "tiny-llava", "--method", "divprun"],
+    ["serve-args", "tiny-llava", "--method", "sparsevlm"],
+    ["serve-args", "tiny-llava", "--method", "divprune", "--keep", "577"],
+    ["serve-args", "tiny-vit", "--method", "divprune"],
 ]
 SCRIPT = """
 import contextlib, io, json, sys

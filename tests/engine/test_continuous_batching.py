@@ -48,6 +48,7 @@ def test_requests(family: str, method: str) -> None:
             assert [one.generated_tokens for one in failed] == [[], []]
             for one in failed:
                 assert one.error.startswith("continuous batching (generate_batch) hands the model token ids")
+                assert "serve them with vLLM (docs/serve.md" in one.error
                 assert one.error.endswith(".")
                 assert "\n" not in one.error
         assert [one.generated_tokens for one in answers(model, TEXTS)] == expected

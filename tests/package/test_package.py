@@ -109,7 +109,7 @@ def test_the_wheel_holds_what_a_user_runs(built):
     inside = files(built.wheel)
     assert inside == files(built.direct)
     linked = {name.split("/")[1] for name in tracked() if (ROOT / name).is_symlink() and name.startswith("vtc/")}
-    assert linked == {"demos", "eval", "kernels", "models"}
+    assert linked == {"demos", "eval", "kernels", "models", "serving"}
     reached = {f"vtc/{name}" if name.split("/")[0] in linked else name for name in tracked()}
     wanted = {name for name in reached if name.startswith("vtc/")} - {f"vtc/{name}" for name in linked}
     logs = {name for name in wanted if name.endswith("log.jsonl")}

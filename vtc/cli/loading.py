@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -57,6 +58,31 @@ def load(name: str, device: str | None = None, dtype: str | None = None, classif
         other = "Unrecognized configuration class" in str(error)
         reason = "transformers knows it as no model of text and pictures" if other else error
         raise ValueError(f"cannot load {name!r}: {reason}") from error
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """What a model's config.json holds, without transformers; of a model of the Hub that file alone is fetched.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: with one sentence.
+    """
+    place = tiny.find(name)
+    file = Path(place).expanduser() / "config.json"
+    if Path(place).expanduser().is_dir():
+        if not file.is_file():
+            raise FileNotFoundError(f"the folder {place!r} holds an adapter, without the model that it is for")
+    else:
+        _check_network(place)
+        from huggingface_hub import hf_hub_download
+
+        file = Path(hf_hub_download(place, "config.json"))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"cannot load {name!r}: its config.json is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"cannot load {name!r}: its config.json is not that of a model")
+    return config
 
 
 def _check_network(place: str) -> None:

@@ -18,6 +18,7 @@ from vtc.cli.listing import add_commands as listing_commands
 from vtc.cli.loading import check, load
 from vtc.cli.parser import Parser, Version, epilog, running
 from vtc.cli.proving import add_command as check_command
+from vtc.cli.serve_args import add_command as serve_args_command
 from vtc.cli.train import add_command as train_command
 from vtc.eval.bench.cli import add_command as bench_command
 from vtc.eval.cli import add_commands as eval_commands
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     train_command(commands, shipped)
     calibrate_command(commands, shipped)
     check_command(commands, shipped)
+    serve_args_command(commands)
 
     demo_command(commands, shipped)
     completion_command(commands, parser)

@@ -170,7 +170,7 @@ def _check_placeholders(model: nn.Module, given: Mapping[str, Any]) -> None:
     if any(has_placeholder(model, modality, ids) for modality in PIXELS):
         raise ValueError(
             "continuous batching (generate_batch) hands the model token ids without their pictures: ask about pictures "
-            "with generate; requests of plain text may stay."
+            "with generate, or serve them with vLLM (docs/serve.md shows how); requests of plain text may stay."
         )
 
 

@@ -92,6 +92,7 @@ class VQToken(TrainedMethod):
         codebook.check_range(self.adaptive)
         if self.adaptive is not None:
             object.__setattr__(self, "adaptive", tuple(self.adaptive))
+        object.__setattr__(self, "exact_count", self.adaptive is None)
         codebook.check_cells(self.option("cells"))
         check_number(self.seed, "seed", integer=True)
 
