@@ -13,6 +13,9 @@ NEAR = 1024  # the same of maxsum
 DIRECTIONS = 64  # along which maxsum knows all tokens
 LONGEST = 63  # steps without a pool after pools that have given one row only
 ROUNDING = 2e-6  # of the products of unit rows in fp32, and of sums of them, relative
+HALVED = (
+    2**23
+)  # numbers that a processor does not hold near itself: from there on steps without a pool read half of them
 
 
 def maxmin(x: Tensor, k: int, first: int) -> Tensor:
@@ -79,22 +82,50 @@ def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     chosen = torch.empty(k, dtype=torch.long, device=x.device)
     basis = directions(x)  # [D, R]
     along = x @ basis  # [N, R]
-    rest = (x.square().sum(dim=1) - along.square().sum(dim=1)).clamp(min=0).sqrt()
-    sums = torch.zeros(len(x), device=x.device)
+    rest = (torch.linalg.vector_norm(x, dim=1).square() - along.square().sum(dim=1)).clamp(min=0).sqrt()
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    gone = torch.zeros(len(x), device=x.device)  # inf for what is chosen
+    halves = Halves(x) if x.device.type == "cpu" and x.numel() >= HALVED else None
     chosen[0], done = first, 1
     fresh = chosen[:1]
     alone, plain = 0, 0  # while pools give one row only, such as of noise, ever more steps go without
     while True:
-        sums = sums.add_(x @ x[fresh].sum(dim=0)).index_fill_(0, fresh, torch.inf)
+        total += x[fresh].sum(dim=0)
+        gone.index_fill_(0, fresh, torch.inf)
         if done == k:
             return chosen
-        if plain:
-            fresh, plain = sums.argmin()[None], plain - 1
+        if plain and halves is not None:
+            fresh, plain = halves.lowest(total.float(), gone)[None], plain - 1
+        elif plain:
+            fresh, plain = (x @ total.float()).add_(gone).argmin()[None], plain - 1
         else:
-            fresh = _from_near(x, along, rest, sums, basis, k - done)
+            fresh = _from_near(x, along, rest, (x @ total.float()).add_(gone), basis, k - done)
             alone = plain = min(2 * alone + 1, LONGEST) if len(fresh) == 1 else 0
         chosen[done : done + len(fresh)] = fresh
         done += len(fresh)
+
+
+class Halves:
+    """All rows in half precision, and how far each is from what it was: products with them take half of the time, and
+    bounds of them leave few rows that can be the lowest."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.near = x, x.bfloat16()
+        parts = zip(x.split(1024), self.near.split(1024), strict=True)
+        self.off = torch.cat([torch.linalg.vector_norm(own - near, dim=1) for own, near in parts])
+
+    def lowest(self, total: Tensor, gone: Tensor) -> Tensor:
+        """Of x @ total [D] + gone [N] the place of the lowest; of equal ones the first."""
+        half = total.bfloat16()
+        rough = (self.near @ half).float()
+        lost = 1.01 * float((total - half).norm()) + 1e-5 * float(total.norm())  # the latter: of adding up
+        margin = torch.add(lost, self.off, alpha=float(total.norm())).add_(rough.abs(), alpha=2**-8)
+        highest = float(torch.add(rough, margin).add_(gone).min())
+        able = (rough.sub_(margin).add_(gone) <= highest).nonzero()[:, 0]
+        if 8 * len(able) > len(gone):  # sums that are large beside their differences
+            return (self.x @ total).add_(gone).argmin()
+        exact = (self.x[able] * total).sum(dim=1)
+        return able[exact.argmin()]
 
 
 def _from_near(x: Tensor, along: Tensor, rest: Tensor, sums: Tensor, basis: Tensor, most: int) -> Tensor:

@@ -6,6 +6,7 @@ registers; a step reads one row of the matrix and writes one index.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,7 +42,7 @@ def _similar(gram, scale, own, b, pick, at, count):
     return tl.where(factor == 0, 0.0, value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _greedy(gram, scale, lengths, first, chosen, count, k, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """All steps of one picture; each token's similarity to the chosen set, to be minimised, stays in a register."""
     b = tl.program_id(0).to(tl.int64)
@@ -61,7 +62,7 @@ def _greedy(gram, scale, lengths, first, chosen, count, k, SUM: tl.constexpr, BL
         tl.store(chosen + b * k + step, pick)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """The same for more tokens than registers: scores [B, N], initialised, in memory; each lane reads its own."""
     b = tl.program_id(0).to(tl.int64)
@@ -84,6 +85,26 @@ def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.c
             lowest = tl.minimum(lowest, least)
         pick = where
         tl.store(chosen + b * k + step, pick)
+        tl.debug_barrier()  # the next step reads the scores
+
+
+def to_sixteen(
+    lengths: Tensor | None, x: Tensor, *others: Tensor | None
+) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+    """Tensors [B, N, ...] filled up with zeros to a multiple of 16 rows, and the `lengths` [B] that they have then.
+
+    So rows of the Gram matrix begin at whole 64 bytes, which are read at once, and pictures of all sizes share one
+    compiled kernel for each BLOCK.
+    """
+    b, n = x.shape[:2]
+    if n % 16 == 0:
+        return lengths, x, list(others)
+
+    def filled(rows: Tensor) -> Tensor:
+        return F.pad(rows, (*(0, 0) * (rows.dim() - 2), 0, -n % 16))
+
+    lengths = torch.full((b,), n, device=x.device) if lengths is None else lengths
+    return lengths, filled(x), [None if rows is None else filled(rows) for rows in others]
 
 
 def gram_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,9 +123,10 @@ def warps(block: int) -> int:
 def greedy_diversity(
     features: Tensor, k: int, mode: str, first: Tensor | None = None, lengths: Tensor | None = None
 ) -> Tensor:
-    b, n = features.shape[:2]
-    if n > LARGEST:
+    if features.shape[1] > LARGEST:
         return reference.greedy_diversity(features, k, mode, first, lengths)
+    lengths, features, _ = to_sixteen(lengths, features)
+    b, n = features.shape[:2]
     gram, scale = gram_and_scale(features)
     if lengths is None:
         lengths = torch.full((b,), n, device=features.device)
