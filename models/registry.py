@@ -10,6 +10,7 @@ from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.listed import LISTED
+from vtc.models.listed_more import LISTED_MORE
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
@@ -25,6 +26,7 @@ from vtc.models.tower import (
     register_tower,
 )
 from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
+from vtc.models.tower_listed import TOWERS_LISTED
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
 from vtc.models.tower_timm import EvaTower, TimmTower
@@ -49,6 +51,7 @@ for _family in (
     Qwen3VLAdapter,
     InternVLAdapter,
     *LISTED,
+    *LISTED_MORE,
 ):
     register_adapter(_family)
 
@@ -68,6 +71,7 @@ for _tower in (
     TimmTower,
     EvaTower,
     OpenClipTower,
+    *TOWERS_LISTED,
 ):
     register_tower(_tower)
 

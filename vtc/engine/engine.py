@@ -249,7 +249,9 @@ class Engine:
             outputs.append(output)
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            pooled = getattr(output, "pooler_output", None)
+            features = getattr(output, "pooler_output", None)
+            pooled = self.family.entering(features, forward.given, prompt.modality)
+            grid = grid if pooled is features else None  # what is left of a grid is none
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         for stage in self.stages:
             found = stage.seen(forward, found, outputs)
@@ -302,7 +304,7 @@ class Engine:
         forward.aligned = {name: x for name in self.family.aligned if (x := kwargs.get(name)) is not None}
         kwargs |= _along(forward.aligned, part)
         text = flow.text_positions(part)
-        kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
+        kwargs["position_ids"] = self.family.position_rows(text, part.positions) if self.family.mrope else text
         if forward.layered and torch.is_grad_enabled() and self._checkpointed():
             kwargs[CARRIED] = forward
         return args, kwargs
@@ -322,7 +324,7 @@ class Engine:
         if found is not None:
             ends = forward.ends(torch.stack([one.visual for one in seen]).any(dim=0))
         placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
-        flow = forward.flow = placement(lm, kwargs, found, self.compact, family.mrope, ends, mask)
+        flow = forward.flow = placement(lm, kwargs, found, self.compact, family.axes(self.model), ends, mask)
         if found is not None:
             forward.trace = Trace(notes=[*self.signals.notes, *self._idle(found)])
             forward.trace.begin(flow)
