@@ -60,10 +60,24 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 
 #: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+#: those whose towers pack pictures as Qwen's do: all of them, and those that are cut
+PACKED = {"qwen3_vl_moe", "cosmos3_omni", "qwen3_omni_moe_thinker", "hyperclovax_vision_v2"}
+GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
+#: single crops, several of which may make a picture
+CROPS = {"idefics3", "smolvlm", "ovis2"}
+APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | {"mistral3", "lighton_ocr", "qwen3_vl_moe", "qianfan_ocr"}),
-    "before": ("pixelprune", SQUARES | {"qwen3_vl_moe"}),
-    "inside": ("tome(stage=encoder)", SQUARES | {"qwen3_vl_moe", "qianfan_ocr"}),
+    "read": (
+        "visionzip",
+        SQUARES
+        | PACKED
+        | GLM
+        | CROPS
+        | APART
+        | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling"},
+    ),
+    "before": ("pixelprune", SQUARES | PACKED | GLM | CROPS),
+    "inside": ("tome(stage=encoder)", SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe"}),
 }
 #: the towers of those that are read
 TOWERS = {
@@ -75,10 +89,27 @@ TOWERS = {
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
     "qianfan_ocr": "qianfan_ocr_vision",
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), "glm4v_vision"),
+    "glm4v_moe": "glm4v_moe_vision",
+    "glm_ocr": "glm_ocr_vision",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_vision",
+    "paddleocr_vl": "paddleocr_vl_vision",
+    "ovis2": "ovis2_vision",
+    "idefics3": "idefics3_vision",
+    "smolvlm": "smolvlm_vision",
+    "granite_docling": "granite_docling_vision",
+    "cosmos3_omni": "qwen3_vl_vision",
+    "cosmos3_edge": "cosmos3_edge_vision",
+    "hyperclovax_vision_v2": "qwen2_5_vl_vision",
+    "qwen2_5_omni_thinker": "qwen2_5_omni_vision_encoder",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_vision_encoder",
+    "kimi_k25": "kimi_k25_vision",
+    "hunyuan_vl": "hunyuan_vl_vision",
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
-    "hides some patches from others"
+    "hides some patches from others|in a way that leaves no room|makes tokens of whole pictures|several of its blocks|"
+    "learned queries"
 )
 
 
@@ -116,7 +147,15 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("paddleocr_vl", "video_llama_3", "qwen3_vl_moe"), ((1, 5, 7), 35, 1)),
     "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
     "aria": ((1, 1, 20), 20, 1),
+    **dict.fromkeys(("glmga", "cosmos3_omni", "cosmos3_edge", "hyperclovax_vision_v2"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "kimi_k25"), ((1, 5, 7), 35, 1)),
+    "pp_chart2table": ((1, 4, 4), 48, 3),
+    **dict.fromkeys(("granite_docling", "llama4"), ((1, 4, 4), 16, 1)),
+    "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
+    "deepseek_ocr2": ((1, 1, 145), 145, 1),
 }
+#: how many tokens stand for no place
+ENDS = {"emu3": 8, "hunyuan_vl": 7}
 
 
 @pytest.mark.parametrize("family", LISTED)
@@ -129,7 +168,7 @@ def test_arrangement(family: str) -> None:
     grid, tokens, crops = ARRANGED[family]
     assert (span.grid, span.tokens) == (grid, tokens)
     assert len({number for number in span.crop.tolist() if number >= 0}) == crops
-    assert int(span.separators.sum()) == (8 if family == "emu3" else 0)
+    assert int(span.separators.sum()) == ENDS.get(family, 0)
 
 
 def test_where_nobody_knows_the_grid() -> None:
