@@ -132,6 +132,7 @@ _LISTED = (
         "learned queries",
         "A token lies nowhere in the picture: methods that work on the grid refuse it.",
         "rhymes-ai/Aria",
+        stages=("encoder", *_INSIDE),
         grid=False,
     ),
     _carried(
@@ -224,7 +225,7 @@ _LISTED = (
         _TILES,
         f"{_NO_CLS} Tiles have indicator tokens between them: each is a picture with a budget of its own.",
         "thisisiron/Ovis2-1B-hf",
-        stages=EVERY_STAGE,
+        stages=("encoder", *_INSIDE),
         read=True,
     ),
     _carried("paddleocr_vl", "PaddleOCR-VL", _PACKED, _NO_CLS, checkpoint="PaddlePaddle/PaddleOCR-VL", read=True),
@@ -319,14 +320,6 @@ _MORE = (
         "moonshotai/Kimi-K2.6",
         video=True,
         read=True,
-    ),
-    _carried(
-        "llama4",
-        "Llama 4",
-        _TILES,
-        "Tiles stand apart, between words: each is a picture with a budget of its own. A conversation has to fit into "
-        "one chunk of its attention (8,191 tokens), or is refused.",
-        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
     ),
     _carried("pp_chart2table", "PP-Chart2Table", _TILES, checkpoint="PaddlePaddle/PP-Chart2Table_safetensors"),
     _carried(

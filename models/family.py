@@ -169,9 +169,9 @@ class Adapter:
         """Whether each token of the span (separators apart) is made of one of the tower's tokens and nothing else."""
         return False
 
-    def entering(self, features: Any, given: Mapping[str, Any], modality: str) -> Any:
-        """What stands in the row of the features [N, D] of each image or video: all, unless the processor leaves some
-        out, as `given` says, the arguments of the model's call."""
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        """What stands in the row of the features [N, D] of each image or video, None = not known: all, unless the
+        processor leaves some out, as `given` says, the arguments of the model's call."""
         return features
 
     def token_id(self, model: nn.Module, modality: str) -> int:

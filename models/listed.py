@@ -97,7 +97,7 @@ class VideoLlama3Adapter(DefaultAdapter):
 
     model_types = ("video_llama_3",)
 
-    def entering(self, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         mask = given.get("video_compression_mask")
         if features is None or mask is None or modality != "video" or bool(mask.all()):
             return features

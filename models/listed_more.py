@@ -3,15 +3,15 @@ rows, or whose pictures are read by learned queries."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.decoder import Decoder, Tables, own_function, register_decoder
-from vtc.models.default import DefaultAdapter, row_layout
+from vtc.models.decoder import Decoder, Tables, register_decoder
+from vtc.models.default import DefaultAdapter
 from vtc.models.family import Adapter, Companions, ImageLayout, Known
 from vtc.models.listed import GlmVAdapter, GotOcr2Adapter, Idefics3Adapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
@@ -154,66 +154,16 @@ class DeepseekOcr2Adapter(DefaultAdapter):
     model_types = ("deepseek_ocr2",)
     queries = True
 
-    def separator(self, model: nn.Module) -> Tensor | None:
-        return self.base(model).view_separator
-
-    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        pages = 1 if known.separators is None else max(1, int(known.separators.sum()))
-        return replace(row_layout(len(features)), crops=pages)  # of pages side by side nobody says where one ends
-
-
-@register_decoder
-class Llama4Decoder(Decoder):
-    """Most layers attend within chunks and rotate, every few the other way round; queries far down the row of those are
-    scaled. A conversation that fits into one chunk, and into the first step of that scale, meets neither."""
-
-    model_types = ("llama4_text",)
-
-    def feed_forward(self, layer: Any) -> Any:
-        return layer.feed_forward
-
-    def window(self, config: Any) -> int | None:
-        scaled = config.floor_scale - 1 if config.attn_temperature_tuning else None
-        return min((x for x in (config.attention_chunk_size, scaled) if x is not None), default=None)
-
-    def tables(self, attention: Any, given: Any) -> Tables:
-        return given if isinstance(given, tuple) else (given,)  # one complex table
-
-    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
-        if not attention.use_rope:
-            return x
-        turned = own_function(attention, "apply_rotary_emb")(x.transpose(1, 2), x[:, :1].transpose(1, 2), tables[0])
-        return turned[0].transpose(1, 2)
-
-    def queries(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
-        return self._normed(attention, self.rotated(attention, self._heads(attention.q_proj(x), attention), tables))
-
-    def keys(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
-        return self._normed(attention, self.rotated(attention, self._heads(attention.k_proj(x), attention), tables))
-
-    def _heads(self, x: Tensor, attention: Any) -> Tensor:
-        return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
-    def _normed(self, attention: Any, x: Tensor) -> Tensor:
-        norm = getattr(attention, "qk_norm", None)
-        return x if norm is None else norm(x)
-
-
-class Llama4Adapter(DefaultAdapter):
-    """Square tiles, between words that say where in the picture they are, so that each is a picture of its own here."""
-
-    model_types = ("llama4",)
-
-    def base(self, model: nn.Module) -> Any:
-        return model
-
-    def language_model(self, model: nn.Module) -> Any:
-        whole: Any = model
-        return whole.language_model.model
-
-    def fold(self, model: nn.Module) -> int:
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        pixels = given.get("pixel_values")
+        if features is not None or pixels is None:
+            return features  # the tower hands over views, not pages: how long a page is follows from their sizes
         config: Any = model.config
-        return round(1 / config.vision_config.pixel_shuffle_ratio)
+        patch, local = config.vision_config.sam_config.patch_size, given.get("pixel_values_local")
+        whole, part = (0 if x is None else 144 if x.shape[-1] // patch // 4 <= 12 else 256 for x in (pixels, local))
+        parts = given.get("num_local_patches") if local is not None else None
+        counts = [0] * len(pixels) if parts is None else torch.as_tensor(parts).tolist()
+        return [pixels.new_empty(part * n + whole + 1, 0) for n in counts]
 
 
 LISTED_MORE: tuple[type[Adapter], ...] = (
@@ -228,5 +178,4 @@ LISTED_MORE: tuple[type[Adapter], ...] = (
     KimiAdapter,
     HunYuanVLAdapter,
     DeepseekOcr2Adapter,
-    Llama4Adapter,
 )

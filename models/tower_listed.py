@@ -145,6 +145,9 @@ class Ovis2Tower(SiglipTower):
     def attentions(self, tower: Any) -> list[Any]:
         return [block.attention for block in self.blocks(tower)]
 
+    def check_cut(self, tower: Any) -> None:
+        raise ValueError(_WHOLE)
+
 
 class GraniteDoclingTower(SiglipTower):
     """SigLIP's blocks, between which features are taken for later decoder layers."""

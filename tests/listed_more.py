@@ -213,25 +213,6 @@ _MADE: dict[str, Callable[[], Family]] = {
         _lines,
         typed=True,
     ),
-    "llama4": lambda: Family(
-        config_of(
-            "llama4",
-            vision_config={
-                **VISION,
-                "image_size": 32,
-                "vision_output_dim": 32,
-                "projector_input_dim": 32,
-                "projector_output_dim": 32,
-                "intermediate_size": 96,
-            },
-            text_config={**TEXT, "head_dim": 8, "num_local_experts": 4, "no_rope_layers": [1, 0, 1]}
-            | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2, "attention_chunk_size": 1024},
-            image_token_index=IMAGE,
-            boi_token_index=START,
-            eoi_token_index=END,
-        ),
-        square(32, 16, [START], [END]),
-    ),
     "deepseek_ocr2": lambda: Family(
         config_of(
             "deepseek_ocr2",

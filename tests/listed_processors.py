@@ -363,17 +363,6 @@ def _hunyuan() -> Any:
     )
 
 
-def _llama4() -> Any:
-    special = {"<|patch|>": IMAGE, "<|image_start|>": START, "<|image_end|>": END, "<|image|>": VIDEO}
-    special |= {"<|tile_x_separator|>": FILM_START, "<|tile_y_separator|>": FILM_END}
-    return hf.Llama4Processor(
-        hf.Llama4ImageProcessor(size=TILE, max_patches=4),
-        tokenizer_of(special),
-        patch_size=4,
-        chat_template=Chat("user ", "assistant ", "<|image|>", "<|eot|>").template,
-    )
-
-
 def _ocr2() -> Any:
     return hf.DeepseekOcr2Processor(
         hf.DeepseekOcr2ImageProcessor(size={"height": 768, "width": 768}),
@@ -419,5 +408,4 @@ LISTED_PROCESSORS: dict[str, Callable[[], Any]] = {
     "kimi_k25": _kimi,
     "hunyuan_vl": _hunyuan,
     "deepseek_ocr2": _ocr2,
-    "llama4": _llama4,
 }

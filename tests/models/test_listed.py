@@ -76,8 +76,8 @@ KNOWN: dict[str, tuple[str, set[str]]] = {
         | APART
         | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling"},
     ),
-    "before": ("pixelprune", SQUARES | PACKED | GLM | CROPS),
-    "inside": ("tome(stage=encoder)", SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe"}),
+    "before": ("pixelprune", SQUARES | PACKED | GLM | {"idefics3", "smolvlm"}),
+    "inside": ("tome(stage=encoder)", SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria"}),
 }
 #: the towers of those that are read
 TOWERS = {
@@ -95,6 +95,7 @@ TOWERS = {
     "ernie4_5_vl_moe": "ernie4_5_vl_moe_vision",
     "paddleocr_vl": "paddleocr_vl_vision",
     "ovis2": "ovis2_vision",
+    "aria": "idefics3_vision",
     "idefics3": "idefics3_vision",
     "smolvlm": "smolvlm_vision",
     "granite_docling": "granite_docling_vision",
@@ -109,7 +110,7 @@ TOWERS = {
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|no module around its blocks|"
     "hides some patches from others|in a way that leaves no room|makes tokens of whole pictures|several of its blocks|"
-    "learned queries"
+    "learned queries|is not known; choose"
 )
 
 
@@ -150,7 +151,7 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("glmga", "cosmos3_omni", "cosmos3_edge", "hyperclovax_vision_v2"), ((1, 5, 7), 35, 1)),
     **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "kimi_k25"), ((1, 5, 7), 35, 1)),
     "pp_chart2table": ((1, 4, 4), 48, 3),
-    **dict.fromkeys(("granite_docling", "llama4"), ((1, 4, 4), 16, 1)),
+    "granite_docling": ((1, 4, 4), 16, 1),
     "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
     "deepseek_ocr2": ((1, 1, 145), 145, 1),
 }

@@ -100,7 +100,7 @@ def right(family: str, inputs: dict[str, Any], spans: int | None, modality: str 
 
 
 #: whose crops or tiles stand apart, each a picture of its own
-APART = {"ovis2", "idefics3", "smolvlm", "granite_docling", "llama4"}
+APART = {"ovis2", "idefics3", "smolvlm", "granite_docling"}
 
 
 @pytest.mark.parametrize("family", FAMILY)

@@ -250,7 +250,7 @@ class Engine:
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
             features = getattr(output, "pooler_output", None)
-            pooled = self.family.entering(features, forward.given, prompt.modality)
+            pooled = self.family.entering(self.model, features, forward.given, prompt.modality)
             grid = grid if pooled is features else None  # what is left of a grid is none
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         for stage in self.stages:

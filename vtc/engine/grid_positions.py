@@ -101,9 +101,9 @@ def _ranks(own: Tensor, run: Tensor, runs: int) -> Tensor:
     low = own.amin(dim=1, keepdim=True)
     width = own.amax(dim=1, keepdim=True) - low + 1
     key, order = (run * width + own - low).sort(dim=1)
-    fresh = torch.zeros_like(key)
+    fresh = torch.zeros_like(key, dtype=torch.long)
     fresh[:, 1:] = key.diff(dim=1) != 0
-    dense = torch.empty_like(key).scatter_(1, order, fresh.cumsum(dim=1))  # rank among all of the batch
+    dense = torch.empty_like(fresh).scatter_(1, order, fresh.cumsum(dim=1))  # rank among all of the batch
     first = torch.zeros(3, runs, dtype=torch.long, device=own.device)
     first = first.scatter_reduce(1, run.expand(3, -1), dense, "amin", include_self=False)
     return dense - first.gather(1, run.expand(3, -1))

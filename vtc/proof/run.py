@@ -246,7 +246,7 @@ def features_of(model: Any, given: Mapping[str, Any], adapter: Adapter) -> Tenso
             named["pixel_values"] = given["pixel_values_videos"]
         made = make(**named, return_dict=True)
         made = getattr(made, "pooler_output", made)
-        parts = adapter.entering(list(made) if isinstance(made, list | tuple) else [made], given, modality)
+        parts = adapter.entering(model, list(made) if isinstance(made, list | tuple) else [made], given, modality)
         found += [part.flatten(0, -2) for part in parts]
     return torch.cat(found)
 
