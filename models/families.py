@@ -285,6 +285,15 @@ _MORE = (
         "deepseek-community/DeepSeek-OCR-2",
         grid=False,
     ),
+    _carried(
+        "deepseek_vl_hybrid",
+        "DeepSeek-VL 7B",
+        _SQUARE,
+        f"{_NO_CLS} SAM sees each picture, too, larger: what is read is SigLIP's.",
+        "deepseek-community/deepseek-vl-7b-chat",
+        stages=("encoder", *_INSIDE),
+        read=True,
+    ),
     _carried("glmga", "GLM (glmga)", _PACKED, _NO_CLS, video=True, stages=EVERY_STAGE, read=True),
     _carried(
         "granite_docling",
@@ -320,6 +329,14 @@ _MORE = (
         "moonshotai/Kimi-K2.6",
         video=True,
         read=True,
+    ),
+    _carried(
+        "idefics2",
+        "Idefics 2",
+        "learned queries",
+        "A token lies nowhere in the picture: methods that work on the grid refuse it.",
+        "HuggingFaceM4/idefics2-8b",
+        grid=False,
     ),
     _carried("pp_chart2table", "PP-Chart2Table", _TILES, checkpoint="PaddlePaddle/PP-Chart2Table_safetensors"),
     _carried(

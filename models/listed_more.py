@@ -13,7 +13,7 @@ from vtc.layout import Tile
 from vtc.models.decoder import Decoder, Tables, register_decoder
 from vtc.models.default import DefaultAdapter
 from vtc.models.family import Adapter, Companions, ImageLayout, Known
-from vtc.models.listed import GlmVAdapter, GotOcr2Adapter, Idefics3Adapter
+from vtc.models.listed import GlmVAdapter, GotOcr2Adapter, Idefics3Adapter, SquareAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
 
 
@@ -166,6 +166,25 @@ class DeepseekOcr2Adapter(DefaultAdapter):
         return [pixels.new_empty(part * n + whole + 1, 0) for n in counts]
 
 
+class Idefics2Adapter(DefaultAdapter):
+    """Learned queries read each picture; features of all pictures of a row are handed out together."""
+
+    model_types = ("idefics2",)
+    queries = True
+    joins_pieces = True
+
+
+class DeepseekVLHybridAdapter(SquareAdapter):
+    """One square crop per picture, seen by SigLIP and, larger, by SAM: a token is made of what both say of a place."""
+
+    model_types = ("deepseek_vl_hybrid",)
+
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        if features is None or features.dim() == 3:
+            return features
+        return [features.new_empty(self.crop_tokens(model) or 0, 0) for _ in features]  # SigLIP's own, of whole crops
+
+
 LISTED_MORE: tuple[type[Adapter], ...] = (
     Cosmos3OmniAdapter,
     Cosmos3EdgeAdapter,
@@ -178,4 +197,6 @@ LISTED_MORE: tuple[type[Adapter], ...] = (
     KimiAdapter,
     HunYuanVLAdapter,
     DeepseekOcr2Adapter,
+    Idefics2Adapter,
+    DeepseekVLHybridAdapter,
 )

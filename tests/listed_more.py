@@ -17,9 +17,12 @@ from tests.listed_parts import (
     GLM_VISION,
     IDS,
     INDEX,
+    LLAMA,
+    MISTRAL,
     MOE,
     MROPE,
     QWEN2,
+    SIGLIP,
     Images,
     clips,
     config_of,
@@ -79,6 +82,14 @@ def _pages(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
         return {}, []
     pixels = torch.stack([noise(s, 3, 768, 768) for s in seeds])
     return {"pixel_values": pixels}, [[START, *[IMAGE] * 145, END] for _ in seeds]
+
+
+def _twice(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """Each picture in two sizes."""
+    if not seeds:
+        return {}, []
+    small, large = (torch.stack([noise(s, 3, size, size) for s in seeds]) for size in (24, 64))
+    return {"pixel_values": small, "high_res_pixel_values": large}, [[IMAGE] * 36 for _ in seeds]
 
 
 def _marked(ids: Tensor) -> dict[str, Tensor]:
@@ -212,6 +223,28 @@ _MADE: dict[str, Callable[[], Family]] = {
         ),
         _lines,
         typed=True,
+    ),
+    "idefics2": lambda: Family(
+        config_of(
+            "idefics2",
+            vision_config={**VISION, "image_size": 32},
+            text_config=MISTRAL,
+            perceiver_config={"hidden_size": 32, "resampler_n_latents": 16, "resampler_depth": 1}
+            | {"resampler_n_heads": 2, "resampler_head_dim": 8, "num_key_value_heads": 1},
+            **IDS,
+        ),
+        square(32, 16, [START], [END]),
+        by_row=True,
+    ),
+    "deepseek_vl_hybrid": lambda: Family(
+        config_of(
+            "deepseek_vl_hybrid",
+            vision_config=SIGLIP,
+            high_res_vision_config={"model_type": "sam_vision_model", **SAM, "image_size": 64, "patch_size": 4},
+            text_config=LLAMA,
+            **IDS,
+        ),
+        _twice,
     ),
     "deepseek_ocr2": lambda: Family(
         config_of(

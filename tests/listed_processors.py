@@ -363,6 +363,25 @@ def _hunyuan() -> Any:
     )
 
 
+def _hybrid() -> Any:
+    return hf.DeepseekVLHybridProcessor(
+        hf.DeepseekVLHybridImageProcessor(size=SQUARE, high_res_size=PAGE),
+        tokenizer_of({"<image>": IMAGE}, {"image_token": "<image>"}),
+        num_image_tokens=36,
+        chat_template=Chat("User: ", "Assistant: ", "<image>", "\n\n").template,
+    )
+
+
+def _idefics2() -> Any:
+    names = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}
+    return hf.Idefics2Processor(
+        hf.Idefics2ImageProcessor(size={"shortest_edge": 16, "longest_edge": 32}),
+        tokenizer_of({"<image>": IMAGE, "<fake_token_around_image>": START, "<end_of_utterance>": END}, names),
+        image_seq_len=16,
+        chat_template=Chat("User:", "Assistant:", "<image>", "<end_of_utterance>\n").template,
+    )
+
+
 def _ocr2() -> Any:
     return hf.DeepseekOcr2Processor(
         hf.DeepseekOcr2ImageProcessor(size={"height": 768, "width": 768}),
@@ -408,4 +427,6 @@ LISTED_PROCESSORS: dict[str, Callable[[], Any]] = {
     "kimi_k25": _kimi,
     "hunyuan_vl": _hunyuan,
     "deepseek_ocr2": _ocr2,
+    "deepseek_vl_hybrid": _hybrid,
+    "idefics2": _idefics2,
 }

@@ -74,17 +74,20 @@ KNOWN: dict[str, tuple[str, set[str]]] = {
         | GLM
         | CROPS
         | APART
-        | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling"},
+        | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling", "deepseek_vl_hybrid"},
     ),
     "before": ("pixelprune", SQUARES | PACKED | GLM | {"idefics3", "smolvlm"}),
-    "inside": ("tome(stage=encoder)", SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria"}),
+    "inside": (
+        "tome(stage=encoder)",
+        SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
+    ),
 }
 #: the towers of those that are read
 TOWERS = {
     "vipllava": "clip_vision_model",
     "video_llava": "clip_vision_model",
     "janus": "janus_vision_model",
-    "deepseek_vl": "siglip_vision_model",
+    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), "siglip_vision_model"),
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
@@ -154,6 +157,8 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "granite_docling": ((1, 4, 4), 16, 1),
     "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
     "deepseek_ocr2": ((1, 1, 145), 145, 1),
+    "idefics2": ((1, 1, 16), 16, 1),
+    "deepseek_vl_hybrid": ((1, 6, 6), 36, 1),
 }
 #: how many tokens stand for no place
 ENDS = {"emu3": 8, "hunyuan_vl": 7}
