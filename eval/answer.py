@@ -19,6 +19,7 @@ from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
 from vtc.eval.settings import BLIND, Settings, Spec
 from vtc.eval.store import Line
+from vtc.media.prompts import picture_inputs
 
 __all__ = ["Answerer", "Batch", "Item", "out_of_memory"]
 
@@ -140,9 +141,10 @@ class Answerer(Asker):
         seen = [item.seen for item in items]
         video = items[0].question.media.kind == "video"
         texts = [vtc.prompt(self.processor, self.text(i.question), int(not video), int(video)) for i in items]
-        given: dict[str, Any] = {"images": [[picture] for picture in seen]}
         if video:  # its frames are chosen already
             given = vtc.clip_inputs(self.processor, seen)
+        else:
+            given = picture_inputs(self.processor, [[picture] for picture in seen])
         given |= options or {}
         made = self.processor(text=texts, **given, padding=True, padding_side="left", return_tensors="pt")
         moved = made.to(self.model.device, self.model.dtype)

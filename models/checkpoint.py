@@ -46,7 +46,7 @@ def complete(processor: Any, config: Any) -> list[str]:
     LLaVA's processors write as many placeholders as the tower has patches, and CLS tokens that stay: without these two
     numbers transformers fails in a division, or in the middle of the model. Without a pad token no batch can be made.
     """
-    filled = [*_placeholders(processor, config), *_padding(getattr(processor, "tokenizer", None))]
+    filled = [*_placeholders(processor, config), *_told(processor), *_padding(getattr(processor, "tokenizer", None))]
     said = []
     if filled:
         said.append(f"does not say everything; filled in: {', '.join(filled)}.")
@@ -72,6 +72,15 @@ def _placeholders(processor: Any, config: Any) -> list[str]:
             setattr(processor, name, value)
             filled.append(f"{name}={value!r}")
     return filled
+
+
+def _told(processor: Any) -> list[str]:
+    """Cosmos 3 Edge's processor has what its model and its own prompts need, and hands it out only on request."""
+    if type(processor).__name__ != "Cosmos3EdgeProcessor" or processor.return_mm_token_type_ids:
+        return []
+    processor.return_mm_token_type_ids = True
+    processor.videos_kwargs = {"return_metadata": True}
+    return ["return_mm_token_type_ids=True", "return_metadata=True"]
 
 
 def _padding(tokenizer: Any) -> list[str]:

@@ -93,8 +93,8 @@ def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
         rotary = type(decoder.rotary(lm))(config).float()
         hidden = torch.randn(2, TOKENS, config.hidden_size, dtype=torch.float32)
         positions = torch.randint(0, 8, (2, TOKENS)).cumsum(dim=1)
-        if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-            positions = positions + torch.randint(0, 8, (3, 2, TOKENS))
+        if sections := (getattr(config, "rope_parameters", None) or {}).get("mrope_section"):
+            positions = positions + torch.randint(0, 8, (len(sections), 2, TOKENS))
         given = decoder.position_embeddings(rotary, hidden, positions, number)
         x, heard, theirs, cache = _run(fresh, attention, hidden, given)
         tables = decoder.tables(attention, heard)

@@ -36,8 +36,6 @@ class DefaultAdapter(Adapter):
 
     #: how many frames of a video's grid become one
     temporal_merge: ClassVar[int] = 1
-    #: whether tokens are learned queries, which lie nowhere in the picture
-    queries: ClassVar[bool] = False
 
     def tower(self, model: nn.Module) -> Any:
         return part_named(self.base(model), TOWERS)

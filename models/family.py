@@ -119,6 +119,8 @@ class Adapter:
     mixes: ClassVar[tuple[str, ...]] = ()
     #: whether `cls_tokens` is there: the projector makes something of a CLS token on its own
     projects_cls: ClassVar[bool] = False
+    #: whether visual tokens are learned queries, which lie nowhere in the picture
+    queries: ClassVar[bool] = False
     #: what must be shortened along with the visual tokens (Qwen3-VL's DeepStack)
     companions: ClassVar[Companions | None] = None
     #: arguments of the language model, or of its layers, that hold values per token, [B, L, ...], and are shortened
@@ -192,6 +194,11 @@ class Adapter:
         """Whether each token of the span (separators apart) is made of one of the tower's tokens and nothing else."""
         return False
 
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        """What stands in the row of the features [N, D] of each image or video, None = not known: all, unless the
+        processor leaves some out, as `given` says, the arguments of the model's call."""
+        return features
+
     def token_id(self, model: nn.Module, modality: str) -> int:
         """The placeholder of one visual token of an "image" or "video" in `input_ids`."""
         config: Any = model.config
@@ -204,6 +211,15 @@ class Adapter:
     def reads_videos(self, model: nn.Module) -> bool:
         """Whether it has a placeholder for a video's tokens; or writes videos in another way that vtc knows."""
         return getattr(model.config, "video_token_id", None) is not None
+
+    def axes(self, model: nn.Module) -> int:
+        """How many position rows the rotary embedding takes; 0 = one position per token."""
+        return 3 if self.mrope else 0
+
+    def position_rows(self, text: Tensor, positions: Tensor) -> Tensor:
+        """What a language model with several position rows is handed: consecutive numbers `text` [B, L], which its mask
+        is made from, before `positions` [A, B, L]."""
+        return torch.cat([text[None], positions])
 
     def prompt_positions(
         self, model: nn.Module, ids: Tensor, types: Tensor, mask: Tensor, grids: dict[str, Tensor], seconds: Any

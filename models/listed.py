@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,15 @@ class ErnieVLAdapter(DefaultAdapter):
     temporal_merge = 2
     aligned = ("moe_mm_token_type_ids",)
 
+    def merged(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
+        values = super().merged(model, values, grid_thw, mean)
+        grids = [] if grid_thw is None else grid_thw.tolist()
+        if all(t == 1 for t, _, _ in grids):
+            return values
+        parts = values.split([t * h * w // self.merge(model) ** 2 for t, h, w in grids])
+        pairs = [x.unflatten(0, (-1, min(t, 2), len(x) // t)) for x, (t, _, _) in zip(parts, grids, strict=True)]
+        return torch.cat([(x.mean(dim=1) if mean else x.sum(dim=1)).flatten(0, 1) for x in pairs])
+
 
 class PaddleOcrVLAdapter(DefaultAdapter):
     """Its configuration names a video's placeholder, of which the model makes nothing."""
@@ -86,15 +96,22 @@ class PaddleOcrVLAdapter(DefaultAdapter):
 
 
 class VideoLlama3Adapter(DefaultAdapter):
-    """Frames of a video are merged more than pictures are, by what the processor says."""
+    """Frames of a video are merged more than pictures are, by what the processor says, which also leaves out what has
+    not changed since the frame before: what is left lies on no grid."""
 
     model_types = ("video_llama_3",)
 
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        mask = given.get("video_compression_mask")
+        if features is None or mask is None or modality != "video" or bool(mask.all()):
+            return features
+        return [x[own.to(x.device)] for x, own in zip(features, mask.split([len(x) for x in features]), strict=True)]
+
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        if known.thw is None:
-            return row_layout(len(features))
-        t, h, w = known.thw
+        t, h, w = known.thw or (0, 0, 0)
         merge = round((t * h * w / len(features)) ** 0.5)
+        if merge not in (1, 2) or t * h * w != merge**2 * len(features):
+            return row_layout(len(features))
         return super().layout(model, features, known._replace(thw=(t, h // merge, w // merge)))
 
 

@@ -11,6 +11,7 @@ from vtc.models.family import Adapter
 from vtc.models.hybrid import HYBRID
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.listed import LISTED
+from vtc.models.listed_more import LISTED_MORE
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter, QwenVLAdapter
@@ -27,6 +28,7 @@ from vtc.models.tower import (
     register_tower,
 )
 from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
+from vtc.models.tower_listed import TOWERS_LISTED
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
 from vtc.models.tower_timm import EvaTower, TimmTower
@@ -53,6 +55,7 @@ for _family in (
     *LISTED,
     *HYBRID,
     *SLIDING,
+    *LISTED_MORE,
 ):
     register_adapter(_family)
 
@@ -72,6 +75,7 @@ for _tower in (
     TimmTower,
     EvaTower,
     OpenClipTower,
+    *TOWERS_LISTED,
 ):
     register_tower(_tower)
 

@@ -107,6 +107,9 @@ class Tower:
     def check(self, tower: Any) -> None:
         """Raise ValueError if nothing can merge inside of this one."""
 
+    def check_cut(self, tower: Any) -> None:
+        """Raise ValueError if no patch of a picture can be left out, and no picture made smaller, before this one."""
+
     def check_bias(self, tower: Any) -> None:
         """Raise ValueError if the attention takes no bias per key (`with_bias`)."""
         kind = str(getattr(getattr(tower, "config", None), "_attn_implementation", None) or "sdpa")
@@ -221,6 +224,14 @@ class Tower:
         at = upload(kept.flatten().nonzero()[:, 0], values.device)
         full = values.new_zeros(kept.numel(), *values.shape[2:]).index_copy(0, at, values.flatten(0, 1))
         return full.view(*kept.shape, *values.shape[2:])
+
+
+def unshared(values: Tensor, grid_thw: Tensor) -> Tensor:
+    """Sums over all pictures of one row [1, T, ...] -> as if each picture were alone: attention in one must not depend
+    on its neighbours."""
+    sizes = grid_thw.prod(dim=1)
+    share = (sizes / sizes.sum()).repeat_interleave(sizes)  # [T]
+    return values / share.to(values).view(1, -1, *[1] * (values.dim() - 2))
 
 
 _TOWERS: dict[str, Tower] = {}  # by model type

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.tower import Groups, Tower
+from vtc.models.tower import Groups, Tower, unshared
 
 
 class DinoTower(Tower):
@@ -94,11 +94,7 @@ class PixtralTower(RotaryTower):
         self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
     ) -> Tensor:
         values = super().tokens_from_patches(tower, values, grid_thw, mean, kept)
-        if mean or grid_thw is None or len(grid_thw) == 1:
-            return values
-        sizes = grid_thw.prod(dim=1)  # all pictures are one row; attention in one must not depend on its neighbours
-        share = (sizes / sizes.sum()).repeat_interleave(sizes)  # [T]
-        return values / share.to(values).view(1, -1, *[1] * (values.dim() - 2))
+        return values if mean or grid_thw is None or len(grid_thw) == 1 else unshared(values, grid_thw)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class QwenTower(Tower):
         lengths: Any = [h * w for t, h, w in grid_thw.tolist() for _ in range(t)]  # patches of each frame
         if len(lengths) != len(inputs["cu_seqlens"]) - 1 or sum(lengths) != t:  # within windows, or patches are gone
             lengths = self.segments(inputs)
-        packed = [_rotate(x.float(), cos, sin).transpose(0, 1).split(lengths, dim=1) for x in (queries, keys)]
+        packed = [rotated_patches(x.float(), cos, sin).transpose(0, 1).split(lengths, dim=1) for x in (queries, keys)]
         return [(a.unsqueeze(0), b.unsqueeze(0)) for a, b in zip(*packed, strict=True)]
 
     def cut_to(self, tower: Any, grid_thw: Tensor, kept: Tensor) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ def _two_more(x: Tensor, value: float) -> Tensor:
     return torch.cat([first, second], dim=-1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated_patches(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x [t, H, d] with cos, sin [t, 1, d]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -7,14 +7,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
 
 from tests.listed_hybrid import HYBRID
+from tests.listed_more import LISTED_MORE
+from tests.listed_parts import (
+    BOTH,
+    BRACKETS,
+    CLIP,
+    ERNIE_MOE,
+    GLM_IDS,
+    GLM_MOE,
+    GLM_TEXT,
+    GLM_VISION,
+    IDS,
+    INDEX,
+    LLAMA,
+    MISTRAL,
+    MOE,
+    MROPE,
+    PACKED,
+    PIXTRAL,
+    QWEN2,
+    QWEN3,
+    SIGLIP,
+    clips,
+    config_of,
+    packed,
+    tiles,
+)
 from tests.listed_sliding import SLIDING
 from tests.tiny_parts import (
-    CLIPS,
     END,
-    GRIDS,
     IMAGE,
     QWEN_VISION,
     START,
@@ -23,65 +47,12 @@ from tests.tiny_parts import (
     VISION,
     VOCAB,
     Family,
-    Images,
     noise,
     square,
 )
 
-MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-CLIP = {"model_type": "clip_vision_model", **VISION, "projection_dim": 16}
-SIGLIP = {"model_type": "siglip_vision_model", **VISION}
-PIXTRAL = {"model_type": "pixtral", **VISION, "image_size": 48, "head_dim": 8}
-LLAMA, QWEN2 = {"model_type": "llama", **TEXT}, {"model_type": "qwen2", **TEXT}
-QWEN3 = {"model_type": "qwen3", **TEXT, "head_dim": 8}
-MISTRAL = {"model_type": "mistral", **TEXT, "head_dim": 8, "sliding_window": None}
-INDEX, IDS = {"image_token_index": IMAGE}, {"image_token_id": IMAGE}
-BOTH = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-BRACKETS = {"vision_start_token_id": START, "vision_end_token_id": END}
-GLM_IDS = {**BOTH, "image_start_token_id": START, "image_end_token_id": END}
-GLM_IDS |= {"video_start_token_id": 6, "video_end_token_id": 7}
-GLM_VISION = {**QWEN_VISION, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "image_size": 48}
-GLM_TEXT = {**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
-MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
-GLM_MOE = {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
-ERNIE_MOE = {"moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
-PACKED = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
 FULL = {"layer_types": ["full_attention"] * 3}
 INDICATORS = [90, 91, 92, 93, 94]
-
-
-def _config(model_type: str, **parts: Any) -> Callable[[], Any]:
-    return lambda: AutoConfig.for_model(model_type, **parts)
-
-
-def _tiles(pixels: int, tokens: int) -> Images:
-    """One or three square tiles a picture, side by side."""
-
-    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        if not seeds:
-            return {}, []
-        counts = [1 if s % 2 == 0 else 3 for s in seeds]
-        tiles = torch.cat([noise(s, n, 3, pixels, pixels) for s, n in zip(seeds, counts, strict=True)])
-        return {"pixel_values": tiles}, [[START, *[IMAGE] * (tokens * n), END] for n in counts]
-
-    return images
-
-
-def _packed(*patch: int, **more: Any) -> Images:
-    """Patches of that shape, of pictures of any size, 2 x 2 of which make a token."""
-
-    def images(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        if not seeds:
-            return {}, []
-        grids = [GRIDS[s % len(GRIDS)] for s in seeds]
-        patches = torch.cat([noise(s, t * h * w, *patch) for s, (t, h, w) in zip(seeds, grids, strict=True)])
-        prompts = [[START, *[IMAGE] * (t * h * w // 4), END] for t, h, w in grids]
-        each = {name: torch.tensor([value] * len(seeds)) for name, value in more.items()}
-        return {"pixel_values": patches, "image_grid_thw": torch.tensor(grids), **each}, prompts
-
-    return images
-
-
 SIZES = [(48, 32), (40, 56), (32, 32), (24, 48)]  # pixels, in patches of 4
 
 
@@ -126,34 +97,12 @@ def _with_cls(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]
     return {"pixel_values_videos": pixels}, [[VIDEO] * 74 for _ in seeds]
 
 
-def _clips(patch: int, token: int = VIDEO, apart: bool = False, frames: int = 1, **more: Any) -> Images:
-    """Videos packed as pictures are.
-
-    Args:
-        token: placeholder. apart: each frame in brackets. frames: how many of the grid's become one.
-    """
-
-    def videos(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-        grids = [(t - t % frames, h, w) for t, h, w in (CLIPS[s % len(CLIPS)] for s in seeds)]
-        pixels = [noise(100 + s, t * h * w, patch) for s, (t, h, w) in zip(seeds, grids, strict=True)]
-        prompts = [
-            [6, *[x for _ in range(t) for x in (START, *[token] * (h * w // 4), END)], 7]
-            if apart
-            else [START, *[token] * (t // frames * h * w // 4), END]
-            for t, h, w in grids
-        ]
-        each = {name: torch.tensor([value] * len(seeds)) for name, value in more.items()}
-        return {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids), **each}, prompts
-
-    return videos
-
-
 def _glm(family: str, **text: Any) -> Family:
     named = {"model_type": "glm4v_vision"}, {"model_type": "glm4v_text"}
     vision, words = named if family == "glm46v" else ({}, {})
     parts = {"vision_config": {**vision, **GLM_VISION}, "text_config": {**words, **GLM_TEXT, **text}}
-    config = _config(family, **parts, **GLM_IDS)
-    return Family(config, _packed(96), _clips(96, IMAGE, apart=True), typed=True, video=IMAGE)
+    config = config_of(family, **parts, **GLM_IDS)
+    return Family(config, packed(96), clips(96, IMAGE, apart=True), typed=True, video=IMAGE)
 
 
 def _moe_types(ids: Tensor) -> dict[str, Tensor]:
@@ -163,50 +112,50 @@ def _moe_types(ids: Tensor) -> dict[str, Tensor]:
 
 _MADE: dict[str, Callable[[], Family]] = {
     "vipllava": lambda: Family(
-        _config("vipllava", vision_config=CLIP, text_config=LLAMA, **INDEX, vision_feature_layer=[-2, 1]),
+        config_of("vipllava", vision_config=CLIP, text_config=LLAMA, **INDEX, vision_feature_layer=[-2, 1]),
         square(24, 36),
     ),
     "video_llava": lambda: Family(
-        _config("video_llava", vision_config=CLIP, text_config=LLAMA, **INDEX, video_token_index=VIDEO),
+        config_of("video_llava", vision_config=CLIP, text_config=LLAMA, **INDEX, video_token_index=VIDEO),
         square(24, 36),
         _with_cls,
     ),
-    "mistral3": lambda: Family(_config("mistral3", vision_config=PIXTRAL, text_config=MISTRAL, **INDEX), _padded),
-    "lighton_ocr": lambda: Family(_config("lighton_ocr", vision_config=PIXTRAL, text_config=QWEN3, **IDS), _padded),
+    "mistral3": lambda: Family(config_of("mistral3", vision_config=PIXTRAL, text_config=MISTRAL, **INDEX), _padded),
+    "lighton_ocr": lambda: Family(config_of("lighton_ocr", vision_config=PIXTRAL, text_config=QWEN3, **IDS), _padded),
     "glm4v": lambda: _glm("glm4v"),
     "glm46v": lambda: _glm("glm46v"),
     "glm_ocr": lambda: _glm("glm_ocr", head_dim=8),
     "glm4v_moe": lambda: _glm("glm4v_moe", head_dim=8, **GLM_MOE),
     "ernie4_5_vl_moe": lambda: Family(
-        _config(
+        config_of(
             "ernie4_5_vl_moe",
             vision_config={"depth": 3, "num_heads": 2, "hidden_size": 16, "intermediate_size": 24, "patch_size": 4},
             text_config={**TEXT, "rope_parameters": MROPE, **ERNIE_MOE},
             **GLM_IDS,
         ),
-        _packed(48),
-        _clips(48, frames=2),
+        packed(48),
+        clips(48, frames=2),
         typed=True,
         more=_moe_types,
     ),
     "paddleocr_vl": lambda: Family(
-        _config(
+        config_of(
             "paddleocr_vl",
             vision_config={**PACKED, "image_size": 48},
             text_config={**TEXT, "head_dim": 8, "rope_parameters": {**MROPE, "type": "default"}},
             **BOTH,
             **BRACKETS,
         ),
-        _packed(3, 4, 4),
+        packed(3, 4, 4),
         typed=True,
     ),
     "video_llama_3": lambda: Family(
-        _config("video_llama_3", vision_config=PACKED, text_config=QWEN2, **BOTH),
-        _packed(48, image_merge_sizes=2),
-        _clips(48, video_merge_sizes=2),
+        config_of("video_llama_3", vision_config=PACKED, text_config=QWEN2, **BOTH),
+        packed(48, image_merge_sizes=2),
+        clips(48, video_merge_sizes=2),
     ),
     "qwen3_vl_moe": lambda: Family(
-        _config(
+        config_of(
             "qwen3_vl_moe",
             vision_config={
                 **QWEN_VISION,
@@ -220,12 +169,12 @@ _MADE: dict[str, Callable[[], Family]] = {
             **BOTH,
             **BRACKETS,
         ),
-        _packed(96),
-        _clips(96, apart=True),
+        packed(96),
+        clips(96, apart=True),
         typed=True,
     ),
     "ovis2": lambda: Family(
-        _config(
+        config_of(
             "ovis2",
             vision_config={**VISION, "vocab_size": 40},
             text_config=QWEN2,
@@ -237,7 +186,7 @@ _MADE: dict[str, Callable[[], Family]] = {
         square(24, 36, INDICATORS[:1], INDICATORS[1:2]),
     ),
     "got_ocr2": lambda: Family(
-        _config(
+        config_of(
             "got_ocr2",
             vision_config={
                 "hidden_size": 24,
@@ -254,10 +203,10 @@ _MADE: dict[str, Callable[[], Family]] = {
             text_config=QWEN2,
             **INDEX,
         ),
-        _tiles(64, 16),
+        tiles(64, 16),
     ),
     "exaone4_5": lambda: Family(
-        _config(
+        config_of(
             "exaone4_5",
             vision_config={
                 **QWEN_VISION,
@@ -271,11 +220,11 @@ _MADE: dict[str, Callable[[], Family]] = {
             text_config={"model_type": "exaone4", **TEXT, "sliding_window": None, "head_dim": 8, **FULL},
             **BOTH,
         ),
-        _packed(96),
-        _clips(96),
+        packed(96),
+        clips(96),
     ),
     "fast_vlm": lambda: Family(
-        _config(
+        config_of(
             "fast_vlm",
             vision_config={
                 "model_type": "timm_wrapper",
@@ -295,7 +244,7 @@ _MADE: dict[str, Callable[[], Family]] = {
         square(256, 16),
     ),
     "janus": lambda: Family(
-        _config(
+        config_of(
             "janus",
             vision_config={**VISION, "projection_dim": 32, "mlp_ratio": 2.0, "num_image_tokens": 36},
             text_config=LLAMA,
@@ -315,39 +264,39 @@ _MADE: dict[str, Callable[[], Family]] = {
         square(24, 36),
     ),
     "deepseek_vl": lambda: Family(
-        _config("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), square(24, 36)
+        config_of("deepseek_vl", vision_config=SIGLIP, text_config=LLAMA, **IDS), square(24, 36)
     ),
     "qianfan_ocr": lambda: Family(
-        _config(
+        config_of(
             "qianfan_ocr",
             vision_config={**VISION, "image_size": [32, 32], "patch_size": [4, 4]},
             text_config=QWEN3,
             **IDS,
         ),
-        _tiles(32, 16),
+        tiles(32, 16),
     ),
     "idefics3": lambda: Family(
-        _config("idefics3", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
+        config_of("idefics3", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
         square(32, 16, [START], [END]),
         by_row=True,
     ),
     "smolvlm": lambda: Family(
-        _config("smolvlm", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
+        config_of("smolvlm", vision_config={**VISION, "image_size": 32}, text_config=LLAMA, scale_factor=2, **IDS),
         square(32, 16, [START], [END]),
         by_row=True,
     ),
     "aria": lambda: Family(
-        _config(
+        config_of(
             "aria",
-            vision_config={"model_type": "idefics3_vision", **VISION},
+            vision_config={"model_type": "idefics3_vision", **VISION, "image_size": 490, "patch_size": 70},
             text_config={**TEXT, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
-            projector_patch_to_query_dict={36: 20},
+            projector_patch_to_query_dict={49: 20},
             **INDEX,
         ),
-        square(24, 20),
+        square(490, 20),  # its processor makes pictures of no other size, but for 980
     ),
     "emu3": lambda: Family(
-        _config(
+        config_of(
             "emu3",
             vq_config={
                 "codebook_size": 32,
@@ -367,7 +316,7 @@ _MADE: dict[str, Callable[[], Family]] = {
         _words,
     ),
     "perception_lm": lambda: Family(
-        _config(
+        config_of(
             "perception_lm",
             vision_config={
                 "model_type": "timm_wrapper",
@@ -400,4 +349,4 @@ _MADE: dict[str, Callable[[], Family]] = {
 #: those that the installed transformers has
 LISTED: dict[str, Family] = {
     name: made() for name, made in (_MADE | HYBRID | SLIDING).items() if name in CONFIG_MAPPING
-}
+} | LISTED_MORE

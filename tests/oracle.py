@@ -234,7 +234,10 @@ class _Play:
         if ids is None:
             ids = torch.arange(self.seen, self.seen + self.length)[None]
         self.grid = ids.dim() == 3
-        self.ids = (ids[-3:].expand(3, -1, -1) if self.grid else ids[None]).expand(-1, self.batch, -1)  # [A, B, T]
+        axes = len((getattr(self.lm.config, "rope_parameters", None) or {}).get("mrope_section") or "thw")
+        self.ids = (ids[-axes:].expand(axes, -1, -1) if self.grid else ids[None]).expand(
+            -1, self.batch, -1
+        )  # [A, B, T]
         if self.start < 0:
             self.start = self.seen
             self.stages = [_Stage(0, self.batch, [], [[]] * self.batch)]
@@ -423,9 +426,10 @@ class _Stage:
                 new[:, r] -= self.shift[r]
                 continue
             self.shift[r] = 0
-            if len(ids) == 1:
+            if len(ids) in (1, 4):
                 for p in range(ids.shape[2]):
-                    new[0, r, p] = ids[0, r, p] - self.shift[r]
+                    alike = len({*ids[:, r, p].tolist()}) == 1  # of four rows, a picture's own have three that stay
+                    new[: len(ids) if alike else 1, r, p] -= self.shift[r]
                     self.shift[r] += p in self.gone[r]
                 continue
             for choice in [c for row, c in self.mine if row == r and c.index]:

@@ -8,6 +8,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.families import PINPOINTS
+from tests.listed_processors import LISTED_PROCESSORS
 
 SPECIAL = ["<pad>", "<s>", "<image>", "<start>", "<end>", "<video>"]
 QWEN: Any = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
@@ -20,6 +21,8 @@ TEMPLATE = (
 
 def processor_of(family: str) -> Any:
     """A real processor for the family's tiny model, whose tokens are those of `tests.families`."""
+    if family in LISTED_PROCESSORS:
+        return LISTED_PROCESSORS[family]()
     words = [
         *SPECIAL,
         "<unk>",

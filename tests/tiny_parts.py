@@ -39,7 +39,8 @@ class Family:
     `images(seeds)` gives the vision inputs of a batch's images in reading order and, per image, its prompt ids;
     `videos(seeds)` the same for videos, where the family reads them. `typed`: whether its processor says of what kind
     each token is (mm_token_type_ids), and positions are (t, h, w) rows; `video`: the placeholder of a video's token;
-    `more(ids)`: what else it says of each token; `by_row`: pixels are [rows, most pictures, ...], padded with zeros.
+    `more(ids)`: what else it says of each token; `by_row`: pixels are [rows, most pictures, ...], padded with zeros;
+    `rows`: positions are rows that the model makes of the ids alone.
     """
 
     config: Callable[[], Any]
@@ -49,6 +50,7 @@ class Family:
     video: int = VIDEO
     more: Callable[[Tensor], dict[str, Tensor]] | None = None
     by_row: bool = False
+    rows: bool = False
 
 
 def noise(seed: int, *shape: int) -> Tensor:

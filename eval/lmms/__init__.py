@@ -22,6 +22,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
         *("idefics3", "smolvlm"),
         *("got_ocr2", "janus", "lighton_ocr", "mistral3", "ovis2", "paddleocr_vl", "perception_lm", "qianfan_ocr"),
         *("qwen3_vl_moe", "video_llama_3", "video_llava", "vipllava"),
+        *("cosmos3_edge", "cosmos3_omni", "deepseek_ocr2", "deepseek_vl_hybrid", "glmga", "granite_docling"),
+        *("hunyuan_vl", "idefics2"),
+        *("hyperclovax_vision_v2", "kimi_k25", "pp_chart2table", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     ),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 import vtc
+from vtc.media.prompts import picture_inputs, placeholder
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp"}
 
@@ -68,7 +69,7 @@ def read(messages: Sequence[dict[str, Any]], processor: Any, load_clip: Callable
     bare = [[{k: p[k] for k in ("type", "text") if k in p} for p in turn["content"]] for turn in turns]
     row.text = _prompt([{**turn, "content": parts} for turn, parts in zip(turns, bare, strict=True)], processor)
     for token, things, name in (
-        (processor.image_token, row.pictures, "pictures"),
+        (placeholder(processor), row.pictures, "pictures"),
         (getattr(processor, "video_token", None), row.clips, "videos"),
     ):
         if token and row.text.count(token) != len(things):
@@ -78,7 +79,7 @@ def read(messages: Sequence[dict[str, Any]], processor: Any, load_clip: Callable
 
 def _interleave(parts: list[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
     """The parts of a message, with its pictures at the placeholders of its text if there is one for each."""
-    tokens = {"<image>", "<video>", processor.image_token, getattr(processor, "video_token", None)} - {None}
+    tokens = {"<image>", "<video>", placeholder(processor), getattr(processor, "video_token", None)} - {None, ""}
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     visuals = [part for part in parts if part["type"] != "text"]
     texts = [part["text"] for part in parts if part["type"] == "text"]
@@ -98,7 +99,7 @@ def _interleave(parts: list[dict[str, Any]], processor: Any) -> list[dict[str, A
 def _prompt(turns: list[dict[str, Any]], processor: Any) -> str:
     if getattr(processor, "chat_template", None):
         return processor.apply_chat_template(turns, add_generation_prompt=True)
-    tokens = {"image": f"{processor.image_token}\n", "video": f"{getattr(processor, 'video_token', '')}\n"}
+    tokens = {"image": f"{placeholder(processor)}\n", "video": f"{getattr(processor, 'video_token', '')}\n"}
     spoken = ["".join(tokens.get(p["type"], p.get("text")) for p in turn["content"]) for turn in turns]
     return " ".join(f"{t['role'].upper()}: {s}" for t, s in zip(turns, spoken, strict=True)) + " ASSISTANT:"
 
@@ -131,9 +132,7 @@ def sample_clip(path: str | Path, start: float, end: float | None, frames: int, 
 
 def batch(rows: Sequence[Row], processor: Any) -> Any:
     """Inputs of a model for rows whose clips are equally long, padded on the left: input_ids [B, S] and so on."""
-    given: dict[str, Any] = {}
-    if pictures := [row.pictures for row in rows if row.pictures]:
-        given["images"] = pictures  # nested: some families treat one picture otherwise than several
+    given = picture_inputs(processor, [row.pictures for row in rows])
     if clips := [clip for row in rows for clip in row.clips]:
         given |= vtc.clip_inputs(processor, clips)
     texts = [row.text for row in rows]

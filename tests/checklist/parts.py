@@ -12,8 +12,7 @@ def tower(tree: Tree, name: str) -> list[Line]:
     found = _of_type(tree, "models/tower*.py", name)
     if found is None:
         return [Line("tower", f"no class in models/tower*.py has {name!r} in its model_types")]
-    names = {node.id for node in ast.walk(tree.parsed("models/registry.py")) if isinstance(node, ast.Name)}
-    entered = found.node.name in names
+    entered = tree.entered(found.node.name)
     return [
         Line(f"tower {found.node.name} in {found.path}"),
         Line("registered", "" if entered else f"import {found.node.name} in models/registry.py, and enter it"),

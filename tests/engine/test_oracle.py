@@ -225,7 +225,8 @@ def test_embeddings_handed_in(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0], [1]])
     embeds = {**inputs, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
     ids = embeds.pop("input_ids")
-    if EVERY[family].typed:  # transformers needs the ids for (t, h, w) positions; given positions do instead
+    made = EVERY[family]
+    if made.typed or made.rows:  # transformers needs the ids for (t, h, w) positions; given positions do instead
         embeds["position_ids"] = torch.arange(ids.shape[1]).expand(2, -1)
         inputs["position_ids"] = embeds["position_ids"]
     with vtc.wrapped(model, "vtc-cls", keep=0.3):

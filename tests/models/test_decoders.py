@@ -53,7 +53,7 @@ LATENT = dict(
 
 
 def axes(*sections: int, **more: float) -> dict[str, Any]:
-    """A rotary embedding of three axes, which turn so many pairs each."""
+    """A rotary embedding of several axes, which turn so many pairs each."""
     return dict(rope_parameters={"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e4, **more})
 
 
@@ -156,8 +156,8 @@ def run(lm: Any, length: int, past: int) -> Iterator[tuple[LayerView, LayerView,
     mask = torch.ones(2, total, dtype=torch.long)
     mask[0, :2] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    if "mrope_section" in (lm.config.rope_parameters or {}):
-        positions = positions + torch.randint(0, 9, (3, 2, total), generator=generator)
+    if sections := (lm.config.rope_parameters or {}).get("mrope_section"):
+        positions = positions + torch.randint(0, 9, (len(sections), 2, total), generator=generator)
     store = DynamicCache() if past else None
     if store is not None:
         lm(

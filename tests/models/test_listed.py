@@ -74,18 +74,29 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 
 #: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
-QWEN = {"qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
+#: those whose towers pack pictures as Qwen's do: all of them, and those that are cut
+PACKED = {
+    *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni", "qwen3_omni_moe_thinker", "hyperclovax_vision_v2"),
+}
+GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
+#: single crops, several of which may make a picture
+CROPS = {"idefics3", "smolvlm", "ovis2"}
+APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
+APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling", "deepseek_vl_hybrid"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr", "lfm2_vl"}),
-    "before": ("pixelprune", SQUARES | QWEN),
-    "inside": ("tome(stage=encoder)", SQUARES | QWEN | {"qianfan_ocr"}),
+    "read": ("visionzip", SQUARES | PACKED | GLM | CROPS | APART | {"qianfan_ocr"}),
+    "before": ("pixelprune", SQUARES | PACKED | GLM | {"idefics3", "smolvlm"}),
+    "inside": (
+        "tome(stage=encoder)",
+        SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
+    ),
 }
 #: the towers of those that are read
 TOWERS = {
     "vipllava": "clip_vision_model",
     "video_llava": "clip_vision_model",
     "janus": "janus_vision_model",
-    "deepseek_vl": "siglip_vision_model",
+    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), "siglip_vision_model"),
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
@@ -93,10 +104,28 @@ TOWERS = {
     "qwen3_5": "qwen3_5_vision",
     "qwen3_5_moe": "qwen3_5_moe_vision",
     "qianfan_ocr": "qianfan_ocr_vision",
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), "glm4v_vision"),
+    "glm4v_moe": "glm4v_moe_vision",
+    "glm_ocr": "glm_ocr_vision",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_vision",
+    "paddleocr_vl": "paddleocr_vl_vision",
+    "ovis2": "ovis2_vision",
+    "aria": "idefics3_vision",
+    "idefics3": "idefics3_vision",
+    "smolvlm": "smolvlm_vision",
+    "granite_docling": "granite_docling_vision",
+    "cosmos3_omni": "qwen3_vl_vision",
+    "cosmos3_edge": "cosmos3_edge_vision",
+    "hyperclovax_vision_v2": "qwen2_5_vl_vision",
+    "qwen2_5_omni_thinker": "qwen2_5_omni_vision_encoder",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_vision_encoder",
+    "kimi_k25": "kimi_k25_vision",
+    "hunyuan_vl": "hunyuan_vl_vision",
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
-    "no module around its blocks|hides some patches from others"
+    "no module around its blocks|hides some patches from others|in a way that leaves no room|"
+    "makes tokens of whole pictures|several of its blocks|learned queries|is not known; choose"
 )
 
 
@@ -137,7 +166,17 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("minicpmv4_6", "exaone4_5"), ((1, 5, 7), 35, 1)),
     "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
     "aria": ((1, 1, 20), 20, 1),
+    **dict.fromkeys(("glmga", "cosmos3_omni", "cosmos3_edge", "hyperclovax_vision_v2"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "kimi_k25"), ((1, 5, 7), 35, 1)),
+    "pp_chart2table": ((1, 4, 4), 48, 3),
+    "granite_docling": ((1, 4, 4), 16, 1),
+    "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
+    "deepseek_ocr2": ((1, 1, 145), 145, 1),
+    "idefics2": ((1, 1, 16), 16, 1),
+    "deepseek_vl_hybrid": ((1, 6, 6), 36, 1),
 }
+#: how many tokens stand for no place
+ENDS = {"emu3": 8, "hunyuan_vl": 7}
 
 
 @pytest.mark.parametrize("family", LISTED)
@@ -150,7 +189,7 @@ def test_arrangement(family: str) -> None:
     grid, tokens, crops = ARRANGED[family]
     assert (span.grid, span.tokens) == (grid, tokens)
     assert len({number for number in span.crop.tolist() if number >= 0}) == crops
-    assert int(span.separators.sum()) == (8 if family == "emu3" else 0)
+    assert int(span.separators.sum()) == ENDS.get(family, 0)
 
 
 def test_where_nobody_knows_the_grid() -> None:

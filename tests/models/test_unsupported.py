@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 import vtc
 from tests.families import FAMILIES, TEXT, VISION, model_of
+from vtc.models.unsupported import REASONS, why_unsupported
 
 VQ = dict(embed_dim=8, num_embeddings=16, latent_channels=8, z_channels=8, base_channels=32, channel_multiplier=[1])
 AUDIO = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
@@ -67,7 +69,7 @@ UNSUPPORTED = {
         lambda: model_of("qwen2_vl").model.language_model,
         r"Qwen2VLTextModel \('qwen2_vl_text'\) is a text-only model",
     ),
-    "chameleon": (chameleon, rf"ChameleonForConditionalGeneration \(model type 'chameleon'\) {NO_ADAPTER}"),
+    "chameleon": (chameleon, r"ChameleonForConditionalGeneration \('chameleon'\) turns pictures into words inside its"),
     "without a head": (
         lambda: chameleon("ChameleonModel"),
         r"ChameleonModel \('chameleon'\) does not generate text",
@@ -87,6 +89,16 @@ def test_the_sentence_is_true_of_the_model(kind):
     build, sentence = UNSUPPORTED[kind]
     with pytest.raises(ValueError, match=rf"{sentence}.* `vtc families` lists those"):
         vtc.wrap(build(), "divprune", keep=4)
+
+
+@pytest.mark.parametrize("model_type", REASONS)
+def test_what_no_adapter_can_help(model_type):
+    """Said of any model of that type, without one being built: their defaults are large."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no such model")
+    stand_in = type("SomeModel", (torch.nn.Module,), {"config": SimpleNamespace(model_type=model_type)})()
+    assert model_type not in vtc.list_families()
+    assert why_unsupported(stand_in) == f"SomeModel ({model_type!r}) {REASONS[model_type]}."
 
 
 TOWERS = {

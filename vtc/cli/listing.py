@@ -52,7 +52,8 @@ def _methods(options: argparse.Namespace) -> None:
 def _families(options: argparse.Namespace) -> None:
     """List the model families that can be wrapped, by `config.model_type`. With NAME, everything about one."""
     known = {info.model_type: info for info in family_infos()}
-    rows = [(info.model_type, info.title, kinds(info.modality), info.tokens) for info in known.values()]
+    reads = {info: "+ videos" if "video" in info.modality else kinds(info.modality) for info in known.values()}
+    rows = [(info.model_type, info.title, reads[info], info.tokens) for info in known.values()]
     _show(options, "family", known, rows, _family_page)
 
 

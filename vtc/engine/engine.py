@@ -252,7 +252,9 @@ class Engine:
             outputs.append(output)
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            pooled = getattr(output, "pooler_output", None)
+            features = getattr(output, "pooler_output", None)
+            pooled = self.family.entering(self.model, features, forward.given, prompt.modality)
+            grid = grid if pooled is features else None  # what is left of a grid is none
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         for stage in self.stages:
             found = stage.seen(forward, found, outputs)
@@ -313,7 +315,7 @@ class Engine:
         if "logits_to_keep" in kwargs:  # rows of layers in which fewer are needed; all get their old places back
             kwargs["logits_to_keep"] = 0
         text = flow.text_positions(part)
-        kwargs["position_ids"] = torch.cat([text[None], part.positions]) if self.family.mrope else text
+        kwargs["position_ids"] = self.family.position_rows(text, part.positions) if self.family.mrope else text
         if forward.layered and torch.is_grad_enabled() and self._checkpointed():
             kwargs[CARRIED] = forward
         return args, kwargs
@@ -334,7 +336,7 @@ class Engine:
             ends = forward.ends(torch.stack([one.visual for one in seen]).any(dim=0))
         placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
         flow = forward.flow = placement(
-            lm, kwargs, found, self.compact, family.mrope, ends, mask, self._blocks(forward)
+            lm, kwargs, found, self.compact, family.axes(self.model), ends, mask, self._blocks(forward)
         )
         if found is not None:
             forward.trace = Trace(notes=[*self.signals.notes, *self._idle(found)])

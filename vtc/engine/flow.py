@@ -78,7 +78,7 @@ class Flow:
         kwargs: the language model's keyword arguments, before anything is changed in them.
         found: its visual spans and where their tokens are.
         compact: renumber the positions of what is left, instead of leaving every token its own.
-        mrope: whether positions are (t, h, w) rows.
+        axes: how many position rows there are, such as (t, h, w); 0 = one position per token.
         ends: LongTensor [B] in main memory, where each row's prompt ends (`Forward.ends`); None = with the row.
         mask: the caller's attention mask in main memory, None without one or where it is not known.
         blocks: tokens of this forward that see each other; None = each sees what came before it.
@@ -90,12 +90,12 @@ class Flow:
         kwargs: dict[str, Any],
         found: Found | None,
         compact: bool,
-        mrope: bool,
+        axes: int,
         ends: Tensor | None = None,
         mask: Tensor | None = None,
         blocks: Blocks | None = None,
     ) -> None:
-        self.lm, self.compact, self.mrope, self.ends, self.found = lm, compact, mrope, ends, found
+        self.lm, self.compact, self.axes, self.ends, self.found = lm, compact, axes, ends, found
         embeds: Tensor = kwargs["inputs_embeds"]
         self.rows, self.length, _ = embeds.shape
         self.device = embeds.device
@@ -175,8 +175,8 @@ class Flow:
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = torch.arange(self.seen, self.seen + self.length, device=self.device)[None]
-        if self.mrope:
-            ids = (ids[-3:] if ids.dim() == 3 else ids[None]).expand(3, -1, -1)
+        if self.axes:
+            ids = (ids[-self.axes :] if ids.dim() == 3 else ids[None]).expand(self.axes, -1, -1)
         ids, past = ids.to(self.device), self.past(self.zero)
         slot = torch.arange(self.length, device=self.device).expand(self.rows, -1)
         ordinals = slot + self.seen

@@ -40,9 +40,10 @@ def renumber(positions: Tensor, places: Places, taken: Tensor) -> tuple[Tensor, 
     own, v = positions[:, row, at], len(row)  # [3, V]
     run = _runs(places)  # [V], less than V of them
     zero = torch.zeros(v, dtype=torch.long, device=positions.device)
+    blank = zero.to(positions.dtype)  # Qwen3-Omni's are numbers with a fraction, along t
     both = run.expand(2, -1).reshape(-1)
-    start = zero.scatter_reduce(0, both, own[1:].reshape(-1), "amin", include_self=False)
-    end = zero.scatter_reduce(0, both, own[1:].reshape(-1), "amax", include_self=False) + 1
+    start = blank.scatter_reduce(0, both, own[1:].reshape(-1), "amin", include_self=False)
+    end = blank.scatter_reduce(0, both, own[1:].reshape(-1), "amax", include_self=False) + 1
     line = torch.ones_like(zero).scatter_reduce(0, run, (own[0] == own[1]).long(), "amin") > 0  # t counts along with h
 
     of = run[taken]
@@ -54,13 +55,32 @@ def renumber(positions: Tensor, places: Places, taken: Tensor) -> tuple[Tensor, 
     closed = (end - start - extent) * there
 
     last = zero.scatter_reduce(0, run, row * (length + 1) + at, "amax", include_self=False) + 1
-    down = torch.zeros(rows * (length + 1), dtype=torch.long, device=positions.device)
+    down = torch.zeros(rows * (length + 1), dtype=closed.dtype, device=positions.device)
     down = down.scatter_add_(0, last, closed).view(rows, length + 1)
     moved = down.cumsum(dim=1)
     new = positions - moved[:, :length]
     base = start[of] - moved[row[taken], at[taken]]  # of a run, as what came before has moved it
     stays = torch.stack([torch.where(line[of], base + rank[0], new[0, row[taken], at[taken]]), *(base + rank[1:])])
     new[:, row[taken], at[taken]] = stays
+    return new, moved[:, -1]
+
+
+def close_up(positions: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of HunyuanOCR's four rows: place in the row, column, line, number of the picture.
+
+    The first counts tokens of every kind and closes its gaps, and all four do where they are equal, as those of text
+    are; column, line and number are counted from the picture's corner and of the conversation, and stay.
+
+    Args:
+        positions: [4, B, L]. gone: BoolTensor [B, L], tokens that have left.
+
+    Returns:
+        positions [4, B, L]; LongTensor [B], how many are gone of each row.
+    """
+    moved = gone.cumsum(dim=1)
+    own = (positions != positions[:1]).any(dim=0)  # [B, L], tokens with a place in a picture
+    new = positions - moved
+    new[1:] = torch.where(own, positions[1:], new[1:])
     return new, moved[:, -1]
 
 
@@ -81,9 +101,9 @@ def _ranks(own: Tensor, run: Tensor, runs: int) -> Tensor:
     low = own.amin(dim=1, keepdim=True)
     width = own.amax(dim=1, keepdim=True) - low + 1
     key, order = (run * width + own - low).sort(dim=1)
-    fresh = torch.zeros_like(key)
+    fresh = torch.zeros_like(key, dtype=torch.long)
     fresh[:, 1:] = key.diff(dim=1) != 0
-    dense = torch.empty_like(key).scatter_(1, order, fresh.cumsum(dim=1))  # rank among all of the batch
+    dense = torch.empty_like(fresh).scatter_(1, order, fresh.cumsum(dim=1))  # rank among all of the batch
     first = torch.zeros(3, runs, dtype=torch.long, device=own.device)
     first = first.scatter_reduce(1, run.expand(3, -1), dense, "amin", include_self=False)
     return dense - first.gather(1, run.expand(3, -1))

@@ -17,7 +17,7 @@ SLOT, OWNER, TOTAL, KIND = "slot", "owner", "total", "kind"
 #: in the smallest numbers that have room for them, as every row of every layer (and head) has them
 SIZES = (torch.int32, torch.int16, torch.int32, torch.int8)
 #: and, where some method asks for keys before their rotation, its position on each axis
-PLACES = ("position 0", "position 1", "position 2")
+PLACES = ("position 0", "position 1", "position 2", "position 3")
 KINDS = ("text", "image", "video")
 
 
@@ -128,7 +128,8 @@ def note_places(flow: Flow, layer: CompressedLayer, i: int) -> None:
         before = 0 if old is None else old.shape[-1]
         if before >= held:
             continue
-        new = torch.nn.functional.pad(new.int(), (held - part.width - before, 0), value=-1)[:, -(held - before) :]
+        new = new if new.is_floating_point() else new.int()
+        new = torch.nn.functional.pad(new, (held - part.width - before, 0), value=-1)[:, -(held - before) :]
         layer.tags[name] = new if old is None else _joined(old, new)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.engine.grid_positions import renumber
+from vtc.engine.grid_positions import close_up, renumber
 from vtc.selection import Selection
 from vtc.transfer import upload, upload_all
 
@@ -195,11 +195,11 @@ class Plan:
         """New position ids and the shift of everything that follows.
 
         Args:
-            position_ids: [B, L], or [3, B, L] with (t, h, w) rows.
+            position_ids: [B, L], or [3, B, L] with (t, h, w) rows, or [4, B, L] (HunyuanOCR's).
             compact: renumber instead of keeping each slot's own position.
 
         Returns:
-            positions of the new slots, [B, S] or [3, B, S]; LongTensor [B], how far later tokens move down.
+            positions of the new slots, [B, S] or [A, B, S]; LongTensor [B], how far later tokens move down.
         """
         if position_ids.dim() == 2:
             kept = position_ids.gather(1, self.slot)
@@ -207,6 +207,9 @@ class Plan:
             shift = gone[:, -1] if compact else torch.zeros_like(gone[:, -1])
             return (kept - gone.gather(1, self.slot) if compact else kept), shift
         shift = torch.zeros(position_ids.shape[1], dtype=torch.long, device=position_ids.device)
-        if compact:
+        if compact and len(position_ids) == 4:
+            position_ids, shift = close_up(position_ids, self.gone)
+        elif compact:
             position_ids, shift = renumber(position_ids, self.places, self.taken)
-        return position_ids.gather(2, self.index.expand(3, -1, -1)), shift  # a token brings its own place
+        axes = len(position_ids)
+        return position_ids.gather(2, self.index.expand(axes, -1, -1)), shift  # a token brings its own place

@@ -23,6 +23,23 @@ def check_question(question: str, *placeholders: str) -> None:
             )
 
 
+def placeholder(processor) -> str:
+    """What stands for a picture in a prompt that a processor has not seen yet; mostly the token of one of its parts.
+    "" where the chat template writes out all of them, so that the processor knows none."""
+    return getattr(processor, "image_placeholder_token", None) or getattr(processor, "image_token", None) or ""
+
+
+def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    """What a processor takes of the pictures of each prompt: `images`, nested, as some treat one otherwise than
+    several; of GOT-OCR's in a row, as a list in a list is a document of several pages to it."""
+    if not any(rows):
+        return {}
+    if hasattr(processor, "multi_page"):
+        return {"images": [picture for row in rows for picture in row]}
+    each = hasattr(processor, "fake_image_token")  # Idefics' count the pictures of each prompt, also of one without
+    return {"images": [list(row) for row in rows if row or each]}
+
+
 def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
     """One user turn with `pictures` pictures and `videos` videos before the question, in the model's own chat format.
 
@@ -30,16 +47,18 @@ def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:
         ValueError: the question is empty or holds an image placeholder of its own, or the processor's chat template
             does not make room for every picture and video, or the model reads no videos.
     """
-    token, film = processor.image_token, getattr(processor, "video_token", None) or ""
+    token, film = placeholder(processor), getattr(processor, "video_token", None) or ""
     if videos and (not film or getattr(processor, "video_processor", None) is None):
         raise ValueError(f"this model does not read videos ({type(processor).__name__}): give it pictures")
     check_question(question, token, film)
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    elif not token and pictures:
+        raise ValueError(f"{type(processor).__name__} names no placeholder of a picture, and has no chat template")
     else:
         text = "USER: " + f"{token}\n" * pictures + f"{film}\n" * videos + f"{question} ASSISTANT:"
-    if text.count(token) != pictures:
+    if token and text.count(token) != pictures:
         raise ValueError(f"the prompt has room for {text.count(token)} pictures and {pictures} were given")
     if videos and text.count(film) != videos:
         raise ValueError(f"the prompt has room for {text.count(film)} videos and {videos} were given")
@@ -57,7 +76,7 @@ def prepare(
         ValueError: whatever `prompt` refuses.
     """
     text = prompt(processor, question, len(pictures), len(clips))
-    given: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
+    given = picture_inputs(processor, [pictures])
     if clips:
         given |= clip_inputs(processor, clips)
     return processor(text=[text], **given, **options, return_tensors="pt")

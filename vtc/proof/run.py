@@ -19,6 +19,7 @@ from vtc.methods.base.method import Method
 from vtc.methods.base.notation import split_outside
 from vtc.methods.base.registry import resolve
 from vtc.models.decoder import decoder_for
+from vtc.models.family import Adapter
 from vtc.models.registry import adapter_for
 from vtc.proof import signals
 from vtc.proof.hidden import Dropped, covered, eager
@@ -122,7 +123,7 @@ class _Proof:
         with wrapped(self.model, resolve("random", 1.0), **self.how) as model, self._entering(seen):
             model(**self.given)
             trace = model._vtc_engine.trace
-        rows = features_of(self.model, self.given)
+        rows = features_of(self.model, self.given, adapter_for(self.model, self.how["family"]))
         if not trace.spans:
             return Comparison(name, f"no visual token was found, and there are {len(rows)} rows of features", False)
         where = torch.tensor([(span.row, place) for span in trace.spans for place in span.index.tolist()])
@@ -232,8 +233,8 @@ def _heeding(name: str, compare: Callable[[], Comparison]) -> Comparison:
         return Comparison(name, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", False)
 
 
-def features_of(model: Any, given: Mapping[str, Any]) -> Tensor:
-    """[V, D]: what the model itself makes of the pictures and videos of a call, one after another."""
+def features_of(model: Any, given: Mapping[str, Any], adapter: Adapter) -> Tensor:
+    """[V, D]: what the model itself makes of the pictures and videos of a call, one after another, and lets in."""
     inner = getattr(model, "model", None)
     base: Any = inner if hasattr(inner, "get_image_features") else model
     found = []
@@ -245,7 +246,7 @@ def features_of(model: Any, given: Mapping[str, Any]) -> Tensor:
             named["pixel_values"] = given["pixel_values_videos"]
         made = make(**named, return_dict=True)
         made = getattr(made, "pooler_output", made)
-        parts = list(made) if isinstance(made, list | tuple) else [made]
+        parts = adapter.entering(model, list(made) if isinstance(made, list | tuple) else [made], given, modality)
         found += [part.flatten(0, -2) for part in parts]
     return torch.cat(found)
 

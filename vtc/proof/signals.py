@@ -83,7 +83,7 @@ def of_tower(model: Any, adapter: Adapter, given: Mapping[str, Any], limit: floa
                 handles.append(module.register_forward_hook(partial(_keep, made[id(attention), which])))
             handles.append(attention.register_forward_hook(partial(_note, calls), with_kwargs=True))
         with listening(model) as heard:
-            features_of(model, given)
+            features_of(model, given, adapter)
     except Exception as error:
         return Comparison(name, f"not compared: {_first_line(error)}", None)
     finally:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import vtc
+from tests import listed_saved
 from tests.small_qwen import save
 from vtc.eval import datasets
 from vtc.eval.lmms import FAMILIES, rows
@@ -229,6 +230,19 @@ def test_in_batches_as_alone_and_in_order(folder, documents, method):
     assert model._seen["visuals"] == 7
     if method == "divprune":
         assert model._seen["out"] == 3 * 7
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "hunyuan_vl", "idefics3"])
+def test_listed_families_have_one_name(family, folder, documents, tmp_path):
+    """Pictures, and videos where the family reads them, of families that the default one carries."""
+    listed = listed_saved.save(tmp_path / "model", family)
+    shown = [d for d in documents[:3] if d["visuals"]] if family != "qwen3_vl_moe" else documents[:5]
+    model = build(listed, shown, name="vtc_hf")
+    turn = lambda doc: rows.user_turn(doc["text"], doc["visuals"])  # noqa: E731
+    how = {"max_new_tokens": 3, "temperature": 0, "until": ["\n\n"]}
+    results = model.generate_until([request("generate_until", n, d["text"], turn, how) for n, d in enumerate(shown)])
+    assert [result.text for result in results] == [alone(model, document, max_new_tokens=3) for document in shown]
+    assert model._seen["out"] > 0
 
 
 def test_until_sampling_and_length(folder, documents):

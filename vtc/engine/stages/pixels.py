@@ -148,7 +148,9 @@ class PixelStage(Stage):
                 raise ValueError(
                     f"{two.title} resizes whole pictures, and {one.title} leaves holes in them: name {two.title} first."
                 )
-        self.packed = tower_for(facts.family.tower(facts.model)).takes == "packed"
+        tower = facts.family.tower(facts.model)
+        tower_for(tower).check_cut(tower)
+        self.packed = tower_for(tower).takes == "packed"
         if not self.packed:
             self._check_fixed()
 
@@ -171,6 +173,11 @@ class PixelStage(Stage):
                 "pictures of any size, cut into patches and padded; choose a method of the stage 'input'."
             )
         for method in self.choosers:
+            if family.queries:
+                raise ValueError(
+                    f"{method.title} leaves patches out, and the visual tokens of {name} are learned queries, of which "
+                    "none is a patch; choose a method of the stage 'input'."
+                )
             if "image" not in method.modality:
                 raise ValueError(
                     f"{method.title} compares the frames of a video, and the vision tower of {name} is given them as "
