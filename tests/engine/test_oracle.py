@@ -14,7 +14,7 @@ import vtc
 from tests.families import EVERY, batch, model_of
 from tests.oracle import Decisions, decisions, oracle, round_off
 
-pytestmark = pytest.mark.sampled(most=0.3)
+pytestmark = pytest.mark.sampled(most=0.12)
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
 PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune", "prumerge", "mmtok", "prunesid"]
