@@ -73,11 +73,12 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 
 #: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+SIGLIP = {"gemma3", "paligemma", "aya_vision", "cohere2_vision"}
 QWEN = {"qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr", "lfm2_vl"}),
-    "before": ("pixelprune", SQUARES | QWEN),
-    "inside": ("tome(stage=encoder)", SQUARES | QWEN | {"qianfan_ocr"}),
+    "read": ("visionzip", SQUARES | SIGLIP | QWEN | {"mistral3", "lighton_ocr", "qianfan_ocr", "lfm2_vl"}),
+    "before": ("pixelprune", SQUARES | SIGLIP | QWEN),
+    "inside": ("tome(stage=encoder)", SQUARES | SIGLIP | QWEN | {"qianfan_ocr"}),
 }
 #: the towers of those that are read
 TOWERS = {
@@ -92,6 +93,7 @@ TOWERS = {
     "qwen3_5": "qwen3_5_vision",
     "qwen3_5_moe": "qwen3_5_moe_vision",
     "qianfan_ocr": "qianfan_ocr_vision",
+    **dict.fromkeys(SIGLIP, "siglip_vision_model"),
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
@@ -136,6 +138,9 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("minicpmv4_6", "exaone4_5"), ((1, 5, 7), 35, 1)),
     "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
     "aria": ((1, 1, 20), 20, 1),
+    **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),
+    "gemma4": ((1, 5, 7), 35, 1),
+    "paligemma": ((1, 8, 8), 64, 1),
 }
 
 
