@@ -91,7 +91,8 @@ def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
         fresh, config = _fresh(decoder, lm, number, layer)
         attention = decoder.attention(fresh)
         rotary = type(decoder.rotary(lm))(config).float()
-        hidden = torch.randn(2, TOKENS, config.hidden_size, dtype=torch.float32)
+        states = [config.altup_num_inputs] if decoder.stacked else []
+        hidden = torch.randn(*states, 2, TOKENS, config.hidden_size, dtype=torch.float32)
         positions = torch.randint(0, 8, (2, TOKENS)).cumsum(dim=1)
         if sections := (getattr(config, "rope_parameters", None) or {}).get("mrope_section"):
             positions = positions + torch.randint(0, 8, (len(sections), 2, TOKENS))
@@ -157,6 +158,7 @@ def _run(layer: Any, attention: Any, hidden: Tensor, given: Any) -> tuple[Tensor
     asked = inspect.signature(layer.forward).parameters
     kwargs = {"attention_mask": mask, "position_ids": torch.arange(TOKENS)[None], "position_embeddings": given}
     kwargs["cache" if "cache" in asked else "past_key_values"] = cache
+    kwargs |= {"shared_kv_states": {}} if "shared_kv_states" in asked else {}
     if not any(p.kind is p.VAR_KEYWORD for p in asked.values()):
         kwargs = {name: value for name, value in kwargs.items() if name in asked}
     handle = attention.register_forward_hook(after, with_kwargs=True)

@@ -264,6 +264,8 @@ class _Play:
             self.numbers = [[] for _ in self.stages]
         for own, ids in zip(self.numbers, self.positions, strict=True):
             own.append(ids[0])
+        if kwargs.get("logits_to_keep"):  # Gemma 4 leaves other rows out of its last layers
+            kwargs["logits_to_keep"] = 0
         kwargs["attention_mask"] = torch.zeros(self.batch, 1, self.length, self.seen + self.length)
         return args, kwargs
 

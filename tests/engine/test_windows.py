@@ -11,7 +11,7 @@ import torch
 import vtc
 from tests.engine.test_oracle_inside import equal_to_oracle, talk
 from tests.families import batch, model_of
-from tests.oracle import decisions, oracle
+from tests.oracle import Decisions, decisions, oracle
 from vtc.cost import DecoderCost
 from vtc.engine.kv_cache import CompressedLayer
 
@@ -91,7 +91,7 @@ def test_flops_of_a_window(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0]])
     length, window = inputs["input_ids"].shape[1], window_of(model)
     cost = DecoderCost.of(model.config.get_text_config())
-    with vtc.wrapped(model, "divprune", keep=0.4):
+    with vtc.wrapped(model, vtc.DivPrune(keep=0.4, positions="original")):
         model(**inputs)
         report, there = vtc.report(model), left(model, length)
     inner = cost.heads * cost.head_dim
@@ -128,16 +128,14 @@ def test_a_turn_on_a_cache_that_has_lost_nothing(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0]])
     text = torch.arange(10, 10 + 2 * window_of(model))[None]
     late = {k: v for k, v in inputs.items() if k not in ("attention_mask", "token_type_ids")}
-    for method in (vtc.DivPrune(keep=0.4), vtc.FastV(keep=0.4, layers=(2,)), vtc.FastV(keep=0.4, layers=(1,))):
+    own: dict[str, Any] = dict(keep=0.4, positions="original")
+    for method in (vtc.DivPrune(**own), vtc.FastV(**own, layers=(2,)), vtc.FastV(**own, layers=(1,))):
         with vtc.wrapped(model, method):
             cache = model(input_ids=text, use_cache=True).past_key_values
             ours = model(**late, past_key_values=cache, use_cache=True)
             made = decisions(model)
             more = model(input_ids=text[:, :3], past_key_values=ours.past_key_values).logits
-        with oracle(model, made, 1, False):
-            play = model(input_ids=text, use_cache=True)  # begins the oracle's own count
-        del play
-        with oracle(model, decisions_of_nothing(), 1, False):
+        with oracle(model, Decisions(), 1, False):
             cache = model(input_ids=text, use_cache=True).past_key_values
         with oracle(model, made, 1, False):
             theirs = model(**late, past_key_values=cache, use_cache=True)
@@ -145,12 +143,6 @@ def test_a_turn_on_a_cache_that_has_lost_nothing(family: str) -> None:
         words = late["input_ids"][0] != 2
         assert (ours.logits[0, words] - theirs.logits[0, words]).abs().max() < 1e-5 * theirs.logits.abs().max()
         assert (more - expected).abs().max() < 1e-5 * expected.abs().max()
-
-
-def decisions_of_nothing() -> Any:
-    from tests.oracle import Decisions
-
-    return Decisions()
 
 
 def test_what_has_been_let_go_of_cannot_be_gone_back_to() -> None:
@@ -181,18 +173,12 @@ def test_cache_methods_leave_layers_with_a_window_alone() -> None:
     plain = model(**inputs, use_cache=True).past_key_values
     with vtc.wrapped(model, "h2o", keep=0.3):
         cache = model(**inputs, use_cache=True).past_key_values
-        report = vtc.report(model)
-    assert {e.layer for e in model_record(model, inputs)} == {1}
+        report, events = vtc.report(model), model._vtc_engine.trace.evictions
+    assert {event.layer for event in events} == {1}
     for i, (layer, own) in enumerate(zip(cache.layers, plain.layers, strict=True)):
         assert (layer.keys.shape[2] < own.keys.shape[2]) == (i == 1)
     told = "h2o acts in the 1 of 3 decoder layers that see the whole conversation; the others hold what their window"
     assert any(note.startswith(told) for note in report.notes)
-
-
-def model_record(model: Any, inputs: Any) -> Any:
-    with vtc.wrapped(model, "h2o", keep=0.3):
-        model(**inputs, use_cache=True)
-        return model._vtc_engine.trace.evictions
 
 
 REFUSED = {

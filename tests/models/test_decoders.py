@@ -421,7 +421,11 @@ def check_fastv(model: Any) -> None:
         assert kept[row] == sorted(heard.topk(9).indices.tolist())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "_vl_" not in name])
+#: windows of layer 1 that end behind the picture; layers that hand on several states, between which nothing is dropped
+APART = {"mistral, windows", "qwen2, windows", "gemma3n_text"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "_vl_" not in name and name not in APART])
 def test_fastv_keeps_what_the_eager_attention_ranks_first(name: str) -> None:
     check_fastv(llava(*MODELS[name]))
 

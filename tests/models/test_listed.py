@@ -74,6 +74,7 @@ def test_everything_kept_is_the_plain_model(family: str) -> None:
 
 #: families by what is known of their towers: read by signals; cut to some patches; merged between its blocks
 SQUARES = {"vipllava", "video_llava", "janus", "deepseek_vl"}
+SIGLIP = {"gemma3", "paligemma", "aya_vision", "cohere2_vision"}
 #: those whose towers pack pictures as Qwen's do: all of them, and those that are cut
 PACKED = {
     *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni", "qwen3_omni_moe_thinker", "hyperclovax_vision_v2"),
@@ -84,11 +85,11 @@ CROPS = {"idefics3", "smolvlm", "ovis2"}
 APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
 APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling", "deepseek_vl_hybrid"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
-    "read": ("visionzip", SQUARES | PACKED | GLM | CROPS | APART | {"qianfan_ocr"}),
-    "before": ("pixelprune", SQUARES | PACKED | GLM | {"idefics3", "smolvlm"}),
+    "read": ("visionzip", SQUARES | SIGLIP | PACKED | GLM | CROPS | APART | {"qianfan_ocr"}),
+    "before": ("pixelprune", SQUARES | SIGLIP | PACKED | GLM | {"idefics3", "smolvlm"}),
     "inside": (
         "tome(stage=encoder)",
-        SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
+        SQUARES | SIGLIP | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
     ),
 }
 #: the towers of those that are read
@@ -121,6 +122,7 @@ TOWERS = {
     "qwen3_omni_moe_thinker": "qwen3_omni_moe_vision_encoder",
     "kimi_k25": "kimi_k25_vision",
     "hunyuan_vl": "hunyuan_vl_vision",
+    **dict.fromkeys(SIGLIP, "siglip_vision_model"),
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
@@ -174,6 +176,9 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "deepseek_ocr2": ((1, 1, 145), 145, 1),
     "idefics2": ((1, 1, 16), 16, 1),
     "deepseek_vl_hybrid": ((1, 6, 6), 36, 1),
+    **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),
+    "gemma4": ((1, 5, 7), 35, 1),
+    "paligemma": ((1, 8, 8), 64, 1),
 }
 #: how many tokens stand for no place
 ENDS = {"emu3": 8, "hunyuan_vl": 7}

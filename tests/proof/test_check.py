@@ -184,18 +184,9 @@ def test_auto_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
         vtc.wrap(model_of("llava"), "divprune", family="llava")
 
 
-def test_a_mask_of_the_models_own_is_refused() -> None:
+def test_a_mask_of_the_models_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """PaliGemma lets its prefix see itself: shortened as if it were causal, it would answer wrongly."""
-    config = AutoConfig.for_model(
-        "paligemma",
-        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
-        text_config={"model_type": "gemma", **TEXT, "head_dim": 8},
-        image_token_index=IMAGE,
-        projection_dim=32,
-    )
-    model = AutoModelForImageTextToText.from_config(config).eval()
-    inputs = batch("deepseek_vl", [[0]])
-    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    model, inputs = unlisted("paligemma", monkeypatch), batch("paligemma", [[0]])
     with pytest.raises(ValueError, match="is of no listed family"):
         vtc.wrap(model, "divprune")
     with (

@@ -638,6 +638,11 @@ class Flow:
         tail = part.tail if part.tail is not None else held if past is None else past.tail + held - past.prompt
         new = CompressedLayer.of(layer, self.seen + self.length - held, visible, shift, group)
         new.tail, new.reach, new.last = tail, window, None
+        if past is None and window is not None and held < self.seen - self.sight.left_behind(i) + part.width:
+            # what its own window has left is a part of all there was, and no token can be taken back
+            assert new.keys is not None
+            assert new.values is not None
+            new.keys, new.values, new.tail = new.keys.clone(), new.values.clone(), 0
         if ordinals is not None:
             new.tags = {**new.tags, ORDINAL: ordinals}
         return new

@@ -256,6 +256,7 @@ class CompressedLayer(DynamicLayer):
         length, reach = self.get_seq_length(), self.reach
         if reach is None or length < reach or self.evicted or not self.held:
             return False
+        first = self.last is None
         if self.last is None:
             seen = self.ordinals() + reach
             seen = seen if self.shift is None else seen + self.shift.to(seen.device)[:, None]
@@ -267,7 +268,7 @@ class CompressedLayer(DynamicLayer):
         while unseen < held and self._last(unseen) <= length:
             unseen += 1
         if unseen:
-            self._forget(unseen)
+            self._forget(unseen, unseen > 1 or first)
         return unseen > 0
 
     def _last(self, row: int) -> int:
@@ -275,14 +276,13 @@ class CompressedLayer(DynamicLayer):
         assert self.reach is not None
         return self.last[row] if row < len(self.last) else self.dropped + row + self.reach
 
-    def _forget(self, rows: int) -> None:
-        """Let go of the first rows held."""
+    def _forget(self, rows: int, copied: bool) -> None:
+        """Let go of the first rows held; what is left is copied, or a part of what there was, which stays in memory."""
         assert self.keys is not None
         assert self.values is not None
         assert self.last is not None
-        # a copy, where it is worth it: a part of what there was would hold on to all of it
-        own = torch.clone if rows > 1 else torch.nn.Identity()
-        self.keys, self.values = own(self.keys[:, :, rows:]), own(self.values[:, :, rows:])
+        keys, values = self.keys[:, :, rows:], self.values[:, :, rows:]
+        self.keys, self.values = (keys.clone(), values.clone()) if copied else (keys, values)
         self.tags = {name: tag[..., rows:].clone() for name, tag in self.tags.items()}
         self.mask = None if self.mask is None else self.mask[:, rows:].clone()
         self.dropped, self.prompt, self.last = self.dropped + rows, max(0, self.prompt - rows), self.last[rows:]

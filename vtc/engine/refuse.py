@@ -91,7 +91,7 @@ def check_whole(method: CacheMethod, facts: Facts, forward: Forward) -> None:
     windows = facts.decoder.windows(facts.language_model.config)
     window = min((w for i in facts.whole if (w := windows[i]) is not None), default=None)
     length = _length(forward.given)
-    if window is not None and length > window:
+    if window is not None and length >= window:
         raise ValueError(
             f"this language model attends within a window of {window} tokens, and with {length} some would leave it, "
             f"which is not supported where {method.title} works on its cache: give it fewer."

@@ -102,7 +102,7 @@ class Sight:
     def record(self) -> None:
         """Have transformers' own layers with a window keep all that is attended to, until `release`."""
         for layer in [] if self.flow.cache is None else self.flow.cache.layers:
-            if getattr(layer, "record_past", None) is False and layer.is_sliding:
+            if isinstance(layer, DynamicSlidingWindowLayer) and getattr(layer, "record_past", None) is False:
                 layer.record_past = True
                 self._recording.append(layer)
 

@@ -108,7 +108,7 @@ def covered(
         entered: keyword arguments that the prompt is to come with, instead of its own: what another tower made of it.
     """
     play, decoder = _Play(made, beside, entered or {}), decoder_for(lm)
-    play.kinds = decoder.kinds(lm.config)
+    play.kinds, play.holders = decoder.kinds(lm.config), decoder.holders(lm.config)
     states = {i: decoder.recurrent(layers[i]) for i, kind in enumerate(play.kinds) if kind in RECURRENT}
     handles = [model.register_forward_pre_hook(_keep_everything, with_kwargs=True)]
     handles += [lm.register_forward_pre_hook(play.begin, with_kwargs=True), *fed_directly(states, play.left)]
@@ -135,6 +135,7 @@ class _Play:
     def __init__(self, made: Dropped, beside: Companions | None, entered: Mapping[str, Any]) -> None:
         self.made, self.beside, self.entered, self.past = made, beside, entered, 0
         self.kinds: list[str] = []
+        self.holders: list[int] = []  # whose keys each layer reads
         self.real = torch.empty(0)  # BoolTensor [B, T] of the forward in progress, False for padding
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -201,7 +202,8 @@ class _Play:
         """The mask [B or 1, 1, T, K] with what is gone in layer `i` covered, [B, 1, T, K]."""
         mask, low = mask.expand(rows, -1, -1, -1).clone(), torch.finfo(mask.dtype).min
         gone = [(row, index) for first, row, index in self.made.steps if first <= i]
-        gone += [(row, index) for length, at, row, index in self.made.lost if at == i and self.past >= length]
+        held = self.holders[i]
+        gone += [(row, index) for length, at, row, index in self.made.lost if at == held and self.past >= length]
         for row, index in gone:
             mask[row, :, :, index.to(mask.device)] = low
         return mask
