@@ -39,6 +39,7 @@ class GlmVAdapter(DefaultAdapter):
 
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
     mrope = True
+    frames_alone = True
 
     def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
         """Frames (1, h, w), one after another, as many to each video as have its tokens."""
@@ -116,6 +117,7 @@ class Ovis2Adapter(DefaultAdapter):
     a picture of its own here."""
 
     model_types = ("ovis2",)
+    apart = False
 
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config
@@ -158,6 +160,7 @@ class Idefics3Adapter(DefaultAdapter):
 
     model_types = ("idefics3", "smolvlm")
     joins_pieces = True
+    apart = False
 
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config

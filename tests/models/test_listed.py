@@ -74,12 +74,12 @@ KNOWN: dict[str, tuple[str, set[str]]] = {
         | GLM
         | CROPS
         | APART
-        | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling", "deepseek_vl_hybrid"},
+        | {"mistral3", "lighton_ocr", "qianfan_ocr", "ernie4_5_vl_moe", "granite_docling"},
     ),
     "before": ("pixelprune", SQUARES | PACKED | GLM | {"idefics3", "smolvlm"}),
     "inside": (
         "tome(stage=encoder)",
-        SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
+        SQUARES | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria"},
     ),
 }
 #: the towers of those that are read
@@ -87,7 +87,7 @@ TOWERS = {
     "vipllava": "clip_vision_model",
     "video_llava": "clip_vision_model",
     "janus": "janus_vision_model",
-    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), "siglip_vision_model"),
+    "deepseek_vl": "siglip_vision_model",
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",
