@@ -29,6 +29,7 @@ from vtc.demos.media import Media
 from vtc.demos.presence import PRESENCE
 from vtc.demos.sentences import presentable
 from vtc.engine.encoding import signals_of
+from vtc.models import adapter_for
 from vtc.speedup import SpeedUp, first_token, in_turns, speed_up
 
 _log = logging.getLogger("vtc")
@@ -264,7 +265,8 @@ def _answer(
     model, processor = loaded.model, loaded.processor
     smaller, options, notes = _made_smaller(loaded, media, run)
     inputs = _inputs(loaded, smaller or media, question, options)
-    given = dict(inputs) if run.own_tower_run else _encoded(loaded, smaller or media, inputs, run)
+    encodes = adapter_for(model).apart and not run.own_tower_run
+    given = _encoded(loaded, smaller or media, inputs, run) if encodes else dict(inputs)
     at_work = run.method is not None and not run.resizes
     with torch.inference_mode(), _wrapped(loaded, run)():
         stream = _Stream(processor, lambda text: news(replace(run, text=text)))

@@ -19,7 +19,8 @@ from vtc.eval.metrics import Scorer
 from vtc.eval.questions import Question, letter
 from vtc.eval.settings import BLIND, Settings, Spec
 from vtc.eval.store import Line
-from vtc.media.prompts import picture_inputs
+from vtc.media.prompts import picture_inputs, visual_ids
+from vtc.models import adapter_for
 
 __all__ = ["Answerer", "Batch", "Item", "out_of_memory"]
 
@@ -50,11 +51,10 @@ class Answerer(Asker):
         super().__init__(model, settings)
         self.processor, self.scorers, self.metrics = processor, scorers, metrics
         parameters = inspect.signature(type(model).forward).parameters
-        self._takes_encoded = "mm_encoder_outputs" in parameters
+        self._takes_encoded = "mm_encoder_outputs" in parameters and adapter_for(model).apart
         table = model.get_input_embeddings().weight
         self._cost = DecoderCost.of(model.config.get_text_config(), table.element_size())
-        names = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
-        self._visual = [processor.tokenizer.convert_tokens_to_ids(name) for name in names if name]
+        self._visual = visual_ids(processor)
 
     @property
     def kind(self) -> str:

@@ -107,6 +107,7 @@ _WRITTEN = (
 _PACKED, _INSIDE = "a grid of its own size", ("input", "layer", "cache")
 _SQUARE, _TILES = "one square crop", "square tiles"
 _NO_CLS = "Its tower has no CLS token: methods that read one get received attention instead."
+_BESIDE = "Pictures that follow each other without a word between them are one to a budget."
 
 
 def _carried(
@@ -243,7 +244,7 @@ _LISTED = (
         read=True,
     ),
     _carried("glm_ocr", "GLM-OCR", _PACKED, _NO_CLS, checkpoint="zai-org/GLM-OCR", video=True, read=True),
-    _carried("got_ocr2", "GOT-OCR 2", _TILES, checkpoint="stepfun-ai/GOT-OCR-2.0-hf"),
+    _carried("got_ocr2", "GOT-OCR 2", _TILES, _BESIDE, "stepfun-ai/GOT-OCR-2.0-hf"),
     _carried(
         "idefics3",
         "Idefics 3",
@@ -285,7 +286,7 @@ _LISTED = (
         read=True,
     ),
     _carried("paddleocr_vl", "PaddleOCR-VL", _PACKED, _NO_CLS, checkpoint="PaddlePaddle/PaddleOCR-VL", read=True),
-    _carried("perception_lm", "PerceptionLM", _TILES, checkpoint="facebook/Perception-LM-1B", video=True),
+    _carried("perception_lm", "PerceptionLM", _TILES, _BESIDE, "facebook/Perception-LM-1B", video=True),
     _carried(
         "qianfan_ocr",
         "Qianfan-OCR",
@@ -385,10 +386,8 @@ _MORE = (
         "deepseek_vl_hybrid",
         "DeepSeek-VL 7B",
         _SQUARE,
-        f"{_NO_CLS} SAM sees each picture, too, larger: what is read is SigLIP's.",
+        "SigLIP sees a picture, and SAM a larger one: a token is made of what both say of its place.",
         "deepseek-community/deepseek-vl-7b-chat",
-        stages=("encoder", *_INSIDE),
-        read=True,
     ),
     _carried("glmga", "GLM (glmga)", _PACKED, _NO_CLS, video=True, stages=EVERY_STAGE, read=True),
     _carried(

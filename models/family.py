@@ -18,6 +18,8 @@ from vtc.models.tower import tower_for
 #: What transformers calls the pixels and patch grids of each modality, in the order in which a model runs its tower.
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+#: What it calls the seconds per time step of each video: Qwen's; those that also hear.
+SECONDS = ("second_per_grid_ts", "video_second_per_grid")
 
 #: The token ids that announce frame number 1, 2, ... of a video.
 FrameMarks = Callable[[int], list[int]]
@@ -111,8 +113,14 @@ class Adapter:
     model_types: ClassVar[tuple[str, ...]] = ()
     #: whether the language model's rotary embedding takes (t, h, w) position rows
     mrope: ClassVar[bool] = False
+    #: whether those are told from `mm_token_type_ids`; else from the ids alone
+    typed: ClassVar[bool] = True
     #: whether neighbouring pieces of features (InternVL's tiles) make up one image
     joins_pieces: ClassVar[bool] = False
+    #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
+    frames_alone: ClassVar[bool] = False
+    #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
+    apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
     placement: ClassVar[str] = "row"
     #: of which modalities tokens are mixed from neighbouring patches behind the tower, by pooling or interpolation

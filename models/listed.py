@@ -37,6 +37,8 @@ class VideoLlavaAdapter(DefaultAdapter):
 class FramesAdapter(DefaultAdapter):
     """A video's frames go into the tower one by one, as pictures do."""
 
+    frames_alone = True
+
     def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
         """Frames (1, h, w), one after another, as many to each video as have its tokens."""
         if modality == "image" or any(t > 1 for t, _, _ in grids):
@@ -120,6 +122,7 @@ class Ovis2Adapter(DefaultAdapter):
     a picture of its own here."""
 
     model_types = ("ovis2",)
+    apart = False
 
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config
@@ -168,6 +171,7 @@ class Idefics3Adapter(DefaultAdapter):
 
     model_types = ("idefics3", "smolvlm")
     joins_pieces = True
+    apart = False
 
     def fold(self, model: nn.Module) -> int:
         config: Any = model.config

@@ -63,9 +63,14 @@ class _Omni(Adapter):
     """Qwen's models that also hear: positions follow the words and sounds around a picture, which token types do not
     tell."""
 
+    typed = False
+
     def prompt_positions(
         self, model: nn.Module, ids: Tensor, types: Tensor, mask: Tensor, grids: dict[str, Tensor], seconds: Any
     ) -> Tensor:
+        config: Any = model.config
+        if bool((ids == config.audio_token_id).any()):
+            raise ValueError("a prompt with sound has positions that vtc does not know: leave one of both out.")
         given = (grids.get("image"), grids.get("video"), mask.long())
         return self.base(model).get_rope_index(ids, *given, second_per_grids=seconds)[0]
 
@@ -152,6 +157,7 @@ class DeepseekOcr2Adapter(DefaultAdapter):
     """Learned queries read each view of a page; a learned token ends the page."""
 
     model_types = ("deepseek_ocr2",)
+    apart = False
     queries = True
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
@@ -172,17 +178,23 @@ class Idefics2Adapter(DefaultAdapter):
     model_types = ("idefics2",)
     queries = True
     joins_pieces = True
+    apart = False
 
 
 class DeepseekVLHybridAdapter(SquareAdapter):
     """One square crop per picture, seen by SigLIP and, larger, by SAM: a token is made of what both say of a place."""
 
     model_types = ("deepseek_vl_hybrid",)
+    apart = False
+
+    def tower(self, model: nn.Module) -> Any:
+        return self.base(model).high_res_vision_model
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
-        if features is None or features.dim() == 3:
+        pixels = given.get("pixel_values")
+        if features is not None or pixels is None:
             return features
-        return [features.new_empty(self.crop_tokens(model) or 0, 0) for _ in features]  # SigLIP's own, of whole crops
+        return [pixels.new_empty(self.crop_tokens(model) or 0, 0) for _ in pixels]
 
 
 LISTED_MORE: tuple[type[Adapter], ...] = (

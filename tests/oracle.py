@@ -433,6 +433,11 @@ class _Stage:
                     alike = len({*ids[:, r, p].tolist()}) == 1  # of four rows, a picture's own have three that stay
                     new[: len(ids) if alike else 1, r, p] -= self.shift[r]
                     self.shift[r] += p in self.gone[r]
+                if len(ids) == 4:  # a token brings its place in the picture along
+                    closed = new.clone()
+                    for choice in [c for row, c in self.mine if row == r and c.index]:
+                        for anchor, slot in zip(choice.anchor, choice.slots, strict=True):
+                            new[:, r, slot] = closed[:, r, choice.index[anchor]]
                 continue
             for choice in [c for row, c in self.mine if row == r and c.index]:
                 places = {p: [int(ids[a, r, p]) for a in range(3)] for p in choice.index}

@@ -36,6 +36,10 @@ REFUSED = (
         "no layer holds the whole conversation then",
     ),
     (
+        "`downsample` and `framededupe` of a video whose frames a tower is handed one by one, as GLM's",
+        "they are about all frames of a video: `vtc.downsample(clip, processor, keep)`; `evs` behind the tower",
+    ),
+    (
         "methods that read attention, in a language model whose attention is other than vtc's account of it",
         "what they would read is not what the model does; this is tried out at `wrap`",
     ),
@@ -54,7 +58,7 @@ class Facts:
     Attributes:
         tower, decoder: `config.model_type` of the vision tower and of the language model that come with it.
         cls: whether the tower has a CLS token; None = it is not read. packed: whether it takes pictures of any size,
-            packed into a row.
+            packed into a row. resizes: whether a wrapped model makes such pictures smaller.
         projects: whether the CLS token can be passed on to the language model. mixes: modalities whose features become
             visual tokens in another way than one each, as `Adapter.mixes`.
     """
@@ -64,6 +68,7 @@ class Facts:
     decoder: str
     cls: bool | None
     packed: bool
+    resizes: bool
     projects: bool
     mixes: tuple[str, ...]
 
@@ -81,13 +86,15 @@ def facts() -> list[Facts]:
         config = AutoConfig.for_model(model_type)
         vision = getattr(config, "vision_config", None) or config.vq_config  # pyright: ignore[reportAttributeAccessIssue]
         tower = facts_of(vision.model_type) if vision.model_type in known_towers() else None
+        packed = tower is not None and tower.takes == "packed"
         found.append(
             Facts(
                 model_type,
                 vision.model_type,
                 config.text_config.model_type,
                 None if tower is None else tower.has_cls,
-                tower is not None and tower.takes == "packed",
+                packed,
+                packed and adapter_of(model_type).mrope and "pixels" in SHIPPED[model_type].stages,
                 tower is not None and adapter_of(model_type).projects_cls and tower.has_cls,
                 adapter_of(model_type).mixes,
             )
@@ -178,7 +185,7 @@ def _families() -> list[str]:
         info = SHIPPED[one.model_type]
         cls = "yes" + (", and passes it on" if one.projects else "") if one.cls else "no: received attention stands in"
         cls = "the tower is not read" if one.cls is None else cls
-        smaller = "in the wrapped model" if one.packed else "before the processor"
+        smaller = "in the wrapped model" if one.resizes else "before the processor"
         tokens = prose(info.tokens) + ("" if info.grid else ", on no grid")
         stages = ", ".join(map(code, info.stages))
         rows.append((code(one.model_type), info.title, kinds(info.modality), tokens, cls, smaller, stages))

@@ -127,6 +127,7 @@ def _facts(info: MethodInfo) -> list[str]:
 def runs_on(info: MethodInfo) -> list[str]:
     """Model types of the families that a method runs on."""
     from docs.generate.families import facts
+    from vtc.models.registry import adapter_of
 
     find(info.name)  # some methods bring signals of their own
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
@@ -141,7 +142,11 @@ def runs_on(info: MethodInfo) -> list[str]:
         return [one.model_type for one in known]
     # PixelStage refuses the others before towers of a fixed grid
     crops = issubclass(find(info.name), PatchMethod) and "image" in info.modality
-    known = [one for one in known if "pixels" in SHIPPED[one.model_type].stages or one.packed]
+    known = [one for one in known if "pixels" in SHIPPED[one.model_type].stages]
+    if not issubclass(find(info.name), PatchMethod):
+        return [one.model_type for one in known if one.resizes]
+    if "image" not in info.modality:
+        known = [one for one in known if not adapter_of(one.model_type).frames_alone]
     return [one.model_type for one in known if one.packed or (crops and "image" not in one.mixes)]
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import vtc
 from vtc.eval.lmms import FAMILIES, INSTALL, rows
 from vtc.eval.lmms.arguments import check_model, parse
+from vtc.media.prompts import visual_ids
 
 try:
     from accelerate import Accelerator
@@ -184,10 +185,9 @@ class VTCModel(lmms):
             report = vtc.report(self._model)
             visuals, *tokens = len(report.spans), report.tokens_in, report.tokens_out, report.tokens_average
         else:
-            names = [getattr(self.processor, kind, None) for kind in ("image_token", "video_token")]
-            visual = self.processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+            visual = torch.tensor(visual_ids(self.processor), device=ids.device)
             visuals = sum(len(row.pictures) + len(row.clips) for row in batch)
-            tokens = [int(torch.isin(ids, torch.tensor(visual, device=ids.device)).sum())] * 3
+            tokens = [int(torch.isin(ids, visual).sum())] * 3
         self._seen.update(dict(zip(("visuals", "in", "out", "mean"), (visuals, *tokens), strict=True)))
 
     def _stopped(self, ids: Tensor, scores: Tensor, stops: Sequence[str], begin: int) -> Tensor:

@@ -17,9 +17,13 @@ from vtc.cli.main import main
 from vtc.demos.media import Media
 from vtc.demos.studio import Studio
 
-#: one each of: single crops; pictures of any size; tiles between words; a template that is missing
-USUAL = ("deepseek_vl", "hunyuan_vl", "idefics3", "got_ocr2")
-FAMILIES = [name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in LISTED]
+#: one each of: single crops; pictures of any size; tiles between words
+USUAL = ("deepseek_vl", "hunyuan_vl", "idefics3")
+#: whose processors have numbers of the released models in their code, where no file can make them smaller
+LARGE = {"aria", "emu3", "got_ocr2"}
+FAMILIES = [
+    name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in LISTED if name not in LARGE
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +51,14 @@ def test_ask_check_and_eval(family: str, picture: str, tmp_path: Path, capsys: A
     assert any(line.get("tokens_out", 0) < line.get("tokens_in", 0) for line in lines)
 
 
-@pytest.mark.parametrize("family", ["hunyuan_vl", pytest.param("got_ocr2", marks=pytest.mark.full)])
+@pytest.mark.parametrize("family", ["hunyuan_vl", pytest.param("idefics3", marks=pytest.mark.full)])
 def test_demo(family: str, picture: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("vtc.demos.studio._PATIENCE", 0)
     folder = str(save(tmp_path / "model", family))
     studio = Studio([folder], device="cpu")
-    studio.load(folder)
+    studio.load("model")
     media = Media("noise", "noise.png", Image.open(picture))
-    run = list(studio.answer(folder, media, "what is a ?", "divprune", 0.25))[-1]
+    run = list(studio.answer("model", media, "what is a ?", "divprune", 0.25))[-1]
     assert run.state == "done", run.text
     assert run.report is not None
     assert run.report.tokens_out < run.report.tokens_in

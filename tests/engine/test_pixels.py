@@ -153,6 +153,52 @@ def test_it_equals_the_model_that_is_given_the_small_picture(family: str, rows: 
         assert [stage.name for stage in report.stages] == ["downsample"]
 
 
+GLM = ("glm4v", "glm46v", "glm4v_moe", "glmga")
+LISTED = (*GLM, "qwen3_vl_moe", "cosmos3_omni", "qwen3_omni_moe_thinker")
+
+
+@pytest.mark.parametrize("rows", [BATCHES["left padded"], BATCHES["video"]], ids=["pictures", "video"])
+@pytest.mark.parametrize("family", LISTED)
+def test_it_equals_so_for_listed_families(family: str, rows: Any) -> None:
+    items, side = rows
+    model, inputs = model_of(family), batch(family, items, side)
+    with vtc.wrapped(model, "downsample", 0.3):
+        if family in GLM and items == [["v0"]]:
+            with pytest.raises(ValueError, match=r"whose frames are encoded one by one: do so before the processor"):
+                model(**inputs)
+            return
+        found = model(**inputs).logits
+        report = vtc.report(model)
+    less = small(inputs, 0.3, side)
+    less = {name: less.get(name, value) for name, value in inputs.items()}
+    for ours, theirs in zip(text_logits(found, inputs), text_logits(model(**less).logits, less), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+    assert report.tokens_out == int(((less["input_ids"] == IMAGE) | (less["input_ids"] == VIDEO)).sum())
+
+
+@pytest.mark.parametrize("family", ["glm_ocr", "ernie4_5_vl_moe", "hyperclovax_vision_v2", "qwen2_5_omni_thinker"])
+def test_listed_families_that_number_otherwise_are_refused(family: str) -> None:
+    with pytest.raises(ValueError, match=r"as Qwen's are, and those of .* are not: make pictures smaller before"):
+        vtc.wrap(model_of(family), "downsample", 0.3)
+
+
+@pytest.mark.parametrize("family", GLM)
+def test_frames_that_the_tower_is_given_one_by_one_are_not_compared(family: str) -> None:
+    model, inputs = model_of(family), batch(family, [["v0"]])
+    with (
+        vtc.wrapped(model, "framededupe", 0.5),
+        pytest.raises(ValueError, match=r"which this vision tower is given one by one; evs does it behind the tower"),
+    ):
+        model(**inputs)
+
+
+def test_sound_has_positions_of_its_own() -> None:
+    model, inputs = model_of("qwen3_omni_moe_thinker"), batch("qwen3_omni_moe_thinker", [[0]])
+    inputs["input_ids"][0, 0] = model.config.audio_token_id
+    with vtc.wrapped(model, "downsample", 0.3), pytest.raises(ValueError, match="a prompt with sound has positions"):
+        model(**inputs)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("rows", [rows for rows in BATCHES.values() if rows[1] == "left"])  # as generate wants it

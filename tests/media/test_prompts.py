@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaNextImageProcessor, Qwen2VLImageProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from vtc.media.prompts import prompt, seen
+from vtc.media.prompts import as_named, picture_inputs, placeholder, prompt, seen, visual_ids
 
 SIZES = [(336, 336), (400, 300), (90, 700), (37, 41), (1, 1)]
 CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
@@ -71,3 +71,53 @@ def test_prompt_of_the_shipped_model():
 def test_prompts_that_do_not_fit_the_pictures(question, rendered, said):
     with pytest.raises(ValueError, match=said):
         prompt(Processor(rendered=rendered), question)
+
+
+def test_a_prompt_whose_placeholder_nobody_names():
+    processor = Processor()
+    processor.image_token = None
+    with pytest.raises(ValueError, match="Processor names no placeholder of a picture, and has no chat template"):
+        prompt(processor, "What is it?")
+    assert prompt(processor, "What is it?", 0) == "USER: What is it? ASSISTANT:"
+
+
+def test_a_placeholder_before_the_processor_is_another_than_behind_it():
+    processor = Processor()
+    processor.image_placeholder_token = "<image 1>"
+    assert placeholder(processor) == "<image 1>"
+    assert "<image 1>" in prompt(processor, "What is it?")
+
+
+def test_pictures_as_a_processor_takes_them():
+    one, two = smooth((4, 4)), smooth((8, 4))
+    plain, idefics, got = Processor(), Processor(), Processor()
+    idefics.fake_image_token, got.multi_page = "<fake>", False
+    rows = [[one, two], [], [one]]
+    assert picture_inputs(plain, rows) == {"images": [[one, two], [one]]}
+    assert picture_inputs(idefics, rows) == {"images": rows}
+    assert picture_inputs(got, rows) == {"images": [one, two, one]}
+    assert picture_inputs(plain, [[], []]) == {}
+
+
+def test_what_counts_as_a_visual_token():
+    """Named ones; else what the chat template writes for a picture, of which it writes all."""
+
+    class Tokenizer:
+        def convert_tokens_to_ids(self, names):
+            return [len(name) for name in names]
+
+        def __call__(self, text):
+            return {"input_ids": [9 if word == "<pad>" else 1 for word in text.split()]}
+
+    named, silent = Processor(), Processor(rendered="kept")
+    named.tokenizer = silent.tokenizer = Tokenizer()
+    assert visual_ids(named) == [len("<img>")]
+    silent.image_token = None
+    silent.apply_chat_template = lambda turns, add_generation_prompt: " ".join(
+        "<open> <pad> <pad> <pad> <shut>" if part["type"] == "image" else "? !" for part in turns[0]["content"]
+    )
+    assert visual_ids(silent) == [9]
+
+
+def test_names_of_today():
+    assert as_named({"pixel_values_images": 1, "input_ids": 2}) == {"pixel_values": 1, "input_ids": 2}

@@ -83,13 +83,13 @@ GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
 #: single crops, several of which may make a picture
 CROPS = {"idefics3", "smolvlm", "ovis2"}
 APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
-APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling", "deepseek_vl_hybrid"}
+APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
     "read": ("visionzip", SQUARES | SIGLIP | PACKED | GLM | CROPS | APART | {"qianfan_ocr"}),
     "before": ("pixelprune", SQUARES | SIGLIP | PACKED | GLM | {"idefics3", "smolvlm"}),
     "inside": (
         "tome(stage=encoder)",
-        SQUARES | SIGLIP | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "deepseek_vl_hybrid"},
+        SQUARES | SIGLIP | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria"},
     ),
 }
 #: the towers of those that are read
@@ -97,7 +97,7 @@ TOWERS = {
     "vipllava": "clip_vision_model",
     "video_llava": "clip_vision_model",
     "janus": "janus_vision_model",
-    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), "siglip_vision_model"),
+    "deepseek_vl": "siglip_vision_model",
     "mistral3": "pixtral",
     "lighton_ocr": "pixtral",
     "qwen3_vl_moe": "qwen3_vl_moe_vision",

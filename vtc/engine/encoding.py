@@ -16,7 +16,7 @@ from vtc.engine.tower_signals import TowerSignals
 from vtc.methods.base.method import Method
 from vtc.methods.base.pixels import PixelMethod
 from vtc.models import adapter_for
-from vtc.models.family import GRIDS, PIXELS, Adapter
+from vtc.models.family import GRIDS, PIXELS, SECONDS, Adapter
 from vtc.signals import of_place, signal_of
 
 
@@ -74,9 +74,16 @@ def _listening(model: Any, methods: Sequence[Method], family: str | None = None)
 
 
 def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) -> Encoded:
-    adapter = signals.adapter
+    from vtc.media.prompts import as_named
+
+    adapter, vision_inputs = signals.adapter, as_named(vision_inputs)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
+    if not adapter.apart:
+        family = getattr(model.config, "model_type", "this model")
+        raise ValueError(
+            f"vtc.encode does not know how the features of {family} lie together: hand in pixels, not features."
+        )
     given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
     if len(given) != 1:
         wrong = "both" if given else "neither"
@@ -99,7 +106,7 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
         for handle in handles:
             handle.remove()
     output.pooler_output = adapter.entering(model, output.pooler_output, vision_inputs, modality)
-    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], "second_per_grid_ts")}
+    grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], *SECONDS)}
     pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"), modality)
     call = unpack(output)
     assert call is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.plan import Places
-from vtc.models.family import GRIDS
+from vtc.models.family import GRIDS, SECONDS
 from vtc.models.tower import Packing
 from vtc.transfer import upload
 
@@ -116,6 +116,8 @@ def small_positions(
     """
     host, more = forward.host, forward.given
     types, ids = host.get("mm_token_type_ids"), host["input_ids"]
+    if not facts.family.typed:
+        types = torch.zeros_like(ids)
     device = more["input_ids"].device if given is None else given.device
     told = isinstance(more.get("position_ids"), Tensor)
     if types is None or not (told or any(more.get(GRIDS[modality]) is not None for modality in resized.grids)):
@@ -148,7 +150,7 @@ def small_positions(
 
 def _seconds(forward: Forward, order: Sequence[int]) -> Tensor | None:
     """Seconds per time step of the videos `order`, where the processor told."""
-    seconds = forward.given.get("second_per_grid_ts")
+    seconds = next((forward.given[name] for name in SECONDS if forward.given.get(name) is not None), None)
     if seconds is None or not order:
         return None
     seconds = torch.as_tensor(seconds).cpu()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,16 @@ def placeholder(processor) -> str:
     return getattr(processor, "image_placeholder_token", None) or getattr(processor, "image_token", None) or ""
 
 
+def visual_ids(processor) -> list[int]:
+    """Ids of what stands for one visual token in `input_ids`, of pictures and of videos; where a processor names none,
+    what its chat template writes most often for a picture."""
+    names = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    if any(names):
+        return processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+    shown, plain = (Counter(processor.tokenizer(prompt(processor, "?", n))["input_ids"]) for n in (1, 0))
+    return [token for token, _ in (shown - plain).most_common(1)]
+
+
 def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
     """What a processor takes of the pictures of each prompt: `images`, nested, as some treat one otherwise than
     several; of GOT-OCR's in a row, as a list in a list is a document of several pages to it."""
@@ -38,6 +49,11 @@ def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str
         return {"images": [picture for row in rows for picture in row]}
     each = hasattr(processor, "fake_image_token")  # Idefics' count the pictures of each prompt, also of one without
     return {"images": [list(row) for row in rows if row or each]}
+
+
+def as_named(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a processor returned, under the names of today; Video-LLaVA's has an old one for pictures."""
+    return {"pixel_values" if name == "pixel_values_images" else name: value for name, value in given.items()}
 
 
 def prompt(processor, question: str, pictures: int = 1, videos: int = 0) -> str:

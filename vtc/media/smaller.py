@@ -12,7 +12,7 @@ from PIL import Image
 
 from vtc.budget import check_keep, fitted_frames, token_count
 from vtc.media.pictures import MAX_ASPECT_RATIO, check_proportions
-from vtc.media.prompts import prepare, seen
+from vtc.media.prompts import as_named, prepare, seen, visual_ids
 from vtc.media.video import Clip
 
 _FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it makes smaller, so that nothing aliases
@@ -158,9 +158,7 @@ def _tokens(
     of them has."""
     given: dict[str, Any] = {"clips" if isinstance(media, Clip) else "pictures": [media] * copies}
     made = prepare(processor, "?", **given, **(options or {}))
-    names = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
-    visual = processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
-    return made, int(np.isin(np.asarray(made["input_ids"]), visual).sum()) // copies
+    return made, int(np.isin(np.asarray(made["input_ids"]), visual_ids(processor)).sum()) // copies
 
 
 def _grid(made: Any, media: Image.Image | Clip) -> list[int] | None:
@@ -183,9 +181,12 @@ def _packed(
     _, height, width = fitted_frames((grid[0], grid[1] // merge, grid[2] // merge), wanted)
     height, width = min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)  # as they take them
     size = own.size if isinstance(own.size, dict) else vars(own.size)
+    smaller = _resized(media, width * cell, height * cell)
+    if size.get("longest_edge") is None:  # Kimi's leaves small pictures as they are
+        return smaller, {}
     # its least number of pixels would make the picture larger again
     lifted = {"shortest_edge": cell * cell, "longest_edge": size["longest_edge"]}
-    return _resized(media, width * cell, height * cell), {f"{kind}_kwargs": {"size": lifted}}
+    return smaller, {f"{kind}_kwargs": {"size": lifted}}
 
 
 def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
@@ -221,6 +222,7 @@ def _less_in_it(processor: Any, media: Image.Image | Clip, made: Any, share: flo
     picture becomes 112 x 112 pixels.
     """
     clip = isinstance(media, Clip)
+    made = as_named(made)
     pixels = made["pixel_values_videos" if clip and "pixel_values_videos" in made else "pixel_values"]
     pictures = math.prod(pixels.shape[:-3]) / (len(media) if clip else copies)  # tiles or crops, of each frame
     width, height = _size(media) if clip else seen(media, processor).size

@@ -62,9 +62,11 @@ def check(
     Raises:
         ValueError: in one sentence, if the model cannot be wrapped so, or neither processor nor inputs came.
     """
+    from vtc.media.prompts import as_named
+
     inner, _ = look_through(model)
     methods = [_placed(one) for one in _resolved(method, keep)]
-    given = dict(inputs) if inputs is not None else _asked(inner, processor)
+    given = as_named(inputs if inputs is not None else _asked(inner, processor))
     adapter = adapter_for(inner, family)
     parts = adapter.tower(inner), adapter.language_model(inner)
     dtype = str(next(inner.parameters()).dtype).removeprefix("torch.")
@@ -246,8 +248,8 @@ def features_of(model: Any, given: Mapping[str, Any], adapter: Adapter) -> Tenso
             named["pixel_values"] = given["pixel_values_videos"]
         made = make(**named, return_dict=True)
         made = getattr(made, "pooler_output", made)
-        parts = adapter.entering(model, list(made) if isinstance(made, list | tuple) else [made], given, modality)
-        found += [part.flatten(0, -2) for part in parts]
+        parts = adapter.entering(model, made, given, modality)
+        found += [part.flatten(0, -2) for part in (parts if isinstance(parts, list | tuple) else [parts])]
     return torch.cat(found)
 
 

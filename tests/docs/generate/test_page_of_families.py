@@ -65,8 +65,14 @@ def test_who_reads_what(page):
 
 
 def test_methods_run_on_what_they_are_for():
-    assert methods.runs_on(shipped()["downsample"]) == ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
-    assert "glm4v" not in methods.runs_on(shipped()["vtc-cls"])
+    resized = methods.runs_on(shipped()["downsample"])
+    assert {name for name in resized if "qwen" in name} == {
+        "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"
+    }  # fmt: skip
+    assert {"glm4v", "glm_ocr", "hyperclovax_vision_v2", "llava"} & {*resized} == {"glm4v"}
+    assert "glm4v" in methods.runs_on(shipped()["vtc-cls"])
+    assert "glm4v" not in methods.runs_on(shipped()["framededupe"])
+    assert "got_ocr2" not in methods.runs_on(shipped()["vtc-cls"])
     assert "aria" not in methods.runs_on(shipped()["pool"])
     assert "llava" not in methods.runs_on(shipped()["evs"])
     assert methods.runs_on(shipped()["fastv"]) == list(SHIPPED)

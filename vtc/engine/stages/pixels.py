@@ -149,10 +149,26 @@ class PixelStage(Stage):
                     f"{two.title} resizes whole pictures, and {one.title} leaves holes in them: name {two.title} first."
                 )
         tower = facts.family.tower(facts.model)
-        tower_for(tower).check_cut(tower)
         self.packed = tower_for(tower).takes == "packed"
+        if self.resizers and self.packed:
+            self._check_packed(tower)
+        tower_for(tower).check_cut(tower)
         if not self.packed:
             self._check_fixed()
+
+    def _check_packed(self, tower: nn.Module) -> None:
+        """Raise ValueError if pictures cannot be made smaller before a tower of packed patches."""
+        try:
+            tower_for(tower).check_cut(tower)
+            right = self.facts.family.axes(self.facts.model) == 3
+        except ValueError:
+            right = False
+        if not right:
+            name = getattr(self.facts.model.config, "model_type", "this model")
+            raise ValueError(
+                f"{self.resizers[0].title} resizes patches, and numbers tokens, as Qwen's are, and those of {name} are "
+                "not: make pictures smaller before the processor, with vtc.downsample(picture, processor, keep)."
+            )
 
     def _check_fixed(self) -> None:
         """Raise ValueError if a method cannot work before a tower of a fixed grid."""
@@ -347,6 +363,8 @@ class PixelStage(Stage):
             if not bool(one.visual.any()):
                 found.append(one)
                 continue
+            if one.modality == "video" and self.facts.family.frames_alone:
+                self._check_frames()
             if output is None or PIXEL_ITEM not in output:
                 raise ValueError(
                     f"{self.methods[0].title} acts before the vision tower, which has run already: hand in pixels, "
@@ -363,6 +381,20 @@ class PixelStage(Stage):
             pieces.sort(key=lambda one: (one.row, int(one.index[0])))
             forward.early[self] = Done(Resized(pieces, grids) if grids else None, runs)
         return found
+
+    def _check_frames(self) -> None:
+        """Raise ValueError where a method is about all frames of a video, which the tower is given one by one."""
+        if self.resizers:
+            raise ValueError(
+                f"{self.resizers[0].title} cannot make a video smaller whose frames are encoded one by one: do so "
+                "before the processor, with vtc.downsample(clip, processor, keep)."
+            )
+        for method in self.choosers:
+            if "image" not in method.modality:
+                raise ValueError(
+                    f"{method.title} compares the frames of a video, which this vision tower is given one by one; evs "
+                    "does it behind the tower."
+                )
 
     def _small(self, seen: Seen, whole: Tensor, small: Tensor, pieces: list[Piece]) -> Seen:
         """What is known of the small pictures; their `pieces` are added to the list."""
