@@ -111,7 +111,7 @@ def spec_of(config: Any) -> Spec:
         config: `hf_config`, with `model_type`, `vision_config.model_type` and `text_config.hidden_size`.
 
     Raises:
-        ValueError, TypeError: with one sentence, whatever is wrong.
+        ValueError, TypeError, FileNotFoundError: with one sentence, whatever is wrong.
     """
     family = family_of(getattr(config, "model_type", None))
     check_tower(family, getattr(getattr(config, "vision_config", None), "model_type", None))
@@ -167,7 +167,7 @@ def read_spec(given: object, family: Family, width: int | None = None) -> Spec:
         width: of the language model's embeddings, which trained weights are for; None = not known.
 
     Raises:
-        ValueError, TypeError: with one sentence.
+        ValueError, TypeError, FileNotFoundError: with one sentence.
     """
     name, options = _named(given)
     known = {info.name: info for info in list_methods()}
