@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import platform
 import shutil
@@ -30,6 +31,7 @@ def run(job: str, file: str) -> None:
     asked = json.loads(job)
     with _model(asked["model"]) as place:
         timed = asyncio.run(_all(place, asked))
+    gc.collect()  # what is left of the engine would complain at the interpreter's end
     from importlib.metadata import version
 
     about = {

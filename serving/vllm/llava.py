@@ -77,7 +77,13 @@ class ClipModel(PrunedModel):
     def build(self, spec: Spec, vllm_config: VllmConfig, prefix: str) -> None:
         config = vllm_config.model_config.hf_config
         depth, layer = config.vision_config.num_hidden_layers, feature_layer(config)
-        last = deepest(wanted_of(spec.method, facts_of(config.vision_config.model_type), depth, layer))
+        facts = facts_of(config.vision_config.model_type)
+        if facts.has_cls and config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} passes the CLS token on as "
+                'if it were a patch, which vtc does not serve: it serves "default".'
+            )
+        last = deepest(wanted_of(spec.method, facts, depth, layer))
         with built_to(config, last + 1 if last > layer else None):
             super().build(spec, vllm_config, prefix)
 

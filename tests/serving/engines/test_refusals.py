@@ -86,6 +86,15 @@ def test_a_setting_is_refused_when_the_engine_starts():
         LLM(**settings("qwen2_5_vl", {"method": "divprune", "keep": 32}, video_pruning_rate=0.5))
 
 
+def test_a_cls_token_among_the_patches_is_refused():
+    from vllm import LLM
+
+    given = settings("llava", {"method": "divprune", "keep": 32})
+    given["hf_overrides"] |= {"vision_feature_select_strategy": "full"}
+    with pytest.raises(ValueError, match="passes the CLS token on as if it were a patch"):
+        LLM(**given)
+
+
 def test_tensor_parallelism_goes_with_methods_that_read_no_attention():
     from vllm.engine.arg_utils import EngineArgs
 
