@@ -16,7 +16,6 @@ import vtc
 from tests.serving.engines.served import Asked, Served
 from tests.serving.small import PROMPTS, asked, picture, save
 from vtc.media.video import Clip
-from vtc.methods.base import registry
 from vtc.serving.vllm.families import FAMILIES
 
 pytestmark = pytest.mark.vllm
@@ -26,7 +25,6 @@ OPTIONS: dict[str, Any] = {
     "max_model_len": 1024,
     "max_num_batched_tokens": 32,
     "max_num_seqs": 8,
-    "limit_mm_per_prompt": {"image": 3, "video": 1},
 }
 #: beside a method that reads features alone and one that reads attention: what a family has that others have not
 MORE = {
@@ -35,19 +33,15 @@ MORE = {
     "llava_onevision": ["hired"],
     "internvl": ["prumerge"],  # keys of patches that become one token
 }
-VIDEOS = {"qwen2_vl", "qwen3_vl", "llava_onevision"}
 
 
 @pytest.fixture(scope="module", params=[name for name in FAMILIES if name not in ("llava", "qwen2_5_vl")])
 def served(request, tmp_path_factory) -> Iterator[Served]:
     folder = save(request.param, tmp_path_factory.mktemp(request.param))
-    engine = Served(str(folder), KEEP, options=OPTIONS if request.param in VIDEOS else OPTIONS | _no_videos())
+    most = {"image": 3, "video": 1} if "video" in FAMILIES[request.param].prunes else {"image": 3}
+    engine = Served(str(folder), KEEP, options={**OPTIONS, "limit_mm_per_prompt": most})
     yield engine
     engine.close()
-
-
-def _no_videos() -> dict[str, Any]:
-    return {"limit_mm_per_prompt": {"image": 3}}
 
 
 def first_tokens(served: Served, prompts: Sequence[Any]) -> torch.Tensor:
@@ -77,28 +71,34 @@ def test_first_tokens_are_those_of_transformers(served):
                 torch.testing.assert_close(found[number], expected, atol=1e-4, rtol=0, msg=f"{method} {text}")
 
 
-class Lengths(vtc.Method):
-    """The longest features, of pictures alone."""
+def test_clips_beside_pictures(served):
+    """Clips of two and of three time steps, the second with a budget that does not come out even."""
+    if "video" not in served.family.prunes:
+        pytest.skip("reads no clips")
+    first, second = clip(4), clip(6)
+    many = [Asked("n o ?", clips=(first,)), Asked("w h o ?", (picture(0),), (second,)), Asked("a ?", (picture(2),))]
+    model, processor = served.reference
+    for method in ["vtc-cls", "divprune" if not served.family.framed else "divprune(scope=frame)"]:
+        served.swap(method)
+        answers = served.ask(many, tokens=8)
+        with vtc.wrapped(model, method, KEEP, processor=processor, positions=served.family.positions):
+            assert [answer.ids for answer in answers] == served.plain(many, tokens=8)
 
-    modality = ("image",)
 
-    def score(self, tokens: vtc.VisualTokens) -> torch.Tensor:
-        return tokens.features.norm(dim=-1)
+def test_clips_stay_whole_where_it_is_not_known_what_a_frame_keeps(served):
+    if not served.family.framed:
+        pytest.skip("no words between frames")
+    served.swap("divprune")
+    alone = [Asked("n o ?", clips=(clip(4),))]
+    (answer,) = served.ask(alone, tokens=8)
+    assert [answer.ids] == served.plain(alone, tokens=8)
+    served.swap("divprune(scope=frame)")
+    assert served.ask(alone, tokens=1)[0].prompt < answer.prompt
 
 
-def test_a_clip_beside_a_picture(served, monkeypatch):
-    """Clips are pruned where the family's row of tokens has no words in them, and stay whole elsewhere."""
-    if served.family.model_type not in VIDEOS:
-        pytest.skip("is not asked about clips here")
-    pruned = "video" in served.family.prunes
-    lengths = type("PicturesOnly", (Lengths,), {})
-    monkeypatch.setitem(registry._METHODS, "lengths", lengths)
-    lengths.name = "lengths"
-    method = "vtc-cls" if pruned else "lengths"
-    frames = torch.randint(0, 256, (4, 24, 16, 3), generator=torch.Generator().manual_seed(7)).to(torch.uint8).numpy()
-    clip = Clip(frames, [0.0, 0.5, 1.0, 1.5], [0, 1, 2, 3], 4, 2.0, 2.0, "av")
-    many = [Asked("n o ?", clips=(clip,)), Asked("w h o ?", (picture(0),), (clip,)), Asked("a ?", (picture(2),))]
-    served.swap(method)
-    answers = served.ask(many, tokens=8)
-    assert [answer.ids for answer in answers] == served.expected(many, method, tokens=8)
-    assert (answers[1].prompt - answers[2].prompt < 12) is pruned
+def clip(frames: int) -> Clip:
+    """Noise, two frames per second."""
+    noise = torch.randint(0, 256, (frames, 24, 16, 3), generator=torch.Generator().manual_seed(frames))
+    times = [number / 2 for number in range(frames)]
+    pixels = noise.to(torch.uint8).numpy()
+    return Clip(pixels, times, [*range(frames)], frames, 2.0, frames / 2, "av")
