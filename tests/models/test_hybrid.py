@@ -7,6 +7,7 @@ there on. The oracle of the other families, which `tests/models/test_listed.py` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,13 +206,16 @@ def test_what_needs_attention_where_there_is_none(what: str) -> None:
 
 def test_steps_that_read_a_part_decide_in_a_layer_that_attends() -> None:
     model, inputs = model_of("qwen3_5"), batch("qwen3_5", [["v0"]])
-    with pytest.raises(ValueError, match="dycoke reads attention in decoder layer 0, and of qwen3_5_text only the la"):
-        vtc.wrap(model, vtc.DyCoke(keep=0.6, first=1))
-    with torch.no_grad(), vtc.wrapped(model, vtc.DyCoke(keep=0.6, first=2)):
+    active = vtc.DyCoke(p=0.6).parts()[1]
+    with pytest.raises(
+        ValueError, match="reads attention in decoder layer 0, and of qwen3_5_text only the layers"
+    ):
+        vtc.wrap(model, replace(active, first=1))
+    with torch.no_grad(), vtc.wrapped(model, replace(active, first=2)):
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
         notes = vtc.report(model).notes
     assert any("decode steps read" in note and "from layer 2 on" in note for note in notes)
-    assert any("dycoke acts in the 2 of 4 decoder layers that attend" in note for note in notes)
+    assert any("acts in the 2 of 4 decoder layers that attend" in note for note in notes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
