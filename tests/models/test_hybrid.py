@@ -207,9 +207,7 @@ def test_what_needs_attention_where_there_is_none(what: str) -> None:
 def test_steps_that_read_a_part_decide_in_a_layer_that_attends() -> None:
     model, inputs = model_of("qwen3_5"), batch("qwen3_5", [["v0"]])
     active = vtc.DyCoke(p=0.6).parts()[1]
-    with pytest.raises(
-        ValueError, match="reads attention in decoder layer 0, and of qwen3_5_text only the layers"
-    ):
+    with pytest.raises(ValueError, match="reads attention in decoder layer 0, and of qwen3_5_text only the layers"):
         vtc.wrap(model, replace(active, first=1))
     with torch.no_grad(), vtc.wrapped(model, replace(active, first=2)):
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
