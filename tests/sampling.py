@@ -23,7 +23,7 @@ SHARE = 0.02
 #: and counts as skipped
 UNKNOWN = re.compile(
     r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"
-    r"lets neighbouring layers share keys"
+    r"lets neighbouring layers share keys|assisted generation is not supported with stateful models"
 )
 
 

@@ -459,7 +459,8 @@ class Flow:
         masks_heads = past is not None and past.masks_heads
         if number == 0 and self.state(layer) == self.state(self.zero) and not masks_heads:
             return None
-        changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
+        rotary = self._rotary(number, layer, hidden)
+        changes: dict[str, Any] = {} if rotary is None else {"position_embeddings": rotary}
         key = (number, self.state(layer), hidden.device)
         if key not in self._masks:
             alone = None if self.cache is None else Cache(layers=self.cache.layers[layer : layer + 1])
@@ -476,7 +477,10 @@ class Flow:
             changes["position_ids"] = self.text_positions(part)
         return changes
 
-    def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
+    def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary | None:
+        """The tables of a layer; None where nothing is rotated."""
+        if decoder_for(self.lm).rotary(self.lm) is None:
+            return None
         part, moved = self.parts[number], self._moved(layer)
         if moved is None:
             if part.rotary is None:

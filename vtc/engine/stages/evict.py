@@ -477,7 +477,7 @@ class EvictStage(Stage):
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, rows_held(cache.layers[i]))
-        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, flow.seen_keys(i))
+        view = LayerView(decoder, module, x, kwargs.get("position_embeddings"), held, True, flow.seen_keys(i))
         for number in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():
