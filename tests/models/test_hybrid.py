@@ -131,7 +131,7 @@ def test_decoding_goes_on_from_what_is_left(family: str, stage: str) -> None:
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         made = decisions(model)
     x, cache, _ = directly(model, given, 0, list(range(length)), made)
-    offset = int(getattr(model.model, "rope_deltas", None) if hasattr(model.model, "rope_deltas") else 0)
+    offset = int(getattr(getattr(model, "model", model), "rope_deltas", 0))
     suppressed = torch.tensor(model.generation_config.suppress_tokens)
     for step in range(6):
         logits = answered(model, x[:, -1:])[0, -1].index_fill(0, suppressed, -torch.inf)
