@@ -67,7 +67,7 @@ def test_who_reads_what(page):
 def test_methods_run_on_what_they_are_for():
     resized = methods.runs_on(shipped()["downsample"])
     assert {name for name in resized if "qwen" in name} == {
-        "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"
+        "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"
     }  # fmt: skip
     assert {"glm4v", "glm_ocr", "hyperclovax_vision_v2", "llava"} & {*resized} == {"glm4v"}
     assert "glm4v" in methods.runs_on(shipped()["vtc-cls"])
@@ -85,7 +85,8 @@ def test_methods_before_and_inside_the_tower(page):
     assert set(rows) == {
         info.name for info in shipped().values() if {"pixels", "encoder"} & {*info.places}
     }  # fmt: skip
-    assert rows["tome"].endswith("; with `order=raster` also `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl`, `qwen3_vl_moe` |")
+    packed = "`qwen2_5_vl`, `qwen2_vl`, `qwen3_5`, `qwen3_5_moe`, `qwen3_vl`, `qwen3_vl_moe`"
+    assert rows["tome"].endswith(f"; with `order=raster` also {packed} |")
     assert "`llava`" in rows["pitome"].partition("; with `mode=protected`")[0]
     for name in ("zerotprune", "vtc-cls", "random"):
         assert "qwen" not in rows[name]
