@@ -99,7 +99,8 @@ def directly(model: Any, given: dict[str, Any], row: int, real: list[int], made:
 def answered(model: Any, x: Tensor) -> Tensor:
     """Logits of hidden states behind the last layer."""
     lm = lm_of(model)
-    return model.get_output_embeddings()(decoder_for(lm).final_norm(lm)(x))
+    head = model.get_output_embeddings() or model.language_model.lm_head
+    return head(decoder_for(lm).final_norm(lm)(x))
 
 
 @pytest.mark.parametrize("stage", STAGES)
