@@ -408,4 +408,4 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = {name: made() for name, made in (_MADE | HYBRID).items() if name in CONFIG_MAPPING}
+LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING} | HYBRID
