@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from tests.tiny_parts import (
     CLIPS,
@@ -158,7 +158,7 @@ def _packed_hw(seeds: Sequence[int]) -> Made:
     return {"pixel_values": patches, "image_grid_hw": torch.tensor(grids)}, prompts
 
 
-HYBRID: dict[str, Callable[[], Family]] = {
+_MADE: dict[str, Callable[[], Family]] = {
     "nemotron_h_omni": lambda: Family(_nemotron, _packed_hw),
     "minicpmv4_6": lambda: Family(_minicpm, _sliced),
     "qwen3_5": lambda: Family(_qwen("qwen3_5"), _packed, _clips, typed=True),
@@ -196,3 +196,5 @@ HYBRID: dict[str, Callable[[], Family]] = {
         _padded,
     ),
 }
+#: those that the installed transformers has
+HYBRID: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
