@@ -194,10 +194,11 @@ class _Play:
         cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         if cache is None and self.windowed and kwargs.get("use_cache", True):
             kwargs = {**kwargs, name: DynamicCache()}
-        for i, layer in enumerate(cache.layers if cache is not None else []):
+        held: list[Any] = [] if cache is None else cache.layers
+        for i, layer in enumerate(held):
             if type(layer) is DynamicSlidingWindowLayer:
                 assert not layer.is_initialized
-                cache.layers[i] = DynamicLayer()
+                held[i] = DynamicLayer()
         return args, kwargs
 
     @property
@@ -330,8 +331,7 @@ class _Play:
         if window is not None:
             count = torch.cat(self.numbers[stage], dim=1) if self.compact else places[None]
             near = (count[:, None, :] > count[:, self.seen :, None] - window)[:, None]
-        kinds, made = getattr(self.lm.config, "layer_types", None), self.masks
-        made = made[kinds[layer]] if isinstance(made, dict) else made
+        made = self.masks[self.lm.config.layer_types[layer]] if isinstance(self.masks, dict) else self.masks
         if made is None or made.dim() != 4:
             return sees & near
         made = made if made.dtype == torch.bool else made > -1

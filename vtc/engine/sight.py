@@ -137,7 +137,8 @@ class Sight:
 
     def mask(self, layer: int, hidden: Tensor) -> Any:
         """The mask of a layer, of all heads alike, for what goes into it: hidden states [B, S, D]."""
-        flow, config = self.flow, self.flow.lm.config
+        flow = self.flow
+        config: Any = flow.lm.config
         if self.window(layer) is None and self.own_blocks(layer) is None:
             held = self.holders[layer]
             alone = None if flow.cache is None else Cache(layers=flow.cache.layers[held : held + 1])
