@@ -244,7 +244,7 @@ def test_encoded_once_asked_often(family: str) -> None:
     model, inputs = model_of(family), batch(family, [[0], [1, 2], [1]])
     if not adapter_for(model).apart:
         with pytest.raises(ValueError, match=r"vtc\.encode does not know how .*: hand in pixels"):
-            vtc.encode(model, METHODS, **batch(family, [[0, 1, 2]]))
+            vtc.encode(model, "divprune", **batch(family, [[0, 1, 2]]))
         return
     encoded = vtc.encode(model, METHODS, **batch(family, [[0, 1, 2]]))
     text = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "mm_token_type_ids")}

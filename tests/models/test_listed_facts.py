@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +18,13 @@ from vtc.models.family import Known
 from vtc.models.registry import adapter_of
 
 
-def test_hunyuan_has_four_position_rows() -> None:
+def test_hunyuan_has_four_position_rows(monkeypatch: Any) -> None:
     adapter, model = adapter_of("hunyuan_vl"), model_of("hunyuan_vl")
     assert adapter.axes(model) == 4
-    rope: Any = {"mrope_section": [1, 1, 2]}
-    text = SimpleNamespace(config=SimpleNamespace(rope_parameters=rope))
-    other: Any = SimpleNamespace(model=SimpleNamespace(language_model=text))
+    adapter.check(model)
+    monkeypatch.setitem(adapter.language_model(model).config.rope_parameters, "mrope_section", [1, 1, 2])
     with pytest.raises(ValueError, match="this hunyuan_vl has other position rows than HunyuanOCR's four"):
-        adapter.check(other)
+        adapter.check(model)
 
 
 def test_a_picture_of_hunyuan_has_a_token_more_in_each_row() -> None:
@@ -75,7 +73,8 @@ def test_a_video_of_which_tokens_were_left_out_lies_on_no_grid() -> None:
 def test_what_cosmos_3_edge_does_not_say_is_filled_in() -> None:
     processor, config = processor_of("cosmos3_edge"), model_of("cosmos3_edge").config
     processor.return_mm_token_type_ids = False
-    assert complete(processor, config) == ["return_mm_token_type_ids=True", "return_metadata=True"]
+    said = "does not say everything; filled in: return_mm_token_type_ids=True, return_metadata=True."
+    assert complete(processor, config) == [said]
     assert complete(processor, config) == []
 
 
