@@ -99,6 +99,7 @@ class _Facts(NamedTuple):
     heeds_others: bool
     modality: tuple[str, ...]
     reads: tuple[str, ...]
+    scope: str | None = None
 
 
 # -- what was asked for ------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def spec_of(config: Any) -> Spec:
         config: `hf_config`, with `model_type`, `vision_config.model_type` and `text_config.hidden_size`.
 
     Raises:
-        ValueError, TypeError: with one sentence, whatever is wrong.
+        ValueError, TypeError, FileNotFoundError: with one sentence, whatever is wrong.
     """
     family = family_of(getattr(config, "model_type", None))
     check_tower(family, getattr(getattr(config, "vision_config", None), "model_type", None))
@@ -167,7 +168,7 @@ def read_spec(given: object, family: Family, width: int | None = None) -> Spec:
         width: of the language model's embeddings, which trained weights are for; None = not known.
 
     Raises:
-        ValueError, TypeError: with one sentence.
+        ValueError, TypeError, FileNotFoundError: with one sentence.
     """
     name, options = _named(given)
     known = {info.name: info for info in list_methods()}
@@ -178,15 +179,16 @@ def read_spec(given: object, family: Family, width: int | None = None) -> Spec:
     keep = check_keep(options.pop("keep", known[name].default_keep))
     _check_positions(options.get("positions"), family)
     options.pop("positions", None)
-    facts = _facts(known[name], keep, options)
-    _check_contract(name, facts, family)
+    facts = _facts(known[name], keep, options, family)
+    prunes = tuple(kind for kind in _pruned(facts, family) if kind in facts.modality)
+    _check_contract(name, facts, family, prunes)
     spec = Spec(
         family,
         name,
         keep,
         {**options, "positions": family.positions},
         reads=tuple(signal for signal in facts.reads if signal != "grid"),
-        prunes=tuple(kind for kind in family.prunes if kind in facts.modality),
+        prunes=prunes,
     )
     if width is not None and options:
         spec.method.check_model(family.model_type, width)
@@ -239,11 +241,12 @@ def _check_positions(given: object, family: Family) -> None:
     )
 
 
-def _facts(info: MethodInfo, keep: int | float, options: Mapping[str, Any]) -> _Facts:
-    """Of the index, where no option was given that could change them, or none could make it act at "input"; else of the
-    instance."""
+def _facts(info: MethodInfo, keep: int | float, options: Mapping[str, Any], family: Family) -> _Facts:
+    """Of the index, where no option was given that could change them, or none could make it act at "input"; else, and
+    where it is asked what it chooses among, of the instance."""
     places = tuple(info.stage.split("+"))
-    if "input" not in (*places, *info.places) or (info.name in shipped() and not options):
+    known = info.name in shipped() and not options and not family.framed
+    if known or "input" not in (*places, *info.places):
         return _Facts(places, info.query_aware, info.exact_count, False, info.modality, info.needs)
     method = resolve(info.name, keep, **options)
     parts = method.parts()
@@ -254,10 +257,17 @@ def _facts(info: MethodInfo, keep: int | float, options: Mapping[str, Any]) -> _
         any(part.heeds_others for part in parts),
         method.modality,
         tuple(dict.fromkeys(signal for part in parts for signal in part.requires())),
+        method.scope,
     )
 
 
-def _check_contract(name: str, facts: _Facts, family: Family) -> None:
+def _pruned(facts: _Facts, family: Family) -> tuple[str, ...]:
+    """Of which modalities a method with such a scope can prune."""
+    by_frame = facts.scope in ("frame", "crop")  # the crops of a video are its frames
+    return tuple(kind for kind in family.prunes if kind == "image" or not family.framed or by_frame)
+
+
+def _check_contract(name: str, facts: _Facts, family: Family, prunes: tuple[str, ...]) -> None:
     """Raise ValueError with one sentence if a method with these facts cannot be served."""
     elsewhere = [stage for stage in facts.stages if stage != "input"]
     foreign = [signal for signal in facts.reads if signal not in SIGNALS]
@@ -270,9 +280,10 @@ def _check_contract(name: str, facts: _Facts, family: Family) -> None:
         said = f"how many tokens {name} keeps is for the picture to say, and vLLM counts a prompt's tokens beforehand:"
     elif facts.heeds_others:
         said = f"{name} asks whether a picture is alone in its prompt, and vLLM hands its tokens on to other prompts:"
-    elif not set(facts.modality) & set(family.prunes):
-        kinds = {"image": "pictures", "video": "videos"}
+    elif not prunes:
+        kinds = {"image": "pictures", "video": "videos with scope=frame" if family.framed else "videos"}
         acts, pruned = (" and ".join(kinds[kind] for kind in both) for both in (facts.modality, family.prunes))
+        acts = acts.removesuffix(" with scope=frame")
         said = f"{name} acts on {acts}, and vtc's plug-in for vLLM prunes {pruned} of {family.model_type}:"
     elif foreign:
         said = f"{name} reads {foreign[0]!r}, which vtc's plug-in for vLLM does not measure:"

@@ -20,6 +20,8 @@ class Family:
             its position, "original", where it has (t, h, w) positions.
         prunes: of which modalities tokens leave; videos of the others stay whole.
         towers: `model_type` of the vision towers that the plug-in knows.
+        framed: whether words stand between a video's frames, so that it has to be known how many tokens each frame
+            keeps: those of methods that choose in each frame for itself.
     """
 
     model_type: str
@@ -28,6 +30,7 @@ class Family:
     positions: str
     prunes: tuple[str, ...]
     towers: tuple[str, ...]
+    framed: bool = False
 
     @property
     def architecture(self) -> str:
@@ -59,8 +62,9 @@ _ALL = (
         "Qwen3VLForConditionalGeneration",
         "qwen3_vl",
         "original",
-        ("image",),
+        _BOTH,
         ("qwen3_vl", "qwen3_vl_vision"),
+        framed=True,
     ),
     Family(
         "llava_onevision",
@@ -70,7 +74,7 @@ _ALL = (
         _BOTH,
         ("siglip_vision_model",),
     ),
-    Family("internvl", "InternVLForConditionalGeneration", "internvl", "compact", ("image",), ("internvl_vision",)),
+    Family("internvl", "InternVLForConditionalGeneration", "internvl", "compact", _BOTH, ("internvl_vision",), True),
     Family("llava_next", "LlavaNextForConditionalGeneration", "llava_next", "compact", ("image",), _CLIPS),
 )
 #: `config.model_type` -> the family

@@ -1,5 +1,5 @@
 """InternVL in vLLM: square tiles and a thumbnail; 2 x 2 patches become a token behind the tower. A video is frames with
-words between them, and stays whole."""
+words between them, each of which has a share of the budget."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -18,6 +19,7 @@ from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
+from vtc.budget import split_budget
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
 from vtc.serving.vllm.refuse import check_budget, check_engine, check_request, start_line
@@ -86,17 +88,23 @@ def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]
 
 
 def _cut(content: list[int] | PromptUpdateDetails, spec: Spec) -> list[int] | PromptUpdateDetails:
-    """What stands for one picture: placeholders alone, or with others around them, which all stay.
+    """What stands for one picture or video: placeholders alone, or with others around them and between frames, all of
+    which stay.
 
-    Example: of [start, x, x, x, x, end] two are to stay: [start, x, x, end].
+    Example: of [start, x, x, x, x, end] two are to stay: [start, x, x, end]. Of two frames, [start, x, x, x, x, end,
+    start, x, x, x, x, end], six: each keeps three.
     """
     if isinstance(content, list):
         return content[: spec.count(len(content))]
     assert content.is_embed is not None
-    visual = content.is_embed(content.full)
-    number = visual.cumsum(0)  # of each placeholder among them, from 1
-    stays = ~visual | (number <= spec.count(int(number[-1])))
-    return replace(content, full=[token for token, kept in zip(content.full, stays.tolist(), strict=True) if kept])
+    runs = [(visual, len([*run])) for visual, run in groupby(content.is_embed(content.full).tolist())]
+    sizes = [length for visual, length in runs if visual]
+    shares = iter(split_budget(spec.count(sum(sizes)), sizes))
+    full, done = [], 0
+    for visual, length in runs:
+        full += content.full[done : done + (next(shares) if visual else length)]
+        done += length
+    return replace(content, full=full)
 
 
 class PrunedModel(Beside):

@@ -1,5 +1,5 @@
 """Qwen3-VL in vLLM: each token brings columns along that are added in early decoder layers (DeepStack); they go, and
-are merged, with it. Videos are frames with words between them, and stay whole."""
+are merged, with it. Videos are frames with words between them, each of which has a share of the budget."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations

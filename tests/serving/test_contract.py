@@ -15,7 +15,7 @@ from vtc.serving.vllm import contract, refuse
 from vtc.serving.vllm.contract import VARIABLE, read_spec, spec_of
 from vtc.serving.vllm.families import FAMILIES, tokens_of_every_picture
 
-LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
+LLAVA, QWEN, FRAMED = FAMILIES["llava"], FAMILIES["qwen2_5_vl"], FAMILIES["qwen3_vl"]
 SERVED = {
     *("divprune", "globalcom2", "hiprune", "hired", "holov", "pitome", "pool", "prumerge", "prunesid", "random"),
     *("scope", "tome", "visionzip", "vispruner", "vqtoken", "vtc-cls"),
@@ -28,7 +28,7 @@ def config(model_type: str = "llava", tower: str = "clip_vision_model", **more: 
 
 def refused(call: Any, *given: Any) -> str:
     """What is said: one sentence, whose end is a full stop or a question."""
-    with pytest.raises((ValueError, TypeError)) as caught:
+    with pytest.raises((ValueError, TypeError, FileNotFoundError)) as caught:
         call(*given)
     said = str(caught.value)
     assert said[-1] in ".?"
@@ -95,6 +95,27 @@ def test_what_a_refusal_says(given, part):
 )
 def test_options_decide(given, reads):
     assert read_spec(given, LLAVA).reads == reads
+
+
+@pytest.mark.parametrize(
+    ("given", "prunes"),
+    [
+        ("divprune", ("image",)),
+        ("divprune(scope=crop)", ("image", "video")),
+        ("divprune(scope=frame)", ("image", "video")),
+        ("vtc-cls", ("image", "video")),  # which chooses crop by crop, and a clip's crops are its frames
+        ("fastvid(scope=frame)", ("video",)),
+        ("fastvid", ()),
+    ],
+)
+def test_clips_with_words_between_their_frames(given, prunes):
+    """How many tokens each frame keeps has to be known; elsewhere it does not matter."""
+    if prunes:
+        assert read_spec(given, FRAMED).prunes == prunes
+    else:
+        said = f"{given} acts on videos, and vtc's plug-in for vLLM prunes pictures and videos with scope=frame of"
+        assert said in refused(read_spec, given, FRAMED)
+    assert "video" in read_spec(given, QWEN).prunes
 
 
 class Neighbourly(vtc.Method):

@@ -17,7 +17,8 @@ def test_families_are_those_that_register():
     rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \| (\w+)", PAGE, re.MULTILINE)
     kinds = {("image",): "pictures", ("image", "video"): "pictures, videos"}
     assert {(name, prunes.strip(), positions) for name, prunes, positions in rows} == {
-        (family.architecture, kinds[family.prunes], family.positions) for family in FAMILIES.values()
+        (family.architecture, kinds[family.prunes] + " by frame" * family.framed, family.positions)
+        for family in FAMILIES.values()
     }
 
 
