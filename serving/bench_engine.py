@@ -1,6 +1,6 @@
 """One engine of `vtc.serving.bench`, in the process that it has to itself."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import asyncio

@@ -4,6 +4,7 @@ vLLM finds it through the entry-point group `vllm.general_plugins`, in each of i
 wants to prune: `register` names the architectures and imports none of them.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import logging

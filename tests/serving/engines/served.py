@@ -1,5 +1,6 @@
 """An engine of vLLM in this process, whose method tests swap, beside its model on transformers, wrapped by vtc."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import gc

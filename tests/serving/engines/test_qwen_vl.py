@@ -1,5 +1,6 @@
 """Qwen2.5-VL in vLLM: the same token ids as vtc on transformers with original positions. Run by `make test-vllm`."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def qwen() -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def clips() -> list[Asked]:
     questions = datasets.load("tiny-video").questions
-    return [Asked(one.question, clips=(load_clip(one.media.file, frames=16),)) for one in questions[:80:4]]
+    return [Asked(one.question, clips=(load_clip(str(one.media.file), frames=16),)) for one in questions[:80:4]]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What is refused when an engine starts: in one sentence, before anything is loaded."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os

@@ -104,7 +104,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def questions() -> list[Any]:
-    return datasets.load("tiny").questions[:20]
+    return list(datasets.load("tiny").questions[:20])
 
 
 @pytest.fixture(scope="module")
