@@ -34,7 +34,7 @@ def _serve_args(options: argparse.Namespace) -> None:
     refuse at start is refused here."""
     trained = {"weights": options.weights} if options.weights is not None else {}
     (name,) = arguments.check_methods([options.method], trained)
-    if trained:
+    if options.weights is not None:
         read_card(options.weights, name)
     check(options.model)
     config = config_of(options.model)
