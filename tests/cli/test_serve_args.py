@@ -52,6 +52,13 @@ def test_a_trained_methods_weights(capsys):
     assert "were trained for qwen2_5_vl of width 192; this model is llava" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("vision", [{"depth": 32}, {"model_type": "qwen2_vl"}, {"model_type": "qwen2_vl_vision"}])
+def test_old_checkpoints_do_not_say_what_their_tower_is(vision, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "vision_config": vision}))
+    _, value = printed(capsys, str(tmp_path), "--method", "divprune")
+    assert json.loads(value)["architectures"] == ["VtcQwen2VLForConditionalGeneration"]
+
+
 def test_the_whole_command_starts_a_server(tmp_path):
     """A shell evaluates it, with a `vllm` that tells what it was given."""
     stand_in = tmp_path / "vllm"

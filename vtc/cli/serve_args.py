@@ -34,12 +34,13 @@ def _serve_args(options: argparse.Namespace) -> None:
     refuse at start is refused here."""
     trained = {"weights": options.weights} if options.weights is not None else {}
     (name,) = arguments.check_methods([options.method], trained)
-    if trained:
+    if options.weights is not None:
         read_card(options.weights, name)
     check(options.model)
     config = config_of(options.model)
     family = family_of(config.get("model_type"))
-    check_tower(family, _part(config, "vision_config").get("model_type"))
+    vision = _part(config, "vision_config")
+    check_tower(family, vision.get("model_type", family.towers[0]) if vision else None)
     keep = {"keep": options.keep} if options.keep is not None else {}
     width = _part(config, "text_config").get("hidden_size", config.get("hidden_size"))
     spec = read_spec({"method": options.method, **keep, **trained}, family, width)
