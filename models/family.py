@@ -135,7 +135,7 @@ class Adapter:
     companions: ClassVar[Companions | None] = None
     #: arguments of the language model, or of its layers, that hold values per token, [B, L, ...], and are shortened
     #: with the row
-    aligned: ClassVar[tuple[str, ...]] = ()
+    aligned: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
     #: whether the model makes the masks of its language model itself, as `blocks` says
     masks: ClassVar[bool] = False
 

@@ -75,7 +75,7 @@ class ErnieVLAdapter(DefaultAdapter):
     model_types = ("ernie4_5_vl_moe",)
     mrope = True
     temporal_merge = 2
-    aligned = ("moe_mm_token_type_ids",)
+    aligned = (*DefaultAdapter.aligned, "moe_mm_token_type_ids")
 
     def merged(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
         values = super().merged(model, values, grid_thw, mean)

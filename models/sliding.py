@@ -34,7 +34,7 @@ class Gemma3nAdapter(DefaultAdapter):
     """A convolutional tower, whose output is a square; an embedding per layer travels with each token."""
 
     model_types = ("gemma3n",)
-    aligned = ("per_layer_inputs", "per_layer_input")
+    aligned = (*DefaultAdapter.aligned, "per_layer_inputs", "per_layer_input")
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         return blind(square_layout(len(features)))
@@ -46,7 +46,7 @@ class Gemma4Adapter(FramesAdapter):
 
     model_types = ("gemma4",)
     masks = True
-    aligned = ("per_layer_inputs", "per_layer_input")
+    aligned = (*DefaultAdapter.aligned, "per_layer_inputs", "per_layer_input")
 
     def merge(self, model: nn.Module) -> int:
         config: Any = model.config
