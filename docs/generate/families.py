@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from docs.generate.markdown import block, code, prose, table
 from vtc.cli.listing import kinds
@@ -83,8 +84,9 @@ def facts() -> list[Facts]:
 
     found = []
     for model_type in [name for name in list_families() if name in SHIPPED]:
-        config = AutoConfig.for_model(model_type)
-        vision = getattr(config, "vision_config", None) or config.vq_config  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = AutoConfig.for_model(model_type)
+        vision = getattr(config, "vision_config", None) or getattr(config, "vq_config", None)
+        vision = vision or config.sub_configs["vision_config"]()  # Gemma 4's is optional
         tower = facts_of(vision.model_type) if vision.model_type in known_towers() else None
         packed = tower is not None and tower.takes == "packed"
         found.append(
