@@ -25,6 +25,7 @@ from vtc.eval.results import Run, metrics_of
 from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder, alone
 from vtc.methods.base.notation import read_methods
+from vtc.methods.base.serial import digest
 
 if TYPE_CHECKING:
     from vtc.eval.asking import Asker
@@ -232,10 +233,7 @@ def _files(spec: Spec) -> dict[str, Any]:
     before = [(name, value) for text in spec.before for _, own in read_methods(text) for name, value in own.items()]
     for name, value in [*before, *spec.options.items()]:
         if isinstance(value, str) and Path(value).exists():
-            path = Path(value)
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            inside = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
-            known[name] = inside.hexdigest()[:16]
+            known[name] = digest(value)
     return {"files": known} if known else {}
 
 

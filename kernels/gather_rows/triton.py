@@ -21,7 +21,7 @@ def _copy(x, out, row, b, source, count, shared, size, BLOCK: tl.constexpr):
         tl.store(out + row * size + at, tl.load(x + origin * size + at, mask=at < size, other=0), mask=at < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "slots"])
 def _gather(
     index, x0, x1, x2, x3, out0, out1, out2, out3, size0, size1, size2, size3, count, slots,
     SHARED0: tl.constexpr, SHARED1: tl.constexpr, SHARED2: tl.constexpr, SHARED3: tl.constexpr,

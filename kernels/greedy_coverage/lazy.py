@@ -5,7 +5,10 @@ from torch import Tensor
 
 from vtc.kernels.pictures import at_least_zero, one_by_one
 
-BLOCK = 64  # candidates whose gains are brought up to date at once
+BLOCK = 16  # candidates whose gains are brought up to date at once
+TURNED = 2**25  # numbers of which a copy is made that has targets in rows
+ROUNDING = 1e-5  # of a gain and of all that has been taken off it, relative to what it was
+FALLEN = 16  # how many times the highest gain falls until all are worked out anew
 
 
 def greedy_coverage(cover: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -17,8 +20,8 @@ def _choose(cover: Tensor, weight: Tensor | None, k: int) -> Tensor:
     """LongTensor [k] of one picture's cover [N, M], lazily (Minoux 1978).
 
     What a candidate adds only falls as others are chosen, so what it added once is a bound. Each step brings up to date
-    the candidates with the highest bounds until the highest of all is one of them. Rounding breaks no bound: a
-    difference, a maximum and a sum in a fixed order that are rounded at every step still only fall.
+    the candidates with the highest bounds until the highest of all is one of them. So the choice is that of a loop
+    over all gains; `Bounds` keeps the bounds near them.
 
     Example: bounds 9 7 4 of three candidates, after a choice. The first is brought up to date and adds 5 now: less than
     7, so the second is, too. It adds 6, and is chosen; the third has not been looked at.
@@ -26,24 +29,76 @@ def _choose(cover: Tensor, weight: Tensor | None, k: int) -> Tensor:
     cover = cover.float()
     if not bool(cover.sum().isfinite()):
         cover = torch.where(cover.isfinite(), cover, 0.0)
-    worth = None if weight is None else at_least_zero(weight)
-    covered = cover.new_zeros(cover.shape[1])
-    bound = gains(cover, covered, worth)
-    looked = [0] * len(cover)  # the step at which each was last looked at
+    bounds = Bounds(cover, None if weight is None else at_least_zero(weight))
     chosen: list[int] = []
-    for step in range(k):
-        pick = int(bound.argmax())
-        while looked[pick] < step:
-            high = bound.topk(min(BLOCK, len(bound))).indices
-            high[-1] = pick  # of equal ones `topk` takes any
-            bound[high] = bound[high].minimum(gains(cover[high], covered, None if worth is None else worth[high]))
-            for i in high.tolist():
-                looked[i] = step
-            pick = int(bound.argmax())
+    for _ in range(k):
+        pick = int(bounds.value.argmax())
+        while not bounds.exact(pick):
+            bounds.refresh(pick)
+            pick = int(bounds.value.argmax())
         chosen.append(pick)
-        torch.maximum(covered, cover[pick], out=covered)
-        bound[pick] = -torch.inf
+        if len(chosen) < k:
+            bounds.take(pick)
     return torch.tensor(chosen, device=cover.device)
+
+
+class Bounds:
+    """What each candidate adds at most, `value` [N], times its weight; -inf for what is chosen.
+
+    Rounding breaks no bound: a difference, a maximum and a sum in a fixed order that are rounded at every step still
+    only fall. When one is chosen, what each candidate loses by it is taken off in float64, over the targets alone that
+    are better covered now (of noise one in t after t choices); as such losses are rounded otherwise than a gain is, a
+    margin is left. Where most targets are, or gains have become small beside the margin, all are worked out anew.
+    """
+
+    def __init__(self, cover: Tensor, worth: Tensor | None) -> None:
+        self.cover, self.worth = cover, worth
+        self.by_target = cover.T if cover.numel() > TURNED else cover.T.contiguous()  # [M, N]
+        self.covered = cover.new_zeros(cover.shape[1])
+        self.chosen: list[int] = []
+        self._anew()
+
+    def _anew(self) -> None:
+        added = gains(self.cover, self.covered, None)
+        self.left, self.margin = added.double(), ROUNDING * added
+        self.value = self._weighed(added)
+        self.value[self.chosen] = -torch.inf
+        self.fresh = set(range(len(added)))
+        self.least = float(self.value.max()) / FALLEN
+
+    def _weighed(self, added: Tensor) -> Tensor:
+        return added if self.worth is None else added * self.worth
+
+    def exact(self, candidate: int) -> bool:
+        """Whether the bound of a candidate is what it adds."""
+        return candidate in self.fresh
+
+    def refresh(self, candidate: int) -> None:
+        """Bring it, and others with the highest bounds, up to date."""
+        high = self.value.topk(min(BLOCK, len(self.value))).indices
+        high[-1] = candidate  # of equal ones `topk` takes any
+        worth = None if self.worth is None else self.worth[high]
+        self.value[high] = self.value[high].minimum(gains(self.cover[high], self.covered, worth))
+        self.fresh.update(high.tolist())
+
+    def take(self, pick: int) -> None:
+        """`pick` is chosen: what the others add falls."""
+        self.chosen.append(pick)
+        row = self.cover[pick]
+        better = (row > self.covered).nonzero()[:, 0]
+        if 2 * len(better) > len(row) or float(self.value[pick]) < self.least:
+            torch.maximum(self.covered, row, out=self.covered)
+            self._anew()
+            return
+        before, after = self.covered[better, None], row[better, None]
+        lost = torch.maximum(self.by_target[better], before)
+        lost = torch.minimum(lost, after, out=lost).sub_(before).sum(dim=0)
+        self.covered[better] = row[better]
+        self.left -= lost
+        added = self.left.add(self.margin).to(lost.dtype)
+        torch.minimum(self.value, self._weighed(added), out=self.value)
+        self.value[pick] = -torch.inf
+        self.fresh.clear()
 
 
 def gains(cover: Tensor, covered: Tensor, weight: Tensor | None) -> Tensor:

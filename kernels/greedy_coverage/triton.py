@@ -5,12 +5,13 @@ look reads one row of the cover.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vtc.kernels.greedy_coverage import reference
-from vtc.kernels.greedy_diversity.triton import warps
+from vtc.kernels.greedy_diversity.triton import to_sixteen, warps
 from vtc.kernels.pictures import at_least_zero
 
 RESIDENT = 8192  # candidates, and targets, that fit the registers of one program
@@ -23,7 +24,7 @@ def _row(cover, b, i, count, targets, to):
     return tl.where(value - value == 0, value, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _coverage(
     cover, bounds, weight, chosen, count, targets, k, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
 ):
@@ -53,10 +54,14 @@ def _coverage(
 
 
 def greedy_coverage(cover: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-    b, n, m = cover.shape
-    if max(n, m) > RESIDENT:
+    if max(cover.shape[1:]) > RESIDENT:
         return reference.greedy_coverage(cover, k, weight, lengths)
+    lengths, (cover, weight) = to_sixteen(lengths, cover, weight)
+    assert cover is not None
+    if cover.shape[2] % 16:  # rows of it, too, begin at whole 64 bytes then
+        cover = F.pad(cover, (0, -cover.shape[2] % 16))
     cover = cover.contiguous()
+    b, n, m = cover.shape
     worth = None if weight is None else at_least_zero(weight).contiguous()
     bounds = torch.where(cover.isfinite(), cover, 0.0).clamp_(min=0).sum(dim=-1, dtype=torch.float32)
     if worth is not None:

@@ -1,4 +1,4 @@
-"""Greedy determinants without all products, exact, for CPUs: rows of them are made as they are needed."""
+"""Greedy determinants for CPUs, exact: half of all products, or, of many tokens, rows of them as they are needed."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,10 @@ from torch import Tensor
 from vtc.kernels.greedy_diversity.reference import numbers
 from vtc.kernels.pictures import at_least_zero, one_by_one, ranks
 
-AHEAD = 32  # rows of products that are made at once
+WHOLE = (
+    4096  # tokens all of whose products are made at first: what is left of even ones is alike, so that no row is likely
+)
+AHEAD = 32  # rows of products that are made at once, of more
 HELD = 256  # of which so many are held
 SPANNED = 1e-5  # share of a token's own square below which what is left of it is rounding
 
@@ -25,10 +28,10 @@ def _choose(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
     n, device = len(x), x.device
     worth = torch.ones(n, device=device) if weight is None else at_least_zero(weight)
     scale = worth * inverse
-    left = torch.where((x != 0).any(dim=1), worth.square(), 0.0)
+    left = torch.where(torch.linalg.vector_norm(x, dim=1) > 0, worth.square(), 0.0)
     least, scales = (SPANNED * left).tolist(), scale.tolist()
     factor = torch.empty(min(k, n, x.shape[1]), n, device=device)
-    products = Products(x)
+    products = AllProducts(x) if n <= WHOLE else Products(x)
     chosen: list[int] = []
     while len(chosen) < len(factor):
         pick = int(left.argmax())
@@ -48,6 +51,22 @@ def _choose(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
     taken = torch.tensor(chosen, dtype=torch.long, device=device)
     rest = ranks(worth).index_fill_(0, taken, n).argsort()
     return torch.cat([taken, rest])[:k]
+
+
+class AllProducts:
+    """Rows of x x^T, all of which are made at once: those below the diagonal, and what is above is a copy."""
+
+    def __init__(self, x: Tensor) -> None:
+        n = len(x)
+        self.rows, step = x.new_empty(n, n), max(96, -(-n // 8))
+        for start in range(0, n, step):
+            end = min(n, start + step)
+            torch.mm(x[start:end], x[:end].T, out=self.rows[start:end, :end])
+            self.rows[:start, start:end] = self.rows[start:end, :start].T
+
+    def row(self, pick: int, left: Tensor) -> Tensor:
+        """[N], of token `pick`."""
+        return self.rows[pick]
 
 
 class Products:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vtc.kernels.greedy_determinantal import lazy, reference
 from vtc.kernels.greedy_diversity.reference import absent
-from vtc.kernels.greedy_diversity.triton import gram_and_scale, warps
+from vtc.kernels.greedy_diversity.triton import gram_and_scale, to_sixteen, warps
 from vtc.kernels.pictures import at_least_zero, ranks
 
 RESIDENT = 8192  # tokens of which what is left fits the registers of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "deep"])
 def _determinantal(
     gram, scale, square, behind, factor, chosen, count, k, deep, spanned, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 ):
@@ -62,9 +62,12 @@ def depth(block: int) -> int:
 def greedy_determinantal(
     features: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None
 ) -> Tensor:
-    b, n, d = features.shape
-    if n > RESIDENT:
+    if features.shape[1] > RESIDENT:
         return reference.greedy_determinantal(features, k, weight, lengths)
+    deep = min(k, *features.shape[1:])
+    lengths, (features, weight) = to_sixteen(lengths, features, weight)
+    assert features is not None
+    b, n = features.shape[:2]
     device = features.device
     gram, scale = gram_and_scale(features)
     worth = torch.ones(b, n, device=device) if weight is None else at_least_zero(weight)
@@ -73,7 +76,6 @@ def greedy_determinantal(
     last = -1.0 - ranks(worth if empty is None else worth.masked_fill(empty, -1.0)).float()
     if empty is not None:
         square.masked_fill_(empty, 0.0)
-    deep = min(k, n, d)
     factor = torch.empty(b, deep, n, device=device)
     chosen = torch.empty(b, k, dtype=torch.long, device=device)
     block = max(16, triton.next_power_of_2(n))

@@ -79,7 +79,7 @@ def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     chosen = torch.empty(k, dtype=torch.long, device=x.device)
     basis = directions(x)  # [D, R]
     along = x @ basis  # [N, R]
-    rest = (x.square().sum(dim=1) - along.square().sum(dim=1)).clamp(min=0).sqrt()
+    rest = (torch.linalg.vector_norm(x, dim=1).square() - along.square().sum(dim=1)).clamp(min=0).sqrt()
     sums = torch.zeros(len(x), device=x.device)
     chosen[0], done = first, 1
     fresh = chosen[:1]

@@ -7,7 +7,7 @@ from vtc.kernels.greedy_diversity import lazy
 
 LARGEST_GRAM = 4096  # tokens; beyond that the matrix is larger than the features
 FEW = 40  # with N / FEW steps or fewer, lazy ones cost less than the matrix
-BLOCK = 2**22  # products held at a time
+BLOCK = 2**20  # products held at a time
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -58,18 +58,38 @@ def absent(lengths: Tensor | None, count: int, device: torch.device) -> Tensor |
 
 def most_isolated(x: Tensor, empty: Tensor | None, gram: Tensor | None) -> Tensor:
     """LongTensor [B], the token whose nearest neighbour is farthest; the Gram matrix loses its diagonal."""
-    b, n = x.shape[:2]
-    nearest = torch.empty(b, n, device=x.device)
-    step = n if gram is not None else max(1, BLOCK // n)
-    for start in range(0, n, step):
-        block = x[:, start : start + step] @ x.transpose(-1, -2) if gram is None else gram
-        block.diagonal(offset=start, dim1=-2, dim2=-1).fill_(-2.0)
+    if gram is None:
+        nearest = nearest_cosine(x, empty)
+    else:
+        gram.diagonal(dim1=-2, dim2=-1).fill_(-2.0)
         if empty is not None:
-            block.masked_fill_(empty[:, None, :], -2.0)
-        nearest[:, start : start + step] = block.amax(dim=-1)
+            gram.masked_fill_(empty[:, None, :], -2.0)
+        nearest = gram.amax(dim=-1)
     if empty is not None:
         nearest.masked_fill_(empty, torch.inf)
     return nearest.argmin(dim=-1)
+
+
+def nearest_cosine(x: Tensor, empty: Tensor | None) -> Tensor:
+    """[B, N]: of rows x [B, N, D] of length 1 the largest product with another one that is not `empty` [B, N].
+
+    Tile by tile, each pair once: what is largest in the rows of a tile of products is so for some tokens, what is
+    largest in its columns for others.
+    """
+    b, n = x.shape[:2]
+    step = max(1, int((BLOCK / b) ** 0.5))
+    nearest = torch.full((b, n), -2.0, device=x.device)
+    tiles = [slice(start, min(n, start + step)) for start in range(0, n, step)]
+    for i, left in enumerate(tiles):
+        for right in tiles[i:]:
+            tile = x[:, left] @ x[:, right].transpose(-1, -2)
+            if left == right:
+                tile.diagonal(dim1=-2, dim2=-1).fill_(-2.0)
+            if empty is not None:
+                tile.masked_fill_(empty[:, left, None] | empty[:, None, right], -2.0)
+            for part, dim in ((left, -1), (right, -2)):
+                torch.maximum(nearest[:, part], tile.amax(dim=dim), out=nearest[:, part])
+    return nearest
 
 
 def greedy_diversity(

@@ -6,6 +6,7 @@ registers; a step reads one row of the matrix and writes one index.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,7 +42,7 @@ def _similar(gram, scale, own, b, pick, at, count):
     return tl.where(factor == 0, 0.0, value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _greedy(gram, scale, lengths, first, chosen, count, k, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """All steps of one picture; each token's similarity to the chosen set, to be minimised, stays in a register."""
     b = tl.program_id(0).to(tl.int64)
@@ -61,7 +62,7 @@ def _greedy(gram, scale, lengths, first, chosen, count, k, SUM: tl.constexpr, BL
         tl.store(chosen + b * k + step, pick)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """The same for more tokens than registers: scores [B, N], initialised, in memory; each lane reads its own."""
     b = tl.program_id(0).to(tl.int64)
@@ -86,6 +87,21 @@ def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.c
         tl.store(chosen + b * k + step, pick)
 
 
+def to_sixteen(lengths: Tensor | None, *rows: Tensor | None) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Tensors [B, N, ...] filled up with zeros to a multiple of 16 rows, and the `lengths` [B] that they have then.
+
+    So rows of the Gram matrix begin at whole 64 bytes, which are read at once, and pictures of all sizes share one
+    compiled kernel for each BLOCK.
+    """
+    whole = next(x for x in rows if x is not None)
+    b, n = whole.shape[:2]
+    if n % 16 == 0:
+        return lengths, list(rows)
+    lengths = torch.full((b,), n, device=whole.device) if lengths is None else lengths
+    more = -n % 16
+    return lengths, [None if x is None else F.pad(x, (*(0, 0) * (x.dim() - 2), 0, more)) for x in rows]
+
+
 def gram_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
     """(products of all rows [B, N, N] in fp32, 1 / norm of each row [B, N]; 0 for rows that are no numbers)."""
     gram = reference.products(features, features)
@@ -102,9 +118,11 @@ def warps(block: int) -> int:
 def greedy_diversity(
     features: Tensor, k: int, mode: str, first: Tensor | None = None, lengths: Tensor | None = None
 ) -> Tensor:
-    b, n = features.shape[:2]
-    if n > LARGEST:
+    if features.shape[1] > LARGEST:
         return reference.greedy_diversity(features, k, mode, first, lengths)
+    lengths, (features,) = to_sixteen(lengths, features)
+    assert features is not None
+    b, n = features.shape[:2]
     gram, scale = gram_and_scale(features)
     if lengths is None:
         lengths = torch.full((b,), n, device=features.device)

@@ -6,14 +6,14 @@ import triton.language as tl
 from torch import Tensor
 
 from vtc.kernels.greedy_diversity.reference import absent
-from vtc.kernels.greedy_diversity.triton import gram_and_scale, warps
+from vtc.kernels.greedy_diversity.triton import gram_and_scale, to_sixteen, warps
 from vtc.kernels.greedy_suppression import reference
 from vtc.kernels.pictures import ranks
 
 RESIDENT = 8192  # tokens whose places fit the registers of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _suppression(gram, scale, places, group, threshold, chosen, apart, count, k, BLOCK: tl.constexpr):
     """`places` [B, N] is the order of all tokens; those that are passed over come `count` later, chosen ones never."""
     b = tl.program_id(0).to(tl.int64)
@@ -46,9 +46,13 @@ def greedy_suppression(
     group: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    b, n = features.shape[:2]
-    if n > RESIDENT:
+    if features.shape[1] > RESIDENT:
         return reference.greedy_suppression(features, k, weight, threshold, group, lengths)
+    lengths, filled = to_sixteen(lengths, features, weight, group)
+    features, weight, group = filled
+    assert features is not None
+    assert weight is not None
+    b, n = features.shape[:2]
     device = features.device
     gram, scale = gram_and_scale(features)
     empty = absent(lengths, n, device)

@@ -123,6 +123,15 @@ def means(
     return torch.where((size > 0).unsqueeze(-1), total / size.clamp(min=1.0).unsqueeze(-1), old)
 
 
+def _of_moved(new: Tensor, old: Tensor, k: int) -> Tensor:
+    """The labels `new` [B, N] of tokens whose cluster has gained or lost one since `old`, -1 for others: a cluster that
+    is as it was keeps its centroid, and its tokens are not read."""
+    moved = torch.zeros(len(new), k + 1, dtype=torch.bool, device=new.device)
+    for label in (new, old):
+        moved.scatter_(1, torch.where((new != old) & (label >= 0), label, k), True)
+    return torch.where((new >= 0) & moved.gather(1, new.clamp(min=0)), new, -1)
+
+
 def lloyd(
     features: Tensor,
     k: int,
@@ -151,8 +160,8 @@ def lloyd(
             new = new.masked_fill(empty, -1)
         if torch.equal(new, label):
             break
+        centroids = means(x, _of_moved(new, label, k), centroids, segment_sum)
         label = new
-        centroids = means(x, label, centroids, segment_sum)
     return centroids, label
 
 

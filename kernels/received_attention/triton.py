@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vtc.kernels.attention_rows.triton import allowed_of, logits_of, prepare
+from vtc.kernels.attention_rows.triton import allowed_of, last_seen, logits_of, prepare
 
 SHARES = 8  # programs per block of columns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "count"])
 def _columns(
     q, k, at, seen, lse, out, queries, count, groups, heads, size, scale,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
@@ -26,10 +26,11 @@ def _columns(
     for h in range(share, heads, SHARES):
         for start in range(0, queries, ROWS):
             rows = start + tl.arange(0, ROWS)
-            logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
-            allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
-            bottom = tl.load(lse + (b * heads + h) * queries + rows, mask=rows < queries, other=float("inf"))
-            total += tl.sum(tl.where(allowed, tl.exp(logits - bottom[:, None]), 0.0), 0)
+            if last_seen(at, b, rows, queries, count, CAUSAL) >= tl.program_id(0) * KEYS:
+                logits = logits_of(q, k, b, h, rows, keys, queries, count, groups, heads, size, scale, SIZE, CAST)
+                allowed = allowed_of(at, seen, b, rows, keys, queries, count, CAUSAL, MASKED)
+                bottom = tl.load(lse + (b * heads + h) * queries + rows, mask=rows < queries, other=float("inf"))
+                total += tl.sum(tl.where(allowed, tl.exp(logits - bottom[:, None]), 0.0), 0)
     tl.store(out + (b * SHARES + share) * count + keys, total, mask=keys < count)
 
 

@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 def kernels(kind: str) -> list[Kernel]:
     """Every kernel, as it is launched for inputs of one dtype."""
-    numbers = dict(queries="i32", count="i32", groups="i32", heads="i32", size="i32", scale="fp32")
+    numbers = dict(queries="i32", count="i32", share="i32", groups="i32", heads="i32", size="i32", scale="fp32")
     attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", lse="*fp32") | numbers
     pair = dict(before=f"*{kind}", after=f"*{kind}", ratio="*fp32", cosine="*fp32", size="i32")
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
@@ -59,14 +59,15 @@ def kernels(kind: str) -> list[Kernel]:
             shared | dict(TENSORS=4, BLOCK=1024),
         ),
     ]
-    tile, warps = attention_rows.tile(kind == "fp32")
-    for size in (64, 128):
-        constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile
-        found += [
-            Kernel(attention_rows.normalisers, attention, constants, warps),
-            Kernel(attention_rows._rows, attention | dict(out="*fp32"), constants, warps),
-            Kernel(received_attention._columns, attention | dict(out="*fp32"), constants | dict(SHARES=8), warps),
-        ]
+    for queries in (1, attention_rows.MANY):
+        tile, warps = attention_rows.tile(kind == "fp32", queries)
+        for size in (64, 128):
+            constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile
+            found += [
+                Kernel(attention_rows.normalisers, attention, constants, warps),
+                Kernel(attention_rows._rows, attention | dict(out="*fp32"), constants, warps),
+                Kernel(received_attention._columns, attention | dict(out="*fp32"), constants | dict(SHARES=8), warps),
+            ]
     return found
 
 
@@ -94,28 +95,64 @@ def main() -> None:
         target = GPUTarget("cuda", capability, 32)
         for kind in ("fp32", "bf16", "fp16"):
             for kernel in kernels(kind):
-                names = kernel.function.arg_names
-                types = {n: kernel.types.get(n, "constexpr") for n in names}
-                source = ASTSource(
-                    kernel.function, types, constexprs={(names.index(n),): v for n, v in kernel.constants.items()}
-                )
-                options = {"num_warps": kernel.warps, "num_stages": attention_rows.STAGES}
-                cubin = triton.compile(source, target=target, options=options).asm["cubin"]
+                cubin = compiled(kernel, target)
                 line = {"kernel": kernel.function.__name__, "dtype": kind, "target": f"sm_{capability}"}
-                print(json.dumps(line | {"cubin": len(cubin)} | usage(cubin)))
+                blocks = {name: kernel.constants[name] for name in ("ROWS", "BLOCK") if name in kernel.constants}
+                print(json.dumps(line | blocks | {"cubin": len(cubin)} | usage(cubin)))
+    for function in sorted(FUNCTIONS, key=lambda function: function.__name__):
+        numbers = [p.name for p in function.params if not p.is_constexpr and p.name in OF_PICTURES]
+        free = [p.name for p in function.params if p.do_not_specialize]
+        print(json.dumps({"variants": function.__name__, "numbers": numbers, "free": free}))
+
+
+#: functions that `kernels` has named
+FUNCTIONS: set[Any] = set()
+#: scalars that differ from picture to picture; of the others there are a few per model
+OF_PICTURES = ("queries", "count", "k", "deep", "targets", "slots", "share")
+#: those that wrappers round up to a multiple of 16, so that rows are read in whole
+EVEN = ("count", "targets")
+
+
+def compiled(kernel: Kernel, target: GPUTarget) -> bytes:
+    """As at a launch: tensors begin at 16 bytes, and so do rows of sizes that are multiples of 16."""
+    FUNCTIONS.add(kernel.function)
+    params = kernel.function.params
+    names = [param.name for param in params]
+    types = {name: kernel.types.get(name, "constexpr") for name in names}
+    even = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, param) in enumerate(zip(names, params, strict=True))
+        if types[name].startswith("*")
+        or (types[name] == "i32" and name in (*EVEN, "size") and not param.do_not_specialize)
+    }
+    constants = {(names.index(name),): value for name, value in kernel.constants.items()}
+    source = ASTSource(kernel.function, types, constexprs=constants, attrs=even)
+    options = {"num_warps": kernel.warps, "num_stages": attention_rows.STAGES}
+    return triton.compile(source, target=target, options=options).asm["cubin"]
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled bytes of a compiled kernel, read by the disassembler that ships with triton."""
+    """Registers and spilled bytes of a compiled kernel, and how many instructions of some kinds it has.
+
+    Read by the disassembler that ships with triton: products of the tensor cores as Hopper has them (`wgmma`), and as
+    Ampere (`mma`), reads from memory of 16 bytes a thread (`wide`) and of fewer (`narrow`).
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+
+        def read(what: str) -> str:
+            return subprocess.run([str(tool), what, file.name], capture_output=True, text=True, check=True).stdout
+
+        text, code = read("-res-usage"), read("-sass")
     registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
     assert registers
     assert stack
-    return {"registers": int(registers[1]), "spills": int(stack[1])}
+    reads = re.findall(r"\b(?:LDG|LDGSTS)\.E[\w.]*", code)
+    wide = sum(".128" in read for read in reads)
+    kinds = {"wgmma": len(re.findall(r"\bHGMMA\b", code)), "mma": len(re.findall(r"\bHMMA\b", code))}
+    return {"registers": int(registers[1]), "spills": int(stack[1]), **kinds, "wide": wide, "narrow": len(reads) - wide}
 
 
 if __name__ == "__main__":

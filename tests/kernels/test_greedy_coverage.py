@@ -78,23 +78,43 @@ def test_half_precision_is_added_up_in_fp32(dtype):
     assert torch.equal(ops.greedy_coverage(cover, 10), ops.greedy_coverage(cover.float(), 10))
 
 
-def test_lazy_steps_choose_what_the_loop_over_all_does():
-    """576 tokens in 30 heaps; the same sums in the same order, so that not even near-ties differ."""
+def cosines_of(kind, n):
+    """[n, n] of tokens in 30 heaps, of noise, or of pairs that are equal; words beside the tokens."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 64, generator=g)
+    if kind == "heaps":
+        x = torch.randn(30, 64, generator=g)[torch.randint(30, (n,), generator=g)] + x
+    if kind == "pairs":
+        x = x[: n // 2].repeat(2, 1)
+    unit = x / x.norm(dim=1, keepdim=True)
+    cover = unit @ unit.T
+    return torch.cat([cover, torch.rand(n, 40, generator=g)], dim=1) if kind == "words" else cover
+
+
+@pytest.mark.parametrize("turned", [2**25, 0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["heaps", "noise", "pairs", "words"])
+def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, monkeypatch):
+    """The same sums in the same order, so that not even near-ties differ."""
     if ops.provider("greedy_coverage", torch.zeros(1)) == "triton":
         pytest.skip("it adds up in another order")
-    from vtc.kernels.greedy_coverage.lazy import gains
+    from vtc.kernels.greedy_coverage import lazy
 
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(30, 64, generator=g)[torch.randint(30, (576,), generator=g)] + torch.randn(576, 64, generator=g)
-    unit = x / x.norm(dim=1, keepdim=True)
-    cover, weight = unit @ unit.T, torch.rand(576, generator=g)
-    covered, chosen = torch.zeros(576), []
-    for _ in range(64):
-        score = gains(cover, covered, weight)
+    cover = cosines_of(kind, 400)
+    weight = torch.rand(400, generator=torch.Generator().manual_seed(1)) if weighted else None
+    covered, chosen = torch.zeros(cover.shape[1]), []
+    for _ in range(80):
+        score = lazy.gains(cover, covered, weight)
         score[chosen] = -1.0
         chosen.append(int(score.argmax()))
         covered = covered.maximum(cover[chosen[-1]])
-    assert ops.greedy_coverage(cover[None], 64, weight[None])[0].tolist() == chosen
+    monkeypatch.setattr(lazy, "TURNED", turned)
+    looked = []
+    plain = lazy.gains
+    monkeypatch.setattr(lazy, "gains", lambda *args: looked.append(len(args[0])) or plain(*args))
+    found = ops.greedy_coverage(cover[None], 80, None if weight is None else weight[None])[0].tolist()
+    assert found == chosen
+    assert sum(looked) <= 80 * 400 / 5  # and works a fifth of the gains out, or fewer
 
 
 @pytest.mark.parametrize("weighted", [False, True])

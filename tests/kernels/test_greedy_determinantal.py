@@ -132,11 +132,14 @@ def test_157_tokens(weighted):
         left = left - (left @ along)[:, None] * along
 
 
+@pytest.mark.parametrize("whole", [0, 4096])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_lazily_and_step_by_step(weighted, ragged):
-    """What a CPU does, and what a GPU does where Triton cannot run."""
+def test_lazily_and_step_by_step(weighted, ragged, whole, monkeypatch):
+    """What a CPU does, with half of all products and with those that are asked for, and a GPU without Triton."""
     from vtc.kernels.greedy_determinantal import lazy, reference
+
+    monkeypatch.setattr(lazy, "WHOLE", whole)
 
     g = torch.Generator().manual_seed(0)
     x, weight = torch.randn(3, 90, 8, generator=g), torch.rand(3, 90, generator=g)
@@ -144,6 +147,14 @@ def test_lazily_and_step_by_step(weighted, ragged):
     lengths = torch.tensor([90, 30, 9]) if ragged else None
     rest = 12, weight if weighted else None, lengths
     assert torch.equal(lazy.greedy_determinantal(x, *rest), reference.step_by_step(x, *rest))
+
+
+@pytest.mark.parametrize("n", [1, 95, 96, 97, 300, 1000])
+def test_half_of_the_products_are_all(n):
+    from vtc.kernels.greedy_determinantal.lazy import AllProducts
+
+    x = torch.randint(-4, 5, (n, 7), generator=torch.Generator().manual_seed(n)).float()  # products are exact
+    assert torch.equal(AllProducts(x).rows, x @ x.T)
 
 
 def test_refusals():

@@ -138,6 +138,7 @@ def test_lazy_steps_choose_like_the_gram_matrix(mode, kind, pool, monkeypatch):
     for name, value in (("POOL", pool), ("NEAR", pool), ("DIRECTIONS", 4)):
         monkeypatch.setattr(lazy, name, value)
     monkeypatch.setattr(reference, "LARGEST_GRAM", 100)
+    monkeypatch.setattr(reference, "BLOCK", 50 * pool * pool)  # tiles of products, of which the last is smaller
     for case, chosen in zip(cases, expected, strict=True):
         assert torch.equal(reference.greedy_diversity(x, 40, mode, *case), chosen)
 
@@ -166,6 +167,17 @@ def test_lazy_steps_look_at_all_rows_seldom(mode, kind, most, monkeypatch):
     x = rows_of(kind, 3000, 64)
     getattr(lazy, mode)(x / x.norm(dim=1, keepdim=True), 300, 0)
     assert len(looks) <= most
+
+
+@pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
+def test_little_is_held_beside_the_features(mode):
+    """Rows of length 1, and little more: no Gram matrix, nor other copies."""
+    from vtc.eval.bench.model import peak_bytes
+    from vtc.kernels.greedy_diversity import reference
+
+    x = torch.randn(1, 6000, 400, generator=torch.Generator().manual_seed(0))
+    held = peak_bytes(lambda: reference.greedy_diversity(x, 12, mode, torch.tensor([5])), x.device)
+    assert held <= 1.6 * x.nbytes
 
 
 def test_refusals():

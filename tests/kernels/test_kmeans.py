@@ -126,6 +126,22 @@ def test_blocks_of_the_assignment_are_the_whole(monkeypatch):
     assert torch.equal(ops.kmeans(x, 7, "cosine")[1], expected)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_clusters_that_stay_as_they_are_are_not_added_up_again(metric, monkeypatch):
+    """Nothing else comes out, to the bit; with cosines of rows that a few iterations move."""
+    g = torch.Generator().manual_seed(0)
+    x, lengths = torch.randn(2, 300, 9, generator=g), torch.tensor([300, 180])
+    read = []
+    plain = reference._of_moved
+    monkeypatch.setattr(reference, "_of_moved", lambda *args: read.append(plain(*args)) or read[-1])
+    found = reference.kmeans(x, 40, metric, 100, lengths)
+    assert (read[0] >= 0).sum() == 480
+    assert (read[-1] >= 0).sum() < 100
+    monkeypatch.setattr(reference, "_of_moved", lambda new, old, k: new)
+    for got, expected in zip(found, reference.kmeans(x, 40, metric, 100, lengths), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="cosine"):
         ops.kmeans(torch.zeros(1, 4, 4), 2, "manhattan")

@@ -33,8 +33,59 @@ def compiled():
 
 
 def test_every_kernel_compiles_for_a100_and_h100_and_fits_the_registers(compiled):
-    assert {line["target"] for line in compiled} == {"sm_80", "sm_90"}
-    for line in compiled:
+    kernels = [line for line in compiled if "kernel" in line]
+    assert {line["target"] for line in kernels} == {"sm_80", "sm_90"}
+    for line in kernels:
         assert line["cubin"] > 0, line
         assert line["spills"] <= (64 if line["dtype"] == "fp32" else 16), line  # bytes; fp32 takes three products each
         assert line["registers"] <= 255, line
+
+
+def test_half_precision_products_of_many_queries_are_hoppers_own(compiled):
+    """WGMMA wants 64 rows; with fewer queries, and on an A100, the smaller instruction does it."""
+    attention = [line for line in compiled if line.get("kernel") in ("normalisers", "_rows", "_columns")]
+    assert {line["ROWS"] for line in attention} == {16, 64}
+    for line in attention:
+        hopper = line["target"] == "sm_90" and line["ROWS"] == 64
+        assert bool(line["wgmma"]) == hopper, line
+        assert bool(line["mma"]) == (not hopper), line
+
+
+def test_rows_of_the_gram_matrix_are_read_sixteen_bytes_at_a_time(compiled):
+    """A step of a greedy choice reads one row, and waits for it."""
+    for line in compiled:
+        if line.get("kernel") in ("_greedy", "_greedy_long", "_determinantal", "_suppression"):
+            assert line["wide"] > 0, line
+
+
+def test_a_picture_of_another_size_needs_no_other_variant(compiled):
+    """Triton compiles anew, for a second, where a number is 1 or becomes a multiple of 16, unless it is told not to.
+
+    Numbers that are not told so are rounded up to multiples of 16, beyond 1, by the functions that launch the kernel.
+    """
+    variants = [line for line in compiled if "variants" in line]
+    assert len(variants) >= 12
+    for line in variants:
+        rounded = {"count", "targets"} if line["variants"] in ROUNDED else set()
+        assert set(line["numbers"]) - set(line["free"]) <= rounded, line
+
+
+#: whose wrappers fill up with rows that are not there (`to_sixteen`)
+ROUNDED = ("_coverage", "_determinantal", "_greedy", "_greedy_long", "_nearest", "_suppression")
+
+
+@pytest.mark.parametrize("n", [15, 16, 17])
+def test_what_is_rounded_up_is_so(n):
+    import torch
+
+    from vtc.kernels.greedy_diversity.triton import to_sixteen
+
+    x, weight = torch.ones(2, n, 3), torch.ones(2, n)
+    lengths, (more, own, none) = to_sixteen(None, x, weight, None)
+    wide = 16 if n < 17 else 32
+    assert more is not None
+    assert own is not None
+    assert none is None
+    assert (more.shape, own.shape) == ((2, wide, 3), (2, wide))
+    assert more[:, n:].sum() == own[:, n:].sum() == 0
+    assert lengths is None if n == 16 else lengths.tolist() == [n, n]

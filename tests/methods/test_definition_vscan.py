@@ -32,9 +32,10 @@ def define(x, early, late, h, w, k, local, side):
     return kept, [[sum(x[j][c] for j in groups[i]) / len(groups[i]) for c in range(len(x[0]))] for i in kept]
 
 
-def nothing_read(total):
+def nothing_read(total, depth=0):
     signals: dict[str, torch.Tensor] = {}
-    return VisualTokens(torch.zeros(total, 1), single_span(total, None), torch.arange(total), signals.__getitem__)
+    index = torch.arange(total)
+    return VisualTokens(torch.zeros(total, 1), single_span(total, None), index, signals.__getitem__, depth=depth)
 
 
 @defines("vscan", "local", "window", "average")
@@ -55,20 +56,21 @@ def test_the_scan_against_the_definition(keep, window, local):
 
 @defines("vscan", "average", "cut")
 @pytest.mark.parametrize("cut", [0.25, 0.5])
-@pytest.mark.parametrize("keep", [16, 64, 0.5, 500, 1.0])
-def test_the_average_over_the_layers(keep, cut):
-    """As released: 96 tokens, and 32 from the middle on, are 64."""
-    total, depth = 576, 32
+@pytest.mark.parametrize("keep", [1, 16, 64, 0.5, 500, 1.0])
+@pytest.mark.parametrize("depth", [2, 3, 7, 32])
+def test_the_average_over_the_layers(keep, cut, depth):
+    """As released: 96 tokens, and 32 from the middle on, are 64. In shallow models the cut is where a layer begins."""
+    total = 576
     wanted = keep if isinstance(keep, int) else round(keep * total)
     first, second = vtc.VScan(keep=keep, cut=cut).parts()
     assert isinstance(first, Scan)
     assert isinstance(second, Cut)
-    before = first.count(nothing_read(total))
-    (after,) = second.counts(total, depth)
-    assert second.steps(depth) == (round(cut * depth),)
-    assert abs(before * cut + after * (1 - cut) - wanted) <= 0.5
-    assert before <= total
-    if (keep, cut) == (64, 0.5):
+    before = first.count(nothing_read(total, depth))
+    (after,), (layer,) = second.counts(total, depth), second.steps(depth)
+    assert layer == max(1, round(cut * depth))
+    assert abs(before * layer + after * (depth - layer) - wanted * depth) <= depth / 2
+    assert after <= before <= total
+    if (keep, cut, depth) == (64, 0.5, 32):
         assert (before, after) == (96, 32)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,11 @@ from torch import Tensor
 from vtc import ops
 from vtc.budget import check_layer
 from vtc.checks import check_number
-from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, rest_of, top_k
-from vtc.methods.shared.clips import absorbed, frame_rows, share_out
+from vtc.methods.base.method import Method, Paper, rest_of
+from vtc.methods.fastv import FastV
+from vtc.methods.shared.clips import frame_rows, share_out
 from vtc.methods.shared.segments import cut, frame_means
+from vtc.methods.shared.trees import grow, mean_of_means
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
@@ -127,28 +127,18 @@ class FlashVID(Method):
         spare = tokens.separators.nonzero()[:, 0][: max(0, budget - sum(sizes))]
         alone = torch.cat([*chosen, spare])
         centre[alone] = alone
-        return _mean_of_means(root, centre)
+        return mean_of_means(root, centre)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepInside(LayerMethod):
+class KeepInside(FastV):
     """FlashVID inside the language model: what the prompt's last token attends to."""
 
-    keep: int | float = 0.3
-    layers: tuple[int | float, ...] = (20 / 28,)
-    reads = "previous"
-    shape = (0.5,)
-    needs = ("last_attention",)
-    stacks = True
-    query_aware = True
     modality = ("video",)
 
     @property
     def title(self) -> str:
         return "flashvid"
-
-    def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signal("last_attention")
 
 
 def most_apart(x: Tensor, weight: Tensor, count: int) -> Tensor:
@@ -169,40 +159,3 @@ def most_apart(x: Tensor, weight: Tensor, count: int) -> Tensor:
         chosen[place] = True
         nearest = torch.minimum(nearest, apart[place]) if step else apart[place]
     return chosen.nonzero()[:, 0]
-
-
-def grow(root: Tensor, x: Tensor, frames: list[Tensor], tau: float, least: int) -> None:
-    """Link tokens of a segment, `frames` (rows of x [N, D], frame by frame), to those a frame earlier, in `root` [N].
-
-    Each links to the most similar one, if their cosine exceeds `tau`, the most similar pairs first as long as `least`
-    roots are left; its root is that of the one it links to.
-    """
-    parents, alike = [frames[0]], [x.new_full((len(frames[0]),), -torch.inf)]
-    before = F.normalize(x[frames[0]], dim=-1)
-    for earlier, own in pairwise(frames):
-        unit = F.normalize(x[own], dim=-1)
-        if len(earlier) and len(own):
-            best = (unit @ before.T).max(dim=1)
-            parents.append(earlier[best.indices])
-            alike.append(best.values)
-        else:
-            parents.append(own)
-            alike.append(x.new_full((len(own),), -torch.inf))
-        before = unit
-    cosine = torch.cat(alike)
-    links = torch.zeros_like(cosine, dtype=torch.bool)
-    links[top_k(cosine, max(0, len(cosine) - least))] = True
-    links &= cosine > tau
-    for own, parent, linked in zip(frames, parents, links.split([len(own) for own in frames]), strict=True):
-        root[own] = torch.where(linked, root[parent], own)
-
-
-def _mean_of_means(root: Tensor, centre: Tensor) -> Selection:
-    """Trees are averaged, then trees of one `centre` [N] (-1 = none; of roots) are: the Selection that this is."""
-    found = absorbed(torch.where(centre[root] >= 0, centre[root], -1))
-    one, zero = torch.ones_like(root, dtype=torch.float), torch.zeros_like(root, dtype=torch.float)
-    size = zero.scatter_add(0, root, one)[root]  # of the tree that each is in
-    top = (root == torch.arange(len(root), device=root.device)) & (centre >= 0)
-    trees = zero.scatter_add(0, centre[top], one[top])[centre[root].clamp(min=0)]
-    weight = torch.where(found.source >= 0, 1 / (size * trees).clamp(min=1), 0.0)
-    return Selection(found.anchor, found.source, weight)

@@ -78,7 +78,7 @@ class Opening(VisionZip):
     def count(self, tokens: VisualTokens) -> int:
         if tokens.budget is not None:
             return super().count(tokens)
-        return min(_opening(self.keep, self.average, tokens.total), tokens.features.shape[0])
+        return min(_opening(self.keep, self.average, tokens.total, tokens.depth), tokens.features.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class VisualVote(LayerMethod):
         shape = [_TOTAL[step + 1] for step in which.values()]
         if not self.average:
             return tuple(min(total, round(wanted * share / _TOTAL[-1])) for share in shape)
-        first, edges = _opening(self.keep, self.average, total), [*which, depth]
+        first, edges = _opening(self.keep, self.average, total, depth), [*which, depth]
         left = (wanted * depth - first * edges[0]) / (depth - edges[0])  # on average, in the layers from the first step
         return proportional(shape, [end - start for start, end in pairwise(edges)], left, first)
 
@@ -115,9 +115,16 @@ class VisualVote(LayerMethod):
         return absorb(dominant, few, keys, tokens.separators if tokens.separated else None)
 
 
-def _opening(keep: int | float, average: bool, total: int) -> int:
-    """How many of `total` tokens the language model gets; the depths that follow are its quarters."""
+def _opening(keep: int | float, average: bool, total: int, depth: int) -> int:
+    """How many of `total` tokens the language model gets.
+
+    Args:
+        depth: of the language model; 0 = unknown: any that has quarters.
+    """
     wanted = token_count(keep, total)
-    if average:
-        return proportional(_TOTAL, (1,) * len(_TOTAL), wanted, total)[0]
-    return min(total, round(wanted * _TOTAL[0] / _TOTAL[-1]))
+    if not average:
+        return min(total, round(wanted * _TOTAL[0] / _TOTAL[-1]))
+    which = VisualVote()._kept_steps(depth or 4)
+    edges = [0, *which, depth or 4]
+    shape = [_TOTAL[0], *(_TOTAL[step + 1] for step in which.values())]
+    return proportional(shape, [end - start for start, end in pairwise(edges)], wanted, total)[0]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from vtc import ops
 from vtc.budget import layer_number, proportional, split_budget, token_count
 from vtc.checks import check_number
 from vtc.kernels.pictures import ranks
-from vtc.methods.base.layer import LayerMethod
 from vtc.methods.base.method import Method, Paper
+from vtc.methods.fastv import FastV
+from vtc.methods.shared.windows import top_of_each, windows
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
-from vtc.transfer import upload
 
 SHAPE = (3, 1)  # tokens before and after the cut: 96 and 32, 64 on average
 
@@ -62,46 +59,16 @@ class VScan(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check the options
-
-    def parts(self) -> tuple[Method, ...]:
-        same: dict[str, Any] = dict(keep=self.keep, average=self.average, positions=self.positions)
-        names = ("scope", "local", "window", "shallow", "cut")
-        first = Scan(**same, **{name: getattr(self, name) for name in names})
-        return first, Cut(**same, layers=(self.cut,))
-
-    def select(self, tokens: VisualTokens) -> Selection:
-        return self.parts()[0].select(tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan(Method):
-    """VScan's stage before the language model."""
-
-    average: bool = True
-    local: float = 0.5
-    window: int = 6
-    shallow: int | float = 0.22
-    cut: float = 0.5
-    needs = ("cls_attention", "grid")
-    merges = True
-    positions_default = "compact"
-    scope_default = "crop"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         check_number(self.local, "local", 0, 1, what="a share of the kept tokens")
         check_number(self.window, "window", 1, integer=True, what="a number of tokens")
         check_number(self.cut, "cut", above=0, below=1, what="a share of the decoder layers")
         what = "a layer's number (an int), or a share of the tower's depth in [0, 1) (a float)"
-        if isinstance(self.shallow, int):
-            check_number(self.shallow, "shallow", 0, integer=True, what=what)
-        else:
-            check_number(self.shallow, "shallow", 0, below=1, what=what)
+        whole = isinstance(self.shallow, int)
+        check_number(self.shallow, "shallow", 0, below=None if whole else 1, integer=whole, what=what)
 
-    @property
-    def title(self) -> str:
-        return "vscan"
+    def parts(self) -> tuple[Method, ...]:
+        scan = Scan(**{field.name: getattr(self, field.name) for field in fields(self)})
+        return scan, Cut(keep=self.keep, average=self.average, positions=self.positions, layers=(self.cut,))
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         layer = self.shallow if isinstance(self.shallow, int) else round(self.shallow * depth)
@@ -112,38 +79,38 @@ class Scan(Method):
     def count(self, tokens: VisualTokens) -> int:
         if tokens.budget is not None:
             return super().count(tokens)
-        return min(opening(self.keep, self.average, self.cut, tokens.total), len(tokens.features))
+        return min(budgets(self.keep, self.average, self.cut, tokens.total, tokens.depth)[0], len(tokens.features))
 
     def select(self, tokens: VisualTokens) -> Selection:
         n, k = len(tokens.features), self.count(tokens)
         if k == n:
             return Selection.identity(n, tokens.features.device)
         attention = tokens.signal("cls_attention").float()
-        window, sizes = _windows(tokens, self.window)
-        few = min(int(k * self.local), sum(sizes))
-        counts = upload(torch.tensor([*split_budget(few, sizes), 0]), window.device)  # the last: of no window
-        order = ranks(attention[0]).argsort()
-        order = order[window[order].argsort(stable=True)]  # window by window, each by attention
-        start = upload(torch.tensor([0, *accumulate(sizes)]), window.device)
-        place = torch.arange(n, device=window.device) - start[window[order]]
-        near = torch.zeros_like(window).scatter(0, order, (place < counts[window[order]]).long())
+        window, sizes = windows(tokens, self.window)
+        shares = split_budget(min(int(k * self.local), sum(sizes)), sizes)
+        near = top_of_each(attention[0], window, sizes, shares)
         kept = (ranks(attention[-1]) - n * near).argsort()[:k].sort().values
-        unit = torch.nan_to_num(F.normalize(tokens.features.detach().float(), dim=-1))
-        owner = (unit @ unit[kept].T).argmax(dim=1)
+        owner = ops.nearest(tokens.features[None], tokens.features[kept][None])[0]
         owner = torch.where(tokens.separators, -1, owner) if tokens.separated else owner
         return Selection.merge(kept, owner.index_copy(0, kept, torch.arange(k, device=kept.device)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut(LayerMethod):
+class Scan(VScan):
+    """VScan's stage before the language model."""
+
+    needs = ("cls_attention", "grid")
+    query_aware = False
+
+    def parts(self) -> tuple[Method, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(FastV):
     """VScan's stage inside the language model."""
 
-    layers: tuple[int | float, ...] = (0.5,)
     reads = "next"
-    shape = (0.5,)
-    needs = ("last_attention",)
-    stacks = True
-    query_aware = True
     positions_default = "compact"
 
     @property
@@ -151,37 +118,17 @@ class Cut(LayerMethod):
         return "vscan"
 
     def counts(self, total: int, depth: int) -> tuple[int, ...]:
-        wanted, (share,) = token_count(self.keep, total), self.layers
-        if not self.average:
-            return (wanted,)
-        first, layer = opening(self.keep, True, float(share), total), layer_number(share, depth, self.title)
-        return (max(1, min(first, round((wanted * depth - first * layer) / (depth - layer)))),)
-
-    def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signal("last_attention")
+        return budgets(self.keep, self.average, self.layers[0], total, depth)[1:]
 
 
-def opening(keep: int | float, average: bool, cut: float, total: int) -> int:
-    """How many of `total` tokens the language model gets."""
-    wanted = token_count(keep, total)
-    if not average:
-        return min(total, wanted * SHAPE[0] // SHAPE[1])
-    return proportional(SHAPE, (round(1000 * cut), round(1000 * (1 - cut))), wanted, total)[0]
+def budgets(keep: int | float, average: bool, cut: int | float, total: int, depth: int) -> tuple[int, ...]:
+    """How many of `total` tokens the language model gets, and how many are left from `cut` of its layers on.
 
-
-def _windows(tokens: VisualTokens, side: int) -> tuple[Tensor, list[int]]:
-    """Of each token the window that it lies in, LongTensor [N], and how many lie in each.
-
-    Windows are those of each tile, frame by frame, row by row; those at the edges may be smaller. Separators lie in
-    none: the number behind the last.
+    Args:
+        depth: of the language model; 0 = unknown: any in which `cut` comes out even.
     """
-    number, count = torch.full((tokens.total,), -1, dtype=torch.long), 0
-    for tile in tokens.span.tiles:
-        for frame in tile.indices():
-            for band in frame.split(side):
-                for cell in band.split(side, dim=1):
-                    number[cell.flatten()], count = count, count + 1
-    number = torch.where(number < 0, count, number)
-    here = upload(number, tokens.index.device)[tokens.index]
-    whole = number if len(here) == tokens.total else here.cpu()  # nothing is read from a device where all are there
-    return here, torch.bincount(whole, minlength=count + 1)[:count].tolist()
+    wanted, depth = token_count(keep, total), depth or 1000
+    if not average:
+        return min(total, wanted * SHAPE[0] // SHAPE[1]), wanted
+    layer = layer_number(cut, depth, "vscan")
+    return proportional(SHAPE, (layer, depth - layer), wanted, total)

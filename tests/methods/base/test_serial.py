@@ -1,6 +1,7 @@
 """Methods as data: every option of every method through JSON and through the string form, and what is refused."""
 
 import json
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,37 @@ def test_a_users_method(monkeypatch):
 
     for method in (Own(), Own(keep=1), Own(word="1", pair=(1, 2)), Own(pair=(3,))):
         assert [repr(one) for one in read_back(method)] == [repr(method)] * 2
+
+
+# -- keys of caches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_its_part_in_the_key(name):
+    plain = vtc.resolve(name)
+    keys = {plain.cache_key(), *(method.cache_key() for _, method in variants(name))}
+    assert len(keys) == 1 + len({repr(method) for _, method in variants(name)})
+    assert plain.cache_key() == vtc.resolve(name).cache_key()
+    assert plain.cache_key().startswith(f"vtc {vtc.__version__} {name}(")
+    assert all(f"{field.name}=" in plain.cache_key() for field in fields(plain))
+
+
+def test_files_count_by_what_they_hold(tmp_path):
+    """Elsewhere the same weights have the same key, and other weights in the same place have another."""
+    copy = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, copy)
+    shipped, own = vtc.VQToken(weights=WEIGHTS), vtc.VQToken(weights=copy)
+    key = own.cache_key()
+    assert key == shipped.cache_key() != vtc.VQToken().cache_key()
+    (copy / "more").write_text("other weights")
+    assert own.cache_key() != key
+
+
+def test_what_has_no_key():
+    with pytest.raises(TypeError, match=r"cannot be written down: scorer= holds a function, and only [^\n]*$"):
+        vtc.CDPruner(judge="clip", scorer=lambda tokens: torch.ones(1)).cache_key()
+    with pytest.raises(TypeError, match=r"^DualFilter has no registered name"):
+        DualFilter().cache_key()
 
 
 # -- doors ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class InputRun(Run):
         company = alone(spans)
         tokens = zip(spans, flow.found.places.split(flow.found.features), flow.index, company, strict=True)
         views = [
-            VisualTokens(own, span, index, self.forward.tower(methods[0], span), alone=single)
+            VisualTokens(own, span, index, self.forward.tower(methods[0], span), depth=self.stage.depth, alone=single)
             for span, own, index, single in tokens
         ]
         chosen: list[Selection | None] = [None] * len(views)
@@ -91,6 +91,7 @@ class InputStage(Stage):
 
     def __init__(self, facts: Facts, methods: list[Method]) -> None:
         super().__init__(facts, methods)
+        self.depth = facts.depth
         for later in self.methods[1:]:
             if "grid" in later.requires():
                 raise ValueError(f"{later.title} needs the whole grid: put it first among the methods.")

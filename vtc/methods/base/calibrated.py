@@ -31,6 +31,7 @@ class CalibratedMethod(Method):
 
     calibration: str | Path | None = None
 
+    files = ("calibration",)
     #: whether what is found is for one `keep`
     for_one_budget: ClassVar[bool] = True
     #: options that a calibration finds, and what None stands for where there is none

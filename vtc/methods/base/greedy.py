@@ -160,6 +160,8 @@ def _batches(many: Sequence[VisualTokens]) -> list[Sequence[VisualTokens]]:
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
     """[B, N, ...] of rows [n, ...] each, filled up with zeros."""
+    if len(rows) == 1:
+        return rows[0][None]  # without a copy
     same = len({len(own) for own in rows}) == 1
     return torch.stack(list(rows)) if same else pad_sequence(list(rows), batch_first=True)
 

@@ -58,6 +58,8 @@ class Method:
     positions_default: ClassVar[str] = "original"
     scopes: ClassVar[tuple[str, ...]] = ("clip", "frame", "crop")
     scope_default: ClassVar[str] = "clip"
+    #: options that name a file, or a folder
+    files: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[Paper | None] = None
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -108,6 +110,20 @@ class Method:
         from vtc.methods.base.serial import as_dict
 
         return as_dict(self)
+
+    def cache_key(self) -> str:
+        """One string for caches of compressed pictures: with equal keys the same is kept of the same picture.
+
+        It holds the version of vtc, the name, and all options, those too that were left at their defaults; a file of
+        weights or numbers stands by what is in it. Beside it a cache has to know the model, the picture and, of methods
+        that are `query_aware`, the text. Of several methods the keys stand one after another.
+
+        Raises:
+            TypeError: with one sentence; its class has no registered name, or an option holds a live object.
+        """
+        from vtc.methods.base.serial import cache_key
+
+        return cache_key(self)
 
     @classmethod
     def from_dict(cls, written: Mapping[str, Any]) -> Self:

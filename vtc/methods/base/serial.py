@@ -5,8 +5,10 @@ A file is read by later versions, whose defaults may be others: so it holds all 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from vtc.methods.base.method import Method
@@ -43,6 +45,25 @@ def as_text(method: Method) -> str:
     defaults = type(method)()
     own = {k: v for k, v in _options(method).items() if repr(v) != repr(getattr(defaults, k))}  # 1 is not 1.0
     return write_method(method.name, own)
+
+
+def cache_key(method: Method) -> str:
+    """`vtc <version> name(every=option, ...)`, files by what they hold; see `Method.cache_key`."""
+    import vtc
+
+    options = _options(method)
+    for name in method.files:
+        if options[name] is not None:
+            options[name] = digest(options[name])
+    return f"vtc {vtc.__version__} {write_method(method.name, options)}"
+
+
+def digest(path: str | Path) -> str:
+    """16 hexadecimal digits of what a file holds, or the files of a folder, in the order of their names."""
+    root = Path(path)
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    inside = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(inside).hexdigest()[:16]
 
 
 def _options(method: Method) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class TrainedMethod(Method):
     weights: str | Path | nn.Module | None = None
 
     trained = True
+    files = ("weights",)
     #: options that weights are trained with, and what None stands for where there are none; read them by `option`
     fixed: ClassVar[Mapping[str, Any]] = {}
 
