@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-crops | calibrations | table-cache | table-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
+# make demo | table | table-inside | table-crops | calibrations | table-cache | table-video | table-peers | table-peers-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
@@ -16,7 +16,7 @@ ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
-    table table-inside table-crops calibrations table-cache table-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
+    table table-inside table-crops calibrations table-cache table-video table-peers table-peers-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -205,6 +205,11 @@ calibrations: $(STAMP)
 table-video: $(STAMP)
 	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/video.toml --out runs/video
 	$(call COMPARE,video)
+
+# The methods of 2025 and 2026 beside earlier ones, at the budgets of their papers: pictures, then clips.
+table-peers table-peers-video: table-%: $(STAMP)
+	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/$*.toml --out runs/$*
+	$(call COMPARE,$*)
 
 # tiny-vit on Fashion-MNIST: the whole test split where Debian's dataset-fashion-mnist is installed, else the shipped part.
 FASHION ?= $(if $(wildcard /usr/share/datasets/fashion-mnist),/usr/share/datasets/fashion-mnist,fashion-mnist)

@@ -7,6 +7,7 @@ from vtc.kernels.pictures import at_least_zero, one_by_one
 
 BLOCK = 16  # candidates whose gains are brought up to date at once
 TURNED = 2**25  # numbers of which a copy is made that has targets in rows
+IN_CACHE = 2**18  # numbers that differences are taken of at once
 ROUNDING = 1e-5  # of a gain and of all that has been taken off it, relative to what it was
 FALLEN = 16  # how many times the highest gain falls until all are worked out anew
 
@@ -59,7 +60,8 @@ class Bounds:
         self._anew()
 
     def _anew(self) -> None:
-        added = gains(self.cover, self.covered, None)
+        parts = self.cover.split(max(1, IN_CACHE // self.cover.shape[1]))
+        added = torch.cat([gains(part, self.covered, None) for part in parts])
         self.left, self.margin = added.double(), ROUNDING * added
         self.value = self._weighed(added)
         self.value[self.chosen] = -torch.inf

@@ -85,6 +85,7 @@ def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.c
             lowest = tl.minimum(lowest, least)
         pick = where
         tl.store(chosen + b * k + step, pick)
+        tl.debug_barrier()  # the next step reads the scores
 
 
 def to_sixteen(lengths: Tensor | None, *rows: Tensor | None) -> tuple[Tensor | None, list[Tensor | None]]:

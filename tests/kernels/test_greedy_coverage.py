@@ -109,6 +109,7 @@ def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, m
         chosen.append(int(score.argmax()))
         covered = covered.maximum(cover[chosen[-1]])
     monkeypatch.setattr(lazy, "TURNED", turned)
+    monkeypatch.setattr(lazy, "IN_CACHE", 5000)
     looked = []
     plain = lazy.gains
     monkeypatch.setattr(lazy, "gains", lambda *args: looked.append(len(args[0])) or plain(*args))

@@ -130,6 +130,38 @@ def test_parts_of_flashvid():
         assert two.keep == pytest.approx(left)
 
 
+def test_what_an_instance_of_flashvid_is():
+    assert (vtc.FlashVID().query_aware, vtc.FlashVID().exact_count) == (False, True)
+    inner = vtc.FlashVID(inner=0.3)
+    assert (inner.query_aware, inner.exact_count) == (True, False)
+    first, second = inner.parts()
+    assert (first.query_aware, second.query_aware) == (False, True)
+
+
+def test_flashvid_chooses_none_twice_where_weights_are_negative():
+    """Half of the tokens point away from the rest, so that their product with the frames' mean is below 0."""
+    x = random_clip(96, seed=7).abs()
+    x[::2] *= -0.4
+    method = vtc.FlashVID(keep=48, alpha=1.0, segments=1, scene=-1.0)
+    selection = chosen(method, x)
+    assert len(set(selection.anchor.tolist())) == selection.tokens_out == 48
+    assert not selection.merges
+
+
+@pytest.mark.parametrize("name", ["vidcom2", "fastvid", "flashvid"])
+def test_a_batch_is_compressed_like_each_row_alone(name):
+    model = model_of("qwen2_5_vl")
+
+    def kept(*rows):
+        with vtc.wrapped(model, METHODS[name](keep=0.4)):
+            model(**batch("qwen2_5_vl", [*rows]))
+            return [span.at(0).kept.tolist() for span in vtc.report(model).spans]
+
+    together = kept(["v0"], ["v2"])
+    assert together == kept(["v0"]) + kept(["v2"])
+    assert all(len(one) < 100 for one in together)
+
+
 def test_in_a_model_what_is_left_is_cut_again():
     model, inputs = model_of("qwen2_5_vl"), batch("qwen2_5_vl", [["v0", 0], ["v2"]])
     with vtc.wrapped(model, vtc.FlashVID(keep=12, inner=0.5, layer=1)):

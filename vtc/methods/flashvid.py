@@ -81,6 +81,8 @@ class FlashVID(Method):
         if self.inner is not None:
             check_number(self.inner, "inner", above=0, below=1, what="the share that stays (None = all do)")
         check_layer(self.layer, "layer")
+        object.__setattr__(self, "query_aware", self.inner is not None)
+        object.__setattr__(self, "exact_count", self.inner is None)
 
     def parts(self) -> tuple[Method, ...]:
         if self.inner is None:
