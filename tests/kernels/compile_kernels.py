@@ -37,21 +37,12 @@ def kernels(kind: str) -> list[Kernel]:
     attention = dict(q=f"*{kind}", k=f"*{kind}", at="*i64", seen="*u8", lse="*fp32") | numbers
     pair = dict(before=f"*{kind}", after=f"*{kind}", ratio="*fp32", cosine="*fp32", size="i32")
     rows = dict(x=f"*{kind}", order="*i64", weight="*fp32", offset="*i64", out=f"*{kind}", size="i32")
-    sizes = dict(count="i32", k="i32", a="i32", r="i32", size="i32", margin="fp32", same="fp32")
-    gram = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", chosen="*i64", out="*fp32") | sizes
     words = {"fp32": "*i32", "bf16": "*i16", "fp16": "*i16"}[kind]
     copies = {f"{name}{i}": words for name in ("x", "out") for i in range(4)} | {f"size{i}": "i32" for i in range(4)}
     shared = {f"SHARED{i}": i == 1 for i in range(4)}
     found = [
         Kernel(transition._transition, pair, dict(BLOCK=1024)),
         Kernel(segment_sum._segment_sum, rows, dict(BLOCK=256)),
-        Kernel(greedy_diversity._nearest, gram, dict(BLOCK=1024)),
-        *(
-            Kernel(greedy_diversity._greedy, gram, dict(SUM=flag, BLOCK=block), greedy_diversity.warps(block))
-            for flag in (False, True)
-            for block in (1024, 4096, greedy_diversity.RESIDENT)
-        ),
-        Kernel(greedy_diversity._greedy_long, gram | dict(score="*fp32"), dict(SUM=True, BLOCK=8192), 16),
         *choices(kind),
         Kernel(
             gather_rows._gather,
@@ -59,7 +50,7 @@ def kernels(kind: str) -> list[Kernel]:
             shared | dict(TENSORS=4, BLOCK=1024),
         ),
     ]
-    for queries in (1, attention_rows.MANY):
+    for queries in (1,) if kind == "fp32" else (1, attention_rows.MANY):
         tile, warps = attention_rows.tile(kind == "fp32", queries)
         for size in (64, 128):
             constants = dict(CAUSAL=True, MASKED=True, CAST=False, SIZE=size) | tile
@@ -72,12 +63,23 @@ def kernels(kind: str) -> list[Kernel]:
 
 
 def choices(kind: str) -> list[Kernel]:
-    """The greedy choices by weight."""
+    """The greedy choices."""
     counts = dict(count="i32", targets="i32", k="i32", deep="i32", spanned="fp32", chosen="*i64")
     cover = dict(cover=f"*{kind}", bounds="*fp32", weight="*fp32") | counts
     gram = dict(gram="*fp32", scale="*fp32", square="*fp32", behind="*fp32", factor="*fp32") | counts
     places = gram | dict(places="*i32", group="*i32", threshold="*fp32", apart="*i64")
+    pairs = dict(gram="*fp32", scale="*fp32", lengths="*i64", first="*i64", out="*fp32", score="*fp32") | counts
     found = []
+    if kind == "fp32":
+        found = [
+            Kernel(greedy_diversity._nearest, pairs, dict(BLOCK=1024)),
+            *(
+                Kernel(greedy_diversity._greedy, pairs, dict(SUM=flag, BLOCK=block), greedy_diversity.warps(block))
+                for flag in (False, True)
+                for block in (1024, 4096, greedy_diversity.RESIDENT)
+            ),
+            Kernel(greedy_diversity._greedy_long, pairs, dict(SUM=True, BLOCK=8192), 16),
+        ]
     for block in (1024, 4096, greedy_coverage.RESIDENT):
         warps, deep = greedy_diversity.warps(block), greedy_determinantal.depth(block)
         found.append(Kernel(greedy_coverage._coverage, cover, dict(WEIGHTED=True, BLOCK=block, WIDE=block), warps))
@@ -99,14 +101,12 @@ def main() -> None:
                 line = {"kernel": kernel.function.__name__, "dtype": kind, "target": f"sm_{capability}"}
                 blocks = {name: kernel.constants[name] for name in ("ROWS", "BLOCK") if name in kernel.constants}
                 print(json.dumps(line | blocks | {"cubin": len(cubin)} | usage(cubin)))
-    for function in sorted(FUNCTIONS, key=lambda function: function.__name__):
-        numbers = [p.name for p in function.params if not p.is_constexpr and p.name in OF_PICTURES]
-        free = [p.name for p in function.params if p.do_not_specialize]
-        print(json.dumps({"variants": function.__name__, "numbers": numbers, "free": free}))
+    for name, (numbers, free) in sorted(NUMBERS.items()):
+        print(json.dumps({"variants": name, "numbers": numbers, "free": free}))
 
 
-#: functions that `kernels` has named
-FUNCTIONS: set[Any] = set()
+#: kernel -> its numbers that differ from picture to picture, and those of all of them that have no variants
+NUMBERS: dict[str, tuple[list[str], list[str]]] = {}
 #: scalars that differ from picture to picture; of the others there are a few per model
 OF_PICTURES = ("queries", "count", "k", "deep", "targets", "slots", "share")
 #: those that wrappers round up to a multiple of 16, so that rows are read in whole
@@ -115,10 +115,13 @@ EVEN = ("count", "targets")
 
 def compiled(kernel: Kernel, target: GPUTarget) -> bytes:
     """As at a launch: tensors begin at 16 bytes, and so do rows of sizes that are multiples of 16."""
-    FUNCTIONS.add(kernel.function)
     params = kernel.function.params
     names = [param.name for param in params]
     types = {name: kernel.types.get(name, "constexpr") for name in names}
+    NUMBERS[kernel.function.__name__] = (
+        [name for name in names if types[name] == "i32" and name in OF_PICTURES],
+        [param.name for param in params if param.do_not_specialize],
+    )
     even = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, param) in enumerate(zip(names, params, strict=True))
