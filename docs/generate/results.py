@@ -23,21 +23,25 @@ _INSIDE = "Inside the language model, at an equal"
 #: file -> its title, and the command that makes its runs, in the order in which they are shown
 TABLES = {
     "pictures": ("Pictures", "make table"),
+    "peers": ("Methods of 2025 and 2026 on pictures", "make table-peers TIMING=0"),
     "inside-average": (f"{_INSIDE} average", "make table-inside TIMING=0"),
     "inside-final": (f"{_INSIDE} number at the end", "make table-inside TIMING=0"),
     "crops": ("Pictures in crops", "make table-crops"),
     "cache": ("In the KV cache", "make table-cache TIMING=0"),
     "video": ("Videos", "make table-video"),
+    "peers-video": ("Methods of 2025 and 2026 on videos", "make table-peers-video TIMING=0"),
     "vit": ("Inside a vision tower", "make table-vit"),
 }
 #: file -> the heading of docs/results.md under which all of its numbers stand
 HEADINGS = {
     "pictures": "All numbers",
+    "peers": "All numbers of the methods of 2025 and 2026",
     "inside-average": f"{_INSIDE} average",
     "inside-final": f"{_INSIDE} number of tokens at the end",
     "crops": "All numbers of pictures in crops",
     "cache": "All numbers of the KV cache",
     "video": "All numbers of videos",
+    "peers-video": "All numbers of the methods of 2025 and 2026 on videos",
     "vit": "Inside a vision tower",
 }
 # Columns of a method's own rows.

@@ -100,7 +100,8 @@ def main() -> None:
                 cubin = compiled(kernel, target)
                 line = {"kernel": kernel.function.__name__, "dtype": kind, "target": f"sm_{capability}"}
                 blocks = {name: kernel.constants[name] for name in ("ROWS", "BLOCK") if name in kernel.constants}
-                print(json.dumps(line | blocks | {"cubin": len(cubin)} | usage(cubin)))
+                needs = usage(cubin) | (instructions(cubin) if capability == 90 and kind != "fp16" else {})
+                print(json.dumps(line | blocks | {"cubin": len(cubin)} | needs))
     for name, (numbers, free) in sorted(NUMBERS.items()):
         print(json.dumps({"variants": name, "numbers": numbers, "free": free}))
 
@@ -135,27 +136,31 @@ def compiled(kernel: Kernel, target: GPUTarget) -> bytes:
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled bytes of a compiled kernel, and how many instructions of some kinds it has.
+    """Registers and spilled bytes of a compiled kernel."""
+    text = read(cubin, "-res-usage")
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    assert registers
+    assert stack
+    return {"registers": int(registers[1]), "spills": int(stack[1])}
 
-    Read by the disassembler that ships with triton: products of the tensor cores as Hopper has them (`wgmma`), and as
-    Ampere (`mma`), reads from memory of 16 bytes a thread (`wide`) and of fewer (`narrow`).
-    """
+
+def instructions(cubin: bytes) -> dict[str, int]:
+    """How many it has of some kinds: products of the tensor cores as Hopper has them (`wgmma`), and as Ampere (`mma`);
+    reads from memory of 16 bytes a thread (`wide`), and of fewer (`narrow`)."""
+    code = read(cubin, "-sass")
+    reads = re.findall(r"\b(?:LDG|LDGSTS)\.E[\w.]*", code)
+    wide = sum(".128" in read for read in reads)
+    kinds = {"wgmma": len(re.findall(r"\bHGMMA\b", code)), "mma": len(re.findall(r"\bHMMA\b", code))}
+    return kinds | {"wide": wide, "narrow": len(reads) - wide}
+
+
+def read(cubin: bytes, what: str) -> str:
+    """What the disassembler that ships with triton says."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-
-        def read(what: str) -> str:
-            return subprocess.run([str(tool), what, file.name], capture_output=True, text=True, check=True).stdout
-
-        text, code = read("-res-usage"), read("-sass")
-    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
-    assert registers
-    assert stack
-    reads = re.findall(r"\b(?:LDG|LDGSTS)\.E[\w.]*", code)
-    wide = sum(".128" in read for read in reads)
-    kinds = {"wgmma": len(re.findall(r"\bHGMMA\b", code)), "mma": len(re.findall(r"\bHMMA\b", code))}
-    return {"registers": int(registers[1]), "spills": int(stack[1]), **kinds, "wide": wide, "narrow": len(reads) - wide}
+        return subprocess.run([str(tool), what, file.name], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
