@@ -56,8 +56,7 @@ def _coverage(
 def greedy_coverage(cover: Tensor, k: int, weight: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
     if max(cover.shape[1:]) > RESIDENT:
         return reference.greedy_coverage(cover, k, weight, lengths)
-    lengths, (cover, weight) = to_sixteen(lengths, cover, weight)
-    assert cover is not None
+    lengths, cover, (weight,) = to_sixteen(lengths, cover, weight)
     if cover.shape[2] % 16:  # rows of it, too, begin at whole 64 bytes then
         cover = F.pad(cover, (0, -cover.shape[2] % 16))
     cover = cover.contiguous()

@@ -65,8 +65,7 @@ def greedy_determinantal(
     if features.shape[1] > RESIDENT:
         return reference.greedy_determinantal(features, k, weight, lengths)
     deep = min(k, *features.shape[1:])
-    lengths, (features, weight) = to_sixteen(lengths, features, weight)
-    assert features is not None
+    lengths, features, (weight,) = to_sixteen(lengths, features, weight)
     b, n = features.shape[:2]
     device = features.device
     gram, scale = gram_and_scale(features)

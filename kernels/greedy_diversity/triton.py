@@ -88,19 +88,23 @@ def _greedy_long(gram, scale, lengths, first, chosen, score, count, k, SUM: tl.c
         tl.debug_barrier()  # the next step reads the scores
 
 
-def to_sixteen(lengths: Tensor | None, *rows: Tensor | None) -> tuple[Tensor | None, list[Tensor | None]]:
+def to_sixteen(
+    lengths: Tensor | None, x: Tensor, *others: Tensor | None
+) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
     """Tensors [B, N, ...] filled up with zeros to a multiple of 16 rows, and the `lengths` [B] that they have then.
 
     So rows of the Gram matrix begin at whole 64 bytes, which are read at once, and pictures of all sizes share one
     compiled kernel for each BLOCK.
     """
-    whole = next(x for x in rows if x is not None)
-    b, n = whole.shape[:2]
+    b, n = x.shape[:2]
     if n % 16 == 0:
-        return lengths, list(rows)
-    lengths = torch.full((b,), n, device=whole.device) if lengths is None else lengths
-    more = -n % 16
-    return lengths, [None if x is None else F.pad(x, (*(0, 0) * (x.dim() - 2), 0, more)) for x in rows]
+        return lengths, x, list(others)
+
+    def filled(rows: Tensor) -> Tensor:
+        return F.pad(rows, (*(0, 0) * (rows.dim() - 2), 0, -n % 16))
+
+    lengths = torch.full((b,), n, device=x.device) if lengths is None else lengths
+    return lengths, filled(x), [None if rows is None else filled(rows) for rows in others]
 
 
 def gram_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,8 +125,7 @@ def greedy_diversity(
 ) -> Tensor:
     if features.shape[1] > LARGEST:
         return reference.greedy_diversity(features, k, mode, first, lengths)
-    lengths, (features,) = to_sixteen(lengths, features)
-    assert features is not None
+    lengths, features, _ = to_sixteen(lengths, features)
     b, n = features.shape[:2]
     gram, scale = gram_and_scale(features)
     if lengths is None:

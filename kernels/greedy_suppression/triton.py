@@ -48,10 +48,8 @@ def greedy_suppression(
 ) -> tuple[Tensor, Tensor]:
     if features.shape[1] > RESIDENT:
         return reference.greedy_suppression(features, k, weight, threshold, group, lengths)
-    lengths, filled = to_sixteen(lengths, features, weight, group)
-    features, weight, group = filled
-    assert features is not None
-    assert weight is not None
+    _, weight, (group,) = to_sixteen(lengths, weight, group)
+    lengths, features, _ = to_sixteen(lengths, features)
     b, n = features.shape[:2]
     device = features.device
     gram, scale = gram_and_scale(features)
