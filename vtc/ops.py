@@ -290,7 +290,7 @@ def nearest(features: Tensor, others: Tensor) -> Tensor:
     assert module is not None
     x, _ = module.numbers(features.detach(), exact=True)
     y, scale = module.numbers(others.detach(), exact=True)
-    return module.nearest(x, y, scale, torch.full((len(y),), y.shape[1]))[1]
+    return module.nearest(x, y, scale, torch.full((len(y),), y.shape[1], device=y.device))[1]
 
 
 def bipartite_pairs(features: Tensor, protected: int = 0) -> tuple[Tensor, Tensor, Tensor]:
