@@ -9,7 +9,9 @@ import torch
 
 import vtc
 from vtc.budget import layer_average
+from vtc.layout import single_span
 from vtc.methods.visiondrop import VisualVote
+from vtc.signals import VisualTokens
 
 N = 36
 
@@ -137,8 +139,9 @@ def test_visiondrops_mean_is_its_budget(keep, depth):
     """In layers of any number, with counts that the picture's size cuts off."""
     total = 576
     first, vote = vtc.VisionDrop(keep=keep).parts()
-    x, attention, keys = torch.randn(total, 4), torch.rand(total), torch.randn(total, 4)
-    opening = vtc.select(first, x, cls_attention=attention, keys=keys).tokens_out
+    signals: dict[str, torch.Tensor] = {}
+    index, span = torch.arange(total), single_span(total, None)
+    opening = first.count(VisualTokens(torch.zeros(total, 1), span, index, signals.__getitem__, depth=depth))
     steps, counts = vote.steps(depth), vote.counts(total, depth)  # type: ignore[attr-defined]
     edges = [0, *steps, depth]
     seen = [opening, *counts]
