@@ -9,7 +9,6 @@ BLOCK = 16  # candidates whose gains are brought up to date at once
 TURNED = 2**25  # numbers of which a copy is made that has targets in rows
 IN_CACHE = 2**18  # numbers that differences are taken of at once
 ROUNDING = 1e-5  # of a gain and of all that has been taken off it, relative to what it was
-SMALL = 2**19  # numbers of which all gains are worked out sooner than it is found out which have changed
 FALLEN = 16  # how many times the highest gain falls until all are worked out anew
 
 
@@ -50,13 +49,12 @@ class Bounds:
     Rounding breaks no bound: a difference, a maximum and a sum in a fixed order that are rounded at every step still
     only fall. When one is chosen, what each candidate loses by it is taken off in float64, over the targets alone that
     are better covered now (of noise one in t after t choices); as such losses are rounded otherwise than a gain is, a
-    margin is left. Where most targets are, gains have become small beside the margin, or there are few of all, they are
-    worked out anew.
+    margin is left. Where most targets are, or gains have become small beside the margin, all are worked out anew.
     """
 
     def __init__(self, cover: Tensor, worth: Tensor | None) -> None:
         self.cover, self.worth = cover, worth
-        self.by_target = cover.T.contiguous() if SMALL < cover.numel() <= TURNED else cover.T  # [M, N]
+        self.by_target = cover.T if cover.numel() > TURNED else cover.T.contiguous()  # [M, N]
         self.covered = cover.new_zeros(cover.shape[1])
         self.chosen: list[int] = []
         self._anew()
@@ -88,16 +86,16 @@ class Bounds:
     def take(self, pick: int) -> None:
         """`pick` is chosen: what the others add falls."""
         self.chosen.append(pick)
-        row, before = self.cover[pick], self.covered
-        self.covered = torch.maximum(before, row)
-        few = self.cover.numel() <= SMALL or float(self.value[pick]) < self.least
-        better = None if few else (row > before).nonzero()[:, 0]
-        if better is None or 2 * len(better) > len(row):
+        row = self.cover[pick]
+        better = (row > self.covered).nonzero()[:, 0]
+        if 2 * len(better) > len(row) or float(self.value[pick]) < self.least:
+            torch.maximum(self.covered, row, out=self.covered)
             self._anew()
             return
-        low, high = before[better, None], row[better, None]
-        lost = torch.maximum(self.by_target[better], low)
-        lost = torch.minimum(lost, high, out=lost).sub_(low).sum(dim=0)
+        before, after = self.covered[better, None], row[better, None]
+        lost = torch.maximum(self.by_target[better], before)
+        lost = torch.minimum(lost, after, out=lost).sub_(before).sum(dim=0)
+        self.covered[better] = row[better]
         self.left -= lost
         added = self.left.add(self.margin).to(lost.dtype)
         torch.minimum(self.value, self._weighed(added), out=self.value)

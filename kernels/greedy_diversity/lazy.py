@@ -77,7 +77,8 @@ def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     The sum is a product with the sum of what is chosen. After an update the NEAR lowest form a pool, whose sums every
     step brings up to date. What is chosen since adds up to d; along the leading DIRECTIONS of the rows its product with
     every other row is known, and what is left of d and of a row, c and r long, gives no less than -c r. While the
-    pool's best is below all of these bounds, it is the least of all.
+    pool's best is below all of these bounds, it is the least of all. Where pools give one row only, as of noise, whose
+    sum stays near 0 whatever is chosen, steps go without, each with one product with all rows (`Halves`).
     """
     chosen = torch.empty(k, dtype=torch.long, device=x.device)
     basis = directions(x)  # [D, R]
