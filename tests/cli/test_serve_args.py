@@ -44,9 +44,11 @@ def test_the_flag(model, given, text, capsys):
     assert read_spec(read["vtc"], family) == read_spec(text, family)
 
 
-def test_a_trained_methods_weights(capsys):
+def test_a_trained_methods_weights(capsys, monkeypatch):
+    """They are found from wherever the server is started."""
     folder = str(tiny.path().parent / "tiny-qwen-vqtoken")
-    _, value = printed(capsys, "tiny-qwen", "--method", "vqtoken", "--keep", "32", "--weights", folder)
+    monkeypatch.chdir(tiny.path().parent)
+    _, value = printed(capsys, "tiny-qwen", "--method", "vqtoken", "--keep", "32", "--weights", "tiny-qwen-vqtoken")
     assert json.loads(value)["vtc"] == {"method": "vqtoken", "keep": 32, "weights": folder}
     assert main(["serve-args", "tiny-llava", "--method", "vqtoken", "--weights", folder]) == 2
     assert "were trained for qwen2_5_vl of width 192; this model is llava" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 from typing import Any
 
 from vtc.cli import arguments
@@ -32,7 +33,8 @@ def add_command(commands: Any) -> None:
 def _serve_args(options: argparse.Namespace) -> None:
     """Print the flag with which vLLM serves a model and prunes its pictures, quoted for a shell. What the server would
     refuse at start is refused here."""
-    trained = {"weights": options.weights} if options.weights is not None else {}
+    # the server may be started somewhere else
+    trained = {"weights": str(Path(options.weights).absolute())} if options.weights is not None else {}
     (name,) = arguments.check_methods([options.method], trained)
     if options.weights is not None:
         read_card(options.weights, name)
