@@ -19,7 +19,7 @@ from pathlib import Path
 
 #: of a listed family's cells
 SHARE = 0.02
-#: what a method is told where a family's towers, grids or layers are not for it; that is not wrong, and counts as skipped
+#: what a method is told where a family's towers, grids or layers are not for it; not wrong, and counts as skipped
 UNKNOWN = re.compile(
     r"is no vision tower that vtc knows|is not known; choose a method|hand on several states of each token"
 )
