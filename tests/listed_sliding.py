@@ -60,7 +60,7 @@ GEMMA4_VISION = {
     "head_dim": 8,
     "patch_size": 4,
     "pooling_kernel_size": 2,
-    "position_embedding_size": 32,
+    "position_embedding_size": 128,
 }
 
 

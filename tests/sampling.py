@@ -19,11 +19,11 @@ from pathlib import Path
 
 #: of a listed family's cells
 SHARE = 0.02
-#: what a method is told where a family's towers or grids are not known, or a layer does not attend; that is not wrong,
-#: and counts as skipped
+#: what a method is told where a family's towers, grids or layers are not for it; not wrong, and counts as skipped
 UNKNOWN = re.compile(
     r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"
-    r"lets neighbouring layers share keys|assisted generation is not supported with stateful models"
+    r"lets neighbouring layers share keys|assisted generation is not supported with stateful models|"
+    r"hand on several states of each token"
 )
 
 

@@ -150,6 +150,8 @@ class _Play:
         if self.entered and embeds is not None and embeds.shape == self.entered["inputs_embeds"].shape:
             taken = ("inputs_embeds", *((names.rows,) if names else ()))
             kwargs = {**kwargs, **{name: self.entered[name] for name in taken if name in self.entered}}
+        if self.past == 0 and embeds is not None and self.made.sums:
+            kwargs = {**kwargs, "inputs_embeds": self._summed(0, kwargs["inputs_embeds"])}
         if names is None or not self.made.sums or kwargs.get(names.mask) is None:
             return args, kwargs
         mask: Tensor = kwargs[names.mask]
@@ -168,14 +170,14 @@ class _Play:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
             if self.kinds[i] in RECURRENT | STATELESS:
-                hidden = self._summed(i, hidden) if self.past == 0 and hidden.shape[1] > 1 else hidden
+                hidden = self._summed(i, hidden) if i and self.past == 0 and hidden.shape[1] > 1 else hidden
                 return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
             mask = kwargs.get("attention_mask")
             if not isinstance(mask, Tensor) or mask.dim() != 4 or not mask.is_floating_point():
                 raise ValueError("its layers are handed no mask that a token could be covered in")
-            if self.past == 0 and hidden.shape[1] > 1:
+            if i and self.past == 0 and hidden.shape[-2] > 1:
                 hidden = self._summed(i, hidden)
-            changed = {**kwargs, "attention_mask": self._covered(i, mask, len(hidden))}
+            changed = {**kwargs, "attention_mask": self._covered(i, mask, hidden.shape[-3])}
             return ((hidden, *args[1:]), changed) if args else (args, {**changed, "hidden_states": hidden})
 
         return before
