@@ -69,7 +69,8 @@ class DefaultAdapter(Adapter):
         return None if side is None else (side // self.fold(model)) ** 2
 
     def one_patch_each(self, model: nn.Module, span: Any) -> bool:
-        return len(span.tiles) == 1 and self.side(model) ** 2 == span.tokens if self.side(model) else False
+        side = self.side(model)
+        return bool(side) and len(span.tiles) == 1 and side**2 == span.tokens
 
     def tokens_from_patches(self, model: nn.Module, values: Tensor, mean: bool) -> Tensor:
         return values.flatten(0, 1) if self.fold(model) == 1 else folded(values, self.fold(model), mean)

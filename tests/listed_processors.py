@@ -6,6 +6,7 @@ Chat templates say in our words what those of the checkpoints say: who speaks, w
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import transformers as hf
@@ -18,6 +19,8 @@ FILM_START, FILM_END = 6, 7
 #: edges of square crops, in pixels
 SQUARE, TILE, PAGE = ({"height": n, "width": n} for n in (24, 32, 64))
 PACKED: Any = {"size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}, "patch_size": 4, "merge_size": 2}
+#: four frames, of 40 and of 24 pixels a side at most
+FRAMES: Any = tuple({**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * n * n}} for n in (40, 24))
 #: two frames of that size, as GLM's count them
 PAIRS: Any = {**PACKED, "size": {"shortest_edge": 2 * 16 * 16, "longest_edge": 2 * 48 * 48}, "temporal_patch_size": 2}
 
@@ -154,7 +157,7 @@ def _video_llama() -> Any:
     return hf.VideoLlama3Processor(
         hf.VideoLlama3ImageProcessor(**PACKED),
         tokenizer_of({"<image>": IMAGE, "<video>": VIDEO}, names),
-        hf.VideoLlama3VideoProcessor(**{**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 40 * 40}}),
+        hf.VideoLlama3VideoProcessor(**FRAMES[0]),
         chat_template=Chat("user\n", "assistant\n", "<image>\n", "\n", "<video>\n").template,
     )
 
@@ -227,10 +230,9 @@ def _idefics(kind: str) -> Any:
     chat = Chat("User:", "Assistant:", "<image>", "<end_of_utterance>\n").template
     if kind == "idefics3":
         return hf.Idefics3Processor(hf.Idefics3ImageProcessor(**sizes), tokenizer, image_seq_len=16, chat_template=chat)
-    from transformers.models.smolvlm import processing_smolvlm
-
-    if processing_smolvlm.num2words is None:  # it writes out how many frames a video has
-        processing_smolvlm.num2words = str
+    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
+    if module.num2words is None:  # it writes out how many frames a video has
+        module.num2words = str
     return hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(**sizes),
         tokenizer,
@@ -241,7 +243,7 @@ def _idefics(kind: str) -> Any:
 
 
 def _aria() -> Any:
-    made = hf.AriaProcessor(
+    made: Any = hf.AriaProcessor(
         hf.AriaImageProcessor(max_image_size=490),
         tokenizer_of({"<|img|>": IMAGE, "<fim_prefix>": START, "<fim_suffix>": END}, {"image_token": "<|img|>"}),
         size_conversion={490: 20},
@@ -295,7 +297,7 @@ def _edge() -> Any:
     return hf.Cosmos3EdgeProcessor(
         hf.Cosmos3EdgeImageProcessor(**PACKED),
         tokenizer_of(dict(zip(names.values(), (IMAGE, VIDEO, START, END), strict=True)), names),
-        hf.Cosmos3EdgeVideoProcessor(**{**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 24 * 24}}),
+        hf.Cosmos3EdgeVideoProcessor(**FRAMES[1]),
         chat_template=Chat("user\n", "assistant\n", image, "\n", film).template,
     )
 

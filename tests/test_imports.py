@@ -135,7 +135,7 @@ from vtc.models.tower import tower_for
 try:
     tower_for(torch.nn.Linear(2, 2))
 except ValueError as error:
-    assert "it knows clip_vision_model, dinov2, dinov2_with_registers" in str(error), error
+    assert "it knows clip_vision_model, cosmos3_edge_vision, dinov2" in str(error), error
 else:
     raise AssertionError
 """,

@@ -100,7 +100,7 @@ def _prompt(turns: list[dict[str, Any]], processor: Any) -> str:
     if getattr(processor, "chat_template", None):
         return processor.apply_chat_template(turns, add_generation_prompt=True)
     tokens = {"image": f"{placeholder(processor)}\n", "video": f"{getattr(processor, 'video_token', '')}\n"}
-    spoken = ["".join(tokens.get(p["type"], p.get("text")) for p in turn["content"]) for turn in turns]
+    spoken = ["".join(tokens.get(p["type"]) or p["text"] for p in turn["content"]) for turn in turns]
     return " ".join(f"{t['role'].upper()}: {s}" for t, s in zip(turns, spoken, strict=True)) + " ASSISTANT:"
 
 

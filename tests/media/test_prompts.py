@@ -1,5 +1,7 @@
 """Prompts hold one placeholder per picture, and `seen` shows what a processor lets through."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,7 +76,7 @@ def test_prompts_that_do_not_fit_the_pictures(question, rendered, said):
 
 
 def test_a_prompt_whose_placeholder_nobody_names():
-    processor = Processor()
+    processor: Any = Processor()
     processor.image_token = None
     with pytest.raises(ValueError, match="Processor names no placeholder of a picture, and has no chat template"):
         prompt(processor, "What is it?")
@@ -82,7 +84,7 @@ def test_a_prompt_whose_placeholder_nobody_names():
 
 
 def test_a_placeholder_before_the_processor_is_another_than_behind_it():
-    processor = Processor()
+    processor: Any = Processor()
     processor.image_placeholder_token = "<image 1>"
     assert placeholder(processor) == "<image 1>"
     assert "<image 1>" in prompt(processor, "What is it?")
@@ -90,7 +92,7 @@ def test_a_placeholder_before_the_processor_is_another_than_behind_it():
 
 def test_pictures_as_a_processor_takes_them():
     one, two = smooth((4, 4)), smooth((8, 4))
-    plain, idefics, got = Processor(), Processor(), Processor()
+    plain, idefics, got = (cast(Any, Processor()) for _ in range(3))
     idefics.fake_image_token, got.multi_page = "<fake>", False
     rows = [[one, two], [], [one]]
     assert picture_inputs(plain, rows) == {"images": [[one, two], [one]]}
@@ -109,7 +111,7 @@ def test_what_counts_as_a_visual_token():
         def __call__(self, text):
             return {"input_ids": [9 if word == "<pad>" else 1 for word in text.split()]}
 
-    named, silent = Processor(), Processor(rendered="kept")
+    named, silent = cast(Any, Processor()), cast(Any, Processor(rendered="kept"))
     named.tokenizer = silent.tokenizer = Tokenizer()
     assert visual_ids(named) == [len("<img>")]
     silent.image_token = None
