@@ -223,7 +223,7 @@ class DenoisingEngine:
     def _after_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache: Any = cache_of(kwargs)
         state = None if cache is None else self.states.get(cache)
-        if state is None or state.step != self.method.after:
+        if cache is None or state is None or state.step != self.method.after:
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         with torch.no_grad():
