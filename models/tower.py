@@ -244,7 +244,14 @@ def known_towers(takes: Takes | None = None) -> list[str]:
 
 def tower_type(tower: nn.Module) -> str | None:
     """The tower's own `config.model_type`."""
-    return getattr(getattr(tower, "config", None), "model_type", None)
+    return type_of(getattr(tower, "config", None))
+
+
+def type_of(config: object) -> str | None:
+    """The model type of a tower's configuration, also where an old checkpoint calls it by the whole model's
+    ("qwen2_5_vl" for "qwen2_5_vl_vision") and transformers lets that stand, as 5.19 does."""
+    given, own = getattr(config, "model_type", None), getattr(type(config), "model_type", None)
+    return own if own == f"{given}_vision" else given
 
 
 def tower_for(tower: nn.Module) -> Tower:

@@ -19,7 +19,8 @@ class Family:
         positions: of what is kept, which the language model decides: "compact", where a token's number in the row is
             its position, "original", where it has (t, h, w) positions.
         prunes: of which modalities tokens leave; videos of the others stay whole.
-        towers: `model_type` of the vision towers that the plug-in knows.
+        towers: `model_type` of the vision towers that the plug-in knows, first that of checkpoints which do not say, as
+            transformers has it.
         framed: whether words stand between a video's frames, so that it has to be known how many tokens each frame
             keeps: those of methods that choose in each frame for itself.
     """

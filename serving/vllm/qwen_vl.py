@@ -16,7 +16,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vtc.models.tower import facts_of
+from vtc.models.tower import facts_of, type_of
 from vtc.serving.vllm.mixins import PrunedInfo, PrunedProcessor, shortened
 from vtc.serving.vllm.mrope import MRoPEModel
 from vtc.serving.vllm.pruning import grid_layout
@@ -43,7 +43,7 @@ class PackedModel(MRoPEModel):
 
     def tower_parts(self) -> Parts:
         tower: Any = self.visual
-        facts = facts_of(self.config.vision_config.model_type)
+        facts = facts_of(str(type_of(self.config.vision_config)))
         return Parts(facts, tower, tower.blocks, len(tower.blocks), facts.feature_layer(tower))
 
     def _process_image_input(self, image_input: Any) -> tuple[Tensor, ...]:

@@ -44,12 +44,21 @@ def test_the_flag(model, given, text, capsys):
     assert read_spec(read["vtc"], family) == read_spec(text, family)
 
 
-def test_a_trained_methods_weights(capsys):
+def test_a_trained_methods_weights(capsys, monkeypatch):
+    """They are found from wherever the server is started."""
     folder = str(tiny.path().parent / "tiny-qwen-vqtoken")
-    _, value = printed(capsys, "tiny-qwen", "--method", "vqtoken", "--keep", "32", "--weights", folder)
+    monkeypatch.chdir(tiny.path().parent)
+    _, value = printed(capsys, "tiny-qwen", "--method", "vqtoken", "--keep", "32", "--weights", "tiny-qwen-vqtoken")
     assert json.loads(value)["vtc"] == {"method": "vqtoken", "keep": 32, "weights": folder}
     assert main(["serve-args", "tiny-llava", "--method", "vqtoken", "--weights", folder]) == 2
     assert "were trained for qwen2_5_vl of width 192; this model is llava" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("vision", [{"depth": 32}, {"model_type": "qwen2_vl"}, {"model_type": "qwen2_vl_vision"}])
+def test_old_checkpoints_do_not_say_what_their_tower_is(vision, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "vision_config": vision}))
+    _, value = printed(capsys, str(tmp_path), "--method", "divprune")
+    assert json.loads(value)["architectures"] == ["VtcQwen2VLForConditionalGeneration"]
 
 
 def test_the_whole_command_starts_a_server(tmp_path):

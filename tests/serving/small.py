@@ -5,6 +5,7 @@ Their language models' heads are 32 wide: vLLM's attention on a CPU has no narro
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def save(family: str, folder: Path) -> Path:
         processor.vision_aspect_ratio = "anyres_max_9"
         processor.image_processor.image_grid_pinpoints = [*PINPOINTS, LARGE]
     processor.save_pretrained(folder)
+    if family == "qwen2_vl":  # as checkpoints of before transformers 5 have it
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"]["model_type"] = family
+        (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

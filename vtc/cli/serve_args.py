@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 from typing import Any
 
 from vtc.cli import arguments
@@ -32,14 +33,16 @@ def add_command(commands: Any) -> None:
 def _serve_args(options: argparse.Namespace) -> None:
     """Print the flag with which vLLM serves a model and prunes its pictures, quoted for a shell. What the server would
     refuse at start is refused here."""
-    trained = {"weights": options.weights} if options.weights is not None else {}
+    # the server may be started somewhere else
+    trained = {"weights": str(Path(options.weights).absolute())} if options.weights is not None else {}
     (name,) = arguments.check_methods([options.method], trained)
-    if trained:
+    if options.weights is not None:
         read_card(options.weights, name)
     check(options.model)
     config = config_of(options.model)
     family = family_of(config.get("model_type"))
-    check_tower(family, _part(config, "vision_config").get("model_type"))
+    vision = _part(config, "vision_config")
+    check_tower(family, vision.get("model_type", family.towers[0]) if vision else None)
     keep = {"keep": options.keep} if options.keep is not None else {}
     width = _part(config, "text_config").get("hidden_size", config.get("hidden_size"))
     spec = read_spec({"method": options.method, **keep, **trained}, family, width)

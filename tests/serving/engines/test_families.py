@@ -4,6 +4,7 @@ No step of the engine takes more than 32 tokens, so that prompts and pictures ar
 test-vllm`.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
