@@ -347,6 +347,5 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = (
-    {name: made() for name, made in (_MADE | SLIDING).items() if name in CONFIG_MAPPING} | HYBRID | LISTED_MORE
-)
+LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
+LISTED |= HYBRID | SLIDING | LISTED_MORE

@@ -18,14 +18,13 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
     "vtc_qwen3_vl": ("qwen3_vl",),
     "vtc_internvl": ("internvl",),
     "vtc_hf": (  # whatever else the default family carries
-        *("aria", "deepseek_vl", "emu3", "ernie4_5_vl_moe", "fast_vlm", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"),
-        *("idefics3", "smolvlm"),
-        *("got_ocr2", "janus", "lighton_ocr", "mistral3", "ovis2", "paddleocr_vl", "perception_lm", "qianfan_ocr"),
-        *("exaone4_5", "lfm2_vl", "minicpmv4_6", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe"),
-        *("qwen3_vl_moe", "video_llama_3", "video_llava", "vipllava"),
-        *("cosmos3_edge", "cosmos3_omni", "deepseek_ocr2", "deepseek_vl_hybrid", "glmga", "granite_docling"),
-        *("hunyuan_vl", "idefics2"),
-        *("hyperclovax_vision_v2", "kimi_k25", "pp_chart2table", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
+        *("aria", "aya_vision", "cohere2_vision", "cosmos3_edge", "cosmos3_omni", "deepseek_ocr2", "deepseek_vl"),
+        *("deepseek_vl_hybrid", "emu3", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3", "gemma3n", "gemma4"),
+        *("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "got_ocr2", "granite_docling", "hunyuan_vl"),
+        *("hyperclovax_vision_v2", "idefics2", "idefics3", "janus", "kimi_k25", "lfm2_vl", "lighton_ocr"),
+        *("minicpmv4_6", "mistral3", "nemotron_h_omni", "ovis2", "paddleocr_vl", "paligemma", "perception_lm"),
+        *("pp_chart2table", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_5_moe"),
+        *("qwen3_omni_moe_thinker", "qwen3_vl_moe", "smolvlm", "video_llama_3", "video_llava", "vipllava"),
     ),
 }
 
