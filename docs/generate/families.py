@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from docs.generate.markdown import block, code, prose, table
 from vtc.cli.listing import kinds
@@ -79,7 +80,8 @@ def facts() -> list[Facts]:
     found = []
     for model_type in [name for name in list_families() if name in SHIPPED]:
         config = AutoConfig.for_model(model_type)
-        vision = getattr(config, "vision_config", None) or config.vq_config  # pyright: ignore[reportAttributeAccessIssue]
+        named: Any = getattr(config, "vision_config", None) or getattr(config, "vq_config", None)
+        vision = named or AutoConfig.for_model(f"{model_type}_vision")  # Gemma 4 leaves it out by default
         tower = facts_of(vision.model_type) if vision.model_type in known_towers() else None
         found.append(
             Facts(
