@@ -59,7 +59,7 @@ class Decoder:
         return layer.input_layernorm(hidden)
 
     def rotary(self, lm: Any) -> Any:
-        """The module that makes the tables of the rotary embedding."""
+        """The module that makes the tables of the rotary embedding; None in a model without one."""
         return lm.rotary_emb
 
     def final_norm(self, lm: Any) -> Any:

@@ -90,13 +90,14 @@ def _compare(decoder: Decoder, lm: Any, number: int, layer: Any) -> None:
         torch.manual_seed(number)
         fresh, config = _fresh(decoder, lm, number, layer)
         attention = decoder.attention(fresh)
-        rotary = type(decoder.rotary(lm))(config).float()
+        rotary = decoder.rotary(lm)
+        rotary = None if rotary is None else type(rotary)(config).float()
         states = [config.altup_num_inputs] if decoder.stacked else []
         hidden = torch.randn(*states, 2, TOKENS, config.hidden_size, dtype=torch.float32)
         positions = torch.randint(0, 8, (2, TOKENS)).cumsum(dim=1)
         if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
             positions = positions + torch.randint(0, 8, (3, 2, TOKENS))
-        given = decoder.position_embeddings(rotary, hidden, positions, number)
+        given = None if rotary is None else decoder.position_embeddings(rotary, hidden, positions, number)
         x, heard, theirs, cache = _run(fresh, attention, hidden, given)
         tables = decoder.tables(attention, heard)
         queries, keys = decoder.queries(attention, x, tables), decoder.keys(attention, x, tables)
@@ -148,7 +149,7 @@ def _run(layer: Any, attention: Any, hidden: Tensor, given: Any) -> tuple[Tensor
     cache = DynamicCache()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        got.update(x=args[0] if args else kwargs["hidden_states"], tables=kwargs["position_embeddings"])
+        got.update(x=args[0] if args else kwargs["hidden_states"], tables=kwargs.get("position_embeddings"))
         got.update(weights=output[1])
         raise _Reached
 

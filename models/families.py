@@ -301,6 +301,13 @@ _HYBRID = (
         "openbmb/MiniCPM-V-4.6",
     ),
     _carried(
+        "nemotron_h_omni",
+        "Nemotron 3 Omni",
+        _PACKED,
+        f"State spaces, experts and a few layers that attend, without positions. {_RECURRENT}",
+        "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
+    ),
+    _carried(
         "qwen3_5",
         "Qwen3.5",
         _PACKED,

@@ -109,6 +109,8 @@ class Adapter:
     """Facts about a family; subclasses fill in what differs. All paths are those of transformers."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: what the class of a whole model of the family is called, or its name ends with
+    whole: ClassVar[str] = "ForConditionalGeneration"
     #: whether the language model's rotary embedding takes (t, h, w) position rows
     mrope: ClassVar[bool] = False
     #: whether neighbouring pieces of features (InternVL's tiles) make up one image

@@ -79,4 +79,38 @@ class MiniCpmV46Adapter(DefaultAdapter):
         return super().layout(model, features, known._replace(thw=(t, h // merge, w // merge)))
 
 
-HYBRID: tuple[type[Adapter], ...] = (Qwen35Adapter, Lfm2VlAdapter, MiniCpmV46Adapter)
+class NemotronOmniAdapter(DefaultAdapter):
+    """State spaces in most layers, and no positions: what is left of a row is told apart by its order alone. Patches of
+    pictures of any size are packed, 2 x 2 of which make a token. Sounds are none of vtc's business."""
+
+    model_types = ("nemotron_h_omni",)
+    whole = "NemotronH_Omni_Reasoning_V3"
+
+    def base(self, model: nn.Module) -> Any:
+        return model
+
+    def language_model(self, model: nn.Module) -> Any:
+        whole: Any = model
+        return whole.language_model.model
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        return False
+
+    def token_id(self, model: nn.Module, modality: str) -> int:
+        if modality == "video":
+            raise ValueError(
+                "vtc does not compress the videos of nemotron_h_omni, whose tokens have the placeholder of pictures: "
+                "give it single frames as images."
+            )
+        return super().token_id(model, modality)
+
+    def merge(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return round(1 / config.downsample_ratio)
+
+    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        sizes = kwargs.get("image_grid_hw")
+        return None if sizes is None else torch.nn.functional.pad(torch.as_tensor(sizes), (1, 0), value=1)  # (t, h, w)
+
+
+HYBRID: tuple[type[Adapter], ...] = (Qwen35Adapter, Lfm2VlAdapter, MiniCpmV46Adapter, NemotronOmniAdapter)

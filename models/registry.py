@@ -111,10 +111,8 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
         raise ValueError(f'family={family!r} is none: leave it out, or give "auto" for a model of no listed family.')
     if model_type not in _ADAPTERS and family is None:
         raise ValueError(f"{why_unsupported(model)} `vtc families` lists those that are supported.")
-    if model_type in _ADAPTERS and not type(model).__name__.endswith("ForConditionalGeneration"):
-        raise ValueError(
-            f"wrap the whole model (a ...ForConditionalGeneration), not a part of it ({type(model).__name__})."
-        )
+    if model_type in _ADAPTERS and not type(model).__name__.endswith(whole := adapter_of(model_type).whole):
+        raise ValueError(f"wrap the whole model (a ...{whole}), not a part of it ({type(model).__name__}).")
     adapter = adapter_of(model_type).of(model) if model_type in _ADAPTERS else AutoAdapter(model)
     adapter.check(model)
     lm = adapter.language_model(model)

@@ -176,6 +176,37 @@ class Lfm2Decoder(Decoder):
 
 
 @register_decoder
+class NemotronHDecoder(Decoder):
+    """Every layer is attention, a state space, experts or a feed-forward part; keys and queries are not rotated."""
+
+    model_types = ("nemotron_h",)
+
+    def attention(self, layer: Any) -> Any:
+        return layer.mixer
+
+    def recurrent(self, layer: Any) -> Any:
+        return layer.mixer
+
+    def feed_forward(self, layer: Any) -> Any:
+        return layer.mixer
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return layer.norm(hidden.to(layer.norm.weight.dtype))
+
+    def rotary(self, lm: Any) -> None:
+        return None
+
+    def final_norm(self, lm: Any) -> Any:
+        return lm.norm_f
+
+    def tables(self, attention: Any, given: Any) -> Tables:
+        return ()
+
+    def rotated(self, attention: Any, x: Tensor, tables: Tables) -> Tensor:
+        return x
+
+
+@register_decoder
 class QwenVLDecoder(Decoder):
     """Before transformers 5.18 these are handed a table per axis (t, h, w), [3, B, T, d]; now the merged one."""
 

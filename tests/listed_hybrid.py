@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from tests.tiny_parts import (
     CLIPS,
@@ -39,6 +39,7 @@ DELTA = {
 }
 #: two layers that attend, with and without recurrent ones before and behind them
 LAYERS = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+MIXERS = ["linear_attention", "full_attention", "moe", "full_attention", "linear_attention", "mlp"]
 CONVOLVED = ["conv", "full_attention", "full_attention", "conv"]
 
 
@@ -112,7 +113,53 @@ def _minicpm() -> Any:
     )
 
 
-HYBRID: dict[str, Callable[[], Family]] = {
+def _nemotron() -> Any:
+    text = {name: value for name, value in TEXT.items() if name != "num_hidden_layers"}
+    state = {"ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "chunk_size": 16}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return AutoConfig.for_model(
+        "nemotron_h_omni",
+        vision_config={
+            "model_type": "radio",
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "mlp_ratio": 2.0,
+            "patch_size": 4,
+            "image_size": 32,
+            "max_img_size": 64,
+            "num_cls_tokens": 2,
+            "num_registers": 1,
+            "video_temporal_patch_size": 2,
+        },
+        text_config={
+            "model_type": "nemotron_h",
+            **text,
+            **state,
+            **experts,
+            "moe_shared_expert_intermediate_size": 24,
+            "head_dim": 8,
+            "layers_block_type": MIXERS,
+        },
+        vision_hidden_size=24,
+        projector_hidden_size=24,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+
+
+def _packed_hw(seeds: Sequence[int]) -> Made:
+    """The same, without a time."""
+    if not seeds:
+        return {}, []
+    grids = [GRIDS[s % len(GRIDS)][1:] for s in seeds]
+    patches = torch.cat([noise(s, h * w, 48) for s, (h, w) in zip(seeds, grids, strict=True)])
+    prompts = [[START, *[IMAGE] * (h * w // 4), END] for h, w in grids]
+    return {"pixel_values": patches, "image_grid_hw": torch.tensor(grids)}, prompts
+
+
+_MADE: dict[str, Callable[[], Family]] = {
+    "nemotron_h_omni": lambda: Family(_nemotron, _packed_hw),
     "minicpmv4_6": lambda: Family(_minicpm, _sliced),
     "qwen3_5": lambda: Family(_qwen("qwen3_5"), _packed, _clips, typed=True),
     "qwen3_5_moe": lambda: Family(
@@ -149,3 +196,5 @@ HYBRID: dict[str, Callable[[], Family]] = {
         _padded,
     ),
 }
+#: those that the installed transformers has
+HYBRID: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}

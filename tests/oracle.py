@@ -26,8 +26,9 @@ from vtc.proof.recurrent import fed_directly
 
 
 def lm_of(model: Any) -> Any:
-    """The language model without its head, as transformers finds it."""
-    return model.get_decoder()
+    """The language model without its head, as transformers finds it; of Nemotron, one level further down."""
+    found = model.get_decoder()
+    return getattr(found, "model", found)
 
 
 @dataclass
@@ -168,6 +169,8 @@ def round_off(model: Any) -> float:
 def recurrent(layer: Any) -> Any:
     """The module of a decoder layer that mixes tokens without attention; None = it attends."""
     found = (getattr(layer, name, None) for name in ("linear_attn", "conv"))
+    if getattr(layer, "block_type", None) == "linear_attention" and hasattr(layer, "mixer"):
+        return layer.mixer
     return next((module for module in found if module is not None), None)
 
 
@@ -284,7 +287,7 @@ class _Play:
             if self.seen == self.start and one.first == i:
                 hidden = hidden if i == 0 else one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
-        if recurrent(module) is not None:
+        if recurrent(module) is not None or getattr(module, "block_type", None) in ("moe", "mlp"):
             return (hidden,), kwargs
         end = self.seen + self.length
         visible = self.user[:, None].repeat(1, self.heads, 1)  # [B, H, K]
@@ -308,12 +311,12 @@ class _Play:
             if merge.layer == i and self.seen >= merge.length and merge.held.weighs:
                 self.weigh(mask, merge)
         kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
-        if self.compact:
+        if self.compact and hasattr(self.lm, "rotary_emb"):
             positions = self.positions[number]
             named = len(signature(self.lm.rotary_emb.forward).parameters) > 2
             kind = [self.lm.config.layer_types[i]] if named else []
             kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
-        if self.seen == self.start:
+        if self.seen == self.start and "position_embeddings" in kwargs:
             self.tables[i] = kwargs["position_embeddings"]
         return (hidden,), kwargs
 

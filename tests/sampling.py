@@ -21,7 +21,9 @@ from pathlib import Path
 SHARE = 0.02
 #: what a method is told where a family's towers, grids or layers are not for it; not wrong, and counts as skipped
 UNKNOWN = re.compile(
-    r"is no vision tower that vtc knows|is not known; choose a method|hand on several states of each token"
+    r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"
+    r"lets neighbouring layers share keys|assisted generation is not supported with stateful models|"
+    r"hand on several states of each token"
 )
 
 

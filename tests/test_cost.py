@@ -1,5 +1,7 @@
 """The cost model, against counted matrix products and the bytes of real caches."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,7 +92,8 @@ LATENT = {
 @pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
 def test_latent_attention(kind, rank):
     """DeepSeek's: FLOPs as torch counts them, bytes as the cache holds them."""
-    model, tokens = language_model(kind, q_lora_rank=rank, **LATENT), 33
+    changes: dict[str, Any] = {"q_lora_rank": rank, **LATENT}
+    model, tokens = language_model(kind, **changes), 33
     model.config._experts_implementation = "eager"
     with FlopCounterMode(display=False) as counter:
         cache = prefill(model, tokens).past_key_values

@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
         *("aria", "deepseek_vl", "emu3", "ernie4_5_vl_moe", "fast_vlm", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"),
         *("idefics3", "smolvlm"),
         *("got_ocr2", "janus", "lighton_ocr", "mistral3", "ovis2", "paddleocr_vl", "perception_lm", "qianfan_ocr"),
+        *("exaone4_5", "lfm2_vl", "minicpmv4_6", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe"),
         *("qwen3_vl_moe", "video_llama_3", "video_llava", "vipllava"),
     ),
 }

@@ -39,14 +39,13 @@ def _layout(found: Found, adapters: dict[str, Found]) -> Line:
 
 
 def _registered(tree: Tree, found: Found) -> Line:
-    there = found.node.name in tree.words("models/registry.py") or _carried(tree, found)
+    there = tree.entered(found.node.name)
     return Line("registered", "" if there else f"import {found.node.name} in models/registry.py, and enter it")
 
 
 def _carried(tree: Tree, found: Found) -> bool:
-    """Whether it is among the families of models/listed.py, which are entered together."""
-    table = assigned(tree.parsed("models/listed.py").body, "LISTED")
-    return isinstance(table, ast.Tuple) and found.node.name in [ast.unparse(one) for one in table.elts]
+    """Whether it is among the families that are entered together."""
+    return tree.entered(found.node.name) and found.node.name not in tree.words("models/registry.py")
 
 
 def _told(tree: Tree, name: str) -> list[Line]:
@@ -54,7 +53,7 @@ def _told(tree: Tree, name: str) -> list[Line]:
     carried = _call(tree, "models/families.py", "_carried", name)
     told = carried or _call(tree, "models/families.py", "FamilyInfo", name)
     if carried:  # that it reads what is said, tests/cli/test_listing.py holds against the tiny models themselves
-        there = name in tree.listed("tests/listed.py", "_MADE")
+        there = any(name in tree.listed(path, "_MADE") for path in tree.files("tests/listed*.py"))
         return [Line("vtc families"), Line("tiny model", "" if there else f"add {name!r} to _MADE in tests/listed.py")]
     key = next((key for key in _tiny(tree) if key == name or key.startswith(f"{name}_")), None)
     lines = [

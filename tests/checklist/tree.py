@@ -148,6 +148,22 @@ class Tree:
         constants = [] if value is None else [node for node in ast.walk(value) if isinstance(node, ast.Constant)]
         return {node.value for node in constants if isinstance(node.value, str)}
 
+    def entered(self, name: str) -> bool:
+        """Whether a class stands in models/registry.py, or in a tuple of models/ that is entered there as a whole."""
+        words = self.words("models/registry.py")
+        if name in words:
+            return True
+        bodies = [self.parsed(path).body for path in self.files("models/*.py")]
+        tables = [
+            node.value
+            for body in bodies
+            for node in body
+            if isinstance(node, ast.AnnAssign)
+            and isinstance(node.value, ast.Tuple)
+            and ast.unparse(node.target) in words
+        ]
+        return any(name == ast.unparse(one) for table in tables for one in table.elts)
+
     @cached_property
     def index(self) -> dict[str, dict[str, Any]]:
         """vtc/methods/index.json by name."""

@@ -107,7 +107,7 @@ def rows_read(model: Any) -> Iterator[list[list[int]]]:
     found: list[list[int]] = []
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         found.append([layer.keys.shape[2] for layer in cache.layers])
 
     first = model.model.decoder.layers[0].register_forward_pre_hook(before, with_kwargs=True)
@@ -159,7 +159,7 @@ def covered(model: Any, gone: list[list[int]], after: int) -> Iterator[None]:
         count[0] += 1
         if count[0] <= after:
             return None
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         length, masks = cache.get_seq_length(), {}
         for i, kind in enumerate(KINDS):
             held = cache.layers[i].keys.shape[2]

@@ -88,6 +88,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", dict(FULL, sliding_window=None)),
     "exaone4, one window": ("exaone4", dict(FULL, sliding_window=8)),
     "lfm2": ("lfm2", FULL),
+    "nemotron_h": ("nemotron_h", dict(layers_block_type=["full_attention"] * LAYERS)),
     "qwen3_5_text": ("qwen3_5_text", dict(FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
     "qwen3_5_text, partial": ("qwen3_5_text", dict(FULL, head_dim=16, **axes(1, 1, 2, partial_rotary_factor=0.5))),
     "qwen3_5_moe_text": ("qwen3_5_moe_text", dict(EXPERTS, **FULL, **axes(1, 1, 2, partial_rotary_factor=1.0))),
@@ -156,7 +157,7 @@ def run(lm: Any, length: int, past: int) -> Iterator[tuple[LayerView, LayerView,
     mask = torch.ones(2, total, dtype=torch.long)
     mask[0, :2] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    if "mrope_section" in (lm.config.rope_parameters or {}):
+    if "mrope_section" in (getattr(lm.config, "rope_parameters", None) or {}):
         positions = positions + torch.randint(0, 9, (3, 2, total), generator=generator)
     store = DynamicCache() if past else None
     if store is not None:
@@ -175,7 +176,7 @@ def run(lm: Any, length: int, past: int) -> Iterator[tuple[LayerView, LayerView,
         handles.append(
             facts.attention(layer).register_forward_hook(
                 lambda _, args, kwargs, out: inside.append(
-                    (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
+                    (args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings"))
                 ),
                 with_kwargs=True,
             )

@@ -7,6 +7,7 @@ there on. The oracle of the other families, which `tests/models/test_listed.py` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,14 +18,13 @@ from transformers import DynamicCache
 
 import vtc
 from tests.families import batch, model_of
-from tests.listed import LISTED
 from tests.listed_hybrid import HYBRID
 from tests.models.test_decoders import on
 from tests.oracle import Choice, decisions, lm_of, round_off
 from vtc.cost import DecoderCost
 from vtc.models.decoder import decoder_for
 
-FAMILIES = [name for name in HYBRID if name in LISTED]
+FAMILIES = list(HYBRID)
 OWN: Any = dict(positions="original")
 STAGES: dict[str, Callable[[], Any]] = {
     "input": lambda: vtc.DivPrune(keep=0.3, **OWN),
@@ -57,6 +57,8 @@ def positions_of(given: dict[str, Any], row: int) -> Tensor:
 
 def through(lm: Any, i: int, x: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """x [1, S, D] at positions [A, 1, S] through the plain layer `i`."""
+    if not hasattr(lm, "rotary_emb"):
+        return lm.layers[i](x, attention_mask=None, **on(cache))
     tables = lm.rotary_emb(x, position_ids=positions if len(positions) > 1 else positions[0])
     return lm.layers[i](x, position_embeddings=tables, attention_mask=None, **on(cache))
 
@@ -96,7 +98,8 @@ def directly(model: Any, given: dict[str, Any], row: int, real: list[int], made:
 def answered(model: Any, x: Tensor) -> Tensor:
     """Logits of hidden states behind the last layer."""
     lm = lm_of(model)
-    return model.lm_head(decoder_for(lm).final_norm(lm)(x))
+    head = model.get_output_embeddings() or model.language_model.lm_head
+    return head(decoder_for(lm).final_norm(lm)(x))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -128,13 +131,13 @@ def test_decoding_goes_on_from_what_is_left(family: str, stage: str) -> None:
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         made = decisions(model)
     x, cache, _ = directly(model, given, 0, list(range(length)), made)
-    offset = int(getattr(model.model, "rope_deltas", None) if hasattr(model.model, "rope_deltas") else 0)
+    offset = int(getattr(getattr(model, "model", model), "rope_deltas", 0))
     suppressed = torch.tensor(model.generation_config.suppress_tokens)
     for step in range(6):
         logits = answered(model, x[:, -1:])[0, -1].index_fill(0, suppressed, -torch.inf)
         token = logits.argmax()
         assert int(token) == int(ids[0, length + step])
-        x = lm.embed_tokens(token[None, None])
+        x = model.get_input_embeddings()(token[None, None])
         place = torch.full((3 if given.get("position_ids") is not None else 1, 1, 1), length + step + offset)
         for i in range(len(lm.layers)):
             x = through(lm, i, x, place, cache)
@@ -205,13 +208,14 @@ def test_what_needs_attention_where_there_is_none(what: str) -> None:
 
 def test_steps_that_read_a_part_decide_in_a_layer_that_attends() -> None:
     model, inputs = model_of("qwen3_5"), batch("qwen3_5", [["v0"]])
-    with pytest.raises(ValueError, match="dycoke reads attention in decoder layer 0, and of qwen3_5_text only the la"):
-        vtc.wrap(model, vtc.DyCoke(keep=0.6, first=1))
-    with torch.no_grad(), vtc.wrapped(model, vtc.DyCoke(keep=0.6, first=2)):
+    active = vtc.DyCoke(p=0.6).parts()[1]
+    with pytest.raises(ValueError, match="reads attention in decoder layer 0, and of qwen3_5_text only the layers"):
+        vtc.wrap(model, replace(active, first=1))
+    with torch.no_grad(), vtc.wrapped(model, replace(active, first=2)):
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
         notes = vtc.report(model).notes
     assert any("decode steps read" in note and "from layer 2 on" in note for note in notes)
-    assert any("dycoke acts in the 2 of 4 decoder layers that attend" in note for note in notes)
+    assert any("acts in the 2 of 4 decoder layers that attend" in note for note in notes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -220,18 +224,18 @@ def test_the_report_says_where_the_cache_is(family: str) -> None:
     with torch.no_grad(), vtc.wrapped(model, "h2o", keep=0.4):
         cache = model(**inputs, use_cache=True).past_key_values
         report = vtc.report(model)
-    assert any("h2o acts in the 2 of 4 decoder layers that attend" in note for note in report.notes)
+    layers = len(lm_of(model).layers)
+    assert any(f"h2o acts in the 2 of {layers} decoder layers that attend" in note for note in report.notes)
     measured = vtc.cache_bytes(cache).rows
     assert report.kv_bytes[1] == measured  # keys and values that are left, and states
     with torch.no_grad():
         plain = model(**inputs, use_cache=True).past_key_values
     assert report.kv_bytes[0] == vtc.cache_bytes(plain).rows
-    states = [full for full, kept in report.kv_bytes_by_layer if full == kept]
+    states = [full for full, kept in report.kv_bytes_by_layer if full == kept and full]
     assert len(states) == 2
-    assert min(states) > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "nemotron_h_omni"])  # whose scan is no product
 @pytest.mark.parametrize("tokens", [64, 128])
 def test_flops_are_those_counted(family: str, tokens: int) -> None:
     model = model_of(family, "eager")

@@ -135,7 +135,7 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("paddleocr_vl", "video_llama_3", "qwen3_vl_moe"), ((1, 5, 7), 35, 1)),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), ((1, 5, 7), 35, 1)),
     "lfm2_vl": ((1, 5, 6), 30, 1),
-    **dict.fromkeys(("minicpmv4_6", "exaone4_5"), ((1, 5, 7), 35, 1)),
+    **dict.fromkeys(("minicpmv4_6", "exaone4_5", "nemotron_h_omni"), ((1, 5, 7), 35, 1)),
     "emu3": ((1, 8, 8), 72, 1),  # a word at the end of each row
     "aria": ((1, 1, 20), 20, 1),
     **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),

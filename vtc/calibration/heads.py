@@ -60,22 +60,24 @@ def of_pictures(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
 
 def _heard(model: nn.Module, run: Callable[[], Any], earlier: list[Pairs]) -> tuple[Tensor, Tensor]:
     lm = adapter_for(model).language_model(model)
-    decoder, found = decoder_for(lm), []
-    windows = iter(decoder.windows(lm.config))
+    decoder, found = decoder_for(lm), list[tuple[Tensor, Tensor]]()
+    windows = iter([w for i, w in enumerate(decoder.windows(lm.config)) if i in decoder.attending(lm.config)])
 
     def listen(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         sees = Range() if (window := next(windows)) is None else Range(_since(window, x))
-        view = LayerView(decoder, module, x, kwargs["position_embeddings"], None, False, None, sees)
+        view = LayerView(decoder, module, x, kwargs.get("position_embeddings"), None, False, None, sees)
         found.append(_of_layer(view, earlier))
 
-    hooks = [decoder.attention(layer).register_forward_hook(listen, with_kwargs=True) for layer in decoder.layers(lm)]
+    layers, attending = decoder.layers(lm), decoder.attending(lm.config)
+    hooks = [decoder.attention(layers[i]).register_forward_hook(listen, with_kwargs=True) for i in attending]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    echo, induction = zip(*found, strict=True)
+    by_layer, none = dict(zip(attending, found, strict=True)), torch.zeros_like(found[0][0])
+    echo, induction = zip(*(by_layer.get(i, (none, none)) for i in range(len(layers))), strict=True)
     return torch.stack(echo), torch.stack(induction)
 
 

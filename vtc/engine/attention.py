@@ -193,6 +193,9 @@ class LayerView:
         Queries and keys of ones only, rotated to their places, and the product divided by the root of their width: in
         a LLaMA with d / 2 frequencies f, 2 / sqrt(d) times the sum of cos(f * distance).
         """
+        if not self.rotary:
+            width = self.keys.shape[-1] ** 0.5
+            return torch.full((*at.shape, self.x.shape[1]), width, device=at.device)
         ones = self.decoder.rotated_ones(self.attention, self.rotary)[:, 0].expand(len(at), -1, -1)  # [B, S, d]
         asked = at.clamp(min=0).to(ones.device).unsqueeze(-1).expand(-1, -1, ones.shape[-1])
         return (ones.gather(1, asked) @ ones.transpose(1, 2) / ones.shape[-1] ** 0.5).to(at.device)

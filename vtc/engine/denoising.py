@@ -221,7 +221,7 @@ class DenoisingEngine:
     # -- 3: what the block attends to --------------------------------------------------------------------------
 
     def _after_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = cache_of(kwargs)
+        cache: Any = cache_of(kwargs)
         state = None if cache is None else self.states.get(cache)
         if state is None or state.step != self.method.after:
             return

@@ -140,10 +140,9 @@ class Engine:
         self.handles.append(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
         self.handles.append(lm.register_forward_pre_hook(self._before_lm, with_kwargs=True))
         self.handles.append(lm.register_forward_hook(self._after_lm, with_kwargs=True))
-        if not family.mrope:
-            self.handles.append(
-                facts.decoder.rotary(lm).register_forward_pre_hook(self._before_rotary, with_kwargs=True)
-            )
+        rotary = facts.decoder.rotary(lm)
+        if not family.mrope and rotary is not None:
+            self.handles.append(rotary.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
         for stage in self.stages:
             for handle in stage.attach():  # one by one: what is there when the next one fails can be taken away again
                 self.handles.append(handle)
@@ -441,7 +440,7 @@ class Engine:
         if flow is None:
             return None
         config: Any = self.facts.language_model.config
-        heard = self.family.mrope or flow.rotated
+        heard = self.family.mrope or flow.rotated or self.facts.decoder.rotary(self.facts.language_model) is None
         if forward.layered:
             least = min(self.facts.depth, config.num_hidden_layers)  # fewer where a draft leaves early
             heard = forward.layers >= least

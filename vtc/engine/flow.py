@@ -516,7 +516,8 @@ class Flow:
         masks_heads = past is not None and past.masks_heads
         if number == 0 and self.state(layer) == self.state(leader) and not masks_heads and moved is None:
             return None
-        changes: dict[str, Any] = {"position_embeddings": self._rotary(number, layer, hidden)}
+        rotary = self._rotary(number, layer, hidden)
+        changes: dict[str, Any] = {} if rotary is None else {"position_embeddings": rotary}
         key = (number, self.sight.kinds[layer], self.state(layer), hidden.device)
         if key not in self._masks:
             mask = self.sight.mask(layer, hidden if hidden.dim() == 3 else hidden[0])
@@ -533,7 +534,10 @@ class Flow:
     def _kind_of_tables(self, layer: int) -> Hashable:
         return decoder_for(self.lm).tables_of(self.lm.config, layer)
 
-    def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary:
+    def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary | None:
+        """The tables of a layer; None where nothing is rotated."""
+        if decoder_for(self.lm).rotary(self.lm) is None:
+            return None
         part, moved, kind = self.parts[number], self._moved(layer), self._kind_of_tables(layer)
         if moved is None:
             if kind not in part.rotary:

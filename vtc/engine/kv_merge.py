@@ -26,7 +26,9 @@ class Rotation:
         self.flow, self.decoder, self.attention, self.layer, self.number = flow, decoder, attention, layer, number
 
     def tables(self, row: int, where: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-        """Tables [G or 1, N, r] for rows `where` LongTensor [G or 1, N] of a batch row."""
+        """Tables [G or 1, N, r] for rows `where` LongTensor [G or 1, N] of a batch row; () where no key is turned."""
+        if self.decoder.rotary(self.flow.lm) is None:
+            return ()
         axes = []
         for name in PLACES:
             tag = self.layer.tags.get(name)
@@ -39,6 +41,8 @@ class Rotation:
 
     def turned(self, keys: Tensor, tables: tuple[Tensor, ...], back: bool) -> Tensor:
         """Keys [G, N, d] turned by tables [G or 1, N, r], or `back`."""
+        if not tables:
+            return keys
         cos, sin = tables
         width = cos.shape[-1]
         out = [

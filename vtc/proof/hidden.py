@@ -143,9 +143,10 @@ class _Play:
         self.past = 0 if cache is None else int(cache.get_seq_length())
         names, embeds = self.beside, kwargs.get("inputs_embeds")
         if embeds is not None:
-            mask, shape = kwargs.get("attention_mask"), embeds.shape[:2]
-            there = isinstance(mask, Tensor) and mask.dim() == 2
-            self.real = mask[:, -shape[1] :].bool() if there else torch.ones(shape, dtype=torch.bool)
+            padding, shape = kwargs.get("attention_mask"), embeds.shape[:2]
+            self.real = torch.ones(shape, dtype=torch.bool)
+            if isinstance(padding, Tensor) and padding.dim() == 2:
+                self.real = padding[:, -shape[1] :].bool()
         if self.entered and embeds is not None and embeds.shape == self.entered["inputs_embeds"].shape:
             taken = ("inputs_embeds", *((names.rows,) if names else ()))
             kwargs = {**kwargs, **{name: self.entered[name] for name in taken if name in self.entered}}

@@ -206,7 +206,11 @@ class _Proof:
     def _lm(self) -> Any:
         """The language model as transformers finds it, or, where that finds none, as its adapter does."""
         found = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
-        return found if found is not self.model else adapter_for(self.model, self.how["family"]).language_model(found)
+        try:
+            there = found is not self.model and len(decoder_for(found).layers(found)) > 0
+        except AttributeError:  # a language model with its head
+            there = False
+        return found if there else adapter_for(self.model, self.how["family"]).language_model(self.model)
 
     @contextmanager
     def _entering(self, seen: list[dict[str, Any]]) -> Iterator[None]:

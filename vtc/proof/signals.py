@@ -46,7 +46,7 @@ def of_decoder(model: Any, lm: Any, layers: nn.ModuleList, given: Mapping[str, A
             continue
         args, kwargs = calls[id(attention)][0]
         x = args[0] if args else kwargs["hidden_states"]
-        tables = decoder.tables(attention, kwargs["position_embeddings"])
+        tables = decoder.tables(attention, kwargs.get("position_embeddings"))
         queries, keys = decoder.queries(attention, x, tables), decoder.keys(attention, x, tables)
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
         worst = max(worst, _apart(queries, keys, decoder.scaling(attention), own))

@@ -65,7 +65,8 @@ def test_who_reads_what(page):
 
 
 def test_methods_run_on_what_they_are_for():
-    assert methods.runs_on(shipped()["downsample"]) == ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
+    qwen = ["qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"]
+    assert methods.runs_on(shipped()["downsample"]) == qwen
     assert "glm4v" not in methods.runs_on(shipped()["vtc-cls"])
     assert "aria" not in methods.runs_on(shipped()["pool"])
     assert "llava" not in methods.runs_on(shipped()["evs"])
@@ -79,7 +80,8 @@ def test_methods_before_and_inside_the_tower(page):
     assert set(rows) == {
         info.name for info in shipped().values() if {"pixels", "encoder"} & {*info.places}
     }  # fmt: skip
-    assert rows["tome"].endswith("; with `order=raster` also `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl`, `qwen3_vl_moe` |")
+    packed = "`qwen2_5_vl`, `qwen2_vl`, `qwen3_5`, `qwen3_5_moe`, `qwen3_vl`, `qwen3_vl_moe`"
+    assert rows["tome"].endswith(f"; with `order=raster` also {packed} |")
     assert "`llava`" in rows["pitome"].partition("; with `mode=protected`")[0]
     for name in ("zerotprune", "vtc-cls", "random"):
         assert "qwen" not in rows[name]

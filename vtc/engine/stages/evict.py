@@ -484,7 +484,7 @@ class EvictStage(Stage):
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         held = decoder.cached_keys(module, rows_held(cache.layers[i]))
         seen, sees = flow.seen_keys(i), flow.sight.range(i)
-        view = LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen, sees)
+        view = LayerView(decoder, module, x, kwargs.get("position_embeddings"), held, True, seen, sees)
         for number in asking:
             watch = Stopwatch(x.device)
             with torch.no_grad():

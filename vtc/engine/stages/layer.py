@@ -80,7 +80,7 @@ class LayerRun(Run):
         there = layer is not None and layer.is_initialized and (layer.keys.numel() or getattr(layer, "store", None))
         held = decoder.cached_keys(attention, rows_held(layer)) if there else None
         seen = self.flow.seen_keys(i)
-        return LayerView(decoder, attention, x, kwargs["position_embeddings"], held, filled, seen, sight.range(i))
+        return LayerView(decoder, attention, x, kwargs.get("position_embeddings"), held, filled, seen, sight.range(i))
 
     def measure(self, i: int, method: LayerMethod, attention: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> None:
         """The layer before the one where `method` chooses has attended: read what it will want to know."""

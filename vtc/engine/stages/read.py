@@ -189,4 +189,4 @@ class ReadStage(Stage):
         seen = flow.seen_keys(self.first - 1)
         decoder = self.facts.decoder
         held = decoder.cached_keys(module, rows_held(layer))
-        run.decide(cache, LayerView(decoder, module, x, kwargs["position_embeddings"], held, True, seen))
+        run.decide(cache, LayerView(decoder, module, x, kwargs.get("position_embeddings"), held, True, seen))
