@@ -1,4 +1,4 @@
-# make demo | table | table-inside | table-crops | calibrations | table-cache | table-video | table-peers | table-peers-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
+# make demo | table | table-inside | table-crops | calibrations | table-cache | table-cache-video | table-video | table-peers | table-peers-video | table-vit | picture | vqtoken | tiny-next | tiny-vit | bench | bench-engine | bench-gpu
 # make test | test-browser | test-lmms | test-vllm | test-package | test-versions | test-python | test-main | test-all
 # make check-method | check-family | check-kernel NAME=... | notebooks | docs | dist
 # Each sets up .venv first, once; later runs start at once.
@@ -16,7 +16,7 @@ ASK := $(BIN)/vtc ask --keep 0.1
 
 .PHONY: env demo lint test test-browser test-lmms env-vllm test-vllm test-package test-newest test-oldest test-versions test-python test-main test-all \
     check-method check-family check-kernel check-tower check-decoder check-stage notebooks dist \
-    table table-inside table-crops calibrations table-cache table-video table-peers table-peers-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
+    table table-inside table-crops calibrations table-cache table-cache-video table-video table-peers table-peers-video table-vit picture vqtoken tiny-next tiny-vit bench bench-engine bench-gpu clean
 
 env: $(STAMP)
 
@@ -212,6 +212,10 @@ table-crops: $(STAMP)
 table-cache: $(STAMP)
 	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/cache.toml --out runs/cache
 	$(call COMPARE,cache)
+
+table-cache-video: $(STAMP)
+	$(BIN)/vtc eval --timing $(TIMING) --config eval/sweeps/cache-video.toml --out runs/cache-video
+	$(call COMPARE,cache-video)
 
 # The numbers of vflowopt that table-crops takes from eval/sweeps/, found anew: runs/crops-1440.json and two more.
 calibrations: $(STAMP)
