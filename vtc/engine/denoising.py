@@ -227,7 +227,8 @@ class DenoisingEngine:
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         with torch.no_grad():
-            state.attention = self._attention(module, x.detach(), kwargs, cache.layers[self.decider].keys)
+            held: Any = cache
+            state.attention = self._attention(module, x.detach(), kwargs, held.layers[self.decider].keys)
 
     def _attention(self, module: Any, x: Tensor, kwargs: dict[str, Any], cached: Tensor) -> Tensor:
         """[B, K]: mean attention that a block's tokens x [B, C, D] give each cached key."""
