@@ -398,8 +398,4 @@ _MADE: dict[str, Callable[[], Family]] = {
     ),
 }
 #: those that the installed transformers has
-LISTED: dict[str, Family] = (
-    {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
-    | HYBRID
-    | {name: made() for name, made in SLIDING.items() if name in CONFIG_MAPPING}
-)
+LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING} | HYBRID | SLIDING

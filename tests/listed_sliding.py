@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from tests.tiny_parts import END, GRIDS, IMAGE, START, TEXT, VIDEO, VISION, VOCAB, Family, noise, square
 
@@ -98,7 +98,7 @@ def gemma4(**text: Any) -> Family:
     return Family(config, _any_size, typed=True)
 
 
-SLIDING: dict[str, Callable[[], Family]] = {
+_MADE: dict[str, Callable[[], Family]] = {
     "gemma3": lambda: Family(
         _config(
             "gemma3",
@@ -167,3 +167,5 @@ SLIDING: dict[str, Callable[[], Family]] = {
         square(32, 16, [START], [END]),
     ),
 }
+#: those that the installed transformers has
+SLIDING: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}

@@ -19,7 +19,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
     "vtc_internvl": ("internvl",),
     "vtc_hf": (  # whatever else the default family carries
         *("aria", "deepseek_vl", "emu3", "ernie4_5_vl_moe", "fast_vlm", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"),
-        *("idefics3", "smolvlm"),
+        *("aya_vision", "cohere2_vision", "gemma3", "gemma3n", "gemma4", "idefics3", "paligemma", "smolvlm"),
         *("got_ocr2", "janus", "lighton_ocr", "mistral3", "ovis2", "paddleocr_vl", "perception_lm", "qianfan_ocr"),
         *("exaone4_5", "lfm2_vl", "minicpmv4_6", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe"),
         *("qwen3_vl_moe", "video_llama_3", "video_llava", "vipllava"),
