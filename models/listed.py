@@ -34,8 +34,11 @@ class VideoLlavaAdapter(DefaultAdapter):
         return modality == "video"
 
 
-class FramesAdapter(DefaultAdapter):
-    """A video's frames go into the tower one by one, as pictures do."""
+class GlmVAdapter(DefaultAdapter):
+    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
+
+    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+    mrope = True
 
     frames_alone = True
 
@@ -57,13 +60,6 @@ class FramesAdapter(DefaultAdapter):
             return made
         t, h, w = made.grid
         return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
-
-
-class GlmVAdapter(FramesAdapter):
-    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
-
-    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
-    mrope = True
 
     def token_id(self, model: nn.Module, modality: str) -> int:
         return super().token_id(model, "image")  # of both

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vtc.models.default import DefaultAdapter, blind
 from vtc.models.family import Adapter, Blocks, ImageLayout, Known, square_layout
-from vtc.models.listed import FramesAdapter
 
 
 class Gemma3Adapter(DefaultAdapter):
@@ -40,13 +39,21 @@ class Gemma3nAdapter(DefaultAdapter):
         return blind(square_layout(len(features)))
 
 
-class Gemma4Adapter(FramesAdapter):
+class Gemma4Adapter(DefaultAdapter):
     """Pictures of any size, padded to the largest, squares of whose patches are averaged; the larger models let a
     picture see itself in layers with a window. An embedding per layer may travel with each token."""
 
     model_types = ("gemma4",)
     masks = True
     aligned = (*DefaultAdapter.aligned, "per_layer_inputs", "per_layer_input")
+
+    def reads_videos(self, model: nn.Module) -> bool:
+        return False
+
+    def token_id(self, model: nn.Module, modality: str) -> int:
+        if modality == "video":
+            raise ValueError("videos of gemma4 are not supported on a wrapped model: give it their frames as images.")
+        return super().token_id(model, modality)
 
     def merge(self, model: nn.Module) -> int:
         config: Any = model.config

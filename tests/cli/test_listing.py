@@ -146,7 +146,7 @@ def test_names_that_are_nearly_right(capsys):
         (["methods", "divprun"], "there is no method 'divprun'. Did you mean 'divprune'?"),
         (["methods", "VTC_CLS", "--json"], "Did you mean 'vtc-cls'?"),
         (["families", "llva"], "there is no family 'llva'. Did you mean 'llava'?"),
-        (["families", "zzz"], "there is no family 'zzz'. There are: aria, cosmos3_edge, "),
+        (["families", "zzz"], "there is no family 'zzz'. There are: aria, aya_vision, "),
     ]:
         assert main(line) == 2
         captured = capsys.readouterr()

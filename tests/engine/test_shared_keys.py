@@ -86,3 +86,9 @@ def test_bytes_of_layers_without_keys() -> None:
         report = vtc.report(model)
     assert report.kv_bytes[1] == vtc.cache_bytes(cache).rows
     assert [after for _, after in report.kv_bytes_by_layer][3:] == [0, 0]
+
+
+def test_videos_are_refused() -> None:
+    inputs = {**batch("gemma4", [[0]]), "pixel_values_videos": torch.zeros(1, 4, 48)}
+    with vtc.wrapped(small(), "divprune", keep=0.4), pytest.raises(ValueError, match="give it their frames as images"):
+        small()(**inputs)
