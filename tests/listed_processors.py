@@ -7,61 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.tiny_parts import END, IMAGE, START, VIDEO, VOCAB
+from tests.listed_processor_parts import PACKED, PAGE, SQUARE, TILE, Chat, tokenizer_of
+from tests.listed_processors_more import MORE
+from tests.tiny_parts import END, IMAGE, START, VIDEO
 
-WORDS = ["<unk>", "user", "assistant", ":", "?", *map(chr, range(97, 123)), *map(str, range(10)), ".", "*", "seconds"]
 FILM_START, FILM_END = 6, 7
-#: edges of square crops, in pixels
-SQUARE, TILE, PAGE = ({"height": n, "width": n} for n in (24, 32, 64))
-PACKED: Any = {"size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}, "patch_size": 4, "merge_size": 2}
 #: four frames, of 40 and of 24 pixels a side at most
 FRAMES: Any = tuple({**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * n * n}} for n in (40, 24))
 #: two frames of that size, as GLM's count them
 PAIRS: Any = {**PACKED, "size": {"shortest_edge": 2 * 16 * 16, "longest_edge": 2 * 48 * 48}, "temporal_patch_size": 2}
-
-
-class Chat(NamedTuple):
-    """How a family writes a conversation: before a user's turn and an answer, around pictures, behind a turn."""
-
-    user: str
-    answer: str
-    image: str
-    end: str = ""
-    video: str = ""
-
-    @property
-    def template(self) -> str:
-        return (
-            "{% for m in messages %}"
-            f"{{% if m['role'] == 'assistant' %}}{self.answer}{{% else %}}{self.user}{{% endif %}}"
-            "{% if m['content'] is string %} {{ m['content'] }}{% else %}{% for c in m['content'] %}"
-            f"{{% if c['type'] == 'image' %}}{self.image}{{% elif c['type'] == 'video' %}}{self.video}"
-            "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-            f"{self.end}{{% endfor %}}{{% if add_generation_prompt %}}{self.answer}{{% endif %}}"
-        )
-
-
-def tokenizer_of(special: dict[str, int], named: dict[str, str] | None = None, **more: str) -> Any:
-    """A tokenizer of as many words as the tiny models know.
-
-    Args:
-        special: what is one token wherever it stands, and its id. named: those that processors ask for by name.
-    """
-    places = {"<pad>": 0, "<s>": 1, **special}
-    free = iter(sorted({*range(VOCAB)} - {*places.values()}))
-    vocabulary = places | {word: next(free) for word in WORDS}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=named or {}, **more
-    )
-    made.add_special_tokens({"additional_special_tokens": list(special)}, replace_extra_special_tokens=False)
-    return made
 
 
 def _llava(chat: Chat, size: int, patch: int, select: str, cls: int) -> Any:
@@ -431,4 +389,5 @@ LISTED_PROCESSORS: dict[str, Callable[[], Any]] = {
     "deepseek_ocr2": _ocr2,
     "deepseek_vl_hybrid": _hybrid,
     "idefics2": _idefics2,
+    **MORE,
 }

@@ -18,17 +18,17 @@ from tests.listed import LISTED
 from tests.listed_processors import LISTED_PROCESSORS
 from tests.processors import processor_of
 from vtc.eval.lmms import rows
+from vtc.media.prompts import visual_ids
 from vtc.models import adapter_for
 from vtc.models.checkpoint import complete
 
 ODD, WIDE, TALL = (53, 37), (71, 30), (24, 61)
 #: each with a processor of its own here; those of tests/models/test_hybrid_real_inputs.py are there
 FAMILY = [name for name in FAMILIES if name != "llava_siglip"] + [name for name in LISTED if name in LISTED_PROCESSORS]
-WITHOUT = {"lfm2_vl", "qwen3_5", "qwen3_5_moe", "exaone4_5", "minicpmv4_6", "nemotron_h_omni", "gemma3", "gemma3n"}
-WITHOUT |= {"gemma4", "paligemma", "aya_vision", "cohere2_vision"}
+WITHOUT = {"lfm2_vl", "qwen3_5", "qwen3_5_moe"}
 #: those whose checkpoints have no chat template; whose processors want a picture in every prompt; or all alike
-WITHOUT_CHAT = {"got_ocr2"}
-ALWAYS = {"got_ocr2", "pp_chart2table"}
+WITHOUT_CHAT = {"got_ocr2", "paligemma"}
+ALWAYS = {"got_ocr2", "pp_chart2table", "paligemma"}
 ALIKE = {"perception_lm"}
 
 
@@ -104,9 +104,17 @@ def right(family: str, inputs: dict[str, Any], spans: int | None, modality: str 
 
 
 #: whose crops or tiles stand apart, each a picture of its own
-APART = {"ovis2", "idefics3", "smolvlm", "granite_docling"}
+APART = {"ovis2", "idefics3", "smolvlm", "granite_docling", "aya_vision", "cohere2_vision", "minicpmv4_6"}
 #: whose pictures are one, where they follow each other without a word between them
 JOINED = {"got_ocr2", "perception_lm"}
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_its_visual_tokens_are_known_from_the_processor(family: str) -> None:
+    """What is not compressed is counted by their ids: as many in a prompt as the model has features."""
+    inputs, model = odd(family), model_of(family)
+    counted = np.isin(inputs["input_ids"].numpy(), visual_ids(processor(family))).sum()
+    assert counted == (inputs["input_ids"] == adapter_for(model).token_id(model, "image")).sum() > 0
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -126,7 +134,8 @@ def test_one_prompt(family: str, asked: str) -> None:
     right(family, ALONE[asked](family), None if family in APART else 1 + (asked == "chat"))
 
 
-READ = [name for name in FAMILY if name != "smolvlm" and EVERY[name].videos is not None]
+#: the videos of gemma4 come from its processor alone
+READ = [name for name in FAMILY if name != "smolvlm" and (name == "gemma4" or EVERY[name].videos is not None)]
 
 
 @pytest.mark.parametrize("family", READ)

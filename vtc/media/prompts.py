@@ -33,11 +33,22 @@ def placeholder(processor) -> str:
 def visual_ids(processor) -> list[int]:
     """Ids of what stands for one visual token in `input_ids`, of pictures and of videos; where a processor names none,
     what its chat template writes most often for a picture."""
-    names = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    names = [_written(processor), getattr(processor, "video_token", None)]
     if any(names):
-        return processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+        ids = processor.tokenizer.convert_tokens_to_ids([name for name in names if name])
+        unknown = getattr(processor.tokenizer, "unk_token_id", None)  # of videos that become numbered pictures
+        return [token for token in ids if token != unknown]
     shown, plain = (Counter(processor.tokenizer(prompt(processor, "?", n))["input_ids"]) for n in (1, 0))
     return [token for token, _ in (shown - plain).most_common(1)]
+
+
+def _written(processor) -> str | None:
+    """What a processor writes for one visual token of a picture, which Aya Vision's, Gemma 3's and Ovis 2's write
+    instead of what stands for the picture in a prompt."""
+    if type(processor).__name__ == "Ovis2Processor":
+        return "<IMG_ATOM>"
+    named = getattr(processor, "img_patch_token", None) or getattr(processor.tokenizer, "image_token", None)
+    return named or getattr(processor, "image_token", None)
 
 
 def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
@@ -47,7 +58,8 @@ def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str
         return {}
     if hasattr(processor, "multi_page"):
         return {"images": [picture for row in rows for picture in row]}
-    each = hasattr(processor, "fake_image_token")  # Idefics' count the pictures of each prompt, also of one without
+    # Idefics' and Gemma's count the pictures of each prompt, also of one without
+    each = hasattr(processor, "fake_image_token") or type(processor).__name__.startswith("Gemma")
     return {"images": [list(row) for row in rows if row or each]}
 
 
