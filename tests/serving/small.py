@@ -28,6 +28,7 @@ TEXT: dict[str, Any] = dict(
 SECTIONS = [6, 5, 5]  # of (t, h, w) positions, half a head together
 LARGE = [96, 96]  # a picture of 4 x 4 crops: OneVision scales it down
 MARKS = {
+    "<{{ c['type'] }}>": "<|{{ c['type'] }}_pad|>",  # in the chat template
     "<image>": "<|image_pad|>",
     "<video>": "<|video_pad|>",
     "<start>": "<|vision_start|>",
