@@ -56,7 +56,7 @@ def _gemma4() -> Any:
 
 
 def _paligemma() -> Any:
-    images = hf.SiglipImageProcessor(size=SIDE)
+    images: Any = hf.SiglipImageProcessor(size=SIDE)
     images.image_seq_length = 64
     return hf.PaliGemmaProcessor(
         images,
@@ -80,8 +80,9 @@ def _aya() -> Any:
 def _cohere() -> Any:
     names = {"image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>"}
     names |= {"img_line_break_token": "<|IMG_LINE_BREAK|>"}
+    sizes: Any = dict(size=SIDE, patch_size=4, min_patches=1, max_patches=4)
     return hf.Cohere2VisionProcessor(
-        hf.Cohere2VisionImageProcessor(size=SIDE, patch_size=4, min_patches=1, max_patches=4),
+        hf.Cohere2VisionImageProcessor(**sizes),
         tokenizer_of(dict(zip(names.values(), (IMAGE, START, END, 90), strict=True)), names),
         chat_template=Chat("USER ", "CHATBOT ", "<|IMG_PATCH|>").template,
     )
