@@ -123,10 +123,11 @@ def covered(
 
 def _keep_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A cache that begins holds every row, so that masks have a column for each: a window hides, but forgets none."""
-    cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
-    for i, layer in enumerate(getattr(cache, "layers", None) or ()):
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    held: list[Any] = getattr(cache, "layers", None) or []
+    for i, layer in enumerate(held):
         if isinstance(layer, DynamicSlidingWindowLayer) and not layer.is_initialized:
-            cache.layers[i] = DynamicLayer()
+            held[i] = DynamicLayer()
 
 
 class _Play:
