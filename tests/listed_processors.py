@@ -109,10 +109,11 @@ def _paddle() -> Any:
 
 def _video_llama() -> Any:
     names = {"image_token": "<image>", "video_token": "<video>"}
+    longer: Any = {**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 40 * 40}}
     return hf.VideoLlama3Processor(
         hf.VideoLlama3ImageProcessor(**PACKED),
         tokenizer_of({"<image>": IMAGE, "<video>": VIDEO}, names),
-        hf.VideoLlama3VideoProcessor(**{**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 40 * 40}}),
+        hf.VideoLlama3VideoProcessor(**longer),
         chat_template=Chat("user\n", "assistant\n", "<image>\n", "\n", "<video>\n").template,
     )
 
@@ -187,8 +188,9 @@ def _idefics(kind: str) -> Any:
         return hf.Idefics3Processor(hf.Idefics3ImageProcessor(**sizes), tokenizer, image_seq_len=16, chat_template=chat)
     from transformers.models.smolvlm import processing_smolvlm
 
-    if processing_smolvlm.num2words is None:  # it writes out how many frames a video has
-        processing_smolvlm.num2words = str
+    module: Any = processing_smolvlm
+    if module.num2words is None:  # it writes out how many frames a video has
+        module.num2words = str
     return hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(**sizes),
         tokenizer,
@@ -199,7 +201,7 @@ def _idefics(kind: str) -> Any:
 
 
 def _aria() -> Any:
-    made = hf.AriaProcessor(
+    made: Any = hf.AriaProcessor(
         hf.AriaImageProcessor(max_image_size=490),
         tokenizer_of({"<|img|>": IMAGE, "<fim_prefix>": START, "<fim_suffix>": END}, {"image_token": "<|img|>"}),
         size_conversion={490: 20},
@@ -250,10 +252,11 @@ def _edge() -> Any:
     names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     names |= {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
     image, film = (f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video"))
+    longer: Any = {**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 24 * 24}}
     return hf.Cosmos3EdgeProcessor(
         hf.Cosmos3EdgeImageProcessor(**PACKED),
         tokenizer_of(dict(zip(names.values(), (IMAGE, VIDEO, START, END), strict=True)), names),
-        hf.Cosmos3EdgeVideoProcessor(**{**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 24 * 24}}),
+        hf.Cosmos3EdgeVideoProcessor(**longer),
         chat_template=Chat("user\n", "assistant\n", image, "\n", film).template,
     )
 
@@ -374,6 +377,8 @@ LISTED_PROCESSORS: dict[str, Callable[[], Any]] = {
     "aria": _aria,
     "emu3": _emu,
     "perception_lm": _perception,
+    "qwen3_5": _qwen,
+    "qwen3_5_moe": _qwen,
     "cosmos3_omni": _qwen,
     "cosmos3_edge": _edge,
     "glmga": _glmga,
