@@ -47,8 +47,9 @@ def _aya() -> Any:
 def _cohere2() -> Any:
     names = {"image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>"}
     names |= {"img_line_break_token": "<|IMG_LINE_BREAK|>"}
+    sizes: Any = {"size": TILE, "patch_size": 4, "max_patches": 4}
     return hf.Cohere2VisionProcessor(
-        hf.Cohere2VisionImageProcessor(size=TILE, patch_size=4, max_patches=4),
+        hf.Cohere2VisionImageProcessor(**sizes),
         tokenizer_of(dict(zip(names.values(), (IMAGE, START, END, 6), strict=True)), names),
         chat_template=Chat("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|IMG_PATCH|>", "<|END_OF_TURN_TOKEN|>").template,
     )
@@ -126,6 +127,17 @@ def _nemotron() -> Any:
     )
 
 
+def _lfm2() -> Any:
+    names = {"image_token": "<image>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>"}
+    names |= {"image_thumbnail_token": "<|img_thumbnail|>"}
+    small: Any = {"min_image_tokens": 4, "max_image_tokens": 16, "max_tiles": 4, "max_pixels_tolerance": 1.5}
+    return hf.Lfm2VlProcessor(
+        hf.Lfm2VlImageProcessor(encoder_patch_size=4, tile_size=16, **small),
+        tokenizer_of(dict(zip(names.values(), (IMAGE, START, END, 6), strict=True)), names),
+        chat_template=Chat("user\n", "assistant\n", "<image>", "\n").template,
+    )
+
+
 MORE: dict[str, Callable[[], Any]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
@@ -136,4 +148,5 @@ MORE: dict[str, Callable[[], Any]] = {
     "exaone4_5": _exaone,
     "minicpmv4_6": _minicpm,
     "nemotron_h_omni": _nemotron,
+    "lfm2_vl": _lfm2,
 }

@@ -96,7 +96,7 @@ def test_pictures_as_a_processor_takes_them():
     idefics.fake_image_token, got.multi_page = "<fake>", False
     rows = [[one, two], [], [one]]
     assert picture_inputs(plain, rows) == {"images": [[one, two], [one]]}
-    assert picture_inputs(idefics, rows) == {"images": rows}
+    assert picture_inputs(idefics, rows) == picture_inputs(Gemma3Processor(), rows) == {"images": rows}
     assert picture_inputs(got, rows) == {"images": [one, two, one]}
     assert picture_inputs(plain, [[], []]) == {}
 
@@ -114,6 +114,14 @@ def test_what_counts_as_a_visual_token():
     named, silent = cast(Any, Processor()), cast(Any, Processor(rendered="kept"))
     named.tokenizer = silent.tokenizer = Tokenizer()
     assert visual_ids(named) == [len("<img>")]
+    named.video_token, named.tokenizer.unk_token_id = "<unknown>", len("<unknown>")
+    assert visual_ids(named) == [len("<img>")]
+    del named.video_token
+    named.tokenizer.image_token = "<soft>"  # as Gemma 3's: written for each token of a picture
+    assert visual_ids(named) == [len("<soft>")]
+    named.img_patch_token = "<|IMG|>"  # as Aya Vision's
+    assert visual_ids(named) == [len("<|IMG|>")]
+    named.tokenizer.image_token = None
     silent.image_token = None
     silent.apply_chat_template = lambda turns, add_generation_prompt: " ".join(
         "<open> <pad> <pad> <pad> <shut>" if part["type"] == "image" else "? !" for part in turns[0]["content"]

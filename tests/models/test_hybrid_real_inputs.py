@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,25 +16,9 @@ from tests.families import model_of
 from tests.listed import LISTED
 from tests.models.test_decoders import on
 from tests.oracle import decisions, oracle, round_off
-from tests.processors import TEMPLATE, processor_of
+from tests.processors import processor_of
 
 FAMILIES = [name for name in ("qwen3_5", "lfm2_vl") if name in LISTED]
-
-
-@cache
-def processor_for(family: str) -> Any:
-    made: Any = processor_of("qwen3_vl")  # whose class is that of Qwen3.5's, too
-    if family != "lfm2_vl":
-        return made
-    from transformers import Lfm2VlImageProcessor, Lfm2VlProcessor
-
-    tokenizer = made.tokenizer
-    for name, word in (("image_start_token", "<start>"), ("image_end_token", "<end>")):
-        setattr(tokenizer, name, word)
-    small: Any = dict(min_image_tokens=4, max_image_tokens=16, max_tiles=4, max_pixels_tolerance=1.5)
-    pictures = Lfm2VlImageProcessor(encoder_patch_size=4, tile_size=16, **small)
-    template = TEMPLATE.replace("BEFORE", "").replace("AFTER", "")
-    return Lfm2VlProcessor(pictures, tokenizer, chat_template=template)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -56,7 +39,7 @@ def chat(*turns: Any) -> list[dict[str, Any]]:
 
 def asked(family: str, *chats: list[dict[str, Any]]) -> dict[str, Any]:
     """Inputs of one or several conversations, as the processor makes them."""
-    given = processor_for(family).apply_chat_template(
+    given = processor_of(family).apply_chat_template(
         list(chats),
         tokenize=True,
         return_dict=True,
@@ -111,7 +94,7 @@ def test_a_chat_of_two_turns(family: str) -> None:
 
 @pytest.mark.skipif("qwen3_5" not in LISTED, reason="transformers has no such model yet")
 def test_a_video() -> None:
-    model, processor = model_of("qwen3_5"), processor_for("qwen3_5")
+    model, processor = model_of("qwen3_5"), processor_of("qwen3_5")
     frames = np.stack([np.asarray(picture(16, 24, seed)) for seed in range(4)])
     given = dict(
         processor(

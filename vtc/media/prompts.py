@@ -58,8 +58,8 @@ def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str
         return {}
     if hasattr(processor, "multi_page"):
         return {"images": [picture for row in rows for picture in row]}
-    # Idefics' and Gemma's count the pictures of each prompt, also of one without
-    each = hasattr(processor, "fake_image_token") or type(processor).__name__.startswith("Gemma")
+    # these, and Idefics', count the pictures of each prompt, also of one without
+    each = hasattr(processor, "fake_image_token") or type(processor).__name__.startswith(("Gemma", "Lfm2Vl"))
     return {"images": [list(row) for row in rows if row or each]}
 
 
