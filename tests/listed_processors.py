@@ -112,7 +112,6 @@ def _paddle() -> Any:
 
 def _video_llama() -> Any:
     names = {"image_token": "<image>", "video_token": "<video>"}
-    longer: Any = {**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 40 * 40}}
     return hf.VideoLlama3Processor(
         hf.VideoLlama3ImageProcessor(**PACKED),
         tokenizer_of({"<image>": IMAGE, "<video>": VIDEO}, names),
@@ -253,7 +252,6 @@ def _edge() -> Any:
     names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     names |= {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
     image, film = (f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video"))
-    longer: Any = {**PACKED, "size": {"shortest_edge": 16 * 16, "longest_edge": 4 * 24 * 24}}
     return hf.Cosmos3EdgeProcessor(
         hf.Cosmos3EdgeImageProcessor(**PACKED),
         tokenizer_of(dict(zip(names.values(), (IMAGE, VIDEO, START, END), strict=True)), names),

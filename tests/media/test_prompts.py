@@ -91,6 +91,9 @@ def test_a_placeholder_before_the_processor_is_another_than_behind_it():
 
 
 def test_pictures_as_a_processor_takes_them():
+    class Gemma3Processor(Processor):
+        pass
+
     one, two = smooth((4, 4)), smooth((8, 4))
     plain, idefics, got = (cast(Any, Processor()) for _ in range(3))
     idefics.fake_image_token, got.multi_page = "<fake>", False
@@ -112,16 +115,16 @@ def test_what_counts_as_a_visual_token():
             return {"input_ids": [9 if word == "<pad>" else 1 for word in text.split()]}
 
     named, silent = cast(Any, Processor()), cast(Any, Processor(rendered="kept"))
-    named.tokenizer = silent.tokenizer = Tokenizer()
+    tokenizer = named.tokenizer = silent.tokenizer = cast(Any, Tokenizer())
     assert visual_ids(named) == [len("<img>")]
-    named.video_token, named.tokenizer.unk_token_id = "<unknown>", len("<unknown>")
+    named.video_token, tokenizer.unk_token_id = "<unknown>", len("<unknown>")
     assert visual_ids(named) == [len("<img>")]
     del named.video_token
-    named.tokenizer.image_token = "<soft>"  # as Gemma 3's: written for each token of a picture
+    tokenizer.image_token = "<soft>"  # as Gemma 3's: written for each token of a picture
     assert visual_ids(named) == [len("<soft>")]
     named.img_patch_token = "<|IMG|>"  # as Aya Vision's
     assert visual_ids(named) == [len("<|IMG|>")]
-    named.tokenizer.image_token = None
+    tokenizer.image_token = None
     silent.image_token = None
     silent.apply_chat_template = lambda turns, add_generation_prompt: " ".join(
         "<open> <pad> <pad> <pad> <shut>" if part["type"] == "image" else "? !" for part in turns[0]["content"]
