@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vtc
 from tests.models.checkpoints import CHECKPOINTS
+from vtc.models.tower import type_of
 
 METHODS = [
     *("divprune", "vtc-cls", "visionzip", "hired", "globalcom2", "tome", "pitome", "pool", "recoverable", "random"),
@@ -167,3 +168,15 @@ def test_cut_in_width_and_depth(name: str) -> None:
     found = vtc.check(model, "vtc-cls(keep=0.5) + fastv(keep=0.1, layers=(1,))", inputs=inputs, show=None)
     assert all(one.ok for one in found.comparisons), str(found)
     assert int((ids == config.image_token_id).sum()) >= 200
+
+
+def test_old_checkpoints_call_a_tower_by_the_whole_models_name():
+    class Config:
+        model_type = "qwen2_5_vl_vision"
+
+    config = Config()
+    assert type_of(config) == "qwen2_5_vl_vision"
+    for given, expected in [("qwen2_5_vl", "qwen2_5_vl_vision"), ("qwen2_vl", "qwen2_vl"), ("someone_s", "someone_s")]:
+        config.model_type = given
+        assert type_of(config) == expected
+    assert type_of(None) is None

@@ -15,7 +15,7 @@ import vtc
 from tests.families import FAMILIES, IMAGE, TEXT, VISION, batch, model_of
 from tests.models.test_listed import TOWERS
 from vtc.models import adapter_for, register_tower, tower, tower_for
-from vtc.models.tower import Tower, known_towers, type_of
+from vtc.models.tower import Tower, known_towers
 from vtc.models.tower_qwen import windows_of
 
 #: a family whose tiny model has the tower
@@ -85,18 +85,6 @@ def agree(own: list[list[Any]], told: list[list[Any]]) -> None:
 
 @pytest.mark.parametrize("rows", [[[0]], [[1, 0], [2]]], ids=["one image", "several images"])
 @pytest.mark.parametrize("kind", SERVES)
-def test_old_checkpoints_call_a_tower_by_the_whole_models_name():
-    class Config:
-        model_type = "qwen2_5_vl_vision"
-
-    config = Config()
-    assert type_of(config) == "qwen2_5_vl_vision"
-    for given, expected in [("qwen2_5_vl", "qwen2_5_vl_vision"), ("qwen2_vl", "qwen2_vl"), ("someone_s", "someone_s")]:
-        config.model_type = given
-        assert type_of(config) == expected
-    assert type_of(None) is None
-
-
 def test_queries_and_keys_give_the_tower_s_own_probabilities(monkeypatch, kind, rows):
     module, inputs = tower_and_inputs(SERVES[kind], rows)
     assert module.config.model_type == kind

@@ -27,6 +27,13 @@ TEXT: dict[str, Any] = dict(
 )
 SECTIONS = [6, 5, 5]  # of (t, h, w) positions, half a head together
 LARGE = [96, 96]  # a picture of 4 x 4 crops: OneVision scales it down
+MARKS = {
+    "<{{ c['type'] }}>": "<|{{ c['type'] }}_pad|>",  # in the chat template
+    "<image>": "<|image_pad|>",
+    "<video>": "<|video_pad|>",
+    "<start>": "<|vision_start|>",
+    "<end>": "<|vision_end|>",
+}
 #: (width, height) of pictures
 SIZES = [(30, 40), (60, 24), (70, 70), (18, 64), (100, 90), (24, 24)]
 #: a prompt each, with the pictures that it is about
@@ -77,6 +84,8 @@ def save(family: str, folder: Path) -> Path:
         processor.vision_aspect_ratio = "anyres_max_9"
         processor.image_processor.image_grid_pinpoints = [*PINPOINTS, LARGE]
     processor.save_pretrained(folder)
+    if family.startswith("qwen"):
+        _rename(folder)
     if family == "qwen2_vl":  # as checkpoints of before transformers 5 have it
         config = json.loads((folder / "config.json").read_text())
         config["vision_config"]["model_type"] = family
@@ -84,8 +93,17 @@ def save(family: str, folder: Path) -> Path:
     return folder
 
 
+def _rename(folder: Path) -> None:
+    """Call tokens what they are called in published Qwen-VL: vLLM goes by that where it reads clips."""
+    for file in [*folder.glob("*.json"), *folder.glob("*.jinja")]:
+        text = file.read_text()
+        for short, name in MARKS.items():
+            text = text.replace(short, name)
+        file.write_text(text)
+
+
 def asked(family: str, number: int) -> tuple[str, list[Image.Image]]:
     """A prompt's text, with a placeholder for each picture, and the pictures."""
     text, pictures = PROMPTS[number]
-    mark = "<start><image><end>" if family.startswith("qwen") else "<image>"
+    mark = MARKS["<start>"] + MARKS["<image>"] + MARKS["<end>"] if family.startswith("qwen") else "<image>"
     return f"<s> user : {text.format(*[mark] * len(pictures))} assistant :", [picture(one) for one in pictures]
