@@ -25,7 +25,6 @@ from vtc.eval.results import Run, metrics_of
 from vtc.eval.settings import FULL, Settings, Spec
 from vtc.eval.store import RunFolder, alone
 from vtc.methods.base.notation import read_methods
-from vtc.methods.base.serial import digest
 
 if TYPE_CHECKING:
     from vtc.eval.asking import Asker
@@ -229,6 +228,8 @@ def _config(settings: Settings, spec: Spec, data: Dataset, names: dict[str, str]
 
 def _files(spec: Spec) -> dict[str, Any]:
     """What the files hold that options name, such as weights, as names may come to stand for others."""
+    from vtc.methods.base.serial import digest
+
     known = {}
     before = [(name, value) for text in spec.before for _, own in read_methods(text) for name, value in own.items()]
     for name, value in [*before, *spec.options.items()]:

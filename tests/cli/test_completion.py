@@ -44,7 +44,7 @@ def script(tmp_path_factory):
         (["serve-args", "tiny-"], tiny.names()),
         (["serve-args", "--method", "visionz"], ["visionzip"]),
         (["methods", "tod"], ["todre"]),
-        (["families", "qwen3"], ["qwen3_vl", "qwen3_vl_moe"]),
+        (["families", "qwen3_vl"], ["qwen3_vl", "qwen3_vl_moe"]),
         (["bench", "eng"], ["engine"]),
         (["bench", "ops", "--cs"], ["--csv"]),
         (["ask", "--dtype", "b"], ["bfloat16"]),
