@@ -39,6 +39,7 @@ class GlmVAdapter(DefaultAdapter):
 
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
     mrope = True
+    apart = False  # a placeholder may be of either
 
     frames_alone = True
 
@@ -179,6 +180,7 @@ class AriaAdapter(DefaultAdapter):
 
     model_types = ("aria",)
     queries = True
+    apart = False
 
 
 class Emu3Adapter(DefaultAdapter):

@@ -20,7 +20,7 @@ class QwenTower(Tower):
 
     def packing(self, tower: Any) -> Packing:
         config = tower.config
-        return Packing(config.spatial_merge_size, config.temporal_patch_size, config.patch_size)
+        return Packing(config.spatial_merge_size, getattr(config, "temporal_patch_size", 1), config.patch_size)
 
     def blocks(self, tower: Any) -> Any:
         return tower.blocks

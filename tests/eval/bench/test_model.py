@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from vtc.engine.plan import Plan
+from vtc import ops
 from vtc.engine.stages.read import ReadRun
 from vtc.eval.bench import archs, table
 from vtc.eval.bench.model import CEILING, FULL, Bench, Budget, measure, timed_choices
@@ -91,9 +91,14 @@ def test_videos(name):
 
 def test_a_method_that_is_wrong_is_not_timed(monkeypatch):
     bench = Bench(SMALL, CPU, torch.float32, 1)
-    right = Plan.gather
+    right = ops.gather_rows
     monkeypatch.setattr("vtc.engine.stages.input.identical", lambda selections: False)
-    monkeypatch.setattr(Plan, "gather", lambda self, x: right(self, x) * torch.linspace(0.5, 2, x.shape[-1]))
+
+    def wrong(index, tensors):
+        first, *others = right(index, tensors)
+        return [first * torch.linspace(0.5, 2, first.shape[-1]), *others]
+
+    monkeypatch.setattr(ops, "gather_rows", wrong)
     with pytest.raises(RuntimeError, match="divprune changes the answer"):
         measure("small", bench, [("divprune", 64)], rounds=1)
 
