@@ -104,7 +104,6 @@ def test_options_decide(given, reads):
         ("divprune(scope=crop)", ("image", "video")),
         ("divprune(scope=frame)", ("image", "video")),
         ("vtc-cls", ("image", "video")),  # which chooses crop by crop, and a clip's crops are its frames
-        ("holitom(scope=frame)", ("video",)),
         ("fastvid", ()),
     ],
 )
