@@ -15,7 +15,7 @@ from vtc.serving.vllm import contract, refuse
 from vtc.serving.vllm.contract import VARIABLE, read_spec, spec_of
 from vtc.serving.vllm.families import FAMILIES, tokens_of_every_picture
 
-LLAVA, QWEN, FRAMED = FAMILIES["llava"], FAMILIES["qwen2_5_vl"], FAMILIES["qwen3_vl"]
+LLAVA, QWEN, FRAMED = FAMILIES["llava"], FAMILIES["qwen2_5_vl"], FAMILIES["internvl"]
 SERVED = {
     *("divprune", "globalcom2", "hiprune", "hired", "holov", "pitome", "pool", "prumerge", "prunesid", "random"),
     *("scope", "tome", "visionzip", "vispruner", "vqtoken", "vtc-cls"),
