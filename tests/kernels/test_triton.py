@@ -12,12 +12,13 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-def test_every_kernel_passes_its_ops_tests_in_the_interpreter():
-    ops = [folder.name for folder in (HERE.parents[1] / "kernels").iterdir() if (folder / "triton.py").is_file()]
-    files = [str(HERE / f"test_{op}.py") for op in sorted(ops)]
-    assert files
+OPS = sorted(folder.name for folder in (HERE.parents[1] / "kernels").iterdir() if (folder / "triton.py").is_file())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_passes_its_ops_tests_in_the_interpreter(op):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "VTC_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / f"test_{op}.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
