@@ -97,7 +97,7 @@ def _runs(places: Places) -> Tensor:
 def _ranks(own: Tensor, run: Tensor, runs: int) -> Tensor:
     """Coordinates own [3, M] -> how many different smaller ones there are in the same run, along each axis."""
     if not own.shape[1]:
-        return own
+        return own.long()
     low = own.amin(dim=1, keepdim=True)
     width = own.amax(dim=1, keepdim=True) - low + 1
     key, order = (run * width + own - low).sort(dim=1)
