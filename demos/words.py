@@ -43,6 +43,10 @@ class Group:
     methods: tuple[str, ...]
 
 
+#: methods that a number of tokens says nothing to: one drops none, the other needs numbers that were calibrated
+NOT_BY_SLIDER = ("minicache", "razor")
+
+
 def stage_of(info: vtc.MethodInfo) -> str:
     """Where a method is listed, by a key of `WHERE`; methods of several stages stand under "layer"."""
     return "layer" if "layer" in info.stage else info.stage.split("+")[0]
@@ -63,7 +67,7 @@ def acts_inside(method: str | None) -> bool:
 def groups(own: Sequence[str] = ()) -> list[Group]:
     """All methods, each in one group: the recommended ones (and those asked for at start), then by stage."""
     first = tuple(dict.fromkeys((*own, *RECOMMENDED)))
-    rest = [info for info in vtc.list_methods() if info.name not in first]
+    rest = [info for info in vtc.list_methods() if info.name not in (*first, *NOT_BY_SLIDER)]
     found = [Group("Recommended", "Good at a tenth of the tokens, each in its own way. Start here.", first)]
     for stage, (title, sentence) in _GROUPS.items():
         found.append(Group(title, sentence, tuple(info.name for info in rest if stage_of(info) == stage)))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import vtc
 from tests.browser.conftest import demo
+from vtc.demos.settings import offered
 
 pytestmark = pytest.mark.browser
 FIRST = ["full", "vtc-cls", "visionzip", "pyramiddrop"]
-METHODS = [info.name for info in vtc.list_methods() if "image" in info.modality]
+METHODS = offered("image", [])
 PICTURE = Path(__file__).resolve().parents[2] / "eval" / "data" / "tiny" / "pictures" / "0006.webp"
 PHONE = dict(width=390, height=844, has_touch=True, is_mobile=True)
 
