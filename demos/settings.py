@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-import vtc
-from vtc.demos.words import NOT_BY_SLIDER, Group, groups, info_of
+from vtc.demos.words import Group, groups, info_of, shown
 
 STEPS = (1, 2, 5, 10, 25, 50, 75, 100)  # % of the visual tokens
 FIRST_STEP = 10
@@ -36,7 +35,7 @@ def read_settings(text: Any, offered: Sequence[str]) -> tuple[float, list[str]]:
 
 def offered(kind: str, own: Sequence[str]) -> list[str]:
     """Methods for pictures ("image") or clips ("video"), those asked for at start first."""
-    names = dict.fromkeys((*own, *(info.name for info in vtc.list_methods() if info.name not in NOT_BY_SLIDER)))
+    names = dict.fromkeys((*own, *(info.name for info in shown())))
     return [name for name in names if (info := info_of(name)) and kind in info.modality]
 
 

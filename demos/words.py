@@ -64,10 +64,15 @@ def acts_inside(method: str | None) -> bool:
     return info is not None and stage_of(info) in ("layer", "cache")
 
 
+def shown() -> list[vtc.MethodInfo]:
+    """The methods that can be chosen."""
+    return [info for info in vtc.list_methods() if info.name not in NOT_BY_SLIDER]
+
+
 def groups(own: Sequence[str] = ()) -> list[Group]:
     """All methods, each in one group: the recommended ones (and those asked for at start), then by stage."""
     first = tuple(dict.fromkeys((*own, *RECOMMENDED)))
-    rest = [info for info in vtc.list_methods() if info.name not in (*first, *NOT_BY_SLIDER)]
+    rest = [info for info in shown() if info.name not in first]
     found = [Group("Recommended", "Good at a tenth of the tokens, each in its own way. Start here.", first)]
     for stage, (title, sentence) in _GROUPS.items():
         found.append(Group(title, sentence, tuple(info.name for info in rest if stage_of(info) == stage)))

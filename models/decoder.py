@@ -22,6 +22,8 @@ Tables = tuple[Tensor, ...]
 SEEING = frozenset({"full_attention", "sliding_attention"})
 #: kinds of layers that keep a state of one size, however many tokens they have read; kinds that keep nothing
 RECURRENT, STATELESS = frozenset({"linear_attention", "conv"}), frozenset({"moe", "mlp"})
+#: kinds of layers that do not attend
+APART = RECURRENT | STATELESS
 
 
 def own_function(attention: nn.Module, name: str) -> Any:
@@ -82,8 +84,8 @@ class Decoder:
 
         Example, the first layers of Qwen3.5 (l = linear attention): l l l full l l l full gives (3, 7).
         """
-        apart, holders = RECURRENT | STATELESS, self.holders(config)
-        return tuple(i for i, kind in enumerate(self.kinds(config)) if kind not in apart and holders[i] == i)
+        found = enumerate(zip(self.kinds(config), self.holders(config), strict=True))
+        return tuple(i for i, (kind, held) in found if held == i and kind not in APART)
 
     def windows(self, config: Any) -> list[int | None]:
         """How many tokens back each layer sees, itself included; None = all of them."""
@@ -93,7 +95,9 @@ class Decoder:
 
     def holders(self, config: Any) -> list[int]:
         """Whose part of the cache each layer (0-based) reads: its own, or that of an earlier layer of its kind."""
-        modes, kinds = getattr(config, "kv_sharing_modes", None) or (), self.kinds(config)
+        modes, kinds = getattr(config, "kv_sharing_modes", None), self.kinds(config)
+        if not modes:
+            return [*range(len(kinds))]
         stores = {kinds[i]: i for i, mode in enumerate(modes) if mode == "store"}
         return [stores[kind] if i < len(modes) and modes[i] == "reuse" else i for i, kind in enumerate(kinds)]
 
@@ -161,7 +165,7 @@ class Decoder:
     def why_not(self, lm: Any) -> str | None:
         """Why methods cannot read attention and keys in this language model, in words that follow "it"; None = they
         can."""
-        kinds = set(self.kinds(lm.config)) - SEEING - RECURRENT - STATELESS
+        kinds = set(self.kinds(lm.config)) - SEEING - APART
         return f"has layers of the kind {', '.join(sorted(kinds))}, which have no such attention" if kinds else None
 
 

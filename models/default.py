@@ -147,6 +147,11 @@ def folded(values: Tensor, fold: int, mean: bool) -> Tensor:
     return (square.mean(dim=(2, 4)) if mean else square.sum(dim=(2, 4))).flatten(0, 2)
 
 
+def of_pictures(sizes: Any) -> Tensor:
+    """Grids [pictures, (t, h, w)] of single pictures, from their (h, w)."""
+    return torch.nn.functional.pad(torch.as_tensor(sizes), (1, 0), value=1)
+
+
 def cells(values: Tensor, grids: list[list[int]], merge: int, mean: bool) -> Tensor:
     """Values of packed patches [T, ...], picture after picture -> of tokens of merge x merge patches, [N, ...]."""
     parts = values.split([t * h * w for t, h, w in grids])

@@ -121,6 +121,8 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
     frames_alone: ClassVar[bool] = False
+    #: what somebody is told who gives it a video that the model reads and vtc does not compress; None = it does
+    unread_videos: ClassVar[str | None] = None
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
@@ -215,12 +217,14 @@ class Adapter:
         if modality == "image":
             return config.image_token_id
         if not self.reads_videos(model):
-            raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
+            raise ValueError(
+                self.unread_videos or f"{config.model_type} does not read videos: give it single frames as images."
+            )
         return config.video_token_id
 
     def reads_videos(self, model: nn.Module) -> bool:
         """Whether it has a placeholder for a video's tokens; or writes videos in another way that vtc knows."""
-        return getattr(model.config, "video_token_id", None) is not None
+        return self.unread_videos is None and getattr(model.config, "video_token_id", None) is not None
 
     def axes(self, model: nn.Module) -> int:
         """How many position rows the rotary embedding takes; 0 = one position per token."""

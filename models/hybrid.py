@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.default import DefaultAdapter, cells, row_layout
+from vtc.models.default import DefaultAdapter, cells, of_pictures, row_layout
 from vtc.models.family import Adapter, ImageLayout, Known
 from vtc.models.qwen_vl import QwenVLAdapter
 
@@ -41,7 +41,7 @@ class Lfm2VlAdapter(DefaultAdapter):
         return config.downsample_factor
 
     def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        return torch.nn.functional.pad(torch.as_tensor(kwargs["spatial_shapes"]), (1, 0), value=1)  # (t, h, w)
+        return of_pictures(kwargs["spatial_shapes"])
 
     def merged(self, model: nn.Module, values: Tensor, grid_thw: Tensor | None, mean: bool) -> Tensor:
         assert grid_thw is not None
@@ -56,20 +56,13 @@ class MiniCpmV46Adapter(DefaultAdapter):
     here; a token is 4 x 4 patches, or 2 x 2 where the model, or a call, says downsample_mode="4x"."""
 
     model_types = ("minicpmv4_6",)
-
-    def reads_videos(self, model: nn.Module) -> bool:
-        return False
-
-    def token_id(self, model: nn.Module, modality: str) -> int:
-        if modality == "video":
-            raise ValueError(
-                "vtc does not compress the videos of minicpmv4_6, whose frames are pictures apart: give it single "
-                "frames as images."
-            )
-        return super().token_id(model, modality)
+    unread_videos = (
+        "vtc does not compress the videos of minicpmv4_6, whose frames are pictures apart: give it single frames as "
+        "images."
+    )
 
     def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        return torch.nn.functional.pad(torch.as_tensor(kwargs["target_sizes"]), (1, 0), value=1)  # (t, h, w)
+        return of_pictures(kwargs["target_sizes"])
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:
@@ -85,6 +78,10 @@ class NemotronOmniAdapter(DefaultAdapter):
 
     model_types = ("nemotron_h_omni",)
     whole = "NemotronH_Omni_Reasoning_V3"
+    unread_videos = (
+        "vtc does not compress the videos of nemotron_h_omni, whose tokens have the placeholder of pictures: give it "
+        "single frames as images."
+    )
 
     def base(self, model: nn.Module) -> Any:
         return model
@@ -93,24 +90,13 @@ class NemotronOmniAdapter(DefaultAdapter):
         whole: Any = model
         return whole.language_model.model
 
-    def reads_videos(self, model: nn.Module) -> bool:
-        return False
-
-    def token_id(self, model: nn.Module, modality: str) -> int:
-        if modality == "video":
-            raise ValueError(
-                "vtc does not compress the videos of nemotron_h_omni, whose tokens have the placeholder of pictures: "
-                "give it single frames as images."
-            )
-        return super().token_id(model, modality)
-
     def merge(self, model: nn.Module) -> int:
         config: Any = model.config
         return round(1 / config.downsample_ratio)
 
     def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         sizes = kwargs.get("image_grid_hw")
-        return None if sizes is None else torch.nn.functional.pad(torch.as_tensor(sizes), (1, 0), value=1)  # (t, h, w)
+        return None if sizes is None else of_pictures(sizes)
 
 
 HYBRID: tuple[type[Adapter], ...] = (Qwen35Adapter, Lfm2VlAdapter, MiniCpmV46Adapter, NemotronOmniAdapter)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.default import DefaultAdapter
+from vtc.models.default import DefaultAdapter, of_pictures
 
 
 class PixtralAdapter(DefaultAdapter):
@@ -17,4 +17,4 @@ class PixtralAdapter(DefaultAdapter):
 
     def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         sizes, patch = torch.as_tensor(kwargs["image_sizes"]), int(tower.patch_size)  # type: ignore[arg-type]
-        return torch.nn.functional.pad(sizes // patch, (1, 0), value=1)  # (t, h, w)
+        return of_pictures(sizes // patch)

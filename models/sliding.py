@@ -46,14 +46,7 @@ class Gemma4Adapter(DefaultAdapter):
     model_types = ("gemma4",)
     masks = True
     aligned = (*DefaultAdapter.aligned, "per_layer_inputs", "per_layer_input")
-
-    def reads_videos(self, model: nn.Module) -> bool:
-        return False
-
-    def token_id(self, model: nn.Module, modality: str) -> int:
-        if modality == "video":
-            raise ValueError("videos of gemma4 are not supported on a wrapped model: give it their frames as images.")
-        return super().token_id(model, modality)
+    unread_videos = "videos of gemma4 are not supported on a wrapped model: give it their frames as images."
 
     def merge(self, model: nn.Module) -> int:
         config: Any = model.config

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from tests.listed_parts import BOTH, BRACKETS, config_of, packed
 from tests.tiny_parts import (
     CLIPS,
     END,
@@ -24,12 +25,6 @@ from tests.tiny_parts import (
 )
 
 Made = tuple[dict[str, Tensor], list[list[int]]]
-QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": START,
-    "vision_end_token_id": END,
-}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 DELTA = {
     "linear_num_key_heads": 2,
@@ -46,22 +41,13 @@ CONVOLVED = ["conv", "full_attention", "full_attention", "conv"]
 def _qwen(model_type: str, **text: Any) -> Callable[[], Any]:
     vision = {**QWEN_VISION, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
     words = {**TEXT, **DELTA, "num_hidden_layers": 4, "layer_types": LAYERS, "head_dim": 8, "rope_parameters": ROPE}
-    return lambda: AutoConfig.for_model(
+    return config_of(
         model_type,
         vision_config={**vision, "num_position_embeddings": 64},
         text_config={**words, **text},
-        **QWEN_IDS,
+        **BOTH,
+        **BRACKETS,
     )
-
-
-def _packed(seeds: Sequence[int]) -> Made:
-    """Patches of pictures of any size, 2 x 2 of which make a token."""
-    if not seeds:
-        return {}, []
-    grids = [GRIDS[s % len(GRIDS)] for s in seeds]
-    patches = torch.cat([noise(s, t * h * w, 96) for s, (t, h, w) in zip(seeds, grids, strict=True)])
-    prompts = [[START, *[IMAGE] * (t * h * w // 4), END] for t, h, w in grids]
-    return {"pixel_values": patches, "image_grid_thw": torch.tensor(grids)}, prompts
 
 
 def _clips(seeds: Sequence[int]) -> Made:
@@ -161,7 +147,7 @@ def _packed_hw(seeds: Sequence[int]) -> Made:
 _MADE: dict[str, Callable[[], Family]] = {
     "nemotron_h_omni": lambda: Family(_nemotron, _packed_hw),
     "minicpmv4_6": lambda: Family(_minicpm, _sliced),
-    "qwen3_5": lambda: Family(_qwen("qwen3_5"), _packed, _clips, typed=True),
+    "qwen3_5": lambda: Family(_qwen("qwen3_5"), packed(96), _clips, typed=True),
     "qwen3_5_moe": lambda: Family(
         _qwen(
             "qwen3_5_moe",
@@ -170,7 +156,7 @@ _MADE: dict[str, Callable[[], Family]] = {
             num_experts_per_tok=2,
             num_experts=4,
         ),
-        _packed,
+        packed(96),
         _clips,
         typed=True,
     ),

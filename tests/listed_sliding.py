@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
 
+from tests.listed_parts import config_of
 from tests.tiny_parts import END, GRIDS, IMAGE, START, TEXT, VIDEO, VISION, VOCAB, Family, noise, square
 
 SIGLIP = {"model_type": "siglip_vision_model", **VISION, "image_size": 32, "vision_use_head": False}
@@ -23,10 +24,6 @@ ROTATIONS = {
 }
 IDS = {"image_token_id": IMAGE, "boi_token_id": START, "eoi_token_id": END}
 COHERE = {"model_type": "cohere2", **TEXT, **WINDOWS, "head_dim": 8}
-
-
-def _config(model_type: str, **parts: Any) -> Callable[[], Any]:
-    return lambda: AutoConfig.for_model(model_type, **parts)
 
 
 def _pictures(ids: Tensor) -> dict[str, Tensor]:
@@ -85,7 +82,7 @@ def _any_size(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]
 
 
 def gemma4(**text: Any) -> Family:
-    config = _config(
+    config = config_of(
         "gemma4",
         vision_config=GEMMA4_VISION,
         text_config={**SHARED, "global_head_dim": 16, **text},
@@ -100,7 +97,7 @@ def gemma4(**text: Any) -> Family:
 
 _MADE: dict[str, Callable[[], Family]] = {
     "gemma3": lambda: Family(
-        _config(
+        config_of(
             "gemma3",
             vision_config=SIGLIP,
             text_config={
@@ -123,7 +120,7 @@ _MADE: dict[str, Callable[[], Family]] = {
         use_bidirectional_attention="vision", hidden_size_per_layer_input=0, num_kv_shared_layers=0
     ),
     "gemma3n": lambda: Family(
-        _config(
+        config_of(
             "gemma3n",
             vision_config={
                 "architecture": "test_efficientnet",
@@ -141,7 +138,7 @@ _MADE: dict[str, Callable[[], Family]] = {
         square(128, 16, [START], [END]),
     ),
     "paligemma": lambda: Family(
-        _config(
+        config_of(
             "paligemma",
             vision_config={**SIGLIP, "projection_dim": 32},
             text_config={"model_type": "gemma", **TEXT, "head_dim": 8},
@@ -153,11 +150,11 @@ _MADE: dict[str, Callable[[], Family]] = {
         more=_prefix,
     ),
     "aya_vision": lambda: Family(
-        _config("aya_vision", vision_config=SIGLIP, text_config=COHERE, image_token_index=IMAGE),
+        config_of("aya_vision", vision_config=SIGLIP, text_config=COHERE, image_token_index=IMAGE),
         square(32, 16, [START], [END]),
     ),
     "cohere2_vision": lambda: Family(
-        _config(
+        config_of(
             "cohere2_vision",
             vision_config=SIGLIP,
             text_config=COHERE,

@@ -14,7 +14,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from vtc.models.family import Adapter, ImageLayout, Known
 from vtc.serving.vllm.llava import ClipModel
-from vtc.serving.vllm.mixins import PrunedInfo, PrunedProcessor, shortened
+from vtc.serving.vllm.mixins import PrunedInfo
 
 
 class CropsInfo(PrunedInfo):
@@ -22,13 +22,6 @@ class CropsInfo(PrunedInfo):
 
     def most_tokens(self) -> int:
         return self.get_max_image_tokens()
-
-
-class CropsProcessor(PrunedProcessor):
-    """Makes room in the prompt for so many tokens."""
-
-    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:
-        return shortened(super()._get_prompt_updates(*args, **kwargs), self.info.vtc)
 
 
 class CropsModel(ClipModel):
@@ -48,8 +41,7 @@ class CropsModel(ClipModel):
         rooms = [
             len(crops) * layout.tower_tokens // layout.crops for crops, layout in zip(pixels, layouts, strict=True)
         ]
-        chosen = self.vtc.choose(features, layouts, run, rooms=rooms)
-        return [selection.apply(own) for selection, own in zip(chosen, features, strict=True)]
+        return [*self.compressed(features, layouts, run, rooms=rooms)]
 
     def _layout(self, features: Tensor, size: list[int], there: int) -> ImageLayout:
         """How the tokens [N, D] of a picture of `size` (height, width) are arranged.

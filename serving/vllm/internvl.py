@@ -18,8 +18,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vtc.models.family import Known
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.tower import facts_of
-from vtc.serving.vllm.crops import CropsInfo, CropsProcessor
-from vtc.serving.vllm.mixins import PrunedModel
+from vtc.serving.vllm.crops import CropsInfo
+from vtc.serving.vllm.mixins import PrunedModel, ShorteningProcessor
 from vtc.serving.vllm.signals import Parts
 
 _FAMILY = InternVLAdapter()
@@ -29,7 +29,7 @@ class VtcInternVLInfo(CropsInfo, InternS1ProcessingInfo):
     """Knows how many tokens a picture has."""
 
 
-class VtcInternVLProcessor(CropsProcessor, InternS1MultiModalProcessor):
+class VtcInternVLProcessor(ShorteningProcessor, InternS1MultiModalProcessor):
     """Makes room for those that stay in the prompt."""
 
 
@@ -54,5 +54,4 @@ class VtcInternVLForConditionalGeneration(PrunedModel, InternS1ForConditionalGen
         with self.vtc.listening() as run:
             features = super()._process_vision_input(image_input)
         layouts = [_FAMILY.layout(self, own, Known(modality=modality)) for own in features]
-        chosen = self.vtc.choose(features, layouts, run, modality)
-        return tuple(selection.apply(own) for selection, own in zip(chosen, features, strict=True))
+        return self.compressed(features, layouts, run, modality)

@@ -112,5 +112,4 @@ class VtcLlavaForConditionalGeneration(ClipModel, LlavaForConditionalGeneration)
     def _process_image_input(self, image_input: Any) -> tuple[Tensor, ...]:
         with self.vtc.listening() as run:
             features: Any = super()._process_image_input(image_input)  # [B, N, D]
-        chosen = self.vtc.choose(features, [square_layout(features.shape[1])] * len(features), run)
-        return tuple(selection.apply(own) for selection, own in zip(chosen, features, strict=True))
+        return self.compressed(features, [square_layout(features.shape[1])] * len(features), run)

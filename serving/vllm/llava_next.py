@@ -12,15 +12,16 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.models.llava_next import LlavaNextAdapter
-from vtc.serving.vllm.crops import CropsInfo, CropsModel, CropsProcessor
+from vtc.serving.vllm.crops import CropsInfo, CropsModel
 from vtc.serving.vllm.llava import TOWER_NAMES
+from vtc.serving.vllm.mixins import ShorteningProcessor
 
 
 class VtcLlavaNextInfo(CropsInfo, LlavaNextProcessingInfo):
     """Knows how many tokens a picture has."""
 
 
-class VtcLlavaNextProcessor(CropsProcessor, LlavaNextMultiModalProcessor):
+class VtcLlavaNextProcessor(ShorteningProcessor, LlavaNextMultiModalProcessor):
     """Makes room for those that stay in the prompt."""
 
 

@@ -18,8 +18,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.models.family import Known
 from vtc.models.llava_next import LlavaOnevisionAdapter
-from vtc.serving.vllm.crops import CropsInfo, CropsModel, CropsProcessor
+from vtc.serving.vllm.crops import CropsInfo, CropsModel
 from vtc.serving.vllm.llava import TOWER_NAMES
+from vtc.serving.vllm.mixins import ShorteningProcessor
 
 #: how vLLM cuts pictures, whatever the checkpoint says
 ASPECT = "anyres_max_9"
@@ -29,7 +30,7 @@ class VtcLlavaOnevisionInfo(CropsInfo, LlavaOnevisionProcessingInfo):
     """Knows how many tokens a picture or video has."""
 
 
-class VtcLlavaOnevisionProcessor(CropsProcessor, LlavaOnevisionMultiModalProcessor):
+class VtcLlavaOnevisionProcessor(ShorteningProcessor, LlavaOnevisionMultiModalProcessor):
     """Makes room for those that stay in the prompt."""
 
 
@@ -55,5 +56,4 @@ class VtcLlavaOnevisionForConditionalGeneration(CropsModel, LlavaOnevisionForCon
         with self.vtc.listening() as run:
             features: Sequence[Tensor] = [own.flatten(0, -2) for own in super()._process_video_pixels(inputs)]
         layouts = [self.adapter.layout(self, own, Known(modality="video")) for own in features]
-        chosen = self.vtc.choose(features, layouts, run, "video")
-        return [selection.apply(own) for selection, own in zip(chosen, features, strict=True)]
+        return [*self.compressed(features, layouts, run, "video")]

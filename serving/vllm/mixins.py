@@ -14,16 +14,18 @@ from hashlib import sha256
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from vtc.budget import split_budget
+from vtc.models.family import ImageLayout
 from vtc.serving.vllm.contract import Spec, spec_of
 from vtc.serving.vllm.pruning import Pruner
 from vtc.serving.vllm.refuse import check_budget, check_engine, check_request, start_line
-from vtc.serving.vllm.signals import Parts
+from vtc.serving.vllm.signals import Parts, Run
 
 if TYPE_CHECKING:
     from vllm.multimodal.processing.inputs import ProcessorInputs
@@ -68,6 +70,13 @@ class PrunedProcessor(Beside):
         mark = sha256(str(self.info.vtc).encode()).hexdigest()[:16]
         found: Mapping[str, list[str]] = super()._get_mm_hashes(inputs)
         return {modality: [f"{own}-vtc-{mark}" for own in hashes] for modality, hashes in found.items()}
+
+
+class ShorteningProcessor(PrunedProcessor):
+    """Makes room in the prompt for so many tokens, of families whose own does not go by `PrunedInfo`."""
+
+    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:
+        return shortened(super()._get_prompt_updates(*args, **kwargs), self.info.vtc)
 
 
 def shortened(updates: Sequence[PromptUpdate], spec: Spec) -> list[PromptUpdate]:
@@ -132,6 +141,13 @@ class PrunedModel(Beside):
         if "vtc" in vars(self):
             self.vtc.close()
         self.vtc = Pruner(spec, self.tower_parts())
+
+    def compressed(
+        self, features: Sequence[Tensor], layouts: Sequence[ImageLayout], run: Run, modality: str = "image", **more: Any
+    ) -> tuple[Tensor, ...]:
+        """What is kept of each picture or video, [M, D]; arguments as those of `Pruner.choose`."""
+        chosen = self.vtc.choose(features, layouts, run, modality, **more)
+        return tuple(selection.apply(own) for selection, own in zip(chosen, features, strict=True))
 
     def tower_parts(self) -> Parts:
         """Where things are in the vision tower."""

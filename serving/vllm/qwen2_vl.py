@@ -11,14 +11,15 @@ from vllm.model_executor.models.qwen2_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vtc.serving.vllm.qwen_vl import PackedInfo, PackedModel, PackedProcessor
+from vtc.serving.vllm.mixins import ShorteningProcessor
+from vtc.serving.vllm.qwen_vl import PackedInfo, PackedModel
 
 
 class VtcQwen2VLInfo(PackedInfo, Qwen2VLProcessingInfo):
     """Knows how many tokens stay of a picture, a video."""
 
 
-class VtcQwen2VLProcessor(PackedProcessor, Qwen2VLMultiModalProcessor):
+class VtcQwen2VLProcessor(ShorteningProcessor, Qwen2VLMultiModalProcessor):
     """Makes room for so many in the prompt."""
 
 

@@ -1,5 +1,5 @@
 """Qwen3-VL in vLLM: each token brings columns along that are added in early decoder layers (DeepStack); they go, and
-are merged, with it. Videos are frames with words between them, each of which has a share of the budget."""
+are merged, with it. Videos, frames with words between them, stay whole."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -15,15 +15,16 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vtc.serving.vllm.mixins import ShorteningProcessor
 from vtc.serving.vllm.positions import Media, prompt_positions
-from vtc.serving.vllm.qwen_vl import PackedInfo, PackedModel, PackedProcessor
+from vtc.serving.vllm.qwen_vl import PackedInfo, PackedModel
 
 
 class VtcQwen3VLInfo(PackedInfo, Qwen3VLProcessingInfo):
     """Knows how many tokens stay of a picture."""
 
 
-class VtcQwen3VLProcessor(PackedProcessor, Qwen3VLMultiModalProcessor):
+class VtcQwen3VLProcessor(ShorteningProcessor, Qwen3VLMultiModalProcessor):
     """Makes room for so many in the prompt."""
 
 

@@ -17,7 +17,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.models.tower import facts_of, type_of
-from vtc.serving.vllm.mixins import PrunedInfo, PrunedProcessor, shortened
+from vtc.serving.vllm.mixins import PrunedInfo, ShorteningProcessor
 from vtc.serving.vllm.mrope import MRoPEModel
 from vtc.serving.vllm.pruning import grid_layout
 from vtc.serving.vllm.signals import Parts, Run
@@ -94,18 +94,11 @@ class PackedModel(MRoPEModel):
         )
 
 
-class PackedProcessor(PrunedProcessor):
-    """Makes room for so many tokens in the prompt."""
-
-    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:
-        return shortened(super()._get_prompt_updates(*args, **kwargs), self.info.vtc)
-
-
 class VtcQwen2_5_VLInfo(PackedInfo, Qwen2_5_VLProcessingInfo):
     """Knows how many tokens stay of a picture, a video."""
 
 
-class VtcQwen2_5_VLProcessor(PackedProcessor, Qwen2_5_VLMultiModalProcessor):
+class VtcQwen2_5_VLProcessor(ShorteningProcessor, Qwen2_5_VLMultiModalProcessor):
     """Makes room for so many in the prompt."""
 
 

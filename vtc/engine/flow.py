@@ -102,9 +102,10 @@ class Flow:
         self.cache: Cache | None = cache_of(kwargs)
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0  # logical
         let_go(self.cache, ends=False)
+        self.decoder = decoder_for(lm)
         self.sight = Sight(self, blocks)
         layers = [] if self.cache is None or not self.seen else self.cache.layers
-        self.attending = decoder_for(lm).attending(lm.config)
+        self.attending = self.decoder.attending(lm.config)
         self.pasts = [x if isinstance(x, CompressedLayer) and x.is_initialized else None for x in layers]
         self.known = {id(past) for past in self.pasts if past is not None}  # layers that may be used in this forward
         for past in self.pasts:
@@ -532,11 +533,11 @@ class Flow:
         return changes
 
     def _kind_of_tables(self, layer: int) -> Hashable:
-        return decoder_for(self.lm).tables_of(self.lm.config, layer)
+        return self.decoder.tables_of(self.lm.config, layer)
 
     def _rotary(self, number: int, layer: int, hidden: Tensor) -> Rotary | None:
         """The tables of a layer; None where nothing is rotated."""
-        if decoder_for(self.lm).rotary(self.lm) is None:
+        if self.decoder.rotary(self.lm) is None:
             return None
         part, moved, kind = self.parts[number], self._moved(layer), self._kind_of_tables(layer)
         if moved is None:
@@ -579,10 +580,10 @@ class Flow:
         return self._tables(layer, like, positions)
 
     def _tables(self, layer: int, hidden: Tensor, positions: Tensor) -> Rotary:
-        decoder = decoder_for(self.lm)
         self.rotated, before = None, self.rotated  # it is not the language model that asks
         try:
-            return decoder.position_embeddings(decoder.rotary(self.lm), hidden, positions.to(hidden.device), layer)
+            rotary = self.decoder.rotary(self.lm)
+            return self.decoder.position_embeddings(rotary, hidden, positions.to(hidden.device), layer)
         finally:
             self.rotated = before
 

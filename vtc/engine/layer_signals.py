@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vtc.engine.attention import LayerView
 from vtc.engine.flow import Flow, padded
-from vtc.models.decoder import decoder_for
 from vtc.signals import SIGNALS
 
 
@@ -123,7 +122,7 @@ class LayerSignals:
 
     def final_states_at(self, span: int, slots: Tensor) -> Tensor:
         """[n, D], the same behind the language model's last norm."""
-        return decoder_for(self.flow.lm).final_norm(self.flow.lm)(self.states_at(span, slots))
+        return self.flow.decoder.final_norm(self.flow.lm)(self.states_at(span, slots))
 
     # -- attention ---------------------------------------------------------------------------------------------
 

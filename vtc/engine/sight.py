@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from vtc.engine.kv_cache import CompressedLayer
 from vtc.engine.versions import causal_mask
-from vtc.models.decoder import SEEING, decoder_for
+from vtc.models.decoder import SEEING
 from vtc.models.family import Blocks
 from vtc.transfer import upload
 
@@ -63,7 +63,7 @@ class Sight:
     """
 
     def __init__(self, flow: Flow, blocks: Blocks | None) -> None:
-        decoder, config = decoder_for(flow.lm), flow.lm.config
+        decoder, config = flow.decoder, flow.lm.config
         self.flow, self.blocks = flow, blocks
         self.kinds, self.windows = decoder.kinds(config), decoder.windows(config)
         self.holders = decoder.holders(config)
