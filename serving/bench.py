@@ -47,6 +47,7 @@ COLUMNS = {
     "ttft_p50_ms": "TTFT p50 ms",
     "ttft_p95_ms": "TTFT p95 ms",
     "ttft_gain": "gain",
+    "answer_p50_ms": "answer p50 ms",
     "requests_per_s": "requests/s",
     "throughput_gain": "gain (min–max)",
 }
@@ -164,6 +165,7 @@ def _row(key: tuple[str, str, int], rounds: Mapping[int, Any], plain: Mapping[in
         "ttft_p50_ms": median("ttft_p50_ms", 0),
         "ttft_p95_ms": median("ttft_p95_ms", 0),
         "ttft_gain": round(statistics.median(sooner), 2) if sooner else "",
+        "answer_p50_ms": median("answer_p50_ms", 0),
         "requests_per_s": median("requests_per_s", 2),
         "throughput_gain": round(statistics.median(gains), 2) if gains else "",
         "throughput_gain_min": round(min(gains), 2) if gains else "",
@@ -190,6 +192,7 @@ def _cells(own: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 f"{row['ttft_p50_ms']:.0f}",
                 f"{row['ttft_p95_ms']:.0f}",
                 gains[0],
+                f"{row['answer_p50_ms']:.0f}",
                 f"{row['requests_per_s']:.2f}",
                 gains[1],
             ]

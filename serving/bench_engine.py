@@ -112,6 +112,7 @@ async def _clients(engine: Any, pictures: Iterator[Image.Image], clients: int, r
     wanted, prompts = iter([next(pictures) for _ in range(requests)]), set()
     sampling = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
     waits: list[float] = []
+    wholes: list[float] = []
 
     async def client(number: int) -> None:
         for picture in wanted:
@@ -124,6 +125,7 @@ async def _clients(engine: Any, pictures: Iterator[Image.Image], clients: int, r
                 first = first or time.perf_counter() - start
                 prompts.add(len(out.prompt_token_ids))
             waits.append(first or 0.0)
+            wholes.append(time.perf_counter() - start)
 
     begin = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(clients)))
@@ -134,5 +136,6 @@ async def _clients(engine: Any, pictures: Iterator[Image.Image], clients: int, r
         "prompt_tokens": max(prompts),
         "ttft_p50_ms": 1000 * statistics.median(waits),
         "ttft_p95_ms": 1000 * statistics.quantiles(waits, n=20, method="inclusive")[-1],
+        "answer_p50_ms": 1000 * statistics.median(wholes),
         "requests_per_s": requests / seconds,
     }

@@ -17,25 +17,40 @@ def register() -> None:
     try:
         from vtc.serving.vllm.families import FAMILIES
 
-        _enter([(family.architecture, family.place) for family in FAMILIES.values()])
+        _adjust(_enter([(family.architecture, family.place) for family in FAMILIES.values()]))
     except Exception as error:
         _LOG.warning("vtc's plug-in could not register its architectures (%s): vLLM works without it.", error)
 
 
-def _enter(places: list[tuple[str, str]]) -> None:
-    """Enter (architecture, "module:class") rows; a name that another plug-in has taken stays that one's."""
+def _enter(places: list[tuple[str, str]]) -> list[str]:
+    """Enter (architecture, "module:class") rows, and return the names that are ours now; one that another plug-in has
+    taken stays that one's."""
     from vllm import ModelRegistry
 
+    ours = []
     for architecture, place in places:
         there = ModelRegistry.models.get(architecture)
-        if there is None:
-            ModelRegistry.register_model(architecture, place)
-        elif place != (taken := _place_of(there)):
+        if there is not None and place != (taken := _place_of(there)):
             _LOG.warning(
                 "%s stands for %s of another plug-in, and vtc leaves it alone: choose by VLLM_PLUGINS which is loaded.",
                 architecture,
                 taken,
             )
+            continue
+        if there is None:
+            ModelRegistry.register_model(architecture, place)
+        ours.append(architecture)
+    return ours
+
+
+def _adjust(architectures: list[str]) -> None:
+    """Have vLLM's settings adjusted where it serves one of these."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from vtc.serving.vllm.settings import PrunedSettings
+
+    for architecture in architectures:
+        MODELS_CONFIG_MAP[architecture] = PrunedSettings
 
 
 def _place_of(registered: object) -> str:

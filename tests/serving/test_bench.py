@@ -11,6 +11,7 @@ from vtc.serving import bench
 
 def write(folder, name: str, number: int, seconds: float, wait: float) -> None:
     timed = {"clients": 4, "requests": 8, "prompt_tokens": 79, "ttft_p50_ms": wait, "ttft_p95_ms": 2 * wait}
+    timed["answer_p50_ms"] = 3 * wait
     found = {"model": "tiny-llava", "about": {"vllm": "0.32.0"}, "timed": [timed | {"requests_per_s": 8 / seconds}]}
     (folder / f"tiny-llava-{name}-{number}.json").write_text(json.dumps(found))
 
@@ -34,7 +35,10 @@ def test_what_is_there_is_not_measured_again(tmp_path, capsys):
     assert "2.00 (2.00–2.00)" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["about"] == {"vllm": "0.32.0"}
     assert (tmp_path / "results.csv").read_text().startswith("model,method,prompt_tokens,clients,")
-    assert "| divprune | 79 | 4 | 50 | 100 | 2.00 | 4.00 | 2.00 (2.00–2.00) |" in (tmp_path / "results.md").read_text()
+    assert (
+        "| divprune | 79 | 4 | 50 | 100 | 2.00 | 150 | 4.00 | 2.00 (2.00–2.00) |"
+        in (tmp_path / "results.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

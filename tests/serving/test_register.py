@@ -19,6 +19,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.models: dict[str, SimpleNamespace] = {}
+        self.settings: dict[str, type] = {}
 
     def register_model(self, architecture: str, place: str) -> None:
         module, name = place.split(":")
@@ -30,6 +31,10 @@ def registry(monkeypatch) -> Registry:
     module = ModuleType("vllm")
     module.ModelRegistry = Registry()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    names = ["vllm.model_executor", "vllm.model_executor.models", "vllm.model_executor.models.config"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].MODELS_CONFIG_MAP = module.ModelRegistry.settings  # type: ignore[attr-defined]
     return module.ModelRegistry  # type: ignore[attr-defined]
 
 
@@ -40,6 +45,7 @@ def test_every_family_is_entered_once(registry, caplog):
     assert registry.models == first
     assert set(first) == {family.architecture for family in FAMILIES.values()}
     assert first["VtcLlavaForConditionalGeneration"].module_name == "vtc.serving.vllm.llava"
+    assert set(registry.settings) == set(first)
     assert not caplog.records
 
 
@@ -52,6 +58,7 @@ def test_a_name_of_another_plugin_stays_its_own(registry, caplog, by_class):
     with caplog.at_level(logging.WARNING):
         register()
     assert registry.models["VtcLlavaForConditionalGeneration"] is taken
+    assert "VtcLlavaForConditionalGeneration" not in registry.settings
     assert [record.getMessage() for record in caplog.records] == [
         "VtcLlavaForConditionalGeneration stands for other.plugin:Mine of another plug-in, and vtc leaves it alone: "
         "choose by VLLM_PLUGINS which is loaded."
@@ -73,8 +80,12 @@ import json, sys, types
 vllm = types.ModuleType("vllm")
 vllm.ModelRegistry = types.SimpleNamespace(models={}, register_model=lambda *row: None)
 sys.modules["vllm"] = vllm
+for part in ("model_executor", "model_executor.models", "model_executor.models.config"):
+    sys.modules["vllm." + part] = types.ModuleType("vllm." + part)
+settings = sys.modules["vllm.model_executor.models.config"].MODELS_CONFIG_MAP = {}
 from vtc.serving.vllm import register
 register()
+assert settings
 print(json.dumps(list(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -57,6 +57,12 @@ def test_signals_are_those_of_transformers(llava, asked, method, monkeypatch):
     llava.check_signals(asked[0], method, monkeypatch)
 
 
+def test_the_tower_takes_as_many_pictures_in_a_step_as_without_vtc(llava):
+    scheduler = llava.core.scheduler
+    whole = scheduler.scheduler_config.max_num_batched_tokens // 576
+    assert scheduler.max_num_encoder_input_tokens // KEEP == max(1, whole)
+
+
 @pytest.mark.parametrize("method", ["divprune", "vtc-cls"])
 def test_two_pictures_none_and_another_shape_in_one_batch(llava, mixed, method):
     llava.swap(method)
