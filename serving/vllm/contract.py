@@ -80,6 +80,16 @@ class Spec:
         """
         return token_count(self.keep, total)
 
+    def tower_tokens(self, bound: int, most: int) -> int:
+        """Kept tokens that the tower may hand over in a step, so that it takes as many pictures as it would unpruned.
+
+        Args:
+            bound: the same of whole pictures. most: visual tokens of the largest picture, before pruning.
+
+        Example: 3 of 576 tokens each fit into 2048, and 3 of 64 into 2048 * 64 // 576 = 227.
+        """
+        return max(1, bound * self.count(most) // most)
+
     def flag(self) -> list[str]:
         """The one flag of vLLM's command line, in two words; JSON without blanks."""
         options = {name: value for name, value in self.options.items() if name != "positions"}

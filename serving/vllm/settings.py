@@ -11,19 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-
-def tower_tokens(bound: int, kept: int, most: int) -> int:
-    """Pruned tokens that the tower may hand over in a step, so that it takes as many pictures as it would unpruned.
-
-    Args:
-        bound: the same of whole pictures. kept, most: visual tokens of the largest picture after and before pruning.
-
-    Example: 3 of 576 tokens each fit into 2048, and 3 of 64 into 2048 * 64 // 576 = 227.
-    """
-    return max(1, bound * kept // most)
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 
-class PrunedSettings:
+class PrunedSettings(VerifyAndUpdateConfig):
     """vLLM calls it with each VllmConfig of the plug-in's architectures, as it is made."""
 
     @staticmethod
@@ -33,9 +24,8 @@ class PrunedSettings:
 
         try:
             info: Any = MULTIMODAL_REGISTRY.get_processing_info(vllm_config.model_config)
-            most = info.most_tokens()
-            kept = info.vtc.count(most)
+            most, spec = info.most_tokens(), info.vtc
         except (TypeError, ValueError):
             return  # what cannot be served is refused where the model is made, which comes next
         scheduler = vllm_config.scheduler_config
-        scheduler.max_num_encoder_input_tokens = tower_tokens(scheduler.max_num_encoder_input_tokens, kept, most)
+        scheduler.max_num_encoder_input_tokens = spec.tower_tokens(scheduler.max_num_encoder_input_tokens, most)

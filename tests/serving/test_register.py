@@ -34,6 +34,7 @@ def registry(monkeypatch) -> Registry:
     names = ["vllm.model_executor", "vllm.model_executor.models", "vllm.model_executor.models.config"]
     for name in names:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].VerifyAndUpdateConfig = object  # type: ignore[attr-defined]
     sys.modules[names[-1]].MODELS_CONFIG_MAP = module.ModelRegistry.settings  # type: ignore[attr-defined]
     return module.ModelRegistry  # type: ignore[attr-defined]
 
@@ -82,6 +83,7 @@ vllm.ModelRegistry = types.SimpleNamespace(models={}, register_model=lambda *row
 sys.modules["vllm"] = vllm
 for part in ("model_executor", "model_executor.models", "model_executor.models.config"):
     sys.modules["vllm." + part] = types.ModuleType("vllm." + part)
+sys.modules["vllm.model_executor.models.config"].VerifyAndUpdateConfig = object
 settings = sys.modules["vllm.model_executor.models.config"].MODELS_CONFIG_MAP = {}
 from vtc.serving.vllm import register
 register()

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from vtc.serving.vllm.settings import PrunedSettings, tower_tokens
+from vtc.serving.vllm.contract import read_spec
+from vtc.serving.vllm.families import FAMILIES
+
+
+def spec(keep: int | float):
+    return read_spec({"method": "divprune", "keep": keep}, FAMILIES["llava"])
 
 
 @pytest.mark.parametrize(
-    ("bound", "kept", "most"), [(2048, 64, 576), (2048, 576, 576), (8192, 1, 16384), (300, 64, 576)]
+    ("bound", "keep", "most"),
+    [(2048, 64, 576), (2048, 1.0, 576), (8192, 1, 16384), (300, 64, 576), (2048, 0.25, 1000)],
 )
-def test_as_many_pictures_as_before(bound, kept, most):
+def test_as_many_pictures_as_before(bound, keep, most):
     # vLLM lets one picture through whatever the bound is
-    assert max(1, tower_tokens(bound, kept, most) // kept) == max(1, bound // most)
+    kept = spec(keep).count(most)
+    assert max(1, spec(keep).tower_tokens(bound, most) // kept) == max(1, bound // most)
 
 
 @pytest.mark.parametrize(("refused", "left"), [(False, 227), (True, 2048)])
 def test_the_bound_of_an_engine(monkeypatch, refused, left):
     class Info:
-        vtc = SimpleNamespace(count=lambda tokens: 64)
+        vtc = spec(64)
 
         def __init__(self, config: object) -> None:
             if refused:
@@ -30,14 +38,18 @@ def test_the_bound_of_an_engine(monkeypatch, refused, left):
         def most_tokens(self) -> int:
             return 576
 
-    multimodal = ModuleType("vllm.multimodal")
-    multimodal.MULTIMODAL_REGISTRY = SimpleNamespace(get_processing_info=Info)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    monkeypatch.setitem(sys.modules, "vllm.multimodal", multimodal)
-    config = SimpleNamespace(
-        model_config=None,
-        scheduler_config=SimpleNamespace(max_num_encoder_input_tokens=2048, max_num_batched_tokens=2048),
+    names = ["vllm", "vllm.model_executor", "vllm.model_executor.models", "vllm.model_executor.models.config"]
+    for name in [*names, "vllm.multimodal"]:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].VerifyAndUpdateConfig = object  # type: ignore[attr-defined]
+    sys.modules["vllm.multimodal"].MULTIMODAL_REGISTRY = SimpleNamespace(  # type: ignore[attr-defined]
+        get_processing_info=Info
     )
-    PrunedSettings.verify_and_update_config(config)
-    assert config.scheduler_config.max_num_encoder_input_tokens == left
-    assert config.scheduler_config.max_num_batched_tokens == 2048
+    monkeypatch.delitem(sys.modules, "vtc.serving.vllm.settings", raising=False)
+    settings = importlib.import_module("vtc.serving.vllm.settings")
+    monkeypatch.delitem(sys.modules, "vtc.serving.vllm.settings")  # the next test makes its own
+    scheduler = SimpleNamespace(max_num_encoder_input_tokens=2048, max_num_batched_tokens=2048)
+    config = SimpleNamespace(model_config=None, scheduler_config=scheduler)
+    settings.PrunedSettings.verify_and_update_config(config)
+    assert scheduler.max_num_encoder_input_tokens == left
+    assert scheduler.max_num_batched_tokens == 2048
