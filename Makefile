@@ -59,11 +59,11 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The core of the suite with the newest promised versions, those of .venv, and with the oldest, in an environment of
 # their own that looks into .venv for everything that constraints-oldest.txt does not name.
-CORE := -m pytest -n auto -m core
+CORE := -m pytest -n auto --dist worksteal -m core
 SITE = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 OLDEST := .venv-oldest
 $(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
@@ -120,7 +120,7 @@ dist:
 
 # Everything: whole matrices, other versions, the plug-ins under what they plug into, other Pythons.
 test-all: lint test-versions test-lmms test-vllm test-browser test-package docs
-	$(BIN)/python -m pytest -n auto -m "not lmms and not vllm and not browser and not package and not site"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not lmms and not vllm and not browser and not package and not site"
 	$(MAKE) test-python PYTHON_VERSION=3.12
 	$(MAKE) test-python PYTHON_VERSION=3.13
 

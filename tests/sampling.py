@@ -18,7 +18,7 @@ import subprocess
 from pathlib import Path
 
 #: of a listed family's cells
-SHARE = 0.02
+SHARE = 0.012
 #: what a method is told where a family's towers, grids or layers are not for it; not wrong, and counts as skipped
 UNKNOWN = re.compile(
     r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"

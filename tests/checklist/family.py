@@ -68,9 +68,7 @@ def _told(tree: Tree, name: str) -> list[Line]:
 
 def _call(tree: Tree, path: str, function: str, first: str) -> list[ast.expr]:
     """The next two arguments of the call of `function` whose first one is the string `first`, [] if there is none."""
-    calls = [node for node in ast.walk(tree.parsed(path)) if isinstance(node, ast.Call) and node.args]
-    found = [call for call in calls if ast.unparse(call.func) == function and ast.unparse(call.args[0]) == repr(first)]
-    return found[0].args[1:3] if found else []
+    return next((rest[:2] for called, one, rest in tree.calls(path) if (called, one) == (function, repr(first))), [])
 
 
 def _tiny(tree: Tree) -> dict[str, ast.Call]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,22 +88,53 @@ def _words(node: ast.AST) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
+def _module(tree: Tree, path: str) -> ast.Module:
+    return ast.parse(tree.text(path), filename=path)
+
+
+def _all_words(tree: Tree, path: str) -> set[str]:
+    return {word for node in ast.walk(tree.parsed(path)) for word in _words(node)}
+
+
+def _top_classes(tree: Tree, path: str) -> list[Found]:
+    return [Found(path, node) for node in tree.parsed(path).body if isinstance(node, ast.ClassDef)]
+
+
+def _calls(tree: Tree, path: str) -> list[tuple[str, str, list[ast.expr]]]:
+    calls = [node for node in ast.walk(tree.parsed(path)) if isinstance(node, ast.Call) and node.args]
+    return [(ast.unparse(call.func), ast.unparse(call.args[0]), call.args[1:]) for call in calls]
+
+
+def _first_cells(tree: Tree, path: str) -> set[str]:
+    return set(re.findall(r"^\| *`([^`\n]+)` *\|", tree.text(path), re.MULTILINE))
+
+
+def _claims(tree: Tree, path: str) -> list[tuple[str, list[str]]]:
+    return claims(tree.parsed(path)) if "@defines(" in tree.text(path) else []
+
+
 class Tree:
-    """A checkout at `root`; files that are not there are empty."""
+    """A checkout at `root`; files that are not there are empty. What was worked out of a file is kept."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
         self._texts: dict[str, str] = {}
-        self._parsed: dict[str, ast.Module] = {}
-        self._words: dict[str, set[str]] = {}
+        self._kept: dict[tuple[str, Callable[..., Any]], Any] = {}
+        self._files: dict[str, list[str]] = {}
 
     def changed(self, texts: Mapping[str, str]) -> Tree:
         """The same checkout with other texts in some of its files."""
         other = Tree(self.root)
         other._texts = self._texts | dict(texts)
-        other._parsed = {path: module for path, module in self._parsed.items() if path not in texts}
-        other._words = {path: words for path, words in self._words.items() if path not in texts}
+        other._kept = {key: value for key, value in self._kept.items() if key[0] not in texts}
+        other._files = self._files
         return other
+
+    def kept(self, path: str, work: Callable[[Tree, str], Any]) -> Any:
+        """What `work` makes of this checkout's file."""
+        if (path, work) not in self._kept:
+            self._kept[path, work] = work(self, path)
+        return self._kept[path, work]
 
     def text(self, path: str) -> str:
         if path not in self._texts:
@@ -113,19 +144,18 @@ class Tree:
 
     def files(self, pattern: str) -> list[str]:
         """Paths that match, relative to the root, in order."""
-        return sorted(str(file.relative_to(self.root)) for file in self.root.glob(pattern) if file.is_file())
+        if pattern not in self._files:
+            found = [file for file in self.root.glob(pattern) if file.is_file()]
+            self._files[pattern] = sorted(str(file.relative_to(self.root)) for file in found)
+        return self._files[pattern]
 
     def parsed(self, path: str) -> ast.Module:
-        if path not in self._parsed:
-            self._parsed[path] = ast.parse(self.text(path), filename=path)
-        return self._parsed[path]
+        return self.kept(path, _module)
 
     def classes(self, pattern: str) -> Iterator[Found]:
         """All classes at the top of the files that match."""
         for path in self.files(pattern):
-            for node in self.parsed(path).body:
-                if isinstance(node, ast.ClassDef):
-                    yield Found(path, node)
+            yield from self.kept(path, _top_classes)
 
     def function(self, path: str, name: str) -> ast.FunctionDef | None:
         """A function at the top of a file."""
@@ -134,9 +164,11 @@ class Tree:
 
     def words(self, path: str) -> set[str]:
         """Names and strings that a Python file uses: its identifiers, attributes, imports and constants."""
-        if path not in self._words:
-            self._words[path] = {word for node in ast.walk(self.parsed(path)) for word in _words(node)}
-        return self._words[path]
+        return self.kept(path, _all_words)
+
+    def calls(self, path: str) -> list[tuple[str, str, list[ast.expr]]]:
+        """(function, first argument, the other positional ones) of each call in a Python file, two of them as code."""
+        return self.kept(path, _calls)
 
     def naming(self, pattern: str, *words: str) -> list[str]:
         """The Python files that use one of these names or strings."""
@@ -171,13 +203,11 @@ class Tree:
 
     def row(self, pattern: str, name: str) -> str | None:
         """The first Markdown file with a table row whose first cell is `name`, in code."""
-        start = re.compile(rf"^\| *`{re.escape(name)}` *\|", re.MULTILINE)
-        return next((path for path in self.files(pattern) if start.search(self.text(path))), None)
+        return next((path for path in self.files(pattern) if name in self.kept(path, _first_cells)), None)
 
     def defined(self) -> list[tuple[str, list[str]]]:
         """What the tests in tests/methods state: (method, options) of each definition."""
-        paths = [path for path in self.files("tests/methods/test_*.py") if "@defines(" in self.text(path)]
-        return [claim for path in paths for claim in claims(self.parsed(path))]
+        return [claim for path in self.files("tests/methods/test_*.py") for claim in self.kept(path, _claims)]
 
     def shown(self, name: str) -> Line:
         """Whether the listings in docs/cli.md, which commands print, have it."""

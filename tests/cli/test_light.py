@@ -92,16 +92,20 @@ def test_help_and_lists():
     assert answers[1][3].count("\n") == 1
 
 
-def test_refusals():
-    answers = run(REFUSED)
-    assert len(answers) == len(REFUSED)
-    for line, status, imported, out, err in answers:
+@pytest.fixture(scope="module")
+def refusals():
+    return run(REFUSED)
+
+
+def test_refusals(refusals):
+    assert len(refusals) == len(REFUSED)
+    for line, status, imported, out, err in refusals:
         assert (status, imported, out) == (2, [], ""), line
         assert err.count("\n") == 1, err
 
 
-def test_what_the_new_refusals_say():
-    said = {" ".join(line): err for line, _, _, _, err in run(REFUSED)}
+def test_what_the_new_refusals_say(refusals):
+    said = {" ".join(line): err for line, _, _, _, err in refusals}
     expected = {
         " ".join([*ASK, "--method", "divprune", "--weights", "none"]): "divprune has no option 'weights'",
         " ".join([*ASK, "--method", "vqtoken", "--weights", "none"]): "there are no weights in none",

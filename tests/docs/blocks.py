@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from vtc.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"python", "bash"}
 SHOWN = {"text", "json", "console"}  # output and contents of files; tests/cli/shown.py prints what "console" shows
+#: questions that an evaluation is asked here where it says how many: what is shown works the same with a few
+QUESTIONS = 4
 NOT_RUN = re.compile(r"<!--\s*not run:(.*?)-->")
 
 
@@ -59,41 +63,80 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def commands(code: str) -> list[list[str]] | None:
-    """A shell block of nothing but plain `vtc` commands as lists of arguments; None for any other.
+#: shell lines that write a file
+_WRITES = re.compile(r"cat > \S+ <<(\w+)\n.*?\n\1\n|printf '[^']*' > \S+\n", re.DOTALL)
+_QUOTED = re.compile(r"\"[^\"$`]*\"|'[^']*'")
 
-    Those run in this process, which spares each of them the import of PyTorch; not with a plug-in, whose names the
-    page's Python may have taken already.
+
+def commands(code: str) -> list[list[str] | str] | None:
+    """A shell block of plain `vtc` commands, and of lines that write files, in their order: the arguments of a command,
+    the text of what writes a file. None for any other block.
+
+    The commands run in this process, which spares each of them the import of PyTorch.
     """
-    found = [shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines()]
-    found = [words for words in found if words]
-    quoted = re.compile(r"\"[^\"$`]*\"|'[^']*'")
-    plain = "--plugin" not in code and not re.search(r"[|&;<>$`]", quoted.sub("", code))
-    return [words[1:] for words in found] if plain and all(words[0] == "vtc" for words in found) else None
+    found: list[list[str] | str] = []
+    rest = code.replace("\\\n", " ")
+    while rest:
+        if writes := _WRITES.match(rest):
+            found.append(writes[0])
+            rest = rest[writes.end() :]
+            continue
+        line, _, rest = rest.partition("\n")
+        words = shlex.split(line, comments=True)
+        if words and (words[0] != "vtc" or re.search(r"[|&;<>$`]", _QUOTED.sub("", line))):
+            return None
+        found += [words[1:]] if words else []
+    return found
 
 
-def run(block: Block, page: str, namespace: dict[str, Any], folder: Path) -> None:
-    """Run a block in the current folder, which is `folder`; AssertionError with its output if a command fails."""
+def fewer(code: str) -> str:
+    """The block with at most `QUESTIONS` where a command, or a file of settings, has a limit."""
+    limit = re.compile(r"(--limit |^limit = )(\d+)", re.MULTILINE)
+    return limit.sub(lambda found: f"{found[1]}{min(int(found[2]), QUESTIONS)}", code)
+
+
+def run(
+    block: Block,
+    page: str,
+    namespace: dict[str, Any],
+    folder: Path,
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Run a block in the current folder, which is `folder`; AssertionError with its output if a command fails.
+
+    A command with a plug-in runs within `alone()`, since the page's Python may have taken its names already.
+    """
     if block.language == "python":
         if name := re.match(r"# (\w+\.py)\n", block.code):  # "save this as ..."
             (folder / name.group(1)).write_text(block.code)
         padded = "\n" * block.line + block.code  # so that a traceback shows the page's line numbers
         exec(compile(padded, page, "exec", dont_inherit=True), namespace)  # not with this file's __future__
-    elif (lines := commands(block.code)) is not None:
-        for line in lines:
-            try:
-                status = main(line)
-            except SystemExit as end:  # --version, --help
-                status = end.code
-            assert status in (0, None), f"{page} line {block.line}: status {status} of vtc {shlex.join(line)}"
-    else:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        done = subprocess.run(
-            ["sh", "-eu", "-c", block.code],
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{page} line {block.line}:\n{done.stdout}\n{done.stderr}"
+        return
+    code = fewer(block.code)
+    for step in commands(code) or [code]:
+        if isinstance(step, str):
+            status, said = _in_shell(step)
+        else:
+            with alone() if "--plugin" in step else nullcontext():
+                status, said = _in_process(step)
+        assert status in (0, None), f"{page} line {block.line}: status {status} of {step}\n{said}"
+
+
+def _in_process(words: list[str]) -> tuple[object, str]:
+    try:
+        return main(words), ""
+    except SystemExit as end:  # --version, --help
+        return end.code, ""
+
+
+def _in_shell(code: str) -> tuple[object, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-eu", "-c", code],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.returncode, f"{done.stdout}\n{done.stderr}"

@@ -1,18 +1,20 @@
 """Every code block of the README and of the pages in docs/ runs as written, as a reader would run it in a fresh clone.
 
-The blocks of a page run once, one after another, and its Python blocks share one namespace. A block that a test cannot
+The blocks of a page run once, one after another, and its Python blocks share one namespace. Evaluations that say how
+many questions they ask are asked fewer (`blocks.QUESTIONS`). A block that a test cannot
 run has `<!-- not run: reason -->` on the line above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.docs.blocks import ROOT, RUN, SHOWN, Block, blocks, commands, pages, run
+from tests.docs.blocks import ROOT, RUN, SHOWN, Block, blocks, commands, fewer, pages, run
 from vtc import signals, stages
 from vtc.engine import stage
 from vtc.methods.base import registry as methods
@@ -50,32 +52,54 @@ def test_every_block_runs_or_says_why_not(capsys):
     assert len(skipped) < len(code) / 2
 
 
+class Names:
+    """Whatever can be registered: the tables of names, as they are now, with what ships in them."""
+
+    def __init__(self) -> None:
+        stage.stages()
+        enter_those_that_ship()
+        methods.discover()
+        self.tables: list[Any] = [stages._TABLE, signals._TABLE, methods._METHODS, registry._ADAPTERS]
+        self.tables += [tower._TOWERS, decoder._DECODERS]
+        self.held = self._all()
+
+    def _all(self) -> tuple[list[dict[Any, Any]], list[Any]]:
+        return [dict(table) for table in self.tables], list(stage._STAGES)
+
+    def _set(self, held: tuple[list[dict[Any, Any]], list[Any]]) -> None:
+        for table, old in zip(self.tables, held[0], strict=True):
+            table.clear()
+            table.update(old)
+        stage._STAGES[:] = held[1]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Without what was registered since, and without a trace of what is registered within."""
+        now = self._all()
+        self._set(self.held)
+        try:
+            yield
+        finally:
+            self._set(now)
+
+
 @pytest.fixture
-def _clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     """A folder that looks like a clone: relative paths work; what a block writes or registers goes with the test."""
-    stage.stages()  # those that ship are there from now on
-    enter_those_that_ship()
-    methods.discover()
-    tables: list[Any] = [stages._TABLE, signals._TABLE, methods._METHODS, registry._ADAPTERS]
-    tables += [tower._TOWERS, decoder._DECODERS]
-    before, known = [dict(table) for table in tables], list(stage._STAGES)
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and entry.name not in ("runs", "build", "dist", "site"):
             (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
-    yield
-    for table, old in zip(tables, before, strict=True):
-        table.clear()
-        table.update(old)
-    stage._STAGES[:] = known
+    names = Names()
+    with names.alone():
+        yield names
 
 
-@pytest.mark.usefixtures("_clone")
 @pytest.mark.parametrize("page", TO_RUN)
-def test_page(page: str, tmp_path: Path) -> None:
+def test_page(page: str, clone: Names, tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in TO_RUN[page]:
-        run(block, page, namespace, tmp_path)
+        run(block, page, namespace, tmp_path, clone.alone)
 
 
 def test_the_parser_of_this_test() -> None:
@@ -114,5 +138,16 @@ def test_which_shell_blocks_run_in_this_process() -> None:
         ["ask", "--question", "a & b"],
         ["methods"],
     ]
+    assert commands("cat > a.toml <<END\nkeep = [64]\nEND\nprintf 'a\\n' > b\nvtc eval --config a.toml\n") == [
+        "cat > a.toml <<END\nkeep = [64]\nEND\n",
+        "printf 'a\\n' > b\n",
+        ["eval", "--config", "a.toml"],
+    ]
     for code in ("time vtc eval\n", "vtc methods | head\n", "vtc ask > out\n", 'vtc ask --image "$HOME"\n', "make x\n"):
         assert commands(code) is None
+
+
+def test_how_many_questions_are_asked() -> None:
+    assert fewer("vtc eval --limit 100 --keep 64\nlimit = 12\nno limit = 12\n--limit 2") == (
+        "vtc eval --limit 4 --keep 64\nlimit = 4\nno limit = 12\n--limit 2"
+    )

@@ -15,7 +15,7 @@ from tests.families import EVERY, batch, model_of
 from tests.oracle import Decisions, decisions, oracle, round_off
 from vtc.models import adapter_for
 
-pytestmark = pytest.mark.sampled(most=0.12)
+pytestmark = pytest.mark.sampled(most=0.08)
 
 METHODS = ["random", "pool", "vtc-cls", "divprune", "visionzip", "pitome", "vqtoken", vtc.ToDRE(tau=None)]
 PEERS = ["cdpruner", "scope", "vispruner", "holov", "hiprune", "prumerge", "mmtok", "prunesid"]
@@ -25,7 +25,7 @@ BATCHES = {
     "left padded, unequal, text-only row": ([[0], [1, 2], []], "left"),
     "right padded, unequal": ([[0, 1], [3]], "right"),
 }
-GREEDY: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
+GREEDY: dict[str, Any] = dict(max_new_tokens=5, do_sample=False)
 
 
 def apart(family: str) -> list[int]:
@@ -35,7 +35,7 @@ def apart(family: str) -> list[int]:
 
 
 def equal_to_oracle(family: str, attention: str, rows: Any, side: str, method: Any, **wrap: Any) -> Any:
-    """Assert logits (1e-5 relative, fp32) and, where generation makes sense, 8 identical greedy ids."""
+    """Assert logits (1e-5 relative, fp32) and, where generation makes sense, 5 identical greedy ids."""
     return proved(model_of(family, attention), batch(family, rows, side), len(rows), side, method, **wrap)
 
 

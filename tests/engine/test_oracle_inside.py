@@ -15,7 +15,7 @@ from tests.oracle import decisions, oracle, round_off
 from vtc.models.registry import adapter_for
 from vtc.models.tower import tower_for
 
-pytestmark = pytest.mark.sampled(most=0.12)
+pytestmark = pytest.mark.sampled(most=0.08)
 
 #: the tiny models have three decoder layers; Qwen3-VL adds DeepStack rows after the first two
 LAYERS: dict[str, Any] = {
@@ -112,7 +112,8 @@ def test_layers(family: str, method: str, positions: str, rows: Any, attention: 
 @pytest.mark.parametrize("method", CACHES)
 @pytest.mark.parametrize("family", EVERY)
 def test_caches(family: str, method: str, every: Any, scope: str, rows: Any, attention: str) -> None:
-    report = equal_to_oracle(family, CACHES[method](scope=scope, every=every), rows, attention)
+    longer = {} if every is None else {"max_new_tokens": 8}  # so that it evicts again, twice
+    report = equal_to_oracle(family, CACHES[method](scope=scope, every=every), rows, attention, **longer)
     assert report.tokens_out == report.tokens_in
     assert report.kv_bytes[1] < report.kv_bytes[0]
 

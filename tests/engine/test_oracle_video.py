@@ -13,7 +13,7 @@ from tests.engine.test_oracle_inside import ALL, LAYERS
 from tests.engine.test_oracle_inside import equal_to_oracle as inside_equal
 from tests.families import FAMILIES, batch, model_of
 
-pytestmark = pytest.mark.sampled(most=0.12)
+pytestmark = pytest.mark.sampled(most=0.08)
 
 VIDEOS = [name for name, family in FAMILIES.items() if family.videos is not None]
 BATCHES: dict[str, tuple[list[list[int | str]], str]] = {

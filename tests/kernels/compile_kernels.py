@@ -1,10 +1,14 @@
-"""Compiles every Triton kernel for sm_80 and sm_90 without a GPU; prints what each needs, one JSON object per line."""
+"""Compiles every Triton kernel for sm_80 and sm_90 without a GPU; prints what each needs, one JSON object per line.
+
+`python tests/kernels/compile_kernels.py fp32 bf16` compiles those of these dtypes; by default all three.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,10 +96,13 @@ def choices(kind: str) -> list[Kernel]:
     return found
 
 
+KINDS = ("fp32", "bf16", "fp16")
+
+
 def main() -> None:
     for capability in (80, 90):
         target = GPUTarget("cuda", capability, 32)
-        for kind in ("fp32", "bf16", "fp16"):
+        for kind in sys.argv[1:] or KINDS:
             for kernel in kernels(kind):
                 cubin = compiled(kernel, target)
                 line = {"kernel": kernel.function.__name__, "dtype": kind, "target": f"sm_{capability}"}

@@ -8,7 +8,7 @@ from vtc import ops
 pytestmark = pytest.mark.core
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, pytest.param(577, marks=pytest.mark.large)])
 def test_rows_of_everything_at_once(n):
     g = torch.Generator().manual_seed(n)
     index = torch.randint(0, n, (2, n // 2 + 1), generator=g)

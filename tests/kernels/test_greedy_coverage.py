@@ -91,6 +91,7 @@ def cosines_of(kind, n):
     return torch.cat([cover, torch.rand(n, 40, generator=g)], dim=1) if kind == "words" else cover
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("turned", [2**25, 0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", ["heaps", "noise", "pairs", "words"])
@@ -118,6 +119,7 @@ def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, m
     assert sum(looked) <= 80 * 400 / 5  # and works a fifth of the gains out, or fewer
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_lazily_and_step_by_step(weighted, ragged):

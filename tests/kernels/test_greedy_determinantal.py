@@ -132,6 +132,7 @@ def test_157_tokens(weighted):
         left = left - (left @ along)[:, None] * along
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("whole", [0, 4096])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
@@ -149,6 +150,7 @@ def test_lazily_and_step_by_step(weighted, ragged, whole, monkeypatch):
     assert torch.equal(lazy.greedy_determinantal(x, *rest), reference.step_by_step(x, *rest))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("n", [1, 95, 96, 97, 300, 1000])
 def test_half_of_the_products_are_all(n):
     from vtc.kernels.greedy_determinantal.lazy import AllProducts

@@ -55,14 +55,14 @@ def test_577_tokens(mode):
 
 
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
-@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, pytest.param(577, marks=pytest.mark.large)])
 def test_everything_is_a_permutation(mode, n):
     x = torch.randn(1, n, 4, generator=torch.Generator().manual_seed(n))
     assert sorted(ops.greedy_diversity(x, n, mode, None)[0].tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
-@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, pytest.param(577, marks=pytest.mark.large)])
 @pytest.mark.parametrize("row", [[0.0] * 7, [1.0] * 7, [0.3, -1.7, 2.9, 0.1, 5.3, -0.2, 0.7]])
 def test_equal_rows_are_chosen_from_the_lowest_index(mode, n, row):
     x = torch.tensor(row).expand(1, n, 7)
@@ -124,6 +124,7 @@ def rows_of(kind, n=300, width=32):
     return x
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("kind", ["noise", "clusters", "alike", "flat"])
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
 @pytest.mark.parametrize(("pool", "halved"), [(2, 2**23), (2, 0), (16, 0), (1000, 2**23)])
@@ -143,6 +144,7 @@ def test_lazy_steps_choose_like_the_gram_matrix(mode, kind, pool, halved, monkey
         assert torch.equal(reference.greedy_diversity(x, 40, mode, *case), chosen)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
 @pytest.mark.parametrize("halved", [0, 2**23])
 @pytest.mark.parametrize("row", [[0.0] * 7, [1.0] * 7, [0.3, -1.7, 2.9, 0.1, 5.3, -0.2, 0.7]])
@@ -156,6 +158,7 @@ def test_lazy_steps_take_equal_rows_from_the_lowest_index(mode, row, halved, mon
     assert reference.greedy_diversity(x, 60, mode)[0].tolist() == list(range(60))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("mode", "kind", "most"), [("maxmin", "noise", 40), ("maxmin", "clusters", 40), ("maxsum", "alike", 60)]
 )
@@ -171,6 +174,7 @@ def test_lazy_steps_look_at_all_rows_seldom(mode, kind, most, monkeypatch):
     assert len(looks) <= most
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("kind", ["noise", "clusters", "alike"])
 def test_half_precision_leaves_few_rows_to_be_looked_at(kind):
     """Of those that are left the lowest is the lowest of all."""
@@ -187,6 +191,7 @@ def test_half_precision_leaves_few_rows_to_be_looked_at(kind):
         assert sums[pick] <= sums.min() + 1e-5 * total.norm()
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("mode", ["maxmin", "maxsum"])
 def test_little_is_held_beside_the_features(mode):
     """Rows of length 1, and little more: no Gram matrix, nor other copies."""

@@ -106,6 +106,7 @@ def test_half_precision_is_compared_in_fp32(dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_lazily_and_step_by_step(grouped, ragged):

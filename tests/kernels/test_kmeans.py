@@ -22,7 +22,7 @@ def similarity(x, centroids, metric):
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize(
-    ("n", "k", "d"), [(1, 1, 17), (2, 2, 17), (3, 2, 64), (63, 5, 17), (127, 40, 9), (577, 12, 33)]
+    ("n", "k", "d"), [(1, 1, 17), (2, 2, 17), (3, 2, 64), (63, 5, 17), (127, 40, 9), pytest.param(577, 12, 33, marks=pytest.mark.large)]
 )
 def test_labels_and_centroids_agree(metric, n, k, d):
     x = torch.randn(1, n, d, generator=torch.Generator().manual_seed(n))
@@ -102,6 +102,7 @@ def test_half_precision_is_clustered_in_fp32(dtype):
     assert torch.equal(ops.kmeans(x, 7, "cosine")[1], ops.kmeans(x.float(), 7, "cosine")[1])
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("run", [1, 4, 32])
 @pytest.mark.parametrize(("n", "k"), [(40, 3), (97, 12), (97, 40), (60, 60), (200, 5)])
 def test_seeds_are_the_same_without_the_matrix_of_distances(monkeypatch, n, k, run):
@@ -126,6 +127,7 @@ def test_blocks_of_the_assignment_are_the_whole(monkeypatch):
     assert torch.equal(ops.kmeans(x, 7, "cosine")[1], expected)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_clusters_that_stay_as_they_are_are_not_added_up_again(metric, monkeypatch):
     """Nothing else comes out, to the bit; with cosines of rows that a few iterations move."""

@@ -16,7 +16,7 @@ def define(x, source, weight, segments):
     return out
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, 577])
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 127, pytest.param(577, marks=pytest.mark.large)])
 def test_against_the_definition(n):
     g = torch.Generator().manual_seed(n)
     x, weight = torch.randn(n, 5, generator=g), torch.rand(n, generator=g)
@@ -34,11 +34,11 @@ def test_nothing_used_gives_zeros_even_beside_nan():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_fp32(dtype):
-    """4096 halves of 1: a running sum in half precision would stall long before 4096."""
-    x = torch.ones(4096, 1, dtype=dtype)
-    out = ops.segment_sum(x, torch.zeros(4096, dtype=torch.long), torch.ones(4096), 1)
+    """A running sum of ones in half precision would stall at 2048, or at 256."""
+    x = torch.ones(2304, 1, dtype=dtype)
+    out = ops.segment_sum(x, torch.zeros(2304, dtype=torch.long), torch.ones(2304), 1)
     assert out.dtype == dtype
-    assert out.item() == 4096.0
+    assert out.item() == 2304.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

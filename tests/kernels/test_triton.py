@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,26 +16,36 @@ HERE = Path(__file__).parent
 OPS = sorted(folder.name for folder in (HERE.parents[1] / "kernels").iterdir() if (folder / "triton.py").is_file())
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_every_kernel_passes_its_ops_tests_in_the_interpreter(op):
+@pytest.mark.parametrize("cells", ["not large", pytest.param("large", marks=pytest.mark.full)])
+@pytest.mark.parametrize("ops", [OPS[::2], OPS[1::2]], ids=",".join)
+def test_every_kernel_passes_its_ops_tests_in_the_interpreter(ops, cells):
+    """By default without `large`: what no kernel runs for, or what smaller cells show, too, in less than minutes."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "VTC_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / f"test_{op}.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", cells, "--confcutdir", str(HERE)]
+    files = [str(HERE / f"test_{op}.py") for op in ops]
+    done = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """What `compile_kernels.py` printed: one dict per kernel and target."""
+@cache
+def compiled_for(*kinds):
+    """What `compile_kernels.py` printed of these dtypes: one dict per kernel and target."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, str(HERE / "compile_kernels.py")]
+    command = [sys.executable, str(HERE / "compile_kernels.py"), *kinds]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_every_kernel_compiles_for_a100_and_h100_and_fits_the_registers(compiled):
-    kernels = [line for line in compiled if "kernel" in line]
+@pytest.fixture
+def compiled():
+    return compiled_for("fp32", "bf16")
+
+
+@pytest.mark.parametrize("kinds", [("fp32", "bf16"), pytest.param(("fp16",), marks=pytest.mark.full)])
+def test_every_kernel_compiles_for_a100_and_h100_and_fits_the_registers(kinds):
+    kernels = [line for line in compiled_for(*kinds) if "kernel" in line]
+    assert {line["dtype"] for line in kernels} == set(kinds)
     assert {line["target"] for line in kernels} == {"sm_80", "sm_90"}
     for line in kernels:
         assert line["cubin"] > 0, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 
 import pytest
 import torch
@@ -44,10 +45,17 @@ def governed(method):
     raise AssertionError(f"{method} never keeps everything")
 
 
+@cache
+def prompt(family, seed):
+    """One about one picture or video, and what the model alone makes of it."""
+    inputs = batch(family, [[seed]])
+    with torch.no_grad():
+        return inputs, model_of(family)(**inputs).logits
+
+
 def run(family, seed, method):
     """Logits, and what the report says, of one prompt about one picture or video."""
-    model, inputs = model_of(family), batch(family, [[seed]])
-    plain = model(**inputs).logits
+    model, (inputs, plain) = model_of(family), prompt(family, seed)
     with vtc.wrapped(model, method):
         logits = model(**inputs, use_cache=True).logits
         report = vtc.report(model)

@@ -121,7 +121,7 @@ def test_pictures_in_a_padded_batch(family: str) -> None:
 ALONE: dict[str, Callable[[str], dict[str, Any]]] = {"odd": odd, "chat": chat}
 
 
-@pytest.mark.sampled(most=0.12)
+@pytest.mark.sampled(most=0.08)
 @pytest.mark.parametrize("asked", ALONE)
 @pytest.mark.parametrize("family", FAMILY)
 def test_one_prompt(family: str, asked: str) -> None:

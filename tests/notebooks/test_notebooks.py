@@ -36,7 +36,7 @@ def test_it_is_stored_as_it_was_written(name):
 def test_it_shows_what_it_shows(name):
     """`python -m tests.notebooks.execute` writes it anew."""
     path = FOLDER / f"{name}.ipynb"
-    for stored, run in zip(read(path).cells, execute(path).cells, strict=True):
+    for stored, run in zip(read(path).cells, execute(path, turns=2).cells, strict=True):
         if "measured" in stored.metadata.get("tags", []):
             assert len(said(stored)) == len(said(run))
         else:
