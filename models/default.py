@@ -6,6 +6,7 @@ A family that it carries is listed in `listed.py` with what is its own; a model 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -113,6 +114,31 @@ class DefaultAdapter(Adapter):
         index = torch.arange(n)
         tile = Tile(0, t, h, w, role="image" if known.modality == "image" else "frames")
         return ImageLayout((t, h, w), (tile,), index, torch.zeros_like(index), n)
+
+
+class FramesAdapter(DefaultAdapter):
+    """The default family, of which the tower is given the frames of videos one by one, each with a grid of its own."""
+
+    frames_alone = True
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        """Frames (1, h, w), one after another, as many to each video as have its tokens."""
+        if modality == "image" or any(t > 1 for t, _, _ in grids):
+            return grids
+        frames, found, merge = iter(grids), [], self.merge(model) ** 2
+        for tokens in sizes:
+            own: list[list[int]] = []
+            while sum(h * w for _, h, w in own) < tokens * merge and (frame := next(frames, None)) is not None:
+                own.append(frame)
+            found.append((len(own), *own[0][1:]) if own else None)
+        return found if next(frames, None) is None else []
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        made = super().layout(model, features, known)
+        if known.modality == "image":
+            return made
+        t, h, w = made.grid
+        return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
 
 
 def row_layout(n: int) -> ImageLayout:

@@ -90,9 +90,8 @@ class Encoded:
             output["deepstack_features"] = [[layer[i] for i in images] for layer in self._deepstack]
         if self._rows is not None:
             output[ROWS_ITEM] = {"rows": self._pick(self._rows, self._tokens, images)}
-        grid = self._call.grid_thw
         call = TowerCall(
-            grid_thw=None if grid is None else grid[list(images)],
+            grid_thw=self._pick(self._call.grid_thw, self._crops, images),  # a grid for each that the tower was given
             crops=sum(self._crops[i] for i in images),
             pictures=tuple(images),
             first=self._pick(self._call.first, self._crops, images),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtc.engine import context
 from vtc.engine.encoded import Encoded
+from vtc.engine.find_layout import pieces_of, videos_of
 from vtc.engine.tower_call import PIXEL_ITEM, unpack
 from vtc.engine.tower_signals import TowerSignals
 from vtc.methods.base.method import Method
@@ -119,6 +120,11 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
 
 def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None, modality: str) -> list[int]:
     """How many of the features' entries make up each image: one, but for families that hand out tiles."""
+    if modality == "video" and input_ids is not None:
+        visual = input_ids.cpu() == adapter.token_id(model, modality)
+        frames = adapter.frame_numbers(input_ids.cpu(), visual)
+        if frames is not None:
+            return [len(video.runs) for video in videos_of(pieces_of(visual.nonzero(), None), frames)]
     if not adapter.joins(modality):
         return [1] * len(features)
     if input_ids is None:
