@@ -125,13 +125,8 @@ class FramesAdapter(DefaultAdapter):
         """Frames (1, h, w), one after another, as many to each video as have its tokens."""
         if modality == "image" or any(t > 1 for t, _, _ in grids):
             return grids
-        frames, found, merge = iter(grids), [], self.merge(model) ** 2
-        for tokens in sizes:
-            own: list[list[int]] = []
-            while sum(h * w for _, h, w in own) < tokens * merge and (frame := next(frames, None)) is not None:
-                own.append(frame)
-            found.append((len(own), *own[0][1:]) if own else None)
-        return found if next(frames, None) is None else []
+        own = shared(grids, [tokens * self.merge(model) ** 2 for tokens in sizes])
+        return [(len(frames), *frames[0][1:]) for frames in own]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         made = super().layout(model, features, known)
@@ -139,6 +134,24 @@ class FramesAdapter(DefaultAdapter):
             return made
         t, h, w = made.grid
         return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
+
+
+def shared(grids: list[list[int]], sizes: list[int]) -> list[list[list[int]]]:
+    """Grids of pictures (1, h, w), in order, as many to each of `sizes` as have so many patches; [] if they do not fit.
+
+    Example: 2 x 3, 2 x 3, 4 x 2 to 12 and 8 patches: two and one.
+    """
+    found: list[list[list[int]]] = []
+    left = iter(grids)
+    for patches in sizes:
+        own: list[list[int]] = []
+        while patches > 0 and (grid := next(left, None)) is not None:
+            own.append(grid)
+            patches -= grid[1] * grid[2]
+        if patches or not own:
+            return []
+        found.append(own)
+    return found if next(left, None) is None else []
 
 
 def row_layout(n: int) -> ImageLayout:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vtc.models.default import DefaultAdapter, FramesAdapter, cells, of_pictures, row_layout
+from vtc.models.default import DefaultAdapter, FramesAdapter, cells, of_pictures, row_layout, shared
 from vtc.models.family import Adapter, ImageLayout, Known
 from vtc.models.qwen_vl import QwenVLAdapter
 
@@ -90,14 +90,11 @@ class MiniCpmV46Adapter(FramesAdapter):
         if modality == "image":
             return grids
         patches = sum(h * w for _, h, w in grids) // max(1, sum(sizes))  # that make a token
-        units, found = iter(grids), []
-        for tokens in sizes:
-            own: list[list[int]] = []
-            while sum(h * w for _, h, w in own) < tokens * patches and (unit := next(units, None)) is not None:
-                own.append(unit)
-            alike = all(unit == own[0] for unit in own)
-            found.append((len(own), *own[0][1:]) if own and alike else (len(own), 0, 0))
-        return found if next(units, None) is None else []
+        videos = shared(grids, [tokens * patches for tokens in sizes])
+        alike = [all(unit == units[0] for unit in units) for units in videos]
+        return [
+            (len(units), *(units[0][1:] if same else (0, 0))) for units, same in zip(videos, alike, strict=True)
+        ]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:
