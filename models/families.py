@@ -322,7 +322,16 @@ _LISTED = (
         stages=EVERY_STAGE,
         read=True,
     ),
-    _carried("video_llama_3", "VideoLLaMA 3", _PACKED, checkpoint="lkhl/VideoLLaMA3-2B-Image-HF", video=True),
+    _carried(
+        "video_llama_3",
+        "VideoLLaMA 3",
+        _PACKED,
+        f"{_NO_CLS} Videos of which its processor leaves tokens out lie on no grid: methods that read the tower refuse "
+        "these.",
+        "lkhl/VideoLLaMA3-2B-Image-HF",
+        video=True,
+        read=True,
+    ),
     _carried(
         "video_llava",
         "Video-LLaVA",

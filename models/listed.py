@@ -38,7 +38,6 @@ class GlmVAdapter(FramesAdapter):
 
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
     mrope = True
-    apart = False  # a placeholder may be of either
 
     def token_id(self, model: nn.Module, modality: str) -> int:
         return super().token_id(model, "image")  # of both
@@ -77,6 +76,14 @@ class VideoLlama3Adapter(DefaultAdapter):
     not changed since the frame before: what is left lies on no grid."""
 
     model_types = ("video_llama_3",)
+
+    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """And how many patches a side become a token: [pictures, (t, h, w, merge)]."""
+        grids: Tensor = kwargs["grid_thw"]
+        return torch.cat([grids, kwargs["merge_sizes"][:, None].to(grids)], dim=1)
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        return [grid[:3] for grid in grids]
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         mask = given.get("video_compression_mask")
@@ -158,7 +165,6 @@ class AriaAdapter(DefaultAdapter):
 
     model_types = ("aria",)
     queries = True
-    apart = False
 
 
 class Emu3Adapter(DefaultAdapter):

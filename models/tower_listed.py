@@ -81,6 +81,35 @@ class Qwen25OmniTower(ApartTower, Qwen25Tower):
         return attention.q, attention.k
 
 
+class VideoLlama3Tower(ApartTower):
+    """SigLIP's blocks, rotated. How many patches a side become a token is said for each picture: it stands behind its
+    grid here, (t, h, w, merge)."""
+
+    model_types = ("video_llama_3_vision",)
+    mean = deviation = (0.5, 0.5, 0.5)
+
+    def blocks(self, tower: Any) -> Any:
+        return tower.encoder.layers
+
+    def attentions(self, tower: Any) -> list[Any]:
+        return [block.self_attn for block in self.blocks(tower)]
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        return packed_heads(self, attention, q, k, inputs, None if grid_thw is None else grid_thw[:, :3])
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
+        assert grid_thw is not None
+        grids, merges = grid_thw[:, :3], grid_thw[:, 3].tolist()
+        values = values if mean else unshared(values, grids)
+        pictures = values[0].split(grids.prod(dim=1).tolist())
+        groups = [x.unflatten(0, (-1, merge**2)) for x, merge in zip(pictures, merges, strict=True)]
+        return torch.cat([x.mean(dim=1) if mean else x.sum(dim=1) for x in groups])[None]
+
+
 class RowTower(Tower):
     """Packed rows, picture after picture, whose patches lie line by line."""
 
@@ -255,6 +284,7 @@ TOWERS_LISTED: tuple[type[Tower], ...] = (
     Ovis2Tower,
     GraniteDoclingTower,
     SamTower,
+    VideoLlama3Tower,
 )
 
 _WHOLE = (

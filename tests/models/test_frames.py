@@ -156,3 +156,20 @@ def test_generate_finds_the_same_pictures(family: str) -> None:
         before = [(span.grid, span.tokens, span.crop.tolist()) for span in spans(model)]
         model.generate(**inputs, max_new_tokens=1)
         assert [(span.grid, span.tokens, span.crop.tolist()) for span in spans(model)] == before
+
+
+@pytest.mark.parametrize("seeds", [[[0], [1]], [["v0"], ["v1"]]], ids=["pictures", "videos"])
+@pytest.mark.parametrize("family", [name for name in ("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "aria") if name in LISTED])
+def test_encoded_pictures_and_videos(family: str, seeds: Any) -> None:
+    """GLM's placeholders are of either: what was encoded says which."""
+    if family == "aria" and seeds[0] == ["v0"]:
+        return
+    model, inputs, method = model_of(family), batch(family, seeds), "divprune" if family == "aria" else "visionzip"
+    other, words = batch(family, seeds[::-1]), ("input_ids", "attention_mask", "mm_token_type_ids")
+    asked = {name: x for name, x in other.items() if name in words}
+    encoded = vtc.encode(model, method, **inputs)
+    with torch.no_grad(), vtc.wrapped(model, method, keep=0.4):
+        expected, ids = model(**other).logits, model.generate(**other, **GREEDY)
+        given = encoded.take([1, 0])
+        assert torch.allclose(model(**asked, **given).logits, expected, atol=1e-5)
+        assert model.generate(**asked, **encoded.take([1, 0]), **GREEDY).equal(ids)

@@ -83,6 +83,7 @@ GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
 #: single crops, several of which may make a picture
 CROPS = {"idefics3", "smolvlm", "ovis2"}
 APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
+APART |= {"video_llama_3"}
 APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling"}
 #: whose towers attend in a way of their own, by no interface of transformers'
 PAGES = {"got_ocr2", "pp_chart2table", "perception_lm", "fast_vlm"}
@@ -117,6 +118,7 @@ TOWERS = {
     "glm_ocr": "glm_ocr_vision",
     "ernie4_5_vl_moe": "ernie4_5_vl_moe_vision",
     "paddleocr_vl": "paddleocr_vl_vision",
+    "video_llama_3": "video_llama_3_vision",
     "ovis2": "ovis2_vision",
     "aria": "idefics3_vision",
     "idefics2": "idefics2_vision",
