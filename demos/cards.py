@@ -186,6 +186,7 @@ def method_list() -> str:
             if stage_of(info) == stage:
                 paper = f"<cite>{escape(info.paper.title)}, arXiv {info.paper.arxiv}</cite>" if info.paper else ""
                 only = "" if "image" in info.modality else " Clips only."
+                only += f" Models of {' and '.join(info.only)} only." if info.only else ""
                 items += f"<dt>{info.name}</dt><dd>{escape(info.summary)}{only} {paper}</dd>"
         parts.append(f"<section><h2>{where[0].upper()}{where[1:]}</h2><dl>{items}</dl></section>")
     return f'<div class="methods">{"".join(parts)}</div>'

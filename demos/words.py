@@ -65,8 +65,8 @@ def acts_inside(method: str | None) -> bool:
 
 
 def shown() -> list[vtc.MethodInfo]:
-    """The methods that can be chosen."""
-    return [info for info in vtc.list_methods() if info.name not in NOT_BY_SLIDER]
+    """The methods that can be chosen: not those for models that are not shown."""
+    return [info for info in vtc.list_methods() if info.name not in NOT_BY_SLIDER and not info.only]
 
 
 def groups(own: Sequence[str] = ()) -> list[Group]:

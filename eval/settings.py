@@ -344,6 +344,8 @@ def _fixed(part: tuple[str, dict[str, Any]], last: str, infos: Mapping[str, Meth
 
 def _check_options(name: Any, options: Mapping[str, Any], infos: Mapping[str, MethodInfo]) -> None:
     _known(name, infos, "method")
+    if infos[name].only:
+        raise ValueError(f"{name} is for models of {' and '.join(infos[name].only)} alone, which are not measured here")
     for option in options:
         if option != "keep":
             _known(option, infos[name].options, f"option of {name}")

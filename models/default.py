@@ -6,6 +6,7 @@ A family that it carries is listed in `listed.py` with what is its own; a model 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -113,6 +114,44 @@ class DefaultAdapter(Adapter):
         index = torch.arange(n)
         tile = Tile(0, t, h, w, role="image" if known.modality == "image" else "frames")
         return ImageLayout((t, h, w), (tile,), index, torch.zeros_like(index), n)
+
+
+class FramesAdapter(DefaultAdapter):
+    """The default family, of which the tower is given the frames of videos one by one, each with a grid of its own."""
+
+    frames_alone = True
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        """Frames (1, h, w), one after another, as many to each video as have its tokens."""
+        if modality == "image" or any(t > 1 for t, _, _ in grids):
+            return grids
+        own = shared(grids, [tokens * self.merge(model) ** 2 for tokens in sizes])
+        return [(len(frames), *frames[0][1:]) for frames in own]
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        made = super().layout(model, features, known)
+        if known.modality == "image":
+            return made
+        t, h, w = made.grid
+        return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
+
+
+def shared(grids: list[list[int]], sizes: list[int]) -> list[list[list[int]]]:
+    """Grids of pictures (1, h, w), in order, as many to each of `sizes` as have so many patches; [] if they do not fit.
+
+    Example: 2 x 3, 2 x 3, 4 x 2 to 12 and 8 patches: two and one.
+    """
+    found: list[list[list[int]]] = []
+    left = iter(grids)
+    for patches in sizes:
+        own: list[list[int]] = []
+        while patches > 0 and (grid := next(left, None)) is not None:
+            own.append(grid)
+            patches -= grid[1] * grid[2]
+        if patches or not own:
+            return []
+        found.append(own)
+    return found if next(left, None) is None else []
 
 
 def row_layout(n: int) -> ImageLayout:

@@ -190,6 +190,7 @@ _LISTED = (
         _PACKED,
         f"In larger models a picture's tokens see each other. {_WINDOW}",
         "google/gemma-4-E2B-it",
+        video=True,
     ),
     _carried(
         "paligemma",
@@ -212,7 +213,14 @@ _LISTED = (
         read=True,
     ),
     _carried("exaone4_5", "EXAONE 4.5", _PACKED, checkpoint="LGAI-EXAONE/EXAONE-4.5-33B", video=True),
-    _carried("fast_vlm", "FastVLM", _SQUARE, "Its tower is convolutional.", "KamilaMila/FastVLM-7B"),
+    _carried(
+        "fast_vlm",
+        "FastVLM",
+        _SQUARE,
+        f"Its tower is convolutional but for its last stages, the last of which is read. {_NO_CLS}",
+        "KamilaMila/FastVLM-7B",
+        read=True,
+    ),
     _carried(
         "glm46v",
         "GLM-4.6V",
@@ -244,7 +252,7 @@ _LISTED = (
         read=True,
     ),
     _carried("glm_ocr", "GLM-OCR", _PACKED, _NO_CLS, checkpoint="zai-org/GLM-OCR", video=True, read=True),
-    _carried("got_ocr2", "GOT-OCR 2", _TILES, _BESIDE, "stepfun-ai/GOT-OCR-2.0-hf"),
+    _carried("got_ocr2", "GOT-OCR 2", _TILES, f"{_BESIDE} {_NO_CLS}", "stepfun-ai/GOT-OCR-2.0-hf", read=True),
     _carried(
         "idefics3",
         "Idefics 3",
@@ -286,7 +294,16 @@ _LISTED = (
         read=True,
     ),
     _carried("paddleocr_vl", "PaddleOCR-VL", _PACKED, _NO_CLS, checkpoint="PaddlePaddle/PaddleOCR-VL", read=True),
-    _carried("perception_lm", "PerceptionLM", _TILES, _BESIDE, "facebook/Perception-LM-1B", video=True),
+    _carried(
+        "perception_lm",
+        "PerceptionLM",
+        _TILES,
+        _BESIDE,
+        "facebook/Perception-LM-1B",
+        video=True,
+        stages=("encoder", *_INSIDE),
+        read=True,
+    ),
     _carried(
         "qianfan_ocr",
         "Qianfan-OCR",
@@ -305,7 +322,16 @@ _LISTED = (
         stages=EVERY_STAGE,
         read=True,
     ),
-    _carried("video_llama_3", "VideoLLaMA 3", _PACKED, checkpoint="lkhl/VideoLLaMA3-2B-Image-HF", video=True),
+    _carried(
+        "video_llama_3",
+        "VideoLLaMA 3",
+        _PACKED,
+        f"{_NO_CLS} Videos of which its processor leaves tokens out lie on no grid: methods that read the tower refuse "
+        "these.",
+        "lkhl/VideoLLaMA3-2B-Image-HF",
+        video=True,
+        read=True,
+    ),
     _carried(
         "video_llava",
         "Video-LLaVA",
@@ -333,16 +359,19 @@ _HYBRID = (
         "minicpmv4_6",
         "MiniCPM-V 4.6",
         _PACKED,
-        f"Linear attention in three layers of four. {_RECURRENT} Slices stand apart, between words: each is a picture "
-        "with a budget of its own.",
+        f"Linear attention in three layers of four. {_RECURRENT} Slices of a picture stand apart, between words: each is "
+        "a picture with a budget of its own. Frames of a video that are cut into slices lie on no grid.",
         "openbmb/MiniCPM-V-4.6",
+        video=True,
     ),
     _carried(
         "nemotron_h_omni",
         "Nemotron 3 Omni",
         _PACKED,
-        f"State spaces, experts and a few layers that attend, without positions. {_RECURRENT}",
+        f"State spaces, experts and a few layers that attend, without positions. {_RECURRENT} Two frames of a video become "
+        "one.",
         "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
+        video=True,
     ),
     _carried(
         "qwen3_5",
@@ -438,9 +467,10 @@ _MORE = (
         "learned queries",
         "A token lies nowhere in the picture: methods that work on the grid refuse it.",
         "HuggingFaceM4/idefics2-8b",
+        stages=("encoder", *_INSIDE),
         grid=False,
     ),
-    _carried("pp_chart2table", "PP-Chart2Table", _TILES, checkpoint="PaddlePaddle/PP-Chart2Table_safetensors"),
+    _carried("pp_chart2table", "PP-Chart2Table", _TILES, _NO_CLS, "PaddlePaddle/PP-Chart2Table_safetensors", read=True),
     _carried(
         "qwen2_5_omni_thinker",
         "Qwen2.5-Omni",

@@ -50,12 +50,14 @@ class TowerCall:
 
 class Known(NamedTuple):
     """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality;
-    and which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory."""
+    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; and, of a video that is written as one
+    picture after another (`Adapter.frame_numbers`), how many frames these are of, None elsewhere."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
     modality: str = "image"
     separators: Tensor | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +123,8 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
     frames_alone: ClassVar[bool] = False
-    #: what somebody is told who gives it a video that the model reads and vtc does not compress; None = it does
-    unread_videos: ClassVar[str | None] = None
+    #: whether get_image_features and its like hand out an output of their own, with the tower's last hidden states in it
+    rebuilds: ClassVar[bool] = False
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
@@ -217,14 +219,12 @@ class Adapter:
         if modality == "image":
             return config.image_token_id
         if not self.reads_videos(model):
-            raise ValueError(
-                self.unread_videos or f"{config.model_type} does not read videos: give it single frames as images."
-            )
+            raise ValueError(f"{config.model_type} does not read videos: give it single frames as images.")
         return config.video_token_id
 
     def reads_videos(self, model: nn.Module) -> bool:
         """Whether it has a placeholder for a video's tokens; or writes videos in another way that vtc knows."""
-        return self.unread_videos is None and getattr(model.config, "video_token_id", None) is not None
+        return getattr(model.config, "video_token_id", None) is not None
 
     def axes(self, model: nn.Module) -> int:
         """How many position rows the rotary embedding takes; 0 = one position per token."""
@@ -245,6 +245,16 @@ class Adapter:
             grids: by modality, LongTensor [pictures, 3] of patches, row by row. seconds: `second_per_grid_ts` or None.
         """
         raise TypeError(f"{type(self).__name__} does not define prompt_positions().")
+
+    def frame_numbers(self, ids: Tensor, visual: Tensor) -> Tensor | None:
+        """Of families that hand out a video's features as those of one picture after another: which of them are one
+        video. LongTensor [B, L], k at tokens of a video's frame number k (from 1), -k at those of its parts, 0 elsewhere;
+        None = what is handed out together is a video.
+
+        Args:
+            ids: LongTensor [B, L]. visual: BoolTensor [B, L], the tokens of videos. Both in main memory.
+        """
+        return None
 
     def frame_marks(self, processor: Any) -> FrameMarks | None:
         """Of families that write a video as numbered images: the ids of the words before its frame 1, 2, ..."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile
-from vtc.models.default import DefaultAdapter, blind, row_layout
+from vtc.models.default import DefaultAdapter, FramesAdapter, row_layout
 from vtc.models.family import Adapter, ImageLayout, Known, square_layout
 from vtc.models.pixtral import PixtralAdapter
 from vtc.models.qwen_vl import Qwen3VLAdapter
@@ -34,33 +33,11 @@ class VideoLlavaAdapter(DefaultAdapter):
         return modality == "video"
 
 
-class GlmVAdapter(DefaultAdapter):
-    """A video's tokens are written as a picture's; its frames are packed into the tower one by one."""
+class GlmVAdapter(FramesAdapter):
+    """A video's tokens are written as a picture's."""
 
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
     mrope = True
-    apart = False  # a placeholder may be of either
-
-    frames_alone = True
-
-    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
-        """Frames (1, h, w), one after another, as many to each video as have its tokens."""
-        if modality == "image" or any(t > 1 for t, _, _ in grids):
-            return grids
-        frames, found, merge = iter(grids), [], self.merge(model) ** 2
-        for tokens in sizes:
-            own: list[list[int]] = []
-            while sum(h * w for _, h, w in own) < tokens * merge and (frame := next(frames, None)) is not None:
-                own.append(frame)
-            found.append((len(own), *own[0][1:]) if own else None)
-        return found if next(frames, None) is None else []
-
-    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        made = super().layout(model, features, known)
-        if known.modality == "image":
-            return made
-        t, h, w = made.grid
-        return replace(made, crop=torch.arange(len(features)) // (h * w), crops=t)
 
     def token_id(self, model: nn.Module, modality: str) -> int:
         return super().token_id(model, "image")  # of both
@@ -99,6 +76,14 @@ class VideoLlama3Adapter(DefaultAdapter):
     not changed since the frame before: what is left lies on no grid."""
 
     model_types = ("video_llama_3",)
+
+    def tower_grids(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """And how many patches a side become a token: [pictures, (t, h, w, merge)]."""
+        grids: Tensor = kwargs["grid_thw"]
+        return torch.cat([grids, kwargs["merge_sizes"][:, None].to(grids)], dim=1)
+
+    def picture_grids(self, model: nn.Module, grids: list[list[int]], sizes: list[int], modality: str) -> list[Any]:
+        return [grid[:3] for grid in grids]
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         mask = given.get("video_compression_mask")
@@ -148,7 +133,7 @@ class FastVlmAdapter(DefaultAdapter):
     model_types = ("fast_vlm",)
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        return blind(square_layout(len(features)))
+        return square_layout(len(features))
 
 
 class QianfanOcrAdapter(DefaultAdapter):
@@ -180,7 +165,6 @@ class AriaAdapter(DefaultAdapter):
 
     model_types = ("aria",)
     queries = True
-    apart = False
 
 
 class Emu3Adapter(DefaultAdapter):

@@ -31,7 +31,7 @@ from vtc.models.tower_dino import Dino3Tower, DinoTower, PixtralTower
 from vtc.models.tower_listed import TOWERS_LISTED
 from vtc.models.tower_open_clip import OpenClipTower
 from vtc.models.tower_qwen import Qwen3Tower, Qwen25Tower, QwenTower
-from vtc.models.tower_timm import EvaTower, TimmTower
+from vtc.models.tower_timm import EvaTower, FastVitTower, TimmTower, WrappedTower
 from vtc.models.unsupported import why_unsupported
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -74,6 +74,8 @@ for _tower in (
     Qwen3Tower,
     TimmTower,
     EvaTower,
+    FastVitTower,
+    WrappedTower,
     OpenClipTower,
     *TOWERS_LISTED,
 ):

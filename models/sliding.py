@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.default import DefaultAdapter, blind
+from vtc.models.default import DefaultAdapter, FramesAdapter, blind
 from vtc.models.family import Adapter, Blocks, ImageLayout, Known, square_layout
 
 
@@ -39,14 +39,13 @@ class Gemma3nAdapter(DefaultAdapter):
         return blind(square_layout(len(features)))
 
 
-class Gemma4Adapter(DefaultAdapter):
+class Gemma4Adapter(FramesAdapter):
     """Pictures of any size, padded to the largest, squares of whose patches are averaged; the larger models let a
     picture see itself in layers with a window. An embedding per layer may travel with each token."""
 
     model_types = ("gemma4",)
     masks = True
     aligned = (*DefaultAdapter.aligned, "per_layer_inputs", "per_layer_input")
-    unread_videos = "videos of gemma4 are not supported on a wrapped model: give it their frames as images."
 
     def merge(self, model: nn.Module) -> int:
         config: Any = model.config

@@ -48,6 +48,10 @@ class Tower:
     mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
     deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
 
+    def of(self, tower: Any) -> Tower:
+        """The facts about this tower of the kind, where not all are alike: these, or others."""
+        return self
+
     def packing(self, tower: Any) -> Packing:
         """How its rows hold pictures, of towers that take packed ones."""
         raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define packing().")
@@ -71,6 +75,16 @@ class Tower:
     def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
         """Modules of an attention whose outputs `queries_keys` reads; twice the same one where it is fused."""
         return attention.q_proj, attention.k_proj
+
+    def patch_side(self, tower: Any) -> int:
+        """Pixels along a side of a patch."""
+        size = tower.config.patch_size
+        return size[0] if isinstance(size, list | tuple) else size
+
+    def states(self, output: Any) -> Tensor:
+        """[B, T, D]: what a block puts out, of each patch; packed rows are one."""
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states if states.dim() == 3 else states[None]
 
     # -- between its blocks (the stage `encoder`) ----------------------------------------------------------------
 
@@ -208,6 +222,11 @@ class Tower:
         pictures; `grid_thw` and `kept` as in `cut_to`."""
         raise TypeError(f"{type(self).__name__} takes packed pictures, but does not define stretches().")
 
+    def place_channels(self, attention: Any) -> int:
+        """How many of the last channels of the keys of `queries_keys` say where a patch is, and nothing of what is in
+        it: an attention that adds something for places is a product of wider queries and keys."""
+        return 0
+
     def tokens_from_patches(
         self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
     ) -> Tensor:
@@ -272,10 +291,12 @@ def tower_for(tower: nn.Module) -> Tower:
     model_type = tower_type(tower)
     enter_those_that_ship()
     if model_type in _TOWERS:
-        return _TOWERS[model_type]
+        return _TOWERS[model_type].of(tower)
     for cls in type(tower).__mro__:
         if found := _CLASSES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return found
+    if why := no_patches(tower):
+        raise ValueError(f"{type(tower).__name__} {why}.")
     raise ValueError(
         f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
         f"it knows {', '.join(known_towers())}, the vision transformers of timm and open_clip, and what "
@@ -319,6 +340,8 @@ NO_TOWERS = {
     ("ConvNeXt", "ConvNext", "ResNet", "EfficientNet", "RegNet", "MobileNet", "VGG"): (
         "is convolutional: it has no patch tokens that could merge or leave"
     ),
+    ("FastVit",): "is convolutional but for its last stages, whose squares of the picture stay a square",
+    ("VQVAE",): "turns pictures into words of a codebook by convolutions: it has no patch tokens",
 }
 
 

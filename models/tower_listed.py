@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.models.tower import SiglipTower, Tower, unshared
@@ -80,6 +81,35 @@ class Qwen25OmniTower(ApartTower, Qwen25Tower):
         return attention.q, attention.k
 
 
+class VideoLlama3Tower(ApartTower):
+    """SigLIP's blocks, rotated. How many patches a side become a token is said for each picture: it stands behind its
+    grid here, (t, h, w, merge)."""
+
+    model_types = ("video_llama_3_vision",)
+    mean = deviation = (0.5, 0.5, 0.5)
+
+    def blocks(self, tower: Any) -> Any:
+        return tower.encoder.layers
+
+    def attentions(self, tower: Any) -> list[Any]:
+        return [block.self_attn for block in self.blocks(tower)]
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        return packed_heads(self, attention, q, k, inputs, None if grid_thw is None else grid_thw[:, :3])
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
+        assert grid_thw is not None
+        grids, merges = grid_thw[:, :3], grid_thw[:, 3].tolist()
+        values = values if mean else unshared(values, grids)
+        pictures = values[0].split(grids.prod(dim=1).tolist())
+        groups = [x.unflatten(0, (-1, merge**2)) for x, merge in zip(pictures, merges, strict=True)]
+        return torch.cat([x.mean(dim=1) if mean else x.sum(dim=1) for x in groups])[None]
+
+
 class RowTower(Tower):
     """Packed rows, picture after picture, whose patches lie line by line."""
 
@@ -129,7 +159,7 @@ class PaddleOcrTower(RowTower):
 class IdeficsTower(SiglipTower):
     """SigLIP's, one crop a row; patches of padding, where a crop has any, are hidden from the others."""
 
-    model_types = ("idefics3_vision", "smolvlm_vision")
+    model_types = ("idefics2_vision", "idefics3_vision", "smolvlm_vision")
 
 
 class Ovis2Tower(SiglipTower):
@@ -164,6 +194,82 @@ class GraniteDoclingTower(SiglipTower):
         raise ValueError(_WHOLE)
 
 
+class SamTower(Tower):
+    """SAM's image encoder (GOT-OCR 2), of square pages: most blocks attend within windows, padded where the page ends,
+    and all add something for how far a key is above or below, and to the side."""
+
+    model_types = ("got_ocr2_vision",)
+
+    def blocks(self, tower: Any) -> Any:
+        return tower.layers
+
+    def attentions(self, tower: Any) -> list[Any]:
+        return [block.attn for block in self.blocks(tower)]
+
+    def feature_layer(self, tower: Any) -> int:
+        return max(tower.config.global_attn_indexes)
+
+    def projections(self, attention: Any) -> tuple[nn.Module, nn.Module]:
+        return attention.qkv, attention.qkv
+
+    def heads_of(self, attention: Any) -> int:
+        return attention.num_attention_heads
+
+    def place_channels(self, attention: Any) -> int:
+        if not attention.use_rel_pos:
+            return 0
+        return (len(attention.rel_pos_h) + 1) // 2 + (len(attention.rel_pos_w) + 1) // 2  # h rows and w columns
+
+    def queries_keys(
+        self, attention: Any, q: Tensor, k: Tensor, inputs: dict[str, Any], grid_thw: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What is added for a query and a key's row is a product, too: of what the query has for each row, and of a one
+        at the key's; so it is for columns."""
+        _, h, w, _ = q.shape  # [B, h, w, 3 * H * d], or of each of a page's windows
+        heads = q.unflatten(-1, (3, attention.num_attention_heads, -1)).permute(3, 0, 4, 1, 2, 5)
+        queries, keys, _ = heads.float()  # [B, H, h, w, d]
+        asked, told = queries * attention.scale, keys
+        if attention.use_rel_pos:
+            rows, columns = (_by_distance(x.float()) for x in (attention.rel_pos_h, attention.rel_pos_w))
+            above = torch.einsum("bnhwd,hkd->bnhwk", queries, rows)
+            beside = torch.einsum("bnhwd,wkd->bnhwk", queries, columns)
+            lines, places = torch.eye(h, device=q.device), torch.eye(w, device=q.device)
+            at = torch.cat([lines[:, None].expand(h, w, h), places[None].expand(h, w, w)], dim=-1)
+            asked = torch.cat([asked, above, beside], dim=-1)
+            told = torch.cat([told, at.expand(*keys.shape[:2], h, w, h + w)], dim=-1)
+        asked = asked * asked.shape[-1] ** 0.5  # which is taken off again
+        return [(asked.flatten(2, 3), told.flatten(2, 3))]
+
+    def tokens_from_patches(
+        self, tower: Any, values: Tensor, grid_thw: Tensor | None, mean: bool, kept: Tensor | None = None
+    ) -> Tensor:
+        """Windows, line by line, are put together to pages, and what they were padded with is cut off."""
+        config = tower.config
+        side, window = config.image_size // config.patch_size, config.window_size
+        if values.shape[1] == side**2:
+            return values
+        n = -(-side // window)
+        page = values.unflatten(1, (window, window)).unflatten(0, (-1, n, n)).transpose(2, 3)  # [B, n, w, n, w, ...]
+        page = page.flatten(3, 4).flatten(1, 2)[:, :side, :side].flatten(1, 2)
+        return page if mean else page / n**2  # as if all queries of the page were heard
+
+    def states(self, output: Any) -> Tensor:
+        return output.flatten(1, 2)  # of [B, h, w, D]
+
+    def check(self, tower: Any) -> None:
+        raise ValueError(_WINDOWS)
+
+    def check_cut(self, tower: Any) -> None:
+        raise ValueError(_WHOLE)
+
+
+def _by_distance(table: Tensor) -> Tensor:
+    """[n, n, d], of a query and a key, of what a table [2 n - 1, d] has for how far the query is behind the key."""
+    n = (len(table) + 1) // 2
+    here = torch.arange(n, device=table.device)
+    return table[here[:, None] - here + n - 1]
+
+
 TOWERS_LISTED: tuple[type[Tower], ...] = (
     GlmTower,
     Qwen3OmniTower,
@@ -177,11 +283,17 @@ TOWERS_LISTED: tuple[type[Tower], ...] = (
     IdeficsTower,
     Ovis2Tower,
     GraniteDoclingTower,
+    SamTower,
+    VideoLlama3Tower,
 )
 
 _WHOLE = (
     "what follows this vision tower makes tokens of whole pictures, so that no patch can be left out before it: choose "
     "a method of the stage 'input'."
+)
+_WINDOWS = (
+    "this vision tower attends within windows, and by how far patches are from each other, so that none can merge: "
+    "choose a method of the stage 'input'."
 )
 _APART = (
     "this vision tower projects queries and keys of packed pictures in a way that leaves no room for how much a merged "

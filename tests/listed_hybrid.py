@@ -58,6 +58,7 @@ def _clips(seeds: Sequence[int]) -> Made:
     return {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor(grids)}, prompts
 
 
+SLICE, SLICED = 6, 7  # around a slice of a frame
 SHAPES = [(8, 8), (10, 12), (8, 12), (12, 6)]  # patches, 2 x 2 of which make a token
 
 
@@ -83,6 +84,18 @@ def _sliced(seeds: Sequence[int]) -> Made:
     prompts = [[START, *[IMAGE] * (h * w // 4), END] for h, w in sizes]
     given = {"pixel_values": torch.cat(pixels, dim=-1), "target_sizes": torch.tensor(sizes)}
     return given, prompts
+
+
+def _frames(seeds: Sequence[int]) -> Made:
+    """Videos of frames that follow each other without a word; of odd ones each frame has two smaller slices."""
+    clips = [CLIPS[s % len(CLIPS)] for s in seeds]
+    pixels, sizes, prompts = [], [], []
+    for seed, (t, h, w) in zip(seeds, clips, strict=True):
+        units = [(START, END, h, w), *[(SLICE, SLICED, 4, 2)] * (2 * (seed % 2))] * t
+        pixels += [noise(100 + 10 * seed + i, 1, 3, 4, 4 * h * w) for i, (_, _, h, w) in enumerate(units)]
+        sizes += [(h, w) for _, _, h, w in units]
+        prompts.append([x for opens, shuts, h, w in units for x in (opens, *[VIDEO] * (h * w // 4), shuts)])
+    return {"pixel_values_videos": torch.cat(pixels, dim=-1), "target_sizes_videos": torch.tensor(sizes)}, prompts
 
 
 def _minicpm() -> Any:
@@ -144,9 +157,17 @@ def _packed_hw(seeds: Sequence[int]) -> Made:
     return {"pixel_values": patches, "image_grid_hw": torch.tensor(grids)}, prompts
 
 
+def _tubelets(seeds: Sequence[int]) -> Made:
+    """Videos of three pairs of frames, 8 tokens each, behind the time at which they are shown; all of one size."""
+    pixels = torch.stack([noise(100 + s, 3, 6, 16, 32) for s in seeds])
+    return {"pixel_values_videos": pixels}, [
+        [x for i in range(3) for x in (40 + i, START, *[IMAGE] * 8, END)] for _ in seeds
+    ]
+
+
 _MADE: dict[str, Callable[[], Family]] = {
-    "nemotron_h_omni": lambda: Family(_nemotron, _packed_hw),
-    "minicpmv4_6": lambda: Family(_minicpm, _sliced),
+    "nemotron_h_omni": lambda: Family(_nemotron, _packed_hw, _tubelets, video=IMAGE),
+    "minicpmv4_6": lambda: Family(_minicpm, _sliced, _frames),
     "qwen3_5": lambda: Family(_qwen("qwen3_5"), packed(96), _clips, typed=True),
     "qwen3_5_moe": lambda: Family(
         _qwen(

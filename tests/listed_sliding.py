@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 
 from tests.listed_parts import config_of
-from tests.tiny_parts import END, GRIDS, IMAGE, START, TEXT, VIDEO, VISION, VOCAB, Family, noise, square
+from tests.tiny_parts import CLIPS, END, GRIDS, IMAGE, START, TEXT, VIDEO, VISION, VOCAB, Family, noise, square
 
 SIGLIP = {"model_type": "siglip_vision_model", **VISION, "image_size": 32, "vision_use_head": False}
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -61,9 +61,8 @@ GEMMA4_VISION = {
 }
 
 
-def _patches(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _patches(seeds: Sequence[int], grids: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Patches [pictures, most, 48] of pictures of any size, and where they lie, [pictures, most, (x, y)]."""
-    grids = [GRIDS[s % len(GRIDS)][1:] for s in seeds]
     most = max(h * w for _, h, w in GRIDS)
     pixels, places = torch.zeros(len(seeds), most, 48), torch.full((len(seeds), most, 2), -1)
     for i, (seed, (h, w)) in enumerate(zip(seeds, grids, strict=True)):
@@ -75,10 +74,20 @@ def _patches(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
 def _any_size(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     if not seeds:
         return {}, []
-    pixels, places = _patches(seeds)
-    sizes = [h * w // 4 for _, h, w in (GRIDS[s % len(GRIDS)] for s in seeds)]
-    prompts = [[START, *[IMAGE] * n, END] for n in sizes]
+    grids = [GRIDS[s % len(GRIDS)][1:] for s in seeds]
+    pixels, places = _patches(seeds, grids)
+    prompts = [[START, *[IMAGE] * (h * w // 4), END] for h, w in grids]
     return {"pixel_values": pixels, "image_position_ids": places}, prompts
+
+
+def _clips(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """Videos of any size, each frame in brackets behind the time at which it is shown."""
+    clips = [CLIPS[s % len(CLIPS)] for s in seeds]
+    frames = [100 + 10 * s + i for s, (t, _, _) in zip(seeds, clips, strict=True) for i in range(t)]
+    pixels, places = _patches(frames, [(h, w) for t, h, w in clips for _ in range(t)])
+    prompts = [[x for i in range(t) for x in (40 + i, START, *[VIDEO] * (h * w // 4), END)] for t, h, w in clips]
+    counts = torch.tensor([t for t, _, _ in clips])
+    return {"pixel_values_videos": pixels, "video_position_ids": places, "num_frames_per_video": counts}, prompts
 
 
 def gemma4(**text: Any) -> Family:
@@ -92,7 +101,7 @@ def gemma4(**text: Any) -> Family:
         boi_token_id=START,
         eoi_token_id=END,
     )
-    return Family(config, _any_size, typed=True)
+    return Family(config, _any_size, _clips, typed=True)
 
 
 _MADE: dict[str, Callable[[], Family]] = {

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 import vtc
 from tests.families import PAD, TEXT
 from tests.listed import LISTED
+from tests.listed_sliding import gemma4
 from vtc.cost import DecoderCost
 from vtc.engine.versions import caches_latents
 
@@ -61,6 +62,49 @@ def test_flops_of_experts_are_those_counted(family):
     square = cost.layers * 2 * tokens * tokens * cost.heads * cost.head_dim
     ours = cost.prefill_flops(tokens) - cost.head_flops() + square
     assert abs(counter.get_total_flops() - rotary - ours) <= cost.layers  # rounded, layer by layer
+
+
+NARROW = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+#: language models that attend within windows in some layers
+WINDOWED = {
+    "gemma3": {},
+    "gemma3n": {},
+    "gemma4": {},
+    "gemma4, keys read again, twice as wide": {"hidden_size_per_layer_input": 6, "num_kv_shared_layers": 2},
+    "gemma4, experts": {**EXPERTS, "attention_k_eq_v": True},
+    "cohere2_vision": {},
+    "paligemma": {"model_type": "gemma2", "sliding_window": 14, "num_hidden_layers": 4},
+}
+
+
+def windowed(case):
+    """The language model of a tiny one."""
+    family, changes = case.partition(",")[0], WINDOWED[case]
+    whole = LISTED[family].config() if family != "gemma4" else gemma4(**{"use_double_wide_mlp": True, **NARROW, **changes}).config()
+    if changes and family == "paligemma":
+        whole = AutoConfig.for_model("paligemma", vision_config=whole.vision_config.to_dict(), text_config={**TEXT, "head_dim": 8, **changes})
+    whole.get_text_config()._experts_implementation = "eager"
+    model = AutoModelForImageTextToText.from_config(whole, attn_implementation="eager").eval()
+    return model.model.language_model
+
+
+@pytest.mark.parametrize("case", [case for case in WINDOWED if case.partition(",")[0] in LISTED])
+def test_flops_of_layers_with_a_window_are_those_counted(case):
+    """Eager attention multiplies all queries with all keys, whatever their window hides; what the window leaves of these
+    pairs is counted in tests/engine/test_windows.py."""
+    lm, tokens = windowed(case), 40
+    config = lm.config
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        lm(inputs_embeds=torch.randn(1, tokens, config.hidden_size), use_cache=False)
+    by_module = counter.get_flop_counts()
+    rotary = sum(sum(f.values()) for name, f in by_module.items() if name.endswith("rotary_emb"))
+    cost = DecoderCost.of(config)
+    assert {layer.window for layer in cost.each} >= {14}
+    assert counter.get_total_flops() - rotary == sum(layer.flops(tokens, tokens**2) for layer in cost.each)
+    within = sum(layer.flops(tokens) for layer in cost.each)
+    whole = sum(layer.flops(tokens, tokens**2 / 2) for layer in cost.each)
+    assert within < whole
 
 
 def test_active_experts_of_published_models():

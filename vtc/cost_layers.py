@@ -56,12 +56,13 @@ def layer_costs(config: Any, latents: bool) -> list[LayerCost]:
     parts, hidden = feed_forward(config), config.hidden_size
     gate = hidden if _first(config, "shared_expert_intermediate_size") else 0  # of the expert that all share
     made = {"linear_attention": _delta_network, "conv": _convolution}
-    windows, reused, beside = _windows(config), _reused(config), _beside(config)
+    windows, reused = _windows(config), _reused(config)
     found = []
     for i, (kind, (width, experts)) in enumerate(zip(kinds, parts, strict=True)):
         own = layer_config(config, i)
         mixer = made[kind](config) if kind in made else _attention(own, latents, kind, i in reused)
-        around = hidden * (3 * width + experts) + (gate if experts else 0) + beside  # gate, up, down; router
+        around = hidden * (3 * width + experts) + (gate if experts else 0)  # gate, up, down; router
+        around += _beside(config, i)
         found.append(replace(mixer, weights=mixer.weights + around, window=windows[i]))
     return found
 
@@ -83,11 +84,25 @@ def _reused(config: Any) -> set[int]:
     return {i for i, mode in enumerate(getattr(config, "kv_sharing_modes", None) or ()) if mode == "reuse"}
 
 
-def _beside(config: Any) -> int:
+def _beside(config: Any, layer: int) -> int:
     """Multiply-adds of a token with weights beside its attention and its feed-forward part: what Gemma 3n and 4 make of
-    an embedding per layer, and the bypass of low rank that the former has."""
-    each, rank = _first(config, "hidden_size_per_layer_input"), _first(config, "laurel_rank")
-    return config.hidden_size * (3 * (each or 0) + 2 * (rank or 0))  # of the embedding: its projection, gate, way back
+    an embedding per layer, and the bypass of low rank and the states side by side that the former has."""
+    hidden, each, rank = config.hidden_size, _first(config, "hidden_size_per_layer_input"), _first(config, "laurel_rank")
+    known = hidden * (3 * (each or 0) + 2 * (rank or 0))  # of the embedding: its projection, gate, way back
+    return known + _alternating(config, layer)
+
+
+def _alternating(config: Any, layer: int) -> int:
+    """n states of each token, of which a layer works on one (AltUp, arXiv 2301.13310, section 3).
+
+    The others are predicted before and corrected behind it, by n scores of the token each time, which make n x n numbers
+    and then n; and they are made of the first one before all layers, and made one with it behind them.
+    """
+    n, hidden = _first(config, "altup_num_inputs") or 1, config.hidden_size
+    if n == 1:
+        return 0
+    ends = (layer == 0) + (layer == config.num_hidden_layers - 1)
+    return 2 * hidden * n + n**3 + n**2 + hidden * n**2 + ends * (n - 1) * hidden**2
 
 
 def _attention(config: Any, latents: bool, kind: str = "full_attention", reused: bool = False) -> LayerCost:
@@ -184,6 +199,8 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     layers, width = config.num_hidden_layers, _dense_width(config)
     if isinstance(width, list | tuple):  # Gemma 3n: of each layer
         return [(each, 0) for each in width]
+    if hasattr(config, "use_double_wide_mlp"):
+        return _beside_experts(config)
     dense = (width, 0)
     experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
     if not experts:
@@ -195,6 +212,17 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     common = _first(config, "shared_expert_intermediate_size") or common
     sparse = (chosen * width + common, experts)
     return [dense if _is_dense(config, i) else sparse for i in range(layers)]
+
+
+def _beside_experts(config: Any) -> list[tuple[int, int]]:
+    """Gemma 4: a dense part in each layer, twice as wide in those that read keys of another where the configuration
+    says so, and in larger models experts beside it."""
+    wide = _reused(config) if config.use_double_wide_mlp else set()
+    experts = config.num_experts if getattr(config, "enable_moe_block", False) else 0
+    chosen = config.top_k_experts * config.moe_intermediate_size if experts else 0
+    return [
+        (config.intermediate_size * (1 + (i in wide)) + chosen, experts) for i in range(config.num_hidden_layers)
+    ]
 
 
 def _dense_width(config: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from docs.generate import fidelity, results
 from docs.generate.markdown import block, code, escaped, line, prose, table
-from vtc.cli.listing import STAGES, alone, example_text, in_order, instead, kinds
+from vtc.cli.listing import CHECKPOINTS, STAGES, alone, example_text, in_order, instead, kinds
 from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import write_method
 from vtc.methods.base.patches import PatchMethod
@@ -129,6 +129,8 @@ def runs_on(info: MethodInfo) -> list[str]:
     from docs.generate.families import facts
     from vtc.models.registry import adapter_of
 
+    if info.only:
+        return list(info.only)
     find(info.name)  # some methods bring signals of their own
     known = [one for one in facts() if set(info.modality) & set(SHIPPED[one.model_type].modality)]
     if of_place(info.needs, "tower"):
@@ -152,12 +154,16 @@ def runs_on(info: MethodInfo) -> list[str]:
 
 def _families(info: MethodInfo) -> str:
     names = runs_on(info)
+    if info.only:
+        return f"{', '.join(f'`{name}`' for name in names)} alone"
     said = "all" if len(names) == len(SHIPPED) else ", ".join(f"`{name}`" for name in names)
     return f"{said}; see [families](../families.md)"
 
 
 def model_for(info: MethodInfo) -> str:
-    """The model that ships which an example can use."""
+    """The model that ships which an example can use; one of the Hub where none can."""
+    if info.only:
+        return CHECKPOINTS[info.only[0]]
     return "tiny-llava" if "image" in info.modality and "llava" in runs_on(info) else "tiny-qwen"
 
 
@@ -170,6 +176,7 @@ def _example(info: MethodInfo) -> list[str]:
         "As a string, which is how every command, file and function takes it:",
         *("", *block("text", text)),
         *("In Python:", ""),
+        *(["<!-- not run: no such model ships -->"] if info.only else []),
         *block(
             "python",
             "import vtc",
@@ -233,6 +240,8 @@ def _fidelity(info: MethodInfo) -> list[str]:
 
 def _results(info: MethodInfo) -> list[str]:
     found = results.rows_of(info.name)
+    if info.only:
+        return ["It is in none of the committed tables: no model that ships can run it."]
     if not found:
         kind = "--data tiny-video " if "image" not in info.modality else ""
         return [

@@ -179,13 +179,14 @@ def tower(options: argparse.Namespace) -> None:
 
 def model(options: argparse.Namespace) -> None:
     """Time to first token by part, decoding and memory, with and without compression, of models with random weights."""
-    arguments.check_methods(options.methods or [])
+    arguments.check_general(arguments.check_methods(options.methods or []), "vtc bench")
     device, dtype = where(options)
     from vtc.eval.bench import model, table
     from vtc.eval.bench.roofs import machine
 
     # what makes pictures smaller is no method of a model whose pictures are encoded before the clock starts
-    every = [i.name for i in vtc.list_methods() if "image" in i.modality and i.stage not in ("pixels", "encoder")]
+    early = ("pixels", "encoder")
+    every = [i.name for i in vtc.list_methods() if "image" in i.modality and i.stage not in early and not i.only]
     known = suites.SHORT if options.short else suites.SUITES
     suite = known.get(device.type, known["cpu"])
     if options.arch:

@@ -120,6 +120,7 @@ def _oracle(tree: Tree, name: str, found: Found) -> Line:
     proved = tree.naming("tests/engine/test_oracle*.py", name, found.node.name)
     proved += tree.naming("tests/engine/test_pixels*.py", name, found.node.name)
     proved += tree.naming("tests/engine/test_encoder*.py", name, found.node.name)
+    proved += tree.naming("tests/engine/test_denoising.py", name, found.node.name)
     return Line("oracle matrix", "" if proved else "add it to the methods of a tests/engine/test_oracle*.py")
 
 

@@ -120,7 +120,7 @@ def rows_read(model: Any) -> Iterator[list[list[int]]]:
 def test_everything_kept_is_the_plain_model() -> None:
     model, given = tiny(), prompt(1, 2)
     ids, logits = written(model, given, blocks=2)
-    with vtc.wrapped(model, vtc.LateStep(keep=1.0, after=2)):
+    with vtc.wrapped(model, "late-step(keep=1.0, after=2)"):
         same, again = written(model, given, blocks=2)
     assert same.equal(ids)
     assert len(again) == 2 * STEPS
@@ -270,16 +270,16 @@ def test_other_methods_are_refused_there(method: str) -> None:
 
 def test_it_is_refused_elsewhere() -> None:
     with pytest.raises(
-        ValueError, match=r"LateStep is for models that denoise blocks of text \(diffusion_gemma\), and"
+        ValueError, match=r"^late-step is for models that denoise blocks of text \(diffusion_gemma\), and llava writes"
     ):
-        vtc.wrap(model_of("llava"), vtc.LateStep())
+        vtc.wrap(model_of("llava"), "late-step")
 
 
 BAD: dict[str, Any] = {
     "after=0 is not a whole number of 1 or more: it is a number of denoising steps": dict(after=0),
     "chooses once in each block, for all layers": dict(every=2),
     "leave every= and first= out": dict(first=1),
-    "withdraw=1 of LateStep is neither True nor False": dict(withdraw=1),
+    "withdraw=1 of late-step is neither True nor False": dict(withdraw=1),
     "layer=0": dict(layer=0),
 }
 

@@ -13,7 +13,11 @@ from vtc.eval.bench.model import peak_bytes
 
 CPU = torch.device("cpu")
 # one that makes pictures smaller runs before there is anything encoded
-NAMES = [i.name for i in vtc.list_methods() if i.stage not in ("pixels", "encoder") and "image" in i.modality]
+NAMES = [
+    info.name
+    for info in vtc.list_methods()
+    if info.stage not in ("pixels", "encoder") and "image" in info.modality and not info.only
+]
 OPTIONS: dict[str, Any] = {"razor": {"heads": ((0, 0), (2, 1))}}
 
 

@@ -52,6 +52,13 @@ def test_oracle(method: Any) -> None:
     assert report.tokens_out < report.tokens_in
 
 
+@pytest.mark.parametrize("method", [vtc.DivPrune(keep=0.3), vtc.FastV(keep=0.4, layers=(1,))], ids=["before", "between"])
+def test_videos(method: Any) -> None:
+    """Their frames see themselves in no layer of the small models; an embedding per layer goes along."""
+    report = proved(small(), batch("gemma4", [["v0"], ["v1", 0], []]), 3, "left", method)
+    assert [span.modality for span in report.spans] == ["video", "video", "image"]
+
+
 def test_a_cache_method() -> None:
     """It acts in the one layer that holds the whole conversation, and whose keys two others read."""
     found = vtc.check(small(), "h2o", 0.4, inputs=batch("gemma4", [[0]]), show=None)
@@ -86,9 +93,3 @@ def test_bytes_of_layers_without_keys() -> None:
         report = vtc.report(model)
     assert report.kv_bytes[1] == vtc.cache_bytes(cache).rows
     assert [after for _, after in report.kv_bytes_by_layer][3:] == [0, 0]
-
-
-def test_videos_are_refused() -> None:
-    inputs = {**batch("gemma4", [[0]]), "pixel_values_videos": torch.zeros(1, 4, 48)}
-    with vtc.wrapped(small(), "divprune", keep=0.4), pytest.raises(ValueError, match="give it their frames as images"):
-        small()(**inputs)

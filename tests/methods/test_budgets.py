@@ -13,7 +13,9 @@ from tests.families import batch, model_of
 from vtc.methods.base import registry
 from vtc.methods.base.cache import PairedMethod
 
-NAMES = sorted(name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods."))
+NAMES = sorted(
+    name for name, cls in registry.discover().items() if cls.__module__.startswith("vtc.methods.") and not cls.only
+)
 OPTIONS = {"razor": {"heads": ((0, 0), (2, 1))}}  # without which a method cannot be wrapped
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl")
 VIDEOS = (("qwen2_5_vl", "v0"), ("llava_next_video", "v0"), ("llava_onevision", "v0"))

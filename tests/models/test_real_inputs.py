@@ -130,7 +130,6 @@ def test_one_prompt(family: str, asked: str) -> None:
     right(family, ALONE[asked](family), None if family in APART else 1 + (asked == "chat"))
 
 
-#: the videos of gemma4 come from its processor alone
 READ = [name for name in FAMILY if name != "smolvlm" and EVERY[name].videos is not None]
 
 

@@ -41,6 +41,13 @@ def check_methods(texts: Sequence[str], options: Iterable[str] = (), several: bo
     return [name for own in read for name, _ in own]
 
 
+def check_general(names: Sequence[str], where: str) -> None:
+    """Refuse methods that models of one kind alone can run, `where` such models are not."""
+    for info in vtc.list_methods():
+        if info.name in names and info.only:
+            raise ValueError(f"{info.name} is for models of {' and '.join(info.only)} alone, which {where} does not run")
+
+
 def known_name(name: str, known: Collection[str], what: str) -> str:
     """`name`, if it is among `known`; else ValueError with the one that may have been meant, or with all of them."""
     if name not in known:

@@ -42,7 +42,7 @@ def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     """Show in a browser what methods keep of a picture or a clip, until Ctrl-C."""
-    arguments.check_methods(options.method)
+    arguments.check_general(arguments.check_methods(options.method), "the demo")
     if len(options.method) > MOST_METHODS:
         raise ValueError(f"{len(options.method)} times --method, and {MOST_METHODS} fit side by side: give fewer")
     if own := [text for text in options.method if "keep" in read_methods(text)[0][1]]:

@@ -30,6 +30,8 @@ _IN_TOWER = ("stage", "shorten", "schedule", "proportional", "block")  # where a
 _IN_PARTS = ("blocks",)  # of methods that choose token by token
 _OF_CROPS = ("exact_count", "newline")  # of methods that share a budget among crops
 _WIDEST = 100
+#: of model types that some methods are for alone, a checkpoint for examples
+CHECKPOINTS = {"diffusion_gemma": "google/diffusiongemma-26B-A4B-it"}
 
 
 def add_commands(commands: Any) -> None:
@@ -100,6 +102,7 @@ def _method_page(info: MethodInfo) -> list[str]:
     facts = {
         "stage": stages + "".join(f", or {place} ({STAGES.get(place, place)})" for place in instead(info)),
         "acts on": kinds(info.modality),
+        "models": f"{', '.join(info.only)} alone" if info.only else "",
         "signals": ", ".join(info.needs) or f"none: {alone(info)}",
         "question": "is read" if info.query_aware else "is not read",
         "count": count,
@@ -109,7 +112,7 @@ def _method_page(info: MethodInfo) -> list[str]:
         "paper": paper,
     }
     lines = [f"{info.name}: {info.summary}", ""]
-    lines += [line for name, said in facts.items() for line in _fact(name, said)]
+    lines += [line for name, said in facts.items() if said for line in _fact(name, said)]
     lines += ["", "options"]
     for name in in_order(info):
         default = info.default_keep if name == "keep" else info.defaults[name]
@@ -147,11 +150,14 @@ def _example(info: MethodInfo) -> list[str]:
     """A command and two lines of Python."""
     video = "image" not in info.modality
     asked = "--video clip.mp4" if video else "--image photo.jpg"
-    text = example_text(info)
+    text, model = example_text(info), "tiny-qwen" if video else "tiny-llava"
+    if info.only:
+        model = CHECKPOINTS.get(info.only[0], "...")
+        asked = f"--model {model} {asked}"
     return [
         f'  vtc ask {asked} --question "What is this?" --method "{text}"',
         "",
-        f'  model, processor = vtc.load("{"tiny-qwen" if video else "tiny-llava"}")',
+        f'  model, processor = vtc.load("{model}")',
         f'  vtc.wrap(model, "{text}")',
     ]
 

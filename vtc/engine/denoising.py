@@ -64,7 +64,7 @@ class Denoising:
 
 
 class DenoisingEngine:
-    """LateStep on one model; `attach` and `detach` are exact opposites."""
+    """`late-step` on one model; `attach` and `detach` are exact opposites."""
 
     def __init__(self, model: Any, methods: tuple[Method, ...]) -> None:
         self.model, self.methods = model, methods
@@ -73,7 +73,7 @@ class DenoisingEngine:
             other = next((m for m in methods if not isinstance(m, LateStep)), methods[0])
             raise ValueError(
                 f"{config.model_type} writes by denoising blocks of text, where vtc has one method, alone: "
-                f"vtc.LateStep(after=8, keep=0.25); {other.title} is for models that write token by token."
+                f"late-step(after=8, keep=0.25); {other.title} is for models that write token by token."
             )
         self.method = methods[0]
         self.base, self.text = model.model, config.get_text_config()
@@ -114,7 +114,7 @@ class DenoisingEngine:
             return
         if getattr(cache, "is_compileable", False):
             raise ValueError(
-                'a static KV cache has a fixed length: leave out cache_implementation="static" under LateStep.'
+                'a static KV cache has a fixed length: leave out cache_implementation="static" under late-step.'
             )
         state = Denoising(visual)
         if known is not None:
@@ -260,12 +260,12 @@ class DenoisingEngine:
         total = int(state.visual.sum())
         left = total - sum(len(own) for own in state.gone) if state.short is not None else total
         note = (
-            f"LateStep: {state.taken} of {state.steps} denoising steps read less than everything, {left} of {total} "
+            f"late-step: {state.taken} of {state.steps} denoising steps read less than everything, {left} of {total} "
             "visual tokens in the last block; the others rest in memory for the next one, so the KV cache is no "
             "smaller."
         )
         ms = 0.0 if state.watch is None else state.watch.ms
-        return Report(stages=[StageReport("LateStep", len(self.kinds), total, left, ms)], notes=[note])
+        return Report(stages=[StageReport("late-step", len(self.kinds), total, left, ms)], notes=[note])
 
 
 def _runs(visual: Tensor) -> list[Tensor]:

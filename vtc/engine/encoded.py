@@ -28,8 +28,10 @@ class Encoded:
         grids: dict[str, Tensor],
         pieces: list[int],
         modality: str = "image",
+        runs: list[int] | None = None,
     ) -> None:
         self.modality = modality
+        self._runs = runs or [1] * len(pieces)  # unbroken rows of tokens that each image or video is written as
         self._stacked = isinstance(output.pooler_output, Tensor)
         self._call, self._grids = call, grids
         self._deepstack: list[Any] | None = getattr(output, "deepstack_features", None)
@@ -57,6 +59,7 @@ class Encoded:
         joined._features = [features for part in parts for features in part._features]
         joined._tokens = [count for part in parts for count in part._tokens]
         joined._crops = [count for part in parts for count in part._crops]
+        joined._runs = [count for part in parts for count in part._runs]
         joined._grids = {name: torch.cat([part._grids[name] for part in parts]) for name in parts[0]._grids}
         joined._rows = _cat([part._rows for part in parts])
         if parts[0]._deepstack is not None:
@@ -90,11 +93,10 @@ class Encoded:
             output["deepstack_features"] = [[layer[i] for i in images] for layer in self._deepstack]
         if self._rows is not None:
             output[ROWS_ITEM] = {"rows": self._pick(self._rows, self._tokens, images)}
-        grid = self._call.grid_thw
         call = TowerCall(
-            grid_thw=None if grid is None else grid[list(images)],
+            grid_thw=self._pick(self._call.grid_thw, self._crops, images),  # a grid for each that the tower was given
             crops=sum(self._crops[i] for i in images),
-            pictures=tuple(images),
+            pictures=tuple(i for i in images for _ in range(self._runs[i])),
             first=self._pick(self._call.first, self._crops, images),
             crop_tokens=self._call.crop_tokens,
             signals={key: self._pick(x, self._sizes(*key), images) for key, x in self._call.signals.items()},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtc.engine import context
 from vtc.engine.encoded import Encoded
+from vtc.engine.find_layout import pieces_of, videos_of
 from vtc.engine.tower_call import PIXEL_ITEM, unpack
 from vtc.engine.tower_signals import TowerSignals
 from vtc.methods.base.method import Method
@@ -107,14 +108,25 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
             handle.remove()
     output.pooler_output = adapter.entering(model, output.pooler_output, vision_inputs, modality)
     grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], *SECONDS)}
-    pieces = _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"), modality)
+    runs = _frames(model, adapter, vision_inputs.get("input_ids"), modality)
+    pieces = runs or _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"), modality)
     call = unpack(output)
     assert call is not None
     if PIXEL_ITEM in output:
         raise ValueError(
             "this model is wrapped with a method that makes pictures smaller: unwrap it before vtc.encode."
         )
-    return Encoded(model, adapter, output, call, grids, pieces, modality)
+    return Encoded(model, adapter, output, call, grids, pieces, modality, runs)
+
+
+def _frames(model: nn.Module, adapter: Adapter, input_ids: Tensor | None, modality: str) -> list[int] | None:
+    """How many frames, or parts of them, make up each video, of families that hand these out one by one."""
+    if modality != "video" or input_ids is None:
+        return None
+    ids = input_ids.cpu()
+    visual = ids == adapter.token_id(model, modality)
+    frames = adapter.frame_numbers(ids, visual)
+    return None if frames is None else [len(own.runs) for own in videos_of(pieces_of(visual.nonzero(), None), frames)]
 
 
 def _pieces(model: nn.Module, adapter: Adapter, features: Any, input_ids: Tensor | None, modality: str) -> list[int]:

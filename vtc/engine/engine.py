@@ -253,7 +253,7 @@ class Engine:
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
             features = getattr(output, "pooler_output", None)
             pooled = self.family.entering(self.model, features, forward.given, prompt.modality)
-            grid = grid if pooled is features else None  # what is left of a grid is none
+            grid = grid if features is None or pooled is features else None  # what is left of a grid is none
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
         for stage in self.stages:
             found = stage.seen(forward, found, outputs)

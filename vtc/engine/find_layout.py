@@ -31,8 +31,8 @@ class Seen(NamedTuple):
             every unbroken run of their tokens is one of them.
         grid_thw: [images, 3] patch grids where the family has them.
         call: the tower's run, if known; its signals are addressed by each span's `patch`.
-        frames: LongTensor [B, L] in main memory, 1, 2, ... at tokens of a video's frames, 0 at others, for families
-            that write videos as numbered images; None = there are none.
+        frames: LongTensor [B, L] in main memory, 1, 2, ... at tokens of a video's frames, -1, -2, ... at those of parts
+            of a frame, which follow it, 0 at others, for families that write videos as images; None = there are none.
     """
 
     modality: str
@@ -68,6 +68,7 @@ class _Piece:
     index: Tensor  # [N]
     modality: str
     runs: int  # unbroken runs of tokens that it has
+    frames: int | None = None  # see `Known`
     features: Tensor = field(default_factory=lambda: torch.empty(0))  # [N, D]
 
 
@@ -105,15 +106,16 @@ def _placed(seen: Seen, join: bool) -> list[_Piece]:
     if not len(where):
         return []
     pieces = pieces_of(where, seen.pooled, join)
-    runs, modalities = [1] * len(pieces), [seen.modality] * len(pieces)
+    videos = [Video([piece], seen.modality) for piece in pieces]
     if seen.frames is not None:
-        pieces, runs, modalities = _videos(pieces, seen.frames)
+        videos = videos_of(pieces, seen.frames)
     found = []
-    for piece, count, modality in zip(pieces, runs, modalities, strict=True):
+    for video in videos:
+        piece = torch.cat(video.runs)
         row = int(piece[0, 0])
         if int(piece[-1, 0]) != row:
             raise ValueError(MISMATCH)
-        found.append(_Piece(row, piece[:, 1], modality, count))
+        found.append(_Piece(row, piece[:, 1], video.modality, len(video.runs), video.frames))
     return found
 
 
@@ -181,15 +183,24 @@ def layouts_of(
     grid_thw: Tensor | None,
     call: TowerCall | None,
     modalities: Sequence[str],
+    frames: Sequence[int | None] = (),
 ) -> list[ImageLayout] | None:
-    """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run."""
+    """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run.
+
+    Args:
+        frames: of each, see `Known`; () = not known of any.
+    """
     grids: list[Any] = [None] * len(features)
     if grid_thw is not None and modalities:
         grids = adapter.picture_grids(model, grid_thw.tolist(), [len(x) for x in features], modalities[0])
     if len(grids) != len(features):
         return None
     separators: Sequence[Tensor | None] = looks.separators or [None] * len(features)
-    known = [Known(grid, None, kind, own) for grid, kind, own in zip(grids, modalities, separators, strict=True)]
+    frames = frames or [None] * len(features)
+    known = [
+        Known(grid, None, kind, own, count)
+        for grid, kind, own, count in zip(grids, modalities, separators, frames, strict=True)
+    ]
     if looks.begins is not None and set(modalities) == {"image"}:
         options = [adapter.crop_counts(model, x, facts) for x, facts in zip(features, known, strict=True)]
         crops = _crop_counts(options, looks.begins.tolist())
@@ -224,6 +235,7 @@ def _arrange(
                 seen.grid_thw,
                 seen.call,
                 [piece.modality for piece in own],
+                [piece.frames for piece in own],
             )
         except ValueError as error:
             if seen.call is not None:
@@ -283,21 +295,35 @@ def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | 
     return frames
 
 
-def _videos(runs: list[Tensor], frames: Tensor) -> tuple[list[Tensor], list[int], list[str]]:
-    """Join runs that are frames 1, 2, ... of a video: pieces [N, 2], how many runs each has, and what each is."""
-    pieces: list[list[Tensor]] = []
-    modalities: list[str] = []
+@dataclass
+class Video:
+    """Runs of tokens, LongTensors [N, 2], that are a picture, or what a video is written as.
+
+    Attributes:
+        frames: of how many frames they are; None = of a picture, or not known.
+    """
+
+    runs: list[Tensor]
+    modality: str
+    frames: int | None = None
+
+
+def videos_of(runs: list[Tensor], frames: Tensor) -> list[Video]:
+    """Join runs that are frames 1, 2, ... of a video, and parts of them, as `frames` says (`Seen`)."""
+    found: list[Video] = []
     last = (-1, 0)  # row and frame number of the run before
     for run in runs:
         row, start = run[0].tolist()
         frame = int(frames[row, start])
-        if frame > 1 and last == (row, frame - 1):
-            pieces[-1].append(run)
+        if frame < 0 and last == (row, -frame):
+            found[-1].runs.append(run)
+        elif frame > 1 and last == (row, frame - 1):
+            found[-1].runs.append(run)
+            found[-1].frames = frame
         else:
-            pieces.append([run])
-            modalities.append("video" if frame else "image")
-        last = (row, frame)
-    return [torch.cat(own) for own in pieces], [len(own) for own in pieces], modalities
+            found.append(Video([run], "video" if frame else "image", 1 if frame else None))
+        last = (row, abs(frame))
+    return found
 
 
 def images_of(rows: list[int], expansion: int) -> list[int] | None:

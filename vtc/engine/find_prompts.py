@@ -56,8 +56,14 @@ def find_prompts(
         given: the arguments of the call, by name. host: `on_host` of them. marks: see `Adapter.frame_marks`.
     """
     encoded, ids = given.get("mm_encoder_outputs") or {}, host.get("input_ids")
+
+    def frames(modality: str, visual: Tensor) -> Tensor | None:
+        if marks is not None:
+            return numbered(ids, visual, marks)
+        return family.frame_numbers(ids, visual) if ids is not None and modality == "video" else None
+
     return [
-        Prompt(m, mask, encoded.get(m), host.get(GRIDS[m]), numbered(ids, mask, marks) if marks else None)
+        Prompt(m, mask, encoded.get(m), host.get(GRIDS[m]), frames(m, mask))
         for m, mask in _visual_masks(family, model, given, host).items()
     ]
 

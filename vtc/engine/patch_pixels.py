@@ -53,8 +53,7 @@ class PatchPixels:
 
     def _crops(self, tower: Any, facts: Tower) -> Tensor:
         """[B * T, p * p], patches row by row; what is left over at the right and at the bottom is no patch."""
-        size = tower.config.patch_size
-        side = size[0] if isinstance(size, list | tuple) else size
+        side = facts.patch_side(tower)
         grey = _grey(bright(self.pixels, facts, 1), 1)  # [B, H, W]
         return grey.unfold(1, side, side).unfold(2, side, side).flatten(3).flatten(0, 2)
 

@@ -20,6 +20,7 @@ class Segment:
         copies: [B, T], how many copies of each token there are, where the attention has seen one of them only; None
             where it has seen all, or one that attracted as much attention as all.
         first: how many tokens stand before the patches (CLS).
+        places: how many of the last channels say where a patch is, and nothing else (`Tower.place_channels`).
     """
 
     q: Tensor
@@ -27,6 +28,12 @@ class Segment:
     share: float = 1.0
     copies: Tensor | None = None
     first: int = 0
+    places: int = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """[B, H, T, d], of what is in each patch."""
+        return self.k[..., : self.k.shape[-1] - self.places]
 
     @property
     def scale(self) -> float:

@@ -21,7 +21,7 @@ from vtc.engine import context
 from vtc.engine.context import uncompiled
 from vtc.engine.patch_pixels import PatchPixels
 from vtc.engine.tower_blocks import visit_here
-from vtc.engine.tower_call import ITEM, pack
+from vtc.engine.tower_call import ITEM, lend, pack
 from vtc.engine.tower_patches import patches_there
 from vtc.engine.tower_segment import Segment
 from vtc.layout import VisualSpan
@@ -208,8 +208,9 @@ class TowerSignals:
         pairs = self.facts.queries_keys(module, q, k, kwargs, run.call.grid_thw)
         total = sum(q.shape[2] for q, _ in pairs)
         shared = [None] * len(pairs) if copies is None else copies.split([q.shape[2] for q, _ in pairs], dim=1)
+        places = self.facts.place_channels(module)
         segments = [
-            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own, int(self.facts.has_cls))
+            Segment(q, k, q.shape[2] / total if len(pairs) > 1 else 1.0, own, int(self.facts.has_cls), places)
             for (q, k), own in zip(pairs, shared, strict=True)
         ]
         if self.record is not None:
@@ -222,8 +223,7 @@ class TowerSignals:
         run: TowerRun | None = context.top(self)
         if run is None:
             return
-        states: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
-        states = states if states.dim() == 3 else states[None]  # [B, T, D]; packed rows come as one
+        states = self.facts.states(output).detach()
         for name in self.after[layer]:
             run.call.signals[name, layer] = self.measure(name, [states], run.call.grid_thw)
 
@@ -251,6 +251,8 @@ class TowerSignals:
             output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens
         else:
             output[ITEM] = pack(run.call)
+        if self.adapter.rebuilds:
+            lend(output)
         if self.done is not None:
             self.done(output)
         if self.adapter.crop_projector(self.model) is not None:

@@ -17,21 +17,19 @@ DENOISING = ("diffusion_gemma",)
 
 @dataclass(frozen=True, kw_only=True)
 class LateStep(CacheMethod):
-    """After denoising step `after`, visual rows leave what the later steps of the block read.
+    """Late denoising steps read fewer tokens.
 
-    Such a model writes a block of text at a time: it is denoised in several steps, each of which reads the cached
-    prompt. The first steps of every block read everything; the later ones read the text, and of each picture the `keep`
-    tokens that the block attended to most in the last step that read everything.
+    Models that denoise write a block of text at a time: it is denoised in several steps, each of which reads the cached
+    prompt. The first `after` steps of every block read everything; the later ones read the text, and of each picture
+    the `keep` tokens that the block attended to most in the last step that read everything.
 
-    Source: arXiv 2511.15098 (late-step pruning suits models that are trained as diffusion models: what they lose early
-    they cannot repair, and late steps hardly look at the picture). The study says when tokens go, and tries six methods
-    for which; here they are chosen by attention.
+    Source: arXiv 2511.15098, abstract (its sections were not at hand): pruning loses information, which models that are
+    trained by diffusion from scratch recover in late steps, and no others; to these, pruning late, or in steps, does
+    least harm. Which tokens go is not the study's: here attention says it.
 
     Deviations: attention is averaged over all positions of the block, as the model does not say which of them are
     settled; it is read in one layer. Rows rest in memory while a block is finished, as the next block's first steps
     read them again: later steps read less, and the cache is no smaller.
-
-    It has no registered name, as models of one kind alone can run it: `vtc.wrap(model, vtc.LateStep(keep=0.25))`.
 
     Args:
         keep: visual tokens of each picture that later steps read.
@@ -41,25 +39,31 @@ class LateStep(CacheMethod):
             the next one that does not.
     """
 
+    name = "late-step"
     keep: int | float = 0.25
     after: int = 8
     withdraw: bool = False
     layer: int | float = 0.5
     scopes = ("visual",)
-    paper = Paper("Visual redundancy in diffusion multimodal language models", "2511.15098")
+    needs = ("attention_record",)
+    only = DENOISING
+    paper = Paper(
+        "A Comprehensive Study on Visual Token Redundancy for Discrete Diffusion-based Multimodal Large Language Models",
+        "2511.15098",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.after, "after", 1, integer=True, what="a number of denoising steps that read everything")
         object.__setattr__(self, "layer", check_layer(self.layer, "layer"))
         if self.every is not None or self.first != 0:
-            raise ValueError("LateStep chooses once in each block, for all layers: leave every= and first= out.")
+            raise ValueError(f"{self.title} chooses once in each block, for all layers: leave every= and first= out.")
 
     def check_model(self, model_type: str, width: int) -> None:
-        if model_type not in DENOISING:
+        if model_type not in self.only:
             raise ValueError(
-                f"LateStep is for models that denoise blocks of text ({', '.join(DENOISING)}), and {model_type} writes "
-                "token by token: use a method that drops cached tokens, such as h2o."
+                f"{self.title} is for models that denoise blocks of text ({', '.join(self.only)}), and {model_type} "
+                "writes token by token: use a method that drops cached tokens, such as h2o."
             )
 
     def deciding_layer(self, kinds: list[str]) -> int:

@@ -69,6 +69,7 @@ def of_tower(model: Any, adapter: Adapter, given: Mapping[str, Any], limit: floa
         return Comparison(name, f"not read: {kind} is none that vtc knows; methods that read it refuse", None)
     made: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
     calls: Calls = defaultdict(list)
+    returned: dict[int, Tensor] = {}
     grids: list[Tensor | None] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,6 +83,7 @@ def of_tower(model: Any, adapter: Adapter, given: Mapping[str, Any], limit: floa
             for which, module in (("q", q), ("k", k)):
                 handles.append(module.register_forward_hook(partial(_keep, made[id(attention), which])))
             handles.append(attention.register_forward_hook(partial(_note, calls), with_kwargs=True))
+            handles.append(attention.register_forward_hook(partial(_returned, returned)))
         with listening(model) as heard:
             features_of(model, given, adapter)
     except Exception as error:
@@ -92,6 +94,9 @@ def of_tower(model: Any, adapter: Adapter, given: Mapping[str, Any], limit: floa
     worst, number = 0.0, 0
     for attention in attentions:
         own = [one for one in heard if one.module is attention]
+        if not own and id(attention) in returned:
+            weights = returned[id(attention)]  # [B * H, T, T]
+            own = [Heard(attention, weights.unflatten(0, (-1, facts.heads_of(attention))), None)]
         if not own or not made[id(attention), "q"]:
             continue
         _, kwargs = calls[id(attention)][0]
@@ -137,6 +142,12 @@ def _apart(queries: Tensor, keys: Tensor, scale: float, own: Heard) -> float:
 
 def _note(calls: Calls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     calls[id(module)].append((args, kwargs))
+
+
+def _returned(found: dict[int, Tensor], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """What an attention that asks nobody to attend for it says that it weighed."""
+    if isinstance(output, tuple) and isinstance(output[-1], Tensor) and output[-1].dim() == 3:
+        found.setdefault(id(module), output[-1].detach())
 
 
 def _keep(made: list[Tensor], module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -161,7 +161,8 @@ def test_the_example_names_a_method_and_a_family_that_it_runs_on(name):
 
 
 SHORT = ("divprune", "downsample", "evs")  # of pictures on tiny-llava, on tiny-qwen, of a video
-SLOW = [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in NAMES]
+RUN = [name for name in NAMES if not shipped()[name].only]  # by models that ship
+SLOW = [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in RUN]
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -47,6 +47,7 @@ class MethodInfo:
     merges: bool
     trained: bool
     modality: tuple[str, ...]
+    only: tuple[str, ...]
     positions: str
     paper: Paper | None
     default_keep: int | float

@@ -55,6 +55,8 @@ class Method:
     #: so has what it returns
     stacks: ClassVar[bool] = False
     modality: ClassVar[tuple[str, ...]] = ("image", "video")
+    #: model types that alone can run it; () = whatever vtc wraps
+    only: ClassVar[tuple[str, ...]] = ()
     positions_default: ClassVar[str] = "original"
     scopes: ClassVar[tuple[str, ...]] = ("clip", "frame", "crop")
     scope_default: ClassVar[str] = "clip"

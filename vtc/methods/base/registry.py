@@ -89,6 +89,7 @@ def describe(cls: type[Method]) -> MethodInfo:
         merges=cls.merges,
         trained=cls.trained,
         modality=cls.modality,
+        only=cls.only,
         positions=cls.positions_default,
         paper=cls.paper,
         default_keep=default_keep,
