@@ -461,9 +461,19 @@ _MORE = (
         read=True,
     ),
 )
-SHIPPED = {
-    info.model_type: info for info in sorted((*_WRITTEN, *_LISTED, *_HYBRID, *_MORE), key=lambda info: info.model_type)
-}
+_LATE = (
+    _carried(
+        "granite4_vision",
+        "Granite 4 Vision",
+        "crops, a thumbnail",
+        f"{_CROPS} {_NO_CLS} Features that it adds to visual tokens before decoder layers leave with them.",
+        "ibm-granite/granite-vision-4.1-4b",
+        stages=("encoder", *_INSIDE),
+        read=True,
+    ),
+)
+_ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE)
+SHIPPED = {info.model_type: info for info in sorted(_ALL, key=lambda info: info.model_type)}
 
 
 def family_infos() -> list[FamilyInfo]:

@@ -85,12 +85,16 @@ class Companions:
     """Which of the language model's keyword arguments hold rows that travel with its visual tokens.
 
     Attributes:
-        mask: BoolTensor [B, L], True at the visual tokens.
-        rows: a list of [visual tokens, D]; entry i is added to the visual tokens' hidden states after decoder layer i.
+        mask: BoolTensor [B, L], or [B, L, 1], True at the visual tokens.
+        rows: tensors [visual tokens, D], added to the visual tokens' hidden states: a list, entry i of decoder layer i,
+            or a dictionary by layer.
+        before: whether they are added before their layer, to places that are empty until then, so that the first of
+            them is what a visual token is; else behind it, to what the token has become.
     """
 
     mask: str
     rows: str
+    before: bool = False
 
 
 class Blocks(NamedTuple):
@@ -205,6 +209,11 @@ class Adapter:
     def one_patch_each(self, model: nn.Module, span: VisualSpan) -> bool:
         """Whether each token of the span (separators apart) is made of one of the tower's tokens and nothing else."""
         return False
+
+    def features(self, model: nn.Module, output: Any) -> Any:
+        """[N, D] of each image (or crop, or tile) or video, of what the tower or `get_image_features` has put out; None
+        = it does not say."""
+        return getattr(output, "pooler_output", None)
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         """What stands in the row of the features [N, D] of each image or video, None = not known: all, unless the

@@ -257,9 +257,16 @@ class _Play:
                 dense[kwargs["visual_pos_masks"]] = x
                 self.deepstack.append(dense)
             kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
+        self.ahead: dict[int, Tensor] = {}  # likewise, of rows that are added before a layer
+        if kwargs.get("vision_mask") is not None:
+            for i, x in kwargs["deepstack_features"].items():
+                self.ahead[i] = torch.zeros(self.batch, self.length, x.shape[-1])
+                self.ahead[i][kwargs["vision_mask"][..., 0]] = x
+            kwargs["vision_mask"] = kwargs["deepstack_features"] = None
         if self.seen == self.start:
             for stage in self.stages:
-                kwargs["inputs_embeds"] = stage.merge(embeds) if stage.first == 0 else kwargs["inputs_embeds"]
+                if stage.first == 0:
+                    kwargs["inputs_embeds"] = stage.merge(embeds, beside=bool(self.ahead))
         self.positions = []
         for stage in self.stages:
             self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
@@ -286,10 +293,14 @@ class _Play:
         stage, hidden = self.stages[number], args[0]
         names = list(signature(module.forward).parameters)
         kwargs, args = {**kwargs, **dict(zip(names[1:], args[1:], strict=False))}, args[:1]
+        hidden = hidden + self.ahead[i] if i and i in self.ahead else hidden
         for one in self.stages:
             if self.seen == self.start and one.first == i:
                 hidden = hidden if i == 0 else one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
+                # what a token is, where it enters empty, is the first of them
+                self.ahead = {n: one.merge(x, beside=i > 0 or n > min(self.ahead)) for n, x in self.ahead.items()}
+        hidden = hidden + self.ahead[0] if i == 0 and 0 in self.ahead else hidden
         if recurrent(module) is not None or getattr(module, "block_type", None) in ("moe", "mlp"):
             return (hidden,), kwargs
         end = self.seen + self.length

@@ -30,6 +30,8 @@ _IN_TOWER = ("stage", "shorten", "schedule", "proportional", "block")  # where a
 _IN_PARTS = ("blocks",)  # of methods that choose token by token
 _OF_CROPS = ("exact_count", "newline")  # of methods that share a budget among crops
 _WIDEST = 100
+#: methods that act on no model before they have been calibrated on it
+CALIBRATED = ("razor",)
 
 
 def add_commands(commands: Any) -> None:
@@ -148,11 +150,17 @@ def _example(info: MethodInfo) -> list[str]:
     video = "image" not in info.modality
     asked = "--video clip.mp4" if video else "--image photo.jpg"
     text = example_text(info)
+    found, said, named = [], text, ""
+    if info.name in CALIBRATED:
+        file = f"{info.name}.json"
+        found = [f'  vtc calibrate --data tiny --method "{text}" --pairs 1 --out {file}']
+        said, named = f"{text[:-1]}, calibration={file})", f', calibration="{file}"'
     return [
-        f'  vtc ask {asked} --question "What is this?" --method "{text}"',
+        *found,
+        f'  vtc ask {asked} --question "What is this?" --method "{said}"',
         "",
         f'  model, processor = vtc.load("{"tiny-qwen" if video else "tiny-llava"}")',
-        f'  vtc.wrap(model, "{text}")',
+        f'  vtc.wrap(model, "{text}"{named})',
     ]
 
 

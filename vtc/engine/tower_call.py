@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from vtc.models.family import TowerCall
 
 ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
@@ -18,9 +20,26 @@ def pack(call: TowerCall) -> dict[str, Any]:
     return {**vars(call), "signals": signals}
 
 
+def note(output: Any, name: str, item: dict[str, Any]) -> None:
+    """Have `item` travel with a tower's output, and with its hidden states: families that hand out their features in an
+    output of their own take these along, and nothing else."""
+    output[name] = item
+    for state in getattr(output, "hidden_states", None) or ():
+        if isinstance(state, Tensor):
+            setattr(state, name, item)
+
+
+def noted(output: Any, name: str) -> dict[str, Any] | None:
+    """What `note` has left, None if there is nothing of that name."""
+    if not isinstance(output, Mapping):
+        return None
+    states = output.get("hidden_states") or ()
+    return output.get(name) or next((getattr(x, name) for x in states if hasattr(x, name)), None)
+
+
 def unpack(output: Any) -> TowerCall | None:
     """The TowerCall that travels with a tower's output, None if there is none."""
-    item = output.get(ITEM) if isinstance(output, Mapping) else None
+    item = noted(output, ITEM)
     if item is None:
         return None
     signals = {(name.rsplit(" ", 1)[0], int(name.rsplit(" ", 1)[1])): value for name, value in item["signals"].items()}

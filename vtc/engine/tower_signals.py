@@ -21,7 +21,7 @@ from vtc.engine import context
 from vtc.engine.context import uncompiled
 from vtc.engine.patch_pixels import PatchPixels
 from vtc.engine.tower_blocks import visit_here
-from vtc.engine.tower_call import ITEM, pack
+from vtc.engine.tower_call import ITEM, note, pack
 from vtc.engine.tower_patches import patches_there
 from vtc.engine.tower_segment import Segment
 from vtc.layout import VisualSpan
@@ -250,7 +250,7 @@ class TowerSignals:
             output[ITEM]["signals"].update(pack(run.call)["signals"])
             output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens
         else:
-            output[ITEM] = pack(run.call)
+            note(output, ITEM, pack(run.call))
         if self.done is not None:
             self.done(output)
         if self.adapter.crop_projector(self.model) is not None:

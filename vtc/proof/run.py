@@ -22,7 +22,7 @@ from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.models.registry import adapter_for
 from vtc.proof import signals
-from vtc.proof.hidden import Dropped, covered, eager
+from vtc.proof.hidden import Dropped, covered, eager, entering
 from vtc.proof.results import Checked, Comparison
 
 NEW_TOKENS, HALF = 8, 0.5
@@ -125,13 +125,14 @@ class _Proof:
         with wrapped(self.model, resolve("random", 1.0), **self.how) as model, self._entering(seen):
             model(**self.given)
             trace = model._vtc_engine.trace
-        rows = features_of(self.model, self.given, adapter_for(self.model, self.how["family"]))
+        adapter = adapter_for(self.model, self.how["family"])
+        rows = features_of(self.model, self.given, adapter)
         if not trace.spans:
             return Comparison(name, f"no visual token was found, and there are {len(rows)} rows of features", False)
         where = torch.tensor([(span.row, place) for span in trace.spans for place in span.index.tolist()])
         if len(where) != len(rows):
             return Comparison(name, f"{len(where)} places were found for {len(rows)} rows of features", False)
-        there = seen[0]["inputs_embeds"][where[:, 0], where[:, 1]]
+        there = entering(adapter.companions, seen[0])[where[:, 0], where[:, 1]]
         error = _gap(there.sort(dim=0).values, rows.to(there).sort(dim=0).values)
         same = error <= self.limit
         kinds = [span.modality for span in trace.spans]
@@ -251,7 +252,7 @@ def features_of(model: Any, given: Mapping[str, Any], adapter: Adapter) -> Tenso
         if make.__name__ == "get_image_features" and modality == "video":
             named["pixel_values"] = given["pixel_values_videos"]
         made = make(**named, return_dict=True)
-        made = getattr(made, "pooler_output", made)
+        made = made if isinstance(made, list | tuple | Tensor) else adapter.features(model, made)
         parts = adapter.entering(model, made, given, modality)
         found += [part.flatten(0, -2) for part in (parts if isinstance(parts, list | tuple) else [parts])]
     return torch.cat(found)
