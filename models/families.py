@@ -466,10 +466,18 @@ _LATE = (
         "granite4_vision",
         "Granite 4 Vision",
         "crops, a thumbnail",
-        f"{_CROPS} {_NO_CLS} Features that it adds to visual tokens before decoder layers leave with them.",
+        f"{_CROPS} With SigLIP for a tower, as it is published, received attention stands in for that of a CLS token. "
+        "Features that it adds to visual tokens before decoder layers leave with them.",
         "ibm-granite/granite-vision-4.1-4b",
         stages=("encoder", *_INSIDE),
         read=True,
+    ),
+    _carried(
+        "step3p7",
+        "Step 3.7",
+        "square tiles, a thumbnail",
+        f"Tiles have words between them, and share a picture's budget. {_WINDOW}",
+        "stepfun-ai/Step-3.7-Flash",
     ),
 )
 _ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.layout import VisualSpan
-from vtc.models.decoder import own_function
-from vtc.models.default import blind, folded
+from vtc.layout import Tile, VisualSpan
+from vtc.models.decoder import own_function, register_decoder
+from vtc.models.default import DefaultAdapter, blind, folded, row_layout
 from vtc.models.family import Adapter, Companions, ImageLayout, Known
 from vtc.models.llava_next import LlavaNextAdapter
+from vtc.models.text_models import Gemma3Decoder
 
 
 class Granite4VisionAdapter(LlavaNextAdapter):
@@ -78,4 +79,51 @@ class Granite4VisionAdapter(LlavaNextAdapter):
         return made if (1 / self._rate(model)).denominator == 1 else blind(made)
 
 
-LISTED_LATE: tuple[type[Adapter], ...] = (Granite4VisionAdapter,)
+@register_decoder
+class Step35Decoder(Gemma3Decoder):
+    """A rotation per kind of layer; layers with a window have more heads, and heads have gates behind attention."""
+
+    model_types = ("step3p5",)
+
+
+class Step37Adapter(DefaultAdapter):
+    """A view of the whole picture, and tiles before it, each with a word around; two convolutions make a token of 4 x 4
+    patches of any of them."""
+
+    model_types = ("step3p7",)
+    apart = False
+
+    def fold(self, model: nn.Module) -> int:
+        return 4
+
+    def _sides(self, model: nn.Module) -> tuple[int, int]:
+        """Tokens along a side of the whole view, and of a tile: published processors cut views of 728 pixels and tiles
+        of 504."""
+        whole = -(-(self.side(model) or 0) // 4)
+        return whole, round(whole * 504 / 728)
+
+    def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
+        pixels, tiles = given.get("pixel_values"), given.get("pixel_values_local")
+        if features is not None or pixels is None:
+            return features  # the tower hands over views and tiles apart: how many each picture has, the processor says
+        config: Any = model.config
+        edge = config.vision_config.patch_size * 4
+        whole, tile = (0 if x is None else (-(-x.shape[-1] // edge)) ** 2 for x in (pixels, tiles))
+        counts = given.get("num_local_patches")
+        counts = [0] * len(pixels) if counts is None else torch.as_tensor(counts).tolist()
+        return [pixels.new_empty(tile * n + whole, 0) for n in counts]
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        (whole, tile), n = self._sides(model), len(features)
+        count, left = divmod(n - whole**2, tile**2)
+        if left or count < 0:
+            return row_layout(n)
+        tiles = [Tile(i * tile**2, 1, tile, tile, role="crop", box=None) for i in range(count)]
+        last = {"role": "crop", "box": None} if count else {}
+        tiles.append(Tile(count * tile**2, 1, whole, whole, **last))
+        each = torch.tensor([tile**2] * count + [whole**2])
+        crop = torch.arange(count + 1).repeat_interleave(each)
+        return ImageLayout((1, whole, whole), tuple(tiles), torch.full((n,), -1), crop, 0)  # one run sees the views
+
+
+LISTED_LATE: tuple[type[Adapter], ...] = (Granite4VisionAdapter, Step37Adapter)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from tests.listed_parts import INDEX, SIGLIP, config_of
-from tests.tiny_parts import IMAGE, TEXT, Family, noise
+from tests.listed_parts import IDS, INDEX, SIGLIP, config_of
+from tests.listed_sliding import WINDOWS
+from tests.tiny_parts import END, IMAGE, START, TEXT, Family, noise
 
 #: heights and widths of pictures, one per seed in turn, and of what they are brought to: tiles of 32 x 32
 SIZES = [(50, 40), (32, 80), (64, 64), (80, 24)]
@@ -30,6 +31,19 @@ def _mosaics(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
     inputs = {"pixel_values": pixels, "image_sizes": sizes}
     (_, features), *_ = model.get_image_features(**inputs, return_dict=True).deepstack_features
     return inputs, [[IMAGE] * len(x) for x in features]
+
+
+def _views(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """A view of 16 tokens a picture, and before it none, one or two tiles of 9."""
+    if not seeds:
+        return {}, []
+    counts = [s % 3 for s in seeds]
+    inputs = {"pixel_values": torch.stack([noise(s, 3, 64, 64) for s in seeds])}
+    inputs |= {"num_local_patches": torch.tensor(counts)}
+    if any(counts):
+        tiles = [noise(50 + s, n, 3, 48, 48) for s, n in zip(seeds, counts, strict=True)]
+        inputs["pixel_values_local"] = torch.cat(tiles)
+    return inputs, [[*[6, *[IMAGE] * 9, 7] * n, START, *[IMAGE] * 16, END] for n in counts]
 
 
 QFORMER = {"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 32}
@@ -53,6 +67,24 @@ _MADE: dict[str, Callable[[], Family]] = {
             **INDEX,
         ),
         _mosaics,
+    ),
+    "step3p7": lambda: Family(
+        config_of(
+            "step3p7",
+            vision_config={
+                **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 1.5},
+                **{"image_size": 64, "patch_size": 4},
+            },
+            text_config={
+                **TEXT,
+                **WINDOWS,
+                **{"head_dim": 8, "num_sliding_attention_heads": 6, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+                **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "share_expert_dim": 12},
+                **{"rope_theta": [100.0, 10000.0, 100.0], "partial_rotary_factors": [1.0, 0.5, 1.0]},
+            },
+            **IDS,
+        ),
+        _views,
     ),
 }
 #: those that the installed transformers has

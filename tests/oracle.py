@@ -182,7 +182,11 @@ class _Play:
         self.earlier, self.stages = earlier, []
         self.start = -1  # length of the cache when the forward with the pictures began
         self.applied: set[tuple[int, int]] = set()  # merges of each cache
-        self.heads, self.groups = (getattr(self.lm.config, f"num_{name}_heads") for name in ("attention", "key_value"))
+        config = self.lm.config
+        several = config.is_heterogeneous if hasattr(config, "is_heterogeneous") else False
+        own = list(config.per_layer_config) if several else [config] * len(self.lm.layers)
+        self.of_layers = [one.num_attention_heads for one in own]
+        self.heads, self.groups = self.of_layers[0], own[0].num_key_value_heads  # those of the layer in progress
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> what its keys were rotated by, [B, T, d]
         self.given: Tensor | None = None  # the caller's attention mask
         self.numbers: list[list[Tensor]] = []  # per stage, of each forward [B, T]: what a window counts
@@ -290,7 +294,7 @@ class _Play:
 
     def before_layer(self, i: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
-        stage, hidden = self.stages[number], args[0]
+        stage, hidden, self.heads = self.stages[number], args[0], self.of_layers[i]
         names = list(signature(module.forward).parameters)
         kwargs, args = {**kwargs, **dict(zip(names[1:], args[1:], strict=False))}, args[:1]
         hidden = hidden + self.ahead[i] if i and i in self.ahead else hidden

@@ -99,6 +99,7 @@ def _attention(config: Any, latents: bool, kind: str = "full_attention", reused:
     width = _first(config, "head_dim") or hidden // heads
     inner, kv = heads * width, groups * width
     gate = inner if _first(config, "linear_num_value_heads") else 0  # Qwen3-Next and later: of the output
+    gate = heads if getattr(config, "gating", False) is True else gate  # Step 3.5: of each head
     if reused:
         return LayerCost(2 * hidden * inner, pair=2 * inner)
     alike = kind == "full_attention" and getattr(config, "attention_k_eq_v", False)  # Gemma 4: one makes both
@@ -192,7 +193,7 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     width = _first(config, "moe_intermediate_size", "intermediate_size")
     width = width[0] if isinstance(width, list | tuple) else width  # ERNIE's experts of words, then those of pictures
     common = width * (_first(config, "n_shared_experts", "moe_num_shared_experts") or 0)
-    common = _first(config, "shared_expert_intermediate_size") or common
+    common = _first(config, "shared_expert_intermediate_size", "share_expert_dim") or common
     sparse = (chosen * width + common, experts)
     return [dense if _is_dense(config, i) else sparse for i in range(layers)]
 

@@ -83,13 +83,13 @@ GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
 #: single crops, several of which may make a picture
 CROPS = {"idefics3", "smolvlm", "ovis2"}
 APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
-APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling"}
+APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling", "granite4_vision"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
     "read": ("visionzip", SQUARES | SIGLIP | PACKED | GLM | CROPS | APART | {"qianfan_ocr"}),
     "before": ("pixelprune", SQUARES | SIGLIP | PACKED | GLM | {"idefics3", "smolvlm"}),
     "inside": (
         "tome(stage=encoder)",
-        SQUARES | SIGLIP | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria"},
+        SQUARES | SIGLIP | PACKED | GLM | CROPS | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "granite4_vision"},
     ),
 }
 #: the towers of those that are read
@@ -122,7 +122,7 @@ TOWERS = {
     "qwen3_omni_moe_thinker": "qwen3_omni_moe_vision_encoder",
     "kimi_k25": "kimi_k25_vision",
     "hunyuan_vl": "hunyuan_vl_vision",
-    **dict.fromkeys(SIGLIP, "siglip_vision_model"),
+    **dict.fromkeys((*SIGLIP, "granite4_vision"), "siglip_vision_model"),
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
@@ -179,9 +179,11 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),
     "gemma4": ((1, 5, 7), 35, 1),
     "paligemma": ((1, 8, 8), 64, 1),
+    "granite4_vision": ((1, 4, 10), 60, 4),  # a thumbnail, and three tiles side by side
+    "step3p7": ((1, 4, 4), 25, 2),
 }
 #: how many tokens stand for no place
-ENDS = {"emu3": 8, "hunyuan_vl": 7}
+ENDS = {"emu3": 8, "hunyuan_vl": 7, "granite4_vision": 4}
 
 
 @pytest.mark.parametrize("family", LISTED)
