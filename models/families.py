@@ -479,6 +479,14 @@ _LATE = (
         f"Tiles have words between them, and share a picture's budget. {_WINDOW}",
         "stepfun-ai/Step-3.7-Flash",
     ),
+    _carried(
+        "molmo2",
+        "Molmo 2",
+        "crops, a thumbnail",
+        "All that is visual of a prompt sees itself, one picture the other, and frames of a video each other.",
+        "allenai/Molmo2-8B",
+        video=True,
+    ),
 )
 _ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE)
 SHIPPED = {info.model_type: info for info in sorted(_ALL, key=lambda info: info.model_type)}

@@ -50,12 +50,14 @@ class TowerCall:
 
 class Known(NamedTuple):
     """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality;
-    and which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory."""
+    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; and how many of its tokens stand together
+    in the prompt, one unbroken run after another."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
     modality: str = "image"
     separators: Tensor | None = None
+    runs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +103,17 @@ class Blocks(NamedTuple):
     """Tokens that see each other, also those that follow: pictures, or a prefix.
 
     Attributes:
-        number: LongTensor [B, L] in main memory, which block each token of a call is in; -1 = none. A block has no gap.
+        number: LongTensor [B, L] in main memory, which block each token of a call is in; -1 = none.
         kinds: of the decoder layers in which this holds ("full_attention", "sliding_attention").
         whole: whether a token sees all of its block where a window ends within it.
+        gaps: whether words may lie within a block, which do not see what follows: then there is one to a row, and no
+            window.
     """
 
     number: Tensor
     kinds: frozenset[str] = frozenset({"full_attention", "sliding_attention"})
     whole: bool = False
+    gaps: bool = False
 
 
 class Adapter:
@@ -127,6 +132,8 @@ class Adapter:
     frames_alone: ClassVar[bool] = False
     #: what somebody is told who gives it a video that the model reads and vtc does not compress; None = it does
     unread_videos: ClassVar[str | None] = None
+    #: whether the crops of pictures are all that one run of its tower sees
+    counts_crops: ClassVar[bool] = True
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text

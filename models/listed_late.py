@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Tile, VisualSpan
-from vtc.models.decoder import own_function, register_decoder
+from vtc.models.decoder import Decoder, own_function, register_decoder
 from vtc.models.default import DefaultAdapter, blind, folded, row_layout
-from vtc.models.family import Adapter, Companions, ImageLayout, Known
+from vtc.models.family import Adapter, Blocks, Companions, ImageLayout, Known
 from vtc.models.llava_next import LlavaNextAdapter
+from vtc.models.sliding import in_blocks
 from vtc.models.text_models import Gemma3Decoder
 
 
@@ -92,15 +93,7 @@ class Step37Adapter(DefaultAdapter):
 
     model_types = ("step3p7",)
     apart = False
-
-    def fold(self, model: nn.Module) -> int:
-        return 4
-
-    def _sides(self, model: nn.Module) -> tuple[int, int]:
-        """Tokens along a side of the whole view, and of a tile: published processors cut views of 728 pixels and tiles
-        of 504."""
-        whole = -(-(self.side(model) or 0) // 4)
-        return whole, round(whole * 504 / 728)
+    counts_crops = False  # tiles have a run of their own
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         pixels, tiles = given.get("pixel_values"), given.get("pixel_values_local")
@@ -114,16 +107,90 @@ class Step37Adapter(DefaultAdapter):
         return [pixels.new_empty(tile * n + whole, 0) for n in counts]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
-        (whole, tile), n = self._sides(model), len(features)
-        count, left = divmod(n - whole**2, tile**2)
-        if left or count < 0:
-            return row_layout(n)
-        tiles = [Tile(i * tile**2, 1, tile, tile, role="crop", box=None) for i in range(count)]
-        last = {"role": "crop", "box": None} if count else {}
-        tiles.append(Tile(count * tile**2, 1, whole, whole, **last))
-        each = torch.tensor([tile**2] * count + [whole**2])
-        crop = torch.arange(count + 1).repeat_interleave(each)
-        return ImageLayout((1, whole, whole), tuple(tiles), torch.full((n,), -1), crop, 0)  # one run sees the views
+        return (squares(known.runs) if known.runs else None) or row_layout(len(features))
 
 
-LISTED_LATE: tuple[type[Adapter], ...] = (Granite4VisionAdapter, Step37Adapter)
+@register_decoder
+class Molmo2Decoder(Decoder):
+    """Norms before or behind attention and feed-forward part; some layers may rotate by unscaled positions."""
+
+    model_types = ("molmo2_text",)
+
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        return hidden if layer.norm_after else layer.input_layernorm(hidden)
+
+    def rotaries(self, lm: Any) -> list[Any]:
+        return [lm.rotary_emb, lm.rotary_emb_unscaled]
+
+    def tables_of(self, config: Any, layer: int) -> Hashable:
+        return layer in config.rope_scaling_layers
+
+    def position_embeddings(self, rotary: Any, hidden: Tensor, positions: Tensor, layer: int) -> Any:
+        if layer not in rotary.config.rope_scaling_layers:
+            rotary = type(rotary)(rotary.config, scaled=False).to(hidden.device)
+        return rotary(hidden, position_ids=positions)
+
+
+class Molmo2Adapter(DefaultAdapter):
+    """A small view of the whole picture, then a mosaic of crops, or the frames of a video: in words, a row of tokens
+    each. All that is visual of a row sees itself, the words for the ends of rows and pictures included. A token is its
+    placeholder's embedding and a feature."""
+
+    model_types = ("molmo2",)
+    masks = True
+    apart = False
+    counts_crops = False  # of overlapping crops, no token says how many there were
+
+    def features(self, model: nn.Module, output: Any) -> Any:
+        made = super().features(model, output)
+        if made is None:
+            return None
+        table: Any = model.get_input_embeddings
+        word = table().weight[self.token_id(model, "image")]
+        return [x + word.to(x) for x in made]
+
+    def blocks(self, model: nn.Module, host: Mapping[str, Tensor], seen: int, length: int) -> Blocks | None:
+        types = host.get("mm_token_type_ids")
+        return None if types is None else in_blocks(torch.where(types == 1, 0, -1), seen, length, gaps=True)
+
+    def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
+        found = None
+        if known.runs:
+            found = squares(known.runs, "frames") if known.modality == "video" else self._views(known.runs)
+        return row_layout(len(features)) if found is None else found
+
+    def _views(self, runs: tuple[int, ...]) -> ImageLayout | None:
+        """A square, by rows or as one run, and rows of one width; None = something else."""
+        first = runs[0]
+        rows = first if runs[:first] == (first,) * first else 0
+        side = first if rows else round(first**0.5)
+        rest = runs[rows or 1 :]
+        if len({*rest}) != 1 or (not rows and side**2 != first):
+            return None
+        height, width = len(rest), rest[0]
+        small = Tile(0, 1, side, side, role="thumbnail")
+        tiles = (small, Tile(side**2, 1, height, width, role="mosaic"))
+        n = side**2 + height * width
+        crop = (torch.arange(n) >= side**2).long()
+        return ImageLayout((1, height, width), tiles, torch.full((n,), -1), crop, 0)
+
+
+def squares(runs: tuple[int, ...], role: str = "crop") -> ImageLayout | None:
+    """One square after another, each an unbroken run of tokens; frames are equally large. None = something else."""
+    sides, n = [round(length**0.5) for length in runs], sum(runs)
+    if any(side**2 != length for side, length in zip(sides, runs, strict=True)):
+        return None
+    crop = torch.arange(len(runs)).repeat_interleave(torch.tensor(runs))
+    nowhere = torch.full((n,), -1)
+    if role == "frames":
+        if len({*sides}) > 1:
+            return None
+        grid = (len(runs), sides[0], sides[0])
+        return ImageLayout(grid, (Tile(0, *grid, role=role),), nowhere, crop, 0)
+    starts = [sum(runs[:i]) for i in range(len(runs))]
+    known = {"role": role, "box": None} if len(runs) > 1 else {}
+    tiles = tuple(Tile(start, 1, side, side, **known) for start, side in zip(starts, sides, strict=True))
+    return ImageLayout((1, max(sides), max(sides)), tiles, nowhere, crop, 0)
+
+
+LISTED_LATE: tuple[type[Adapter], ...] = (Granite4VisionAdapter, Step37Adapter, Molmo2Adapter)

@@ -7,8 +7,8 @@ from typing import Any
 
 import transformers as hf
 
-from tests.listed_late import PINPOINTS
-from tests.listed_processor_parts import PAGE, TILE, Chat, tokenizer_of
+from tests.listed_late import LOW, PINPOINTS, ROW
+from tests.listed_processor_parts import PAGE, SQUARE, TILE, Chat, tokenizer_of
 from tests.tiny_parts import END, IMAGE, START
 
 
@@ -34,4 +34,16 @@ def _step() -> Any:
     )
 
 
-LATE: dict[str, Callable[[], Any]] = {"granite4_vision": _granite, "step3p7": _step}
+def _molmo() -> Any:
+    special = {"<im_patch>": IMAGE, "<im_start>": START, "<im_end>": END, "<im_col>": ROW, "<low_res_im_start>": LOW}
+    special |= {"<frame_start>": 8, "<frame_end>": 9, "<im_low>": 95, "<|image|>": 96, "<|video|>": 97}
+    sizes: Any = {"size": SQUARE, "patch_size": 4, "pooling_size": [2, 2]}
+    return hf.Molmo2Processor(
+        hf.Molmo2ImageProcessor(**sizes, max_crops=4, overlap_margins=[1, 1]),
+        hf.Molmo2VideoProcessor(**sizes),
+        tokenizer_of(special, bos_token="<s>"),
+        chat_template=Chat("user\n", "assistant\n", "<|image|>", "\n", "<|video|>").template,
+    )
+
+
+LATE: dict[str, Callable[[], Any]] = {"granite4_vision": _granite, "step3p7": _step, "molmo2": _molmo}

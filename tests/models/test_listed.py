@@ -181,6 +181,7 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "paligemma": ((1, 8, 8), 64, 1),
     "granite4_vision": ((1, 4, 10), 60, 4),  # a thumbnail, and three tiles side by side
     "step3p7": ((1, 4, 4), 25, 2),
+    "molmo2": ((1, 3, 9), 36, 2),
 }
 #: how many tokens stand for no place
 ENDS = {"emu3": 8, "hunyuan_vl": 7, "granite4_vision": 4}

@@ -140,8 +140,7 @@ class Engine:
         self.handles.append(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
         self.handles.append(lm.register_forward_pre_hook(self._before_lm, with_kwargs=True))
         self.handles.append(lm.register_forward_hook(self._after_lm, with_kwargs=True))
-        rotary = facts.decoder.rotary(lm)
-        if not family.mrope and rotary is not None:
+        for rotary in [] if family.mrope else facts.decoder.rotaries(lm):
             self.handles.append(rotary.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
         if self._inside() is not None and family.companions is not None and family.companions.before:
             for i, layer in enumerate(facts.layers):  # before the stages' hooks: these see what the layer sees

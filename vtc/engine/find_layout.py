@@ -181,8 +181,13 @@ def layouts_of(
     grid_thw: Tensor | None,
     call: TowerCall | None,
     modalities: Sequence[str],
+    indices: Sequence[Tensor] = (),
 ) -> list[ImageLayout] | None:
-    """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run."""
+    """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run.
+
+    Args:
+        indices: LongTensors [N], where in a row the tokens of each stand, if that is known.
+    """
     grids: list[Any] = [None] * len(features)
     if grid_thw is not None and modalities:
         grids = adapter.picture_grids(model, grid_thw.tolist(), [len(x) for x in features], modalities[0])
@@ -190,6 +195,8 @@ def layouts_of(
         return None
     separators: Sequence[Tensor | None] = looks.separators or [None] * len(features)
     known = [Known(grid, None, kind, own) for grid, kind, own in zip(grids, modalities, separators, strict=True)]
+    if indices:
+        known = [one._replace(runs=runs_of(index)) for one, index in zip(known, indices, strict=True)]
     if looks.begins is not None and set(modalities) == {"image"}:
         options = [adapter.crop_counts(model, x, facts) for x, facts in zip(features, known, strict=True)]
         crops = _crop_counts(options, looks.begins.tolist())
@@ -197,7 +204,7 @@ def layouts_of(
             return None
         known = [facts._replace(crops=count) for facts, count in zip(known, crops, strict=True)]
     layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
-    fits = call is None or sum(layout.crops for layout in layouts) == call.crops
+    fits = call is None or not adapter.counts_crops or sum(layout.crops for layout in layouts) == call.crops
     return layouts if fits else None
 
 
@@ -224,6 +231,7 @@ def _arrange(
                 seen.grid_thw,
                 seen.call,
                 [piece.modality for piece in own],
+                [piece.index for piece in own],
             )
         except ValueError as error:
             if seen.call is not None:
@@ -265,6 +273,12 @@ def pieces_of(where: Tensor, pooled: Any, join: bool = False) -> list[Tensor]:
     if sum(lengths) != len(where):
         raise ValueError(MISMATCH)
     return list(where.split(lengths))
+
+
+def runs_of(index: Tensor) -> tuple[int, ...]:
+    """Lengths of the unbroken runs of places [N] in a row."""
+    breaks = (index.diff() != 1).nonzero()[:, 0] + 1
+    return tuple(map(len, index.tensor_split(breaks)))
 
 
 def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | None:
