@@ -331,9 +331,11 @@ class _Play:
         kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
         if self.compact and hasattr(self.lm, "rotary_emb"):
             positions = self.positions[number]
-            named = len(signature(self.lm.rotary_emb.forward).parameters) > 2
-            kind = [self.lm.config.layer_types[i]] if named else []
-            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
+            rotary = self.lm.rotary_emb
+            if i not in getattr(self.lm.config, "rope_scaling_layers", [i]):
+                rotary = self.lm.rotary_emb_unscaled
+            kind = [self.lm.config.layer_types[i]] if len(signature(rotary.forward).parameters) > 2 else []
+            kwargs["position_embeddings"] = rotary(hidden, positions if self.grid else positions[0], *kind)
         if self.seen == self.start and "position_embeddings" in kwargs:
             self.tables[i] = kwargs["position_embeddings"]
         return (hidden,), kwargs
