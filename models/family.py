@@ -134,6 +134,8 @@ class Adapter:
     unread_videos: ClassVar[str | None] = None
     #: whether the crops of pictures are all that one run of its tower sees
     counts_crops: ClassVar[bool] = True
+    #: whether its code makes its tower's output anew of that output's own fields, which has no room for more
+    remakes: ClassVar[bool] = False
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text

@@ -139,7 +139,7 @@ class Molmo2Adapter(DefaultAdapter):
     model_types = ("molmo2",)
     masks = True
     apart = False
-    counts_crops = False  # of overlapping crops, no token says how many there were
+    remakes = True
 
     def features(self, model: nn.Module, output: Any) -> Any:
         made = super().features(model, output)

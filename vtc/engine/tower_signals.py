@@ -246,6 +246,10 @@ class TowerSignals:
         for signal, layer in self.ends:
             run.call.signals[signal, layer] = signal_of(signal).of(self.adapter.cls_tokens(self.model, output))
             run.call.crop_tokens = output.last_hidden_state.shape[1] - 1
+        if self.adapter.remakes:
+            if self.done is not None:
+                self.done(output)
+            return
         if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
             output[ITEM]["signals"].update(pack(run.call)["signals"])
             output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens

@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from vtc.api import MethodLike, unwrap, wrapped
 from vtc.engine.find_prompts import brought
+from vtc.engine.versions import cache_name, cache_of
 from vtc.engine.wrappers import look_through
 from vtc.methods.base.cache import PairedMethod
 from vtc.methods.base.method import Method
@@ -155,7 +158,7 @@ class _Proof:
         name = "some dropped"
         seen: list[dict[str, Any]] = []
         with wrapped(self.model, self.methods, **self.how) as model, self._entering(seen):
-            ours = model(**self.given).logits
+            ours = model(**self.given, **self._cache()).logits
             record = model._vtc_engine.trace
         if {part.stage for one in self.methods for part in one.parts()} & {"pixels", "encoder"}:
             self.entered = seen[0]  # what the tower made of fewer patches is not the language model's affair
@@ -164,7 +167,7 @@ class _Proof:
                 raise ValueError("pictures were made smaller, which leaves no row to compare with")
             self.made = Dropped.of(record)
             with self._covered():
-                theirs = self.model(**self.given).logits
+                theirs = self.model(**self.given, **self._cache()).logits
         except ValueError as error:
             return Comparison(name, f"not compared: {error}", None)
         there = self.real.clone()
@@ -198,6 +201,17 @@ class _Proof:
         same = ours.shape == theirs.shape and bool(ours[:, start:].eq(theirs[:, start:]).all())
         said = f"{ours.shape[1] - start} greedy tokens are {'the same' if same else 'others'}"
         return Comparison(name, said, same)
+
+    def _cache(self) -> dict[str, Any]:
+        """A KV cache to fill, where there is one to shorten and the model makes none unless it generates."""
+        if self._caches or not any(part.stage == "cache" for one in self.methods for part in one.parts()):
+            return {}
+        return {cache_name(): DynamicCache(config=self._lm().config)}
+
+    @cached_property
+    def _caches(self) -> bool:
+        """Whether the model makes a KV cache in a forward that was given none."""
+        return cache_of(self.model(**self.given)) is not None
 
     @contextmanager
     def _covered(self) -> Iterator[None]:
