@@ -173,7 +173,7 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "pp_chart2table": ((1, 4, 4), 48, 3),
     "granite_docling": ((1, 4, 4), 16, 1),
     "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
-    "deepseek_ocr2": ((1, 1, 145), 145, 1),
+    "deepseek_ocr2": ((1, 1, 289), 289, 1),
     "idefics2": ((1, 1, 16), 16, 1),
     "deepseek_vl_hybrid": ((1, 6, 6), 36, 1),
     **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),
