@@ -128,7 +128,12 @@ _MADE: dict[str, Callable[[], Family]] = {
                 **TEXT,
                 **WINDOWS,
                 **{"head_dim": 8, "num_sliding_attention_heads": 6, "mlp_layer_types": ["dense", "sparse", "sparse"]},
-                **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "share_expert_dim": 12},
+                **{
+                    "n_routed_experts": 4,
+                    "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 16,
+                    "share_expert_dim": 12,
+                },
                 **{"rope_theta": [100.0, 10000.0, 100.0], "partial_rotary_factors": [1.0, 0.5, 1.0]},
             },
             **IDS,

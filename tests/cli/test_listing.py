@@ -118,7 +118,7 @@ def test_a_page_about_a_method(capsys, info):
 def test_which_methods_have_to_be_calibrated_first(capsys):
     for name in shipped():
         if name in listing.CALIBRATED:
-            with pytest.raises(ValueError, match="give it calibration=, a file that vtc.calibrate wrote"):
+            with pytest.raises(ValueError, match=r"give it calibration=, a file that vtc\.calibrate wrote"):
                 vtc.resolve(name).check_checkpoint("llava", lambda: "")
         else:
             vtc.resolve(name).check_checkpoint("llava", lambda: "")

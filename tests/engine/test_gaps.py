@@ -69,7 +69,9 @@ def test_signals_are_the_eager_attention(rows: Any) -> None:
 
 
 @LATE
-@pytest.mark.parametrize("method", ["fastv(keep=0.3, layers=(1,))", "pyramiddrop(keep=0.2, layers=(1, 2))", "h2o(keep=0.4)"])
+@pytest.mark.parametrize(
+    "method", ["fastv(keep=0.3, layers=(1,))", "pyramiddrop(keep=0.2, layers=(1, 2))", "h2o(keep=0.4)"]
+)
 @pytest.mark.parametrize("rows", [[[0, 1], [2]], [["v0"], ["v1"]]])
 def test_pictures_and_frames_go_on_seeing_each_other(rows: Any, method: str) -> None:
     equal_to_oracle("molmo2", method, (rows, "left"))

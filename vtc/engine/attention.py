@@ -186,7 +186,9 @@ class LayerView:
             return self.by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
         limits, begins, keys = self.limits(here), self.begins(here), self.arranged(self.keys, 2)
-        return self._back(ops.attention_rows(self._queries(here), keys, scale, limits, self._seen, begins)).to(at.device)
+        return self._back(ops.attention_rows(self._queries(here), keys, scale, limits, self._seen, begins)).to(
+            at.device
+        )
 
     def heads(self, at: Tensor) -> Iterator[Tensor]:
         """`rows` head by head: attention of the queries in slots `at` [B, R] (-1 = none), H times [B, R, P + S]."""
