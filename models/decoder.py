@@ -64,6 +64,11 @@ class Decoder:
         """The module that makes the tables of the rotary embedding; None in a model without one."""
         return lm.rotary_emb
 
+    def rotaries(self, lm: Any) -> list[Any]:
+        """All such modules that the language model asks, where layers are rotated differently."""
+        found = self.rotary(lm)
+        return [] if found is None else [found]
+
     def final_norm(self, lm: Any) -> Any:
         """The module that the hidden states go through behind the last layer."""
         return lm.norm

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from vtc.cost_layers import layer_config
 from vtc.models import text_models
 from vtc.models.decoder import Decoder
 
@@ -122,7 +123,7 @@ def _fresh(decoder: Decoder, lm: Any, number: int, layer: Any) -> tuple[Any, Any
     """(a new layer like `layer` with random weights up to its attention, the configuration it was made from)."""
     config = copy.deepcopy(lm.config)
     config._attn_implementation = "eager"
-    attention = type(decoder.attention(layer))(config, number).float().eval()
+    attention = type(decoder.attention(layer))(layer_config(config, number), number).float().eval()
     with torch.device("meta"):
         fresh = type(layer)(config, number)
     fresh = fresh.float().eval()

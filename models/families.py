@@ -491,9 +491,35 @@ _MORE = (
         read=True,
     ),
 )
-SHIPPED = {
-    info.model_type: info for info in sorted((*_WRITTEN, *_LISTED, *_HYBRID, *_MORE), key=lambda info: info.model_type)
-}
+_LATE = (
+    _carried(
+        "granite4_vision",
+        "Granite 4 Vision",
+        "crops, a thumbnail",
+        f"{_CROPS} With SigLIP for a tower, as it is published, received attention stands in for that of a CLS token. "
+        "Features that it adds to visual tokens before decoder layers leave with them.",
+        "ibm-granite/granite-vision-4.1-4b",
+        stages=("encoder", *_INSIDE),
+        read=True,
+    ),
+    _carried(
+        "step3p7",
+        "Step 3.7",
+        "square tiles, a thumbnail",
+        f"Tiles have words between them, and share a picture's budget. {_WINDOW}",
+        "stepfun-ai/Step-3.7-Flash",
+    ),
+    _carried(
+        "molmo2",
+        "Molmo 2",
+        "crops, a thumbnail",
+        "All that is visual of a prompt sees itself, one picture the other, and frames of a video each other.",
+        "allenai/Molmo2-8B",
+        video=True,
+    ),
+)
+_ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE)
+SHIPPED = {info.model_type: info for info in sorted(_ALL, key=lambda info: info.model_type)}
 
 
 def family_infos() -> list[FamilyInfo]:

@@ -50,14 +50,16 @@ class TowerCall:
 
 class Known(NamedTuple):
     """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality;
-    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; and, of a video that is written as one
-    picture after another (`Adapter.frame_numbers`), how many frames these are of, None elsewhere."""
+    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; of a video that is written as one picture
+    after another (`Adapter.frame_numbers`), how many frames these are of, None elsewhere; and how many of its tokens
+    stand together in the prompt, one unbroken run after another."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
     modality: str = "image"
     separators: Tensor | None = None
     frames: int | None = None
+    runs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,26 +89,33 @@ class Companions:
     """Which of the language model's keyword arguments hold rows that travel with its visual tokens.
 
     Attributes:
-        mask: BoolTensor [B, L], True at the visual tokens.
-        rows: a list of [visual tokens, D]; entry i is added to the visual tokens' hidden states after decoder layer i.
+        mask: BoolTensor [B, L], or [B, L, 1], True at the visual tokens.
+        rows: tensors [visual tokens, D], added to the visual tokens' hidden states: a list, entry i of decoder layer i,
+            or a dictionary by layer.
+        before: whether they are added before their layer, to places that are empty until then, so that the first of
+            them is what a visual token is; else behind it, to what the token has become.
     """
 
     mask: str
     rows: str
+    before: bool = False
 
 
 class Blocks(NamedTuple):
     """Tokens that see each other, also those that follow: pictures, or a prefix.
 
     Attributes:
-        number: LongTensor [B, L] in main memory, which block each token of a call is in; -1 = none. A block has no gap.
+        number: LongTensor [B, L] in main memory, which block each token of a call is in; -1 = none.
         kinds: of the decoder layers in which this holds ("full_attention", "sliding_attention").
         whole: whether a token sees all of its block where a window ends within it.
+        gaps: whether words may lie within a block, which do not see what follows: then there is one to a row, and no
+            window.
     """
 
     number: Tensor
     kinds: frozenset[str] = frozenset({"full_attention", "sliding_attention"})
     whole: bool = False
+    gaps: bool = False
 
 
 class Adapter:
@@ -125,6 +134,12 @@ class Adapter:
     frames_alone: ClassVar[bool] = False
     #: whether get_image_features and its like hand out an output of their own, with the tower's last hidden states in it
     rebuilds: ClassVar[bool] = False
+    #: what somebody is told who gives it a video that the model reads and vtc does not compress; None = it does
+    unread_videos: ClassVar[str | None] = None
+    #: whether the crops of pictures are all that one run of its tower sees
+    counts_crops: ClassVar[bool] = True
+    #: whether its code makes its tower's output anew of that output's own fields, which has no room for more
+    remakes: ClassVar[bool] = False
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
     #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
@@ -207,6 +222,11 @@ class Adapter:
     def one_patch_each(self, model: nn.Module, span: VisualSpan) -> bool:
         """Whether each token of the span (separators apart) is made of one of the tower's tokens and nothing else."""
         return False
+
+    def features(self, model: nn.Module, output: Any) -> Any:
+        """[N, D] of each image (or crop, or tile) or video, of what the tower or `get_image_features` has put out; None
+        = it does not say."""
+        return getattr(output, "pooler_output", None)
 
     def entering(self, model: nn.Module, features: Any, given: Mapping[str, Any], modality: str) -> Any:
         """What stands in the row of the features [N, D] of each image or video, None = not known: all, unless the

@@ -92,9 +92,7 @@ class MiniCpmV46Adapter(FramesAdapter):
         patches = sum(h * w for _, h, w in grids) // max(1, sum(sizes))  # that make a token
         videos = shared(grids, [tokens * patches for tokens in sizes])
         alike = [all(unit == units[0] for unit in units) for units in videos]
-        return [
-            (len(units), *(units[0][1:] if same else (0, 0))) for units, same in zip(videos, alike, strict=True)
-        ]
+        return [(len(units), *(units[0][1:] if same else (0, 0))) for units, same in zip(videos, alike, strict=True)]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:

@@ -154,7 +154,8 @@ class HunYuanVLAdapter(DefaultAdapter):
 
 
 class DeepseekOcr2Adapter(DefaultAdapter):
-    """Learned queries read each view of a page; a learned token ends the page."""
+    """Learned queries read each view of a page; a learned token ends the page. A query sees the patches and the queries
+    before it, which no signal has room for: the tower is not read."""
 
     model_types = ("deepseek_ocr2",)
     apart = False

@@ -11,6 +11,7 @@ from vtc.models.family import Adapter
 from vtc.models.hybrid import HYBRID
 from vtc.models.internvl import InternVLAdapter
 from vtc.models.listed import LISTED
+from vtc.models.listed_late import LISTED_LATE
 from vtc.models.listed_more import LISTED_MORE
 from vtc.models.llava import LlavaAdapter
 from vtc.models.llava_next import LlavaNextAdapter, LlavaNextVideoAdapter, LlavaOnevisionAdapter
@@ -56,6 +57,7 @@ for _family in (
     *HYBRID,
     *SLIDING,
     *LISTED_MORE,
+    *LISTED_LATE,
 ):
     register_adapter(_family)
 

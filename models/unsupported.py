@@ -28,11 +28,11 @@ REASONS = {
     "evolla": "reads proteins, not pictures: it has no visual tokens",
     "pi0": "answers with the movements of a robot, not with text",
     "chameleon": "turns pictures into words inside its language model, so that no token can be left out before it",
-    "fuyu": "has no vision tower: pixels are projected straight into its row, and vtc has no adapter for that",
-    "molmo2": (
-        "lets the visual tokens of a row see each other, by a mask that it makes itself, and vtc has no adapter that "
-        "knows how to shorten it"
+    "llama4": (
+        "fails by itself in transformers 5.24, wrapped or not: its forward reads image_outputs, which its language "
+        "model does not return, so that nothing could be proven on it"
     ),
+    "fuyu": "has no vision tower: pixels are projected straight into its row, and vtc has no adapter for that",
 }
 
 

@@ -76,11 +76,15 @@ def _lines(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
 
 
 def _pages(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """One view of 144 queries a page, and a token behind it."""
+    """A view of 144 queries a page, before it one of a part of every other page, and a token behind it."""
     if not seeds:
         return {}, []
-    pixels = torch.stack([noise(s, 3, 768, 768) for s in seeds])
-    return {"pixel_values": pixels}, [[START, *[IMAGE] * 145, END] for _ in seeds]
+    counts = [s % 2 for s in seeds]
+    inputs = {"pixel_values": torch.stack([noise(s, 3, 768, 768) for s in seeds])}
+    if any(counts):
+        parts = [noise(50 + s, n, 3, 768, 768) for s, n in zip(seeds, counts, strict=True)]
+        inputs |= {"pixel_values_local": torch.cat(parts), "num_local_patches": torch.tensor(counts)}
+    return inputs, [[START, *[IMAGE] * (144 * n + 145), END] for n in counts]
 
 
 def _twice(seeds: Sequence[int]) -> tuple[dict[str, Tensor], list[list[int]]]:

@@ -12,6 +12,7 @@ from typing import Any
 import transformers as hf
 
 from tests.listed_processor_parts import PACKED, PAGE, SQUARE, TILE, Chat, tokenizer_of
+from tests.listed_processors_late import LATE
 from tests.listed_processors_more import MORE
 from tests.tiny_parts import END, IMAGE, START, VIDEO
 
@@ -392,4 +393,5 @@ LISTED_PROCESSORS: dict[str, Callable[[], Any]] = {
     "deepseek_vl_hybrid": _hybrid,
     "idefics2": _idefics2,
     **MORE,
+    **LATE,
 }

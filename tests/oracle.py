@@ -182,7 +182,11 @@ class _Play:
         self.earlier, self.stages = earlier, []
         self.start = -1  # length of the cache when the forward with the pictures began
         self.applied: set[tuple[int, int]] = set()  # merges of each cache
-        self.heads, self.groups = (getattr(self.lm.config, f"num_{name}_heads") for name in ("attention", "key_value"))
+        config = self.lm.config
+        several = config.is_heterogeneous if hasattr(config, "is_heterogeneous") else False
+        own = list(config.per_layer_config) if several else [config] * len(self.lm.layers)
+        self.of_layers = [one.num_attention_heads for one in own]
+        self.heads, self.groups = self.of_layers[0], own[0].num_key_value_heads  # those of the layer in progress
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> what its keys were rotated by, [B, T, d]
         self.given: Tensor | None = None  # the caller's attention mask
         self.numbers: list[list[Tensor]] = []  # per stage, of each forward [B, T]: what a window counts
@@ -257,9 +261,16 @@ class _Play:
                 dense[kwargs["visual_pos_masks"]] = x
                 self.deepstack.append(dense)
             kwargs["visual_pos_masks"] = kwargs["deepstack_visual_embeds"] = None
+        self.ahead: dict[int, Tensor] = {}  # likewise, of rows that are added before a layer
+        if kwargs.get("vision_mask") is not None:
+            for i, x in kwargs["deepstack_features"].items():
+                self.ahead[i] = torch.zeros(self.batch, self.length, x.shape[-1])
+                self.ahead[i][kwargs["vision_mask"][..., 0]] = x
+            kwargs["vision_mask"] = kwargs["deepstack_features"] = None
         if self.seen == self.start:
             for stage in self.stages:
-                kwargs["inputs_embeds"] = stage.merge(embeds) if stage.first == 0 else kwargs["inputs_embeds"]
+                if stage.first == 0:
+                    kwargs["inputs_embeds"] = stage.merge(embeds, beside=bool(self.ahead))
         self.positions = []
         for stage in self.stages:
             self.ids = stage.renumber(self.ids, self.seen == self.start) if self.compact else self.ids
@@ -283,13 +294,17 @@ class _Play:
 
     def before_layer(self, i: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = max(n for n, stage in enumerate(self.stages) if stage.first <= i)
-        stage, hidden = self.stages[number], args[0]
+        stage, hidden, self.heads = self.stages[number], args[0], self.of_layers[i]
         names = list(signature(module.forward).parameters)
         kwargs, args = {**kwargs, **dict(zip(names[1:], args[1:], strict=False))}, args[:1]
+        hidden = hidden + self.ahead[i] if i and i in self.ahead else hidden
         for one in self.stages:
             if self.seen == self.start and one.first == i:
                 hidden = hidden if i == 0 else one.merge(hidden)
                 self.deepstack = [one.merge(x, beside=True) for x in self.deepstack]
+                # what a token is, where it enters empty, is the first of them
+                self.ahead = {n: one.merge(x, beside=i > 0 or n > min(self.ahead)) for n, x in self.ahead.items()}
+        hidden = hidden + self.ahead[0] if i == 0 and 0 in self.ahead else hidden
         if recurrent(module) is not None or getattr(module, "block_type", None) in ("moe", "mlp"):
             return (hidden,), kwargs
         end = self.seen + self.length
@@ -316,9 +331,11 @@ class _Play:
         kwargs = {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(torch.float32).min)}
         if self.compact and hasattr(self.lm, "rotary_emb"):
             positions = self.positions[number]
-            named = len(signature(self.lm.rotary_emb.forward).parameters) > 2
-            kind = [self.lm.config.layer_types[i]] if named else []
-            kwargs["position_embeddings"] = self.lm.rotary_emb(hidden, positions if self.grid else positions[0], *kind)
+            rotary = self.lm.rotary_emb
+            if i not in getattr(self.lm.config, "rope_scaling_layers", [i]):
+                rotary = self.lm.rotary_emb_unscaled
+            kind = [self.lm.config.layer_types[i]] if len(signature(rotary.forward).parameters) > 2 else []
+            kwargs["position_embeddings"] = rotary(hidden, positions if self.grid else positions[0], *kind)
         if self.seen == self.start and "position_embeddings" in kwargs:
             self.tables[i] = kwargs["position_embeddings"]
         return (hidden,), kwargs

@@ -40,9 +40,9 @@ class DecoderCost:
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=getattr(one, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=getattr(one, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            heads=one.num_attention_heads,
+            kv_heads=getattr(one, "num_key_value_heads", None) or one.num_attention_heads,
+            head_dim=getattr(one, "head_dim", None) or config.hidden_size // one.num_attention_heads,
             mlp=sum(width for width, _ in parts) / len(parts),
             router=sum(scored for _, scored in parts) / len(parts),
             vocab=config.vocab_size,

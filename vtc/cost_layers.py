@@ -87,7 +87,11 @@ def _reused(config: Any) -> set[int]:
 def _beside(config: Any, layer: int) -> int:
     """Multiply-adds of a token with weights beside its attention and its feed-forward part: what Gemma 3n and 4 make of
     an embedding per layer, and the bypass of low rank and the states side by side that the former has."""
-    hidden, each, rank = config.hidden_size, _first(config, "hidden_size_per_layer_input"), _first(config, "laurel_rank")
+    hidden, each, rank = (
+        config.hidden_size,
+        _first(config, "hidden_size_per_layer_input"),
+        _first(config, "laurel_rank"),
+    )
     known = hidden * (3 * (each or 0) + 2 * (rank or 0))  # of the embedding: its projection, gate, way back
     return known + _alternating(config, layer)
 
@@ -114,6 +118,7 @@ def _attention(config: Any, latents: bool, kind: str = "full_attention", reused:
     width = _first(config, "head_dim") or hidden // heads
     inner, kv = heads * width, groups * width
     gate = inner if _first(config, "linear_num_value_heads") else 0  # Qwen3-Next and later: of the output
+    gate = heads if getattr(config, "gating", False) is True else gate  # Step 3.5: of each head
     if reused:
         return LayerCost(2 * hidden * inner, pair=2 * inner)
     alike = kind == "full_attention" and getattr(config, "attention_k_eq_v", False)  # Gemma 4: one makes both
@@ -209,7 +214,7 @@ def feed_forward(config: Any) -> list[tuple[int, int]]:
     width = _first(config, "moe_intermediate_size", "intermediate_size")
     width = width[0] if isinstance(width, list | tuple) else width  # ERNIE's experts of words, then those of pictures
     common = width * (_first(config, "n_shared_experts", "moe_num_shared_experts") or 0)
-    common = _first(config, "shared_expert_intermediate_size") or common
+    common = _first(config, "shared_expert_intermediate_size", "share_expert_dim") or common
     sparse = (chosen * width + common, experts)
     return [dense if _is_dense(config, i) else sparse for i in range(layers)]
 
@@ -220,9 +225,7 @@ def _beside_experts(config: Any) -> list[tuple[int, int]]:
     wide = _reused(config) if config.use_double_wide_mlp else set()
     experts = config.num_experts if getattr(config, "enable_moe_block", False) else 0
     chosen = config.top_k_experts * config.moe_intermediate_size if experts else 0
-    return [
-        (config.intermediate_size * (1 + (i in wide)) + chosen, experts) for i in range(config.num_hidden_layers)
-    ]
+    return [(config.intermediate_size * (1 + (i in wide)) + chosen, experts) for i in range(config.num_hidden_layers)]
 
 
 def _dense_width(config: Any) -> Any:

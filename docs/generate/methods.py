@@ -6,7 +6,7 @@ from typing import Any
 
 from docs.generate import fidelity, results
 from docs.generate.markdown import block, code, escaped, line, prose, table
-from vtc.cli.listing import CHECKPOINTS, STAGES, alone, example_text, in_order, instead, kinds
+from vtc.cli.listing import CALIBRATED, CHECKPOINTS, STAGES, alone, example_text, in_order, instead, kinds
 from vtc.methods.base.index import MethodInfo, shipped
 from vtc.methods.base.notation import write_method
 from vtc.methods.base.patches import PatchMethod
@@ -172,6 +172,12 @@ def _example(info: MethodInfo) -> list[str]:
     (file, question), asked = (CLIP, f"--video {CLIP[0]} --frames 8") if video else (PICTURE, f"--image {PICTURE[0]}")
     given = f'clips=[vtc.load_clip("{file}", frames=8)]' if video else f'pictures=[vtc.load_picture("{file}")]'
     other = "" if model == "tiny-llava" else f"--model {model} "
+    finds, found, named, said = "", [], "", text
+    if info.name in CALIBRATED:  # not on what is then asked, but the page is to be short
+        out = f"runs/{info.name}.json"
+        found = [f'vtc.calibrate(model, "{text}", [("{file}", "{question}")], out="{out}", processor=processor)']
+        finds = f'vtc calibrate --data eval/data/tiny --pairs 1 --method "{text}" --out {out}'
+        named, said = f', calibration="{out}"', f"{text[:-1]}, calibration={out})"
     return [
         "As a string, which is how every command, file and function takes it:",
         *("", *block("text", text)),
@@ -183,12 +189,15 @@ def _example(info: MethodInfo) -> list[str]:
             "",
             f'model, processor = vtc.load("{model}")  # or any checkpoint of a family it runs on',
             f'inputs = vtc.prepare(processor, "{question}", {given})',
-            f'with vtc.wrapped(model, "{text}"):',
+            *found,
+            f'with vtc.wrapped(model, "{text}"{named}):',
             "    model.generate(**inputs, max_new_tokens=8)",
             "    print(vtc.report(model))",
         ),
         *("On the command line:", "", "<!-- not run: the page's Python asks the same -->"),
-        *block("bash", f'vtc ask {asked} --question "{question}" \\', f'  {other}--method "{text}"'),
+        *block(
+            "bash", *finds.splitlines(), f'vtc ask {asked} --question "{question}" \\', f'  {other}--method "{said}"'
+        ),
     ]
 
 

@@ -115,6 +115,20 @@ def test_a_page_about_a_method(capsys, info):
     assert str(vtc.resolve(text)).startswith(info.name)
 
 
+def test_which_methods_have_to_be_calibrated_first(capsys):
+    for name in shipped():
+        if name in listing.CALIBRATED:
+            with pytest.raises(ValueError, match=r"give it calibration=, a file that vtc\.calibrate wrote"):
+                vtc.resolve(name).check_checkpoint("llava", lambda: "")
+        else:
+            vtc.resolve(name).check_checkpoint("llava", lambda: "")
+    page = shown(capsys, "methods", "razor")
+    text = "razor(keep=0.25, induction=0.14"
+    assert f'vtc calibrate --data tiny --method "{text})" --pairs 1 --out razor.json\n' in page
+    assert f'--question "What is this?" --method "{text}, calibration=razor.json)"' in page
+    assert f'vtc.wrap(model, "{text})", calibration="razor.json")' in page
+
+
 def test_an_example_is_a_command_line_that_vtc_takes(capsys):
     page = shown(capsys, "methods", "todre")
     assert 'vtc ask --image photo.jpg --question "What is this?" --method "todre(keep=0.25, mode=maxsum)"' in page

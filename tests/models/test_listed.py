@@ -84,7 +84,7 @@ GLM = {"glm4v", "glm46v", "glm4v_moe", "glmga"}
 CROPS = {"idefics3", "smolvlm", "ovis2"}
 APART = {"glm_ocr", "cosmos3_edge", "qwen2_5_omni_thinker", "kimi_k25", "hunyuan_vl", "paddleocr_vl"}
 APART |= {"video_llama_3"}
-APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling"}
+APART |= {"mistral3", "lighton_ocr", "lfm2_vl", "ernie4_5_vl_moe", "granite_docling", "granite4_vision"}
 #: whose towers attend in a way of their own, by no interface of transformers'
 PAGES = {"got_ocr2", "pp_chart2table", "perception_lm", "fast_vlm"}
 KNOWN: dict[str, tuple[str, set[str]]] = {
@@ -97,7 +97,7 @@ KNOWN: dict[str, tuple[str, set[str]]] = {
         | PACKED
         | GLM
         | CROPS
-        | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "idefics2", "perception_lm"},
+        | {"qianfan_ocr", "ernie4_5_vl_moe", "aria", "idefics2", "perception_lm", "granite4_vision"},
     ),
 }
 #: the towers of those that are read
@@ -134,7 +134,7 @@ TOWERS = {
     "qwen3_omni_moe_thinker": "qwen3_omni_moe_vision_encoder",
     "kimi_k25": "kimi_k25_vision",
     "hunyuan_vl": "hunyuan_vl_vision",
-    **dict.fromkeys(SIGLIP, "siglip_vision_model"),
+    **dict.fromkeys((*SIGLIP, "granite4_vision"), "siglip_vision_model"),
 }
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
@@ -187,15 +187,18 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "pp_chart2table": ((1, 4, 4), 48, 3),
     "granite_docling": ((1, 4, 4), 16, 1),
     "hunyuan_vl": ((1, 5, 7), 42, 1),  # one at the end of each row, one before and one behind
-    "deepseek_ocr2": ((1, 1, 145), 145, 1),
+    "deepseek_ocr2": ((1, 1, 289), 289, 1),
     "idefics2": ((1, 1, 16), 16, 1),
     "deepseek_vl_hybrid": ((1, 6, 6), 36, 1),
     **dict.fromkeys(("gemma3", "gemma3n", "aya_vision", "cohere2_vision"), ((1, 4, 4), 16, 1)),
     "gemma4": ((1, 5, 7), 35, 1),
     "paligemma": ((1, 8, 8), 64, 1),
+    "granite4_vision": ((1, 4, 10), 60, 4),  # a thumbnail, and three tiles side by side
+    "step3p7": ((1, 4, 4), 25, 2),
+    "molmo2": ((1, 3, 9), 36, 2),
 }
 #: how many tokens stand for no place
-ENDS = {"emu3": 8, "hunyuan_vl": 7}
+ENDS = {"emu3": 8, "hunyuan_vl": 7, "granite4_vision": 4}
 
 
 @pytest.mark.parametrize("family", LISTED)

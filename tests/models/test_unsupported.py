@@ -101,6 +101,21 @@ def test_what_no_adapter_can_help(model_type):
     assert why_unsupported(stand_in) == f"SomeModel ({model_type!r}) {REASONS[model_type]}."
 
 
+@pytest.mark.skipif(not transformers.__version__.startswith("5.24"), reason="said of transformers 5.24")
+def test_llama_4_fails_by_itself():
+    """Where this no longer holds, it is to be listed, or its sentence changed."""
+    sizes = {"image_size": 32, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+    text = {**TEXT, "head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 1024}
+    config = AutoConfig.for_model(
+        "llama4", vision_config={**VISION, **sizes, "intermediate_size": 96}, text_config=text, image_token_index=2
+    )
+    model = made("Llama4ForConditionalGeneration", config)
+    with pytest.raises(AttributeError, match="image_outputs"):
+        model(input_ids=torch.tensor([[1, *[2] * 16, 7]]), pixel_values=torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"fails by itself in transformers 5\.24.* `vtc families` lists"):
+        vtc.wrap(model, "divprune", keep=4)
+
+
 TOWERS = {
     "clip": clip,
     "clip tower": lambda: model_of("llava").model.vision_tower,

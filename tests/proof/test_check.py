@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 import vtc
 from tests.families import EVERY, IMAGE, START, TEXT, VISION, batch, model_of
 from tests.sweep import refused
+from vtc.engine.companions import CompanionRows
 from vtc.engine.plan import Plan
 from vtc.models import registry
 from vtc.models.decoder import Decoder
@@ -130,6 +132,26 @@ def test_a_fault_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoder, "kinds", lambda self, config: ["full_attention"] * config.num_hidden_layers)
     found = vtc.check(model, "divprune", 0.5, inputs=batch("llava", ROWS), show=None)
     assert {"some dropped"} <= wrong(found)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "granite4_vision"])
+def test_a_fault_of_what_travels(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that decoder layers add to visual tokens: those of others, where tokens go before the language model; those
+    of the layer before, where they go inside it."""
+    monkeypatch.setattr(Plan, "merged", lambda self, rows: rows[: len(self.taken)])
+    assert "some dropped" in wrong(checked(family))
+    assert checked(family, "h2o", 0.4).ok
+    monkeypatch.undo()
+    true = CompanionRows.add
+    monkeypatch.setattr(CompanionRows, "add", lambda self, layer, hidden: true(self, layer - 1, hidden))
+    assert {"everything kept", "some dropped"} <= wrong(checked(family, "fastv(layers=(1,))"))
+
+
+def test_a_fault_of_where_it_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are added before layers, said to be added behind them."""
+    told = replace(registry.adapter_of("granite4_vision").companions, before=False)
+    monkeypatch.setattr(type(registry.adapter_of("granite4_vision")), "companions", told)
+    assert "placeholders" in wrong(checked("granite4_vision"))
 
 
 @pytest.mark.parametrize("token", [START, 10])

@@ -32,6 +32,8 @@ _OF_CROPS = ("exact_count", "newline")  # of methods that share a budget among c
 _WIDEST = 100
 #: of model types that some methods are for alone, a checkpoint for examples
 CHECKPOINTS = {"diffusion_gemma": "google/diffusiongemma-26B-A4B-it"}
+#: methods that act on no model before they have been calibrated on it
+CALIBRATED = ("razor",)
 
 
 def add_commands(commands: Any) -> None:
@@ -154,11 +156,17 @@ def _example(info: MethodInfo) -> list[str]:
     if info.only:
         model = CHECKPOINTS.get(info.only[0], "...")
         asked = f"--model {model} {asked}"
+    found, said, named = [], text, ""
+    if info.name in CALIBRATED:
+        file = f"{info.name}.json"
+        found = [f'  vtc calibrate --data tiny --method "{text}" --pairs 1 --out {file}']
+        said, named = f"{text[:-1]}, calibration={file})", f', calibration="{file}"'
     return [
-        f'  vtc ask {asked} --question "What is this?" --method "{text}"',
+        *found,
+        f'  vtc ask {asked} --question "What is this?" --method "{said}"',
         "",
         f'  model, processor = vtc.load("{model}")',
-        f'  vtc.wrap(model, "{text}")',
+        f'  vtc.wrap(model, "{text}"{named})',
     ]
 
 

@@ -118,17 +118,33 @@ class LayerView:
     @property
     def _seen(self) -> Tensor | None:
         """`seen` on the layer's own device: a model may be spread over several, what is asked comes from the first."""
-        return None if self.seen is None else self.seen.to(self.x.device)
+        return None if self.seen is None else self.arranged(self.seen.to(self.x.device), -1)
 
     def limits(self, at: Tensor) -> Tensor:
-        """The last key that each query in slots `at` sees; -1 = none."""
+        """The last key that each query in slots `at` sees, by its place in `arranged`; -1 = none."""
         last = at + self.past if self.sight.last is None else self.sight.last.to(at.device).gather(1, at.clamp(min=0))
         return torch.where(at >= 0, last, -1)
 
-    def _begins(self, at: Tensor) -> Tensor | None:
+    def begins(self, at: Tensor) -> Tensor | None:
         """The first key that each query in slots `at` sees; None = all begin with the first there is."""
         first = self.sight.first
         return None if first is None else first.to(at.device).gather(1, at.clamp(min=0))
+
+    def arranged(self, x: Tensor, dim: int) -> Tensor:
+        """x [B, ..., P + S, ...] with keys in the order in which every query sees a range of them."""
+        if self.sight.place is None:
+            return x
+        order = self.sight.place.argsort(dim=1).to(x.device)
+        shape = [1] * x.dim()
+        shape[0], shape[dim] = order.shape
+        return x.gather(dim, order.view(shape).expand_as(x))
+
+    def _back(self, x: Tensor) -> Tensor:
+        """x [B, ..., P + S], of keys so arranged, with keys where they are."""
+        if self.sight.place is None:
+            return x
+        place = self.sight.place.to(x.device)
+        return x.gather(-1, place.view(len(place), *[1] * (x.dim() - 2), -1).expand_as(x))
 
     def by_head(self, at: Tensor) -> Tensor:
         """`rows` of each KV head, [B, G, R, P + S]: the mean over the query heads that share it."""
@@ -141,10 +157,10 @@ class LayerView:
     def _folded(self, op: Callable[..., Tensor], at: Tensor) -> Tensor:
         """An op that averages over heads, over those of each KV head: these are its batch, or come one after the other
         where that would take more memory than their attention is worth."""
-        here, keys = at.to(self.x.device), self.keys
+        here, keys = at.to(self.x.device), self.arranged(self.keys, 2)
         b, groups = keys.shape[:2]
         queries = self._queries(here).unflatten(1, (groups, -1)).flatten(0, 1)  # [B * G, H / G, R, d]
-        seen, limits, begins = self._seen, self.limits(here).repeat_interleave(groups, 0), self._begins(here)
+        seen, limits, begins = self._seen, self.limits(here).repeat_interleave(groups, 0), self.begins(here)
         begins = None if begins is None else begins.repeat_interleave(groups, 0)
         if seen is not None:
             seen = seen.flatten(0, 1) if seen.dim() == 3 else seen.repeat_interleave(groups, 0)
@@ -156,9 +172,9 @@ class LayerView:
                 op(queries[g::groups], keys[:, g, None], scale, limits[g::groups], own[g], first[g])
                 for g in range(groups)
             ]
-            return torch.stack(found, dim=1).to(at.device)
+            return self._back(torch.stack(found, dim=1)).to(at.device)
         made = op(queries, keys.flatten(0, 1)[:, None], scale, limits, seen, begins)
-        return made.unflatten(0, (b, groups)).to(at.device)
+        return self._back(made.unflatten(0, (b, groups))).to(at.device)
 
     def states(self, at: Tensor) -> Tensor:
         """[B, R, D], what goes into the layer in slots `at` [B, R]."""
@@ -169,19 +185,23 @@ class LayerView:
         if self.seen is not None and self.seen.dim() == 3:
             return self.by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
-        limits, begins = self.limits(here), self._begins(here)
-        return ops.attention_rows(self._queries(here), self.keys, scale, limits, self._seen, begins).to(at.device)
+        limits, begins, keys = self.limits(here), self.begins(here), self.arranged(self.keys, 2)
+        return self._back(ops.attention_rows(self._queries(here), keys, scale, limits, self._seen, begins)).to(
+            at.device
+        )
 
     def heads(self, at: Tensor) -> Iterator[Tensor]:
         """`rows` head by head: attention of the queries in slots `at` [B, R] (-1 = none), H times [B, R, P + S]."""
         here = at.to(self.x.device)
-        queries, keys, scale = self._queries(here), self.keys, self.decoder.scaling(self.attention)
+        queries, keys = self._queries(here), self.arranged(self.keys, 2)
+        scale = self.decoder.scaling(self.attention)
         shared = queries.shape[1] // keys.shape[1]
         for head in range(queries.shape[1]):
             own, seen = keys[:, head // shared, None], self._seen
             seen = seen[:, head // shared] if seen is not None and seen.dim() == 3 else seen
-            limits, begins = self.limits(here), self._begins(here)
-            yield ops.attention_rows(queries[:, head, None], own, scale, limits, seen, begins).to(at.device)
+            limits, begins = self.limits(here), self.begins(here)
+            made = ops.attention_rows(queries[:, head, None], own, scale, limits, seen, begins)
+            yield self._back(made).to(at.device)
 
     def peak(self, at: Tensor) -> Tensor:
         """Largest attention that any head of any query in slots `at` [B, R] (-1 = none) gives each key, [B, P + S]."""
@@ -205,9 +225,9 @@ class LayerView:
         if self.seen is not None and self.seen.dim() == 3:
             return self.received_by_head(at).mean(dim=1)
         scale, here = self.decoder.scaling(self.attention), at.to(self.x.device)
-        limits, begins = self.limits(here), self._begins(here)
-        received = ops.received_attention(self._queries(here), self.keys, scale, limits, self._seen, begins)
-        return received.to(at.device)
+        limits, begins, keys = self.limits(here), self.begins(here), self.arranged(self.keys, 2)
+        received = ops.received_attention(self._queries(here), keys, scale, limits, self._seen, begins)
+        return self._back(received).to(at.device)
 
     def of_row(self, row: int) -> LayerView:
         """The same view of one batch row."""

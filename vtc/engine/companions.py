@@ -1,15 +1,16 @@
-"""Companions: row-aligned tensors that travel with the visual tokens (Qwen3-VL's DeepStack rows).
+"""Companions: row-aligned tensors that travel with the visual tokens (DeepStack rows of Qwen3-VL, of Granite Vision).
 
-A family declares them (`Adapter.companions`): a keyword with a mask of the visual slots, and one with a list whose
-entry i is added to the visual rows behind decoder layer i. If tokens go between those layers, the rows have to go with
-them; then the hooks here add them, and the language model is handed none.
+A family declares them (`Adapter.companions`): a keyword with a mask of the visual slots, and one with rows that some
+decoder layers add to the visual tokens, behind themselves or before. If tokens go between those layers, the rows have
+to go with them; then the hooks here add them, and the language model is handed none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vtc.models.family import Companions
@@ -20,32 +21,85 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompanionRows:
-    """Rows [visual tokens, D] to be added behind each of the first layers, as they are from some layer on.
+    """Rows [visual tokens, D] that some decoder layers add, by layer, as they are from some layer on.
 
     `stages` holds (first layer, rows by layer, mask [B, S] of the visual slots), one entry per shortening, so that a
     layer that is computed again for its gradients finds what was there the first time.
+
+    Example: tokens go before layer 2, after the rows have been added that layer 2 itself adds before it begins:
+
+        added            before 0    before 2    before 3        behind 0    behind 1    behind 2
+        shortened        no          no          yes             no          no          yes
     """
 
-    stages: list[tuple[int, list[Tensor], Tensor]] = field(default_factory=list)
+    names: Companions
+    stages: list[tuple[int, dict[int, Tensor], Tensor]]
+    several: bool = False  # whether the mask has a place for the width, [B, S, 1]
+
+    @classmethod
+    def take(cls, names: Companions | None, kwargs: dict[str, Any]) -> CompanionRows | None:
+        """What the language model's keyword arguments hold, None if this forward has no companions."""
+        if names is None:
+            return None
+        mask, rows = kwargs.get(names.mask), kwargs.get(names.rows)
+        if mask is None or rows is None:
+            return None
+        several = mask.dim() == 3
+        return cls(names, [(0, named(rows), mask[..., 0] if several else mask)], several)
+
+    def _behind(self, layer: int) -> int:
+        """The layer behind which rows are added that are those of `layer`: -1 = before the first one."""
+        return layer - 1 if self.names.before else layer
+
+    @property
+    def last(self) -> int:
+        """Tokens may go before all layers behind this one without a row of theirs."""
+        return max(map(self._behind, self.stages[-1][1]), default=-1)
 
     def shorten(self, plan: Plan, first: int) -> None:
-        """Tokens have gone before layer `first`."""
+        """Tokens have gone before layer `first`; 0 = before the language model began."""
         _, rows, _ = self.stages[-1]
-        self.stages.append((first, [plan.merged(x) if i >= first else x for i, x in enumerate(rows)], plan.visual()))
+        made = {i: plan.merged(x) if first == 0 or self._behind(i) >= first else x for i, x in rows.items()}
+        self.stages.append((first, made, plan.visual()))
+
+    def enter(self, plan: Plan, embeds: Tensor) -> Tensor:
+        """Tokens have gone before the language model began, and of its embeddings [B, S, D] these are left: the same,
+        but for rows that a method has written itself, where these stand in for the first that is added."""
+        self.shorten(plan, 0)
+        _, rows, mask = self.stages[-1]
+        if not (self.names.before and rows and any(one.features is not None for one in plan.selections)):
+            return embeds
+        entering = zip(plan.selections, plan.outputs.split(rows[min(rows)]), strict=True)
+        rows[min(rows)] = torch.cat([x if one.features is None else one.features.to(x) for one, x in entering])
+        return embeds.masked_fill(mask[..., None].to(embeds.device), 0)
 
     def add(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """Hidden states [B, S, D] behind `layer` with its rows added; None if it has none."""
-        _, rows, mask = next(stage for stage in reversed(self.stages) if stage[0] <= layer)
-        if layer >= len(rows):
-            return None
-        hidden, here = hidden.clone(), mask.to(hidden.device)
-        hidden[here] = hidden[here] + rows[layer].to(hidden)
-        return hidden
+        """Hidden states [B, S, D] with the rows of `layer` added, before or behind it; None if it has none."""
+        from_here = max(self._behind(layer), 0)
+        _, rows, mask = next(stage for stage in reversed(self.stages) if stage[0] <= from_here)
+        return None if layer not in rows else added(hidden, mask, rows[layer])
+
+    def entering(self, embeds: Tensor) -> Tensor:
+        """Embeddings [B, L, D] with visual tokens as they are when they mean something: where rows are added before
+        layers, with the first of these."""
+        _, rows, mask = self.stages[-1]
+        return added(embeds, mask, rows[min(rows)]) if self.names.before and rows else embeds
+
+    def hand(self, kwargs: dict[str, Any], ours: bool) -> None:
+        """Give the language model what is left of them, or nothing if they are `ours` to add."""
+        _, rows, mask = self.stages[-1]
+        given = [rows[i] for i in sorted(rows)] if isinstance(kwargs[self.names.rows], list | tuple) else rows
+        kwargs[self.names.mask] = None if ours else mask[..., None] if self.several else mask
+        kwargs[self.names.rows] = None if ours else given
 
 
-def take(names: Companions | None, kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]] | None:
-    """(mask, rows) among the language model's keyword arguments, None if this forward has no companions."""
-    if names is None:
-        return None
-    mask, rows = kwargs.get(names.mask), kwargs.get(names.rows)
-    return None if mask is None or rows is None else (mask, list(rows))
+def named(rows: Any) -> dict[int, Tensor]:
+    """By layer, of a list whose entry i is that of layer i, or of what is by layer already."""
+    return dict(enumerate(rows)) if isinstance(rows, list | tuple) else dict(rows)
+
+
+def added(hidden: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """Hidden states [B, S, D] with `rows` added where the mask [B, S] is True."""
+    hidden, here = hidden.clone(), mask.to(hidden.device)
+    hidden[here] = hidden[here] + rows.to(hidden)
+    return hidden

@@ -106,7 +106,7 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
         context.pop(signals.room)
         for handle in handles:
             handle.remove()
-    output.pooler_output = adapter.entering(model, output.pooler_output, vision_inputs, modality)
+    output.pooler_output = adapter.entering(model, adapter.features(model, output), vision_inputs, modality)
     grids = {k: v for k, v in vision_inputs.items() if k in (GRIDS[modality], *SECONDS)}
     runs = _frames(model, adapter, vision_inputs.get("input_ids"), modality)
     pieces = runs or _pieces(model, adapter, output.pooler_output, vision_inputs.get("input_ids"), modality)

@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vtc.engine import context
 from vtc.engine.attention import check_reads, reads_attention
-from vtc.engine.companions import CompanionRows, take
+from vtc.engine.companions import CompanionRows
 from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Found, Seen, find_layout
@@ -140,9 +140,11 @@ class Engine:
         self.handles.append(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
         self.handles.append(lm.register_forward_pre_hook(self._before_lm, with_kwargs=True))
         self.handles.append(lm.register_forward_hook(self._after_lm, with_kwargs=True))
-        rotary = facts.decoder.rotary(lm)
-        if not family.mrope and rotary is not None:
+        for rotary in [] if family.mrope else facts.decoder.rotaries(lm):
             self.handles.append(rotary.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
+        if self._inside() is not None and family.companions is not None and family.companions.before:
+            for i, layer in enumerate(facts.layers):  # before the stages' hooks: these see what the layer sees
+                self.handles.append(layer.register_forward_pre_hook(partial(self._beside, i), with_kwargs=True))
         for stage in self.stages:
             for handle in stage.attach():  # one by one: what is there when the next one fails can be taken away again
                 self.handles.append(handle)
@@ -161,9 +163,15 @@ class Engine:
                 return
             for i, layer in enumerate(self.facts.layers):
                 self.handles.append(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True))
-                if self._inside() is not None and self.family.companions is not None:
+                if self._adds_behind:
                     self.handles.append(layer.register_forward_hook(partial(self._after_layer, i), always_call=True))
             self.layered = True
+
+    @property
+    def _adds_behind(self) -> bool:
+        """Whether there are hooks behind layers that add what travels with visual tokens."""
+        beside = self.family.companions
+        return self._inside() is not None and beside is not None and not beside.before
 
     def _checkpointed(self) -> bool:
         return any(x.training and getattr(x, "gradient_checkpointing", False) for x in self.facts.layers)
@@ -251,7 +259,7 @@ class Engine:
             outputs.append(output)
             call = unpack(output)
             grid = call.grid_thw if call is not None and call.grid_thw is not None else prompt.grid_thw
-            features = getattr(output, "pooler_output", None)
+            features = self.family.features(self.model, output)
             pooled = self.family.entering(self.model, features, forward.given, prompt.modality)
             grid = grid if features is None or pooled is features else None  # what is left of a grid is none
             found.append(Seen(prompt.modality, prompt.visual, pooled, grid, call, prompt.frames))
@@ -283,14 +291,16 @@ class Engine:
         if forward is None or embeds is None:
             return None
         forward.reached = forward.asked
-        seen = self._seen(forward)
-        found = find_layout(self.family, self.model, embeds, seen) if seen else None
+        seen, beside = self._seen(forward), CompanionRows.take(self.family.companions, kwargs)
+        shown = embeds if beside is None else beside.entering(embeds)
+        found = find_layout(self.family, self.model, shown, seen) if seen else None
         if found is None and not compressed(cache):
             return None
         check_handed(self.family, kwargs)
         kwargs, made = dict(kwargs), None
         if self.family.masks:
             made, kwargs["attention_mask"] = kwargs.get("attention_mask"), forward.given.get("attention_mask")
+        forward.companions = None if found is None else beside
         self._begin(forward, module, kwargs, found, seen)
         flow = forward.flow
         assert flow is not None
@@ -345,21 +355,17 @@ class Engine:
             check_known(self.parts, found.layout.spans)
             for stage in self.stages:
                 stage.check_spans(found.layout.spans)
-            beside = take(family.companions, kwargs)
-            if beside is not None:
-                forward.companions = CompanionRows([(0, beside[1], beside[0])])
         if any(reads_attention(part) for part in self.parts):
             flow.sight.record()
         forward.runs = {stage: stage.begin(forward, kwargs) for stage in self.stages}
         for run in forward.runs.values():
             run.enter(kwargs)
         flow.found = None  # its copy of the visual tokens has been read
-        if family.companions is not None and forward.companions is not None:
-            _, rows, mask = forward.companions.stages[-1]
-            ours = (self._inside() or 0) < len(rows) and self._inside() is not None
+        if forward.companions is not None:
+            inside = self._inside()
             # where their number changes on the way, our hooks add them, else the language model does
-            kwargs[family.companions.mask] = None if ours else mask
-            kwargs[family.companions.rows] = None if ours else rows
+            ours = inside is not None and inside <= forward.companions.last
+            forward.companions.hand(kwargs, ours)
             if not ours:
                 forward.companions = None
 
@@ -394,6 +400,20 @@ class Engine:
         return (args, {**kwargs, "position_ids": flow.part.positions})
 
     @uncompiled
+    def _beside(self, i: int, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
+        """Before a layer, and the stages' hooks on it: rows that are added there."""
+        if not given:  # another thread's forward, while this one attached the hook
+            return None
+        (kwargs,) = given
+        forward: Forward | None = kwargs.get(CARRIED) or context.top(self)
+        if forward is None or forward.companions is None:
+            return None
+        hidden = forward.companions.add(i, args[0] if args else kwargs["hidden_states"])
+        if hidden is None:
+            return None
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    @uncompiled
     def _before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], *given: dict[str, Any]) -> Any:
         if not given:  # another thread's forward, while this one attached the hook: its rows are even
             return None
@@ -404,8 +424,8 @@ class Engine:
             return None
         if carried is not None:
             kwargs = {name: value for name, value in kwargs.items() if name != CARRIED}
-            if carried.done and carried.companions is not None:  # computed again, for its gradients: `_after_layer`
-                context.push(self, carried)  # finds it, and closes it
+            if carried.done and carried.companions is not None and self._adds_behind:
+                context.push(self, carried)  # computed again, for its gradients: `_after_layer` finds it, and closes it
         forward.layers += 1
         flow = forward.flow
         hidden, *others = args or (kwargs["hidden_states"],)

@@ -184,11 +184,13 @@ def layouts_of(
     call: TowerCall | None,
     modalities: Sequence[str],
     frames: Sequence[int | None] = (),
+    indices: Sequence[Tensor] = (),
 ) -> list[ImageLayout] | None:
     """Layouts of the images or videos of one run of the tower, from their tokens; None if they do not fit that run.
 
     Args:
         frames: of each, see `Known`; () = not known of any.
+        indices: LongTensors [N], where in a row the tokens of each stand, if that is known.
     """
     grids: list[Any] = [None] * len(features)
     if grid_thw is not None and modalities:
@@ -201,6 +203,8 @@ def layouts_of(
         Known(grid, None, kind, own, count)
         for grid, kind, own, count in zip(grids, modalities, separators, frames, strict=True)
     ]
+    if indices:
+        known = [one._replace(runs=runs_of(index)) for one, index in zip(known, indices, strict=True)]
     if looks.begins is not None and set(modalities) == {"image"}:
         options = [adapter.crop_counts(model, x, facts) for x, facts in zip(features, known, strict=True)]
         crops = _crop_counts(options, looks.begins.tolist())
@@ -208,7 +212,7 @@ def layouts_of(
             return None
         known = [facts._replace(crops=count) for facts, count in zip(known, crops, strict=True)]
     layouts = [adapter.layout(model, x, facts) for x, facts in zip(features, known, strict=True)]
-    fits = call is None or sum(layout.crops for layout in layouts) == call.crops
+    fits = call is None or not adapter.counts_crops or sum(layout.crops for layout in layouts) == call.crops
     return layouts if fits else None
 
 
@@ -236,6 +240,7 @@ def _arrange(
                 seen.call,
                 [piece.modality for piece in own],
                 [piece.frames for piece in own],
+                [piece.index for piece in own],
             )
         except ValueError as error:
             if seen.call is not None:
@@ -277,6 +282,12 @@ def pieces_of(where: Tensor, pooled: Any, join: bool = False) -> list[Tensor]:
     if sum(lengths) != len(where):
         raise ValueError(MISMATCH)
     return list(where.split(lengths))
+
+
+def runs_of(index: Tensor) -> tuple[int, ...]:
+    """Lengths of the unbroken runs of places [N] in a row."""
+    breaks = (index.diff() != 1).nonzero()[:, 0] + 1
+    return tuple(map(len, index.tensor_split(breaks)))
 
 
 def numbered(ids: Tensor | None, visual: Tensor, marks: FrameMarks) -> Tensor | None:

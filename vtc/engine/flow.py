@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtc import ops
+from vtc.cost_layers import layer_config
 from vtc.engine.find_layout import Found
 from vtc.engine.kv_cache import ORDINAL, REAL, CompressedLayer, let_go, tail_of
 from vtc.engine.plan import Plan
@@ -524,8 +525,7 @@ class Flow:
             mask = self.sight.mask(layer, hidden if hidden.dim() == 3 else hidden[0])
             if masks_heads:
                 assert past is not None
-                config: Any = self.lm.config
-                mask = past.of_heads(mask, config.num_attention_heads, hidden)
+                mask = past.of_heads(mask, layer_config(self.lm.config, layer).num_attention_heads, hidden)
             self._masks[key] = mask
         changes["attention_mask"] = self._masks[key]
         if kwargs.get("position_ids") is not None:

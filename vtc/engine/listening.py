@@ -71,7 +71,8 @@ class Listening(Run):
             self.heard[number, i] = received * count.view(-1, *(1,) * (received.dim() - 1))
             return
         keys, seen = view.keys.shape[2], view.seen
-        before = torch.arange(keys, device=at.device) if seen is None else seen.to(at.device).cumsum(dim=-1) - 1
+        seen = None if seen is None else view.arranged(seen.to(at.device), -1)
+        before = torch.arange(keys, device=at.device) if seen is None else seen.cumsum(dim=-1) - 1
         if before.dim() == 3:
             before = before if heads else before.amax(dim=1)
         elif heads:
@@ -87,6 +88,9 @@ class Listening(Run):
             own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
             there = (part >= 0)[:, None] if heads else part >= 0
             visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query
+            if view.sight.place is not None:  # but for words in gaps of a block that come behind it
+                skipped = view.begins(part)
+                visible = visible - (skipped[:, None] if heads else skipped) * there
             rows = view.by_head(part) if heads else view.rows(part)
             if weights is not None:
                 mine = weights[:, n * step : (n + 1) * step, None]

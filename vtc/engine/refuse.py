@@ -113,8 +113,10 @@ def _check_repeated(model: nn.Module, given: Mapping[str, Any]) -> None:
     ids = ids[:, : ids.shape[1] - candidates(given)]  # what an assistant proposes may be anything
     if ids.shape[1] == 1:  # so may what a model says
         return
-    for modality, pixels in PIXELS.items():
-        if given.get(pixels) is None and encoded.get(modality) is None and has_placeholder(model, modality, ids):
+    came = {m for m, pixels in PIXELS.items() if given.get(pixels) is not None or encoded.get(m) is not None}
+    brought = {getattr(model.config, f"{m}_token_id", None) for m in came}
+    for modality in PIXELS:
+        if getattr(model.config, f"{modality}_token_id", None) not in brought and has_placeholder(model, modality, ids):
             raise ValueError(
                 f"input_ids hold {modality} placeholders, but none came with them and the cache is that of an earlier "
                 "turn: give only what is new, without an assistant and without prompt_lookup_num_tokens."

@@ -35,10 +35,12 @@ MASKED = ("sdpa", "eager")
 
 class Range(NamedTuple):
     """The keys that each query of a layer sees: LongTensors [B, S], the first and the last; None = the first there is,
-    and the query itself."""
+    and the query itself. `place`: LongTensor [B, P + S], where each key stands in the order in which that is so; None =
+    as they are."""
 
     first: Tensor | None = None
     last: Tensor | None = None
+    place: Tensor | None = None
 
 
 #: of a query that sees all that came before it
@@ -156,6 +158,7 @@ class Sight:
         places = torch.arange(total, device=keys.device)
         found = self._range(layer, keys, queries)
         own = places[total - queries.shape[1] :].expand_as(queries) if found.last is None else found.last
+        places = places if found.place is None else found.place[:, None]
         sees = places <= own[..., None]
         if found.first is not None:
             sees = sees & (places >= found.first[..., None])
@@ -202,6 +205,8 @@ class Sight:
 
     def _range(self, layer: int, keys: Tensor, queries: Tensor) -> Range:
         blocks, window = self.own_blocks(layer), self.window(layer)
+        if blocks is not None and self.blocks is not None and self.blocks.gaps:
+            return _apart(blocks >= 0, keys.shape[1] - queries.shape[1])
         begins, last = (None, None) if blocks is None else _runs(blocks, keys.shape[1] - queries.shape[1])
         if window is None:
             return Range(None, last)
@@ -254,6 +259,33 @@ def _offered(flow: Flow) -> list[Offered | tuple[CompressedLayer, int]]:
         else:  # it holds no rows
             found.append(Offered(0, 0))
     return found
+
+
+def _apart(block: Tensor, past: int) -> Range:
+    """The keys that each query sees in rows whose block [B, S] has gaps: words within it see what came before them.
+
+    In the order "words of the gaps, the last first; what comes before the block; the block; what follows" every query
+    sees a range. Args: past: how many keys come before.
+
+    Example: a row "t v v u v t", of which the v see each other and u is a word in the gap:
+
+        slot     0 1 2 3 4 5
+        place    1 2 3 0 4 5
+        first    1 1 1 0 0 0     v 4 sees u, the v before do not
+        last     1 4 4 3 4 5     u sees no v behind it
+    """
+    here = torch.arange(block.shape[1], device=block.device)
+    begin = torch.where(block, here, block.shape[1]).amin(dim=1, keepdim=True)
+    end = torch.where(block, here, -1).amax(dim=1, keepdim=True)
+    word = (here >= begin) & (here <= end) & ~block
+    words, own = word.cumsum(dim=1), block.cumsum(dim=1)
+    count = words[:, -1:]
+    start = count + past + begin  # of the block
+    outside = torch.where(here < begin, count + past + here, past + here)
+    place = torch.where(block, start + own - 1, torch.where(word, count - words, outside))
+    last = torch.where(block, start + own[:, -1:] - 1, torch.where(word, start + own - 1, outside))
+    earlier = count + torch.arange(past, device=block.device)
+    return Range(count - words, last, torch.cat([earlier, place], dim=1))
 
 
 def _runs(blocks: Tensor, past: int) -> tuple[Tensor, Tensor]:

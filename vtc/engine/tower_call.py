@@ -21,17 +21,36 @@ def pack(call: TowerCall) -> dict[str, Any]:
     return {**vars(call), "signals": signals}
 
 
-def lend(output: Any) -> None:
-    """Let the item of a tower's output travel with the memory of its last hidden states, too."""
-    setattr(output.last_hidden_state.untyped_storage(), ITEM, output[ITEM])
+def note(output: Any, name: str, item: dict[str, Any], lend: bool = False) -> None:
+    """Have `item` travel with a tower's output, and with its hidden states: families that hand out their features in an
+    output of their own take these along, and nothing else.
+
+    Args:
+        lend: whether the memory of the last hidden states takes it along, too, of which somebody makes features.
+    """
+    output[name] = item
+    for state in getattr(output, "hidden_states", None) or ():
+        if isinstance(state, Tensor):
+            setattr(state, name, item)
+    if lend:
+        setattr(output.last_hidden_state.untyped_storage(), name, item)
+
+
+def noted(output: Any, name: str) -> dict[str, Any] | None:
+    """What `note` has left, None if there is nothing of that name."""
+    if not isinstance(output, Mapping):
+        states, last = (), getattr(output, "last_hidden_state", None)
+    else:
+        if name in output:
+            return output[name]
+        states, last = output.get("hidden_states") or (), output.get("last_hidden_state")
+    memories = [last.untyped_storage()] if isinstance(last, Tensor) else []
+    return next((getattr(x, name) for x in (*states, *memories) if hasattr(x, name)), None)
 
 
 def unpack(output: Any) -> TowerCall | None:
     """The TowerCall that travels with a tower's output, None if there is none."""
-    item = output.get(ITEM) if isinstance(output, Mapping) else None
-    states = getattr(output, "last_hidden_state", None)
-    if item is None and isinstance(states, Tensor):
-        item = getattr(states.untyped_storage(), ITEM, None)
+    item = noted(output, ITEM)
     if item is None:
         return None
     signals = {(name.rsplit(" ", 1)[0], int(name.rsplit(" ", 1)[1])): value for name, value in item["signals"].items()}

@@ -21,7 +21,7 @@ from vtc.engine import context
 from vtc.engine.context import uncompiled
 from vtc.engine.patch_pixels import PatchPixels
 from vtc.engine.tower_blocks import visit_here
-from vtc.engine.tower_call import ITEM, lend, pack
+from vtc.engine.tower_call import ITEM, note, pack
 from vtc.engine.tower_patches import patches_there
 from vtc.engine.tower_segment import Segment
 from vtc.layout import VisualSpan
@@ -246,13 +246,15 @@ class TowerSignals:
         for signal, layer in self.ends:
             run.call.signals[signal, layer] = signal_of(signal).of(self.adapter.cls_tokens(self.model, output))
             run.call.crop_tokens = output.last_hidden_state.shape[1] - 1
+        if self.adapter.remakes:
+            if self.done is not None:
+                self.done(output)
+            return
         if ITEM in output:  # other hooks on the same tower: those of the wrap around a vtc.encode
             output[ITEM]["signals"].update(pack(run.call)["signals"])
             output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens
         else:
-            output[ITEM] = pack(run.call)
-        if self.adapter.rebuilds:
-            lend(output)
+            note(output, ITEM, pack(run.call), lend=self.adapter.rebuilds)
         if self.done is not None:
             self.done(output)
         if self.adapter.crop_projector(self.model) is not None:

@@ -43,10 +43,10 @@ def visual_ids(processor) -> list[int]:
 
 
 def _written(processor) -> str | None:
-    """What a processor writes for one visual token of a picture, which Aya Vision's, Gemma 3's and Ovis 2's write
-    instead of what stands for the picture in a prompt."""
-    if type(processor).__name__ == "Ovis2Processor":
-        return "<IMG_ATOM>"
+    """What a processor writes for one visual token of a picture, which Aya Vision's, Gemma 3's, Molmo 2's and Ovis 2's
+    write instead of what stands for the picture in a prompt."""
+    if said := {"Ovis2Processor": "<IMG_ATOM>", "Molmo2Processor": "<im_patch>"}.get(type(processor).__name__):
+        return said
     named = getattr(processor, "img_patch_token", None) or getattr(processor.tokenizer, "image_token", None)
     return named or getattr(processor, "image_token", None)
 

@@ -121,6 +121,20 @@ def covered(
             handle.remove()
 
 
+def entering(names: Companions | None, kwargs: Mapping[str, Any]) -> Tensor:
+    """Embeddings [B, L, D] of a call of the language model, with visual tokens as they are when they mean something."""
+    embeds: Tensor = kwargs["inputs_embeds"]
+    if names is None or not names.before or kwargs.get(names.mask) is None:
+        return embeds
+    rows: Tensor = kwargs[names.rows][min(_layers(kwargs[names.rows]))]
+    return embeds.masked_scatter(kwargs[names.mask].view(*embeds.shape[:2], 1), rows.to(embeds))
+
+
+def _layers(rows: Any) -> list[int]:
+    """The decoder layers that rows are for, of what comes by layer or one after another."""
+    return list(rows) if isinstance(rows, dict) else [*range(len(rows))]
+
+
 def _keep_everything(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A cache that begins holds every row, so that masks have a column for each: a window hides, but forgets none."""
     cache = kwargs.get("cache", kwargs.get("past_key_values"))
@@ -155,12 +169,14 @@ class _Play:
             kwargs = {**kwargs, "inputs_embeds": self._summed(0, kwargs["inputs_embeds"])}
         if names is None or not self.made.sums or kwargs.get(names.mask) is None:
             return args, kwargs
-        mask: Tensor = kwargs[names.mask]
-        rows = [self._beside(i, mask, x) for i, x in enumerate(kwargs[names.rows])]
-        return args, {**kwargs, names.rows: rows}
+        mask: Tensor = kwargs[names.mask].view(kwargs["inputs_embeds"].shape[:2])
+        given, shift = kwargs[names.rows], int(names.before)
+        rows = {i: self._beside(max(i - shift, 0), mask, given[i]) for i in _layers(given)}
+        return args, {**kwargs, names.rows: rows if isinstance(given, dict) else [*rows.values()]}
 
     def _beside(self, i: int, mask: Tensor, rows: Tensor) -> Tensor:
-        """Rows [V, D] that are added behind layer `i`, those of anchors summed as the anchors are."""
+        """Rows [V, D] that are added behind layer `i`, or before the next one, those of anchors summed as the anchors
+        are."""
         dense = rows.new_zeros(*mask.shape, rows.shape[-1])
         dense[mask] = rows
         for layer in sorted({one[0] for one in self.made.sums if one[0] <= i}):

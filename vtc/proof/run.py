@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from vtc.api import MethodLike, unwrap, wrapped
 from vtc.engine.find_prompts import brought
+from vtc.engine.versions import cache_name, cache_of
 from vtc.engine.wrappers import look_through
 from vtc.methods.base.cache import PairedMethod
 from vtc.methods.base.method import Method
@@ -22,7 +25,7 @@ from vtc.models.decoder import decoder_for
 from vtc.models.family import Adapter
 from vtc.models.registry import adapter_for
 from vtc.proof import signals
-from vtc.proof.hidden import Dropped, covered, eager
+from vtc.proof.hidden import Dropped, covered, eager, entering
 from vtc.proof.results import Checked, Comparison
 
 NEW_TOKENS, HALF = 8, 0.5
@@ -125,13 +128,14 @@ class _Proof:
         with wrapped(self.model, resolve("random", 1.0), **self.how) as model, self._entering(seen):
             model(**self.given)
             trace = model._vtc_engine.trace
-        rows = features_of(self.model, self.given, adapter_for(self.model, self.how["family"]))
+        adapter = adapter_for(self.model, self.how["family"])
+        rows = features_of(self.model, self.given, adapter)
         if not trace.spans:
             return Comparison(name, f"no visual token was found, and there are {len(rows)} rows of features", False)
         where = torch.tensor([(span.row, place) for span in trace.spans for place in span.index.tolist()])
         if len(where) != len(rows):
             return Comparison(name, f"{len(where)} places were found for {len(rows)} rows of features", False)
-        there = seen[0]["inputs_embeds"][where[:, 0], where[:, 1]]
+        there = entering(adapter.companions, seen[0])[where[:, 0], where[:, 1]]
         error = _gap(there.sort(dim=0).values, rows.to(there).sort(dim=0).values)
         same = error <= self.limit
         kinds = [span.modality for span in trace.spans]
@@ -154,7 +158,7 @@ class _Proof:
         name = "some dropped"
         seen: list[dict[str, Any]] = []
         with wrapped(self.model, self.methods, **self.how) as model, self._entering(seen):
-            ours = model(**self.given).logits
+            ours = model(**self.given, **self._cache()).logits
             record = model._vtc_engine.trace
         if {part.stage for one in self.methods for part in one.parts()} & {"pixels", "encoder"}:
             self.entered = seen[0]  # what the tower made of fewer patches is not the language model's affair
@@ -163,7 +167,7 @@ class _Proof:
                 raise ValueError("pictures were made smaller, which leaves no row to compare with")
             self.made = Dropped.of(record)
             with self._covered():
-                theirs = self.model(**self.given).logits
+                theirs = self.model(**self.given, **self._cache()).logits
         except ValueError as error:
             return Comparison(name, f"not compared: {error}", None)
         there = self.real.clone()
@@ -197,6 +201,17 @@ class _Proof:
         same = ours.shape == theirs.shape and bool(ours[:, start:].eq(theirs[:, start:]).all())
         said = f"{ours.shape[1] - start} greedy tokens are {'the same' if same else 'others'}"
         return Comparison(name, said, same)
+
+    def _cache(self) -> dict[str, Any]:
+        """A KV cache to fill, where there is one to shorten and the model makes none unless it generates."""
+        if self._caches or not any(part.stage == "cache" for one in self.methods for part in one.parts()):
+            return {}
+        return {cache_name(): DynamicCache(config=self._lm().config)}
+
+    @cached_property
+    def _caches(self) -> bool:
+        """Whether the model makes a KV cache in a forward that was given none."""
+        return cache_of(self.model(**self.given)) is not None
 
     @contextmanager
     def _covered(self) -> Iterator[None]:
@@ -251,7 +266,7 @@ def features_of(model: Any, given: Mapping[str, Any], adapter: Adapter) -> Tenso
         if make.__name__ == "get_image_features" and modality == "video":
             named["pixel_values"] = given["pixel_values_videos"]
         made = make(**named, return_dict=True)
-        made = getattr(made, "pooler_output", made)
+        made = made if isinstance(made, list | tuple | Tensor) else adapter.features(model, made)
         parts = adapter.entering(model, made, given, modality)
         found += [part.flatten(0, -2) for part in (parts if isinstance(parts, list | tuple) else [parts])]
     return torch.cat(found)

@@ -154,7 +154,7 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_example_names_a_method_and_a_family_that_it_runs_on(name):
     (text,) = blocks(page(name), "text")
     assert vtc.resolve(text.strip()).name == name
-    assert f'wrapped(model, "{text.strip()}")' in page(name)
+    assert re.search(rf'wrapped\(model, "{re.escape(text.strip())}"(, calibration=".*")?\)', page(name))
     assert f'--method "{text.strip()}"' in page(name)
     for family in methods.runs_on(shipped()[name]):
         assert f"`{family}`" in page(name) or "Families:** all; see" in page(name)

@@ -24,7 +24,7 @@ from vtc.engine.find_layout import Seen
 from vtc.engine.forward import Forward
 from vtc.engine.stage import Facts, Run, Stage
 from vtc.engine.tower_blocks import TowerBlocks, TowerTrace
-from vtc.engine.tower_call import ROWS_ITEM
+from vtc.engine.tower_call import ROWS_ITEM, note, noted
 from vtc.engine.tower_report import tower_part
 from vtc.methods.base.encoder import EncoderMethod
 from vtc.methods.base.method import Method
@@ -124,7 +124,7 @@ class EncoderStage(Stage):
         frame: dict[str, TowerTrace] | None = context.top(self)
         if frame and hasattr(output, "last_hidden_state"):  # no bare tuple
             trace = frame["trace"]
-            output[ROWS_ITEM] = {"rows": moves(trace, output.last_hidden_state.device), "trace": trace}
+            note(output, ROWS_ITEM, {"rows": moves(trace, output.last_hidden_state.device), "trace": trace})
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -135,12 +135,13 @@ class EncoderStage(Stage):
         for one, output in zip(seen, outputs, strict=True):
             if not bool(one.visual.any()):
                 continue
-            if output is None or ROWS_ITEM not in output:
+            item = noted(output, ROWS_ITEM)
+            if item is None:
                 raise ValueError(
                     f"{self.method.title} acts inside the vision tower, which has run already and without it: hand in "
                     "pixels, or encode them on the wrapped model."
                 )
-            found[one.modality] = output[ROWS_ITEM]
+            found[one.modality] = item
         forward.early[self] = found
         return seen
 

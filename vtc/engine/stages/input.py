@@ -30,7 +30,7 @@ class InputRun(Run):
         kwargs["inputs_embeds"] = flow.shorten(embeds, selections, 0)
         plan = flow.part.plan
         if self.forward.companions is not None and plan is not None:
-            self.forward.companions.shorten(plan, 0)
+            kwargs["inputs_embeds"] = self.forward.companions.enter(plan, kwargs["inputs_embeds"])
 
     def _choose(self, flow: Flow, embeds: Tensor) -> list[Selection]:
         """One Selection per span, of all methods one after another, among embeds [B, L, D], features in place.

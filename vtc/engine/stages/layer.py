@@ -261,7 +261,8 @@ class LayerStage(Stage):
 
     def begin(self, forward: Forward, kwargs: dict[str, Any]) -> LayerRun:
         run = LayerRun(self, forward)
-        run.measure_at_door(kwargs["inputs_embeds"])
+        embeds: Tensor = kwargs["inputs_embeds"]
+        run.measure_at_door(forward.companions.entering(embeds) if forward.companions else embeds)
         return run
 
     def first_inside(self) -> int | None:

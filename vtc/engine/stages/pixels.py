@@ -37,7 +37,7 @@ from vtc.engine.pixel_blocks import Chosen, choose_crops, choose_packed
 from vtc.engine.plan import Plan
 from vtc.engine.resized import Piece, Resized, kept_of, repacked, small_positions
 from vtc.engine.stage import Facts, Run, Stage
-from vtc.engine.tower_call import PIXEL_ITEM
+from vtc.engine.tower_call import PIXEL_ITEM, note, noted
 from vtc.engine.tower_input import TowerInput, tower_report
 from vtc.engine.tower_patches import close_patches, open_patches
 from vtc.engine.versions import length_of
@@ -289,7 +289,7 @@ class PixelStage(Stage):
         output["pooler_output"] = spread(output.pooler_output)
         if getattr(output, "deepstack_features", None) is not None:
             output["deepstack_features"] = [spread(x) for x in output.deepstack_features]
-        output[PIXEL_ITEM] = before.as_item()
+        note(output, PIXEL_ITEM, before.as_item())
 
     # -- around a tower of a fixed grid ------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class PixelStage(Stage):
         if before.rows is not None:
             facts, fold = tower_for(module), self.facts.family.fold(self.facts.model)
             put_back(output, before.rows, int(facts.has_cls) + before.chosen.last.numel() // len(before.rows) * fold**2)
-        output[PIXEL_ITEM] = before.as_item()
+        note(output, PIXEL_ITEM, before.as_item())
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -365,12 +365,13 @@ class PixelStage(Stage):
                 continue
             if one.modality == "video" and self.facts.family.frames_alone:
                 self._check_frames()
-            if output is None or PIXEL_ITEM not in output:
+            item = noted(output, PIXEL_ITEM)
+            if item is None:
                 raise ValueError(
                     f"{self.methods[0].title} acts before the vision tower, which has run already: hand in pixels, "
                     "not encoded features, or make pictures smaller before (vtc.downsample)."
                 )
-            before = runs[one.modality] = TowerInput.of_item(output[PIXEL_ITEM])
+            before = runs[one.modality] = TowerInput.of_item(item)
             if self.resizers:
                 assert before.whole is not None
                 assert before.small is not None
