@@ -65,8 +65,7 @@ class MllamaAdapter(MemoryAdapter):
         # of a picture that is not there the processor fills the first tile all the same, and gives it no shape
         held = (filled != 0).sum(dim=2) * (shapes != 0)
         pictures = tuple(
-            Held(row, number * tiles * own, int(held[row, number]) * own)
-            for row, number in held.nonzero().tolist()
+            Held(row, number * tiles * own, int(held[row, number]) * own) for row, number in held.nonzero().tolist()
         )
         return Memory(rows, count * tiles * own, pictures, tiles * own)
 

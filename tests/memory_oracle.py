@@ -1,9 +1,9 @@
-"""The oracle of families with a memory beside the row: the plain model, none of whose cross-attention layers can see the
-columns of what was dropped, or of padding.
+"""The oracle of families with a memory beside the row: the plain model, none of whose cross-attention layers can see
+the columns of what was dropped, or of padding.
 
-It shares no code with the engine. The memory keeps its full length, in every layer and in the cache; what a word sees of
-it is worked out here, word by word and column by column, from the masks that the processor made. Where outputs stand for
-several tokens, the memory's rows of anchors are replaced by explicit sums.
+It shares no code with the engine. The memory keeps its full length, in every layer and in the cache; what a word sees
+of it is worked out here, word by word and column by column, from the masks that the processor made. Where outputs stand
+for several tokens, the memory's rows of anchors are replaced by explicit sums.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ LOW = torch.finfo(torch.float32).min
 
 @contextmanager
 def memory_oracle(model: Any, made: Any, rows: int, left: list[set[int]] | None = None) -> Iterator[Any]:
-    """The unwrapped `model`, answering as the wrapped one should; see `tests.oracle.oracle`. `left`: by row, the columns
-    that are there, where more than one turn has a say in it."""
+    """The unwrapped `model`, answering as the wrapped one should; see `tests.oracle.oracle`.
+
+    Args:
+        left: by row, the columns that are there, where more than one turn has a say in it.
+    """
     play = _Play(model, made, rows)
     play.columns = play.columns if left is None else left
     lm = model.model.language_model

@@ -80,10 +80,11 @@ class Decisions:
     )  # (length, layer, lost[row][head])
     merged: list[Merge] = field(default_factory=list)
     resting: dict[tuple[int, int], list[list[int]]] = field(default_factory=dict)  # (length before, layer): likewise
+    beside: bool = False  # places are those of a memory, and nothing leaves the row
 
     def visual(self) -> list[tuple[int, list[int], list[int]]]:
-        """Per span: its row, all its places, and those left at the end."""
-        if not self.steps:
+        """Per span in the row: its row, all its places, and those left at the end."""
+        if not self.steps or self.beside:
             return []
         pairs = zip(self.steps[0][1], self.steps[-1][1], strict=True)
         return [(first.row, first.index, last.slots) for first, last in pairs]
@@ -93,7 +94,7 @@ def decisions(model: Any) -> Decisions:
     """The decisions of the last forward or generate of a wrapped model."""
     record = model._vtc_engine.trace
     now = [s.index.tolist() for s in record.spans]  # places of each span's tokens, in reading order
-    made = Decisions()
+    made = Decisions(beside=hasattr(record, "beside"))
     for layer, selections in record.steps:
         choices = []
         for i, (span, c) in enumerate(zip(record.spans, selections, strict=True)):

@@ -83,7 +83,6 @@ class MemoryFlow(Flow):
     def __init__(self, lm: nn.Module, states: Tensor, found: Found) -> None:
         super().__init__(lm, {"inputs_embeds": states}, found, compact=False, axes=0)
         self.rotated = None  # what the language model rotates is its text
-        self.columns: Columns | None = None
 
     def without_padding(self, states: Tensor, visual: Tensor) -> Tensor:
         """The memory [B, M, D] with nothing but visual tokens in it, [B, R, D].
@@ -103,7 +102,7 @@ class MemoryFlow(Flow):
         nothing = torch.zeros(rows, dtype=torch.long, device=self.device)
         return self.leave_out(states, plan, self.part.positions, nothing)
 
-    def left(self, short: Tensor) -> tuple[Tensor, Columns]:
+    def shortened(self, short: Tensor) -> tuple[Tensor, Columns]:
         """What methods have made of the memory, `short` [B, S, D], without anything in what fills up shorter rows: a
         row of no picture then sees nothing at all, as it does alone; and which columns those are."""
         slot, valid = self.part.slot, self.part.valid
@@ -223,11 +222,8 @@ class MemoryEngine(Engine):
         held = columns_of(cache, self.crossing)
         if states is None and held is None:
             return None
-        kwargs = dict(kwargs)
-        like = states
-        if states is None:
-            columns, like = held, self._like(module, cache)
-        else:
+        kwargs, columns = dict(kwargs), held
+        if states is not None:
             made = self._shortened(forward, module, states)
             if made is None and held is None:
                 return None  # all of it is there
@@ -237,12 +233,8 @@ class MemoryEngine(Engine):
             columns = new if earlier is None else earlier.then(new)
             kwargs[self.family.states], forward.columns = short, columns
         assert columns is not None
-        kwargs[self.family.bias] = columns.seen(bias, like)
+        kwargs[self.family.bias] = columns.seen(bias, cache.layers[self.crossing[0]].keys if states is None else states)
         return args, kwargs
-
-    def _like(self, lm: Any, cache: Any) -> Tensor:
-        """A tensor of the type and on the device of what attends."""
-        return cache.layers[self.crossing[0]].keys
 
     def _shortened(self, forward: Forward, lm: nn.Module, states: Tensor) -> tuple[Tensor, Columns] | None:
         """What methods leave of a memory [B * pictures * tiles, tokens, D]: [B, S, D], and which columns these are;
@@ -270,7 +262,7 @@ class MemoryEngine(Engine):
         for run in forward.runs.values():
             run.enter(given)
         flow.found = None
-        return flow.left(given["inputs_embeds"]) if flow.history else None
+        return flow.shortened(given["inputs_embeds"]) if flow.history else None
 
     def _words(self, forward: Forward) -> list[int]:
         """How many words each row of a prefill has, padding left out."""

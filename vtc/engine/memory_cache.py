@@ -52,7 +52,7 @@ class Columns:
         """What is added to the attention to each of them, [B, 1, T or 1, S]; None = nothing.
 
         Args:
-            bias: the same of the plain model's memory, [B, 1, T, total]. hidden: for type and device, where that is None.
+            bias: the same of the plain model's memory, [B, 1, T, total]. hidden: for its type, where that is None.
 
         Raises:
             ValueError: with one sentence, if `bias` is about another number of columns.

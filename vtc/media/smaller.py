@@ -173,8 +173,8 @@ def _of_tile(processor: Any) -> int:
     patch = getattr(processor, "patch_size", None)
     if patch is None:
         raise ValueError(
-            f"{type(processor).__name__} does not say how large the patches of a tile are: load it with vtc.load, or set "
-            "processor.patch_size = model.config.vision_config.patch_size."
+            f"{type(processor).__name__} does not say how large the patches of a tile are: load it with vtc.load, or "
+            "set processor.patch_size = model.config.vision_config.patch_size."
         )
     return (_tile(processor) // patch) ** 2 + 1
 
@@ -237,8 +237,8 @@ def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) 
 
 
 def _count(processor: Any, sizes: Sequence[tuple[int, int]], **options: Any) -> list[int]:
-    """Tokens of pictures of such sizes (width, height), as the processor foretells them; of Mllama's, which does not, by
-    the tiles that it cuts them into."""
+    """Tokens of pictures of such sizes (width, height), as the processor foretells them; Mllama's, which does not, is
+    asked how it would cut them into tiles."""
     if hasattr(processor.image_processor, "max_image_tiles"):
         from transformers.models.mllama.image_processing_mllama import get_optimal_tiled_canvas
 
