@@ -35,7 +35,8 @@ class _Ready:
     inputs: dict[str, Any]
     length: int  # of the prompts, padded
     tokens: list[int]  # prompt tokens per row
-    visual: list[int]  # of these, visual ones
+    visual: list[int]  # of these, visual ones; or those beside the row
+    beside: list[int]  # what stands beside each row, padding included, which is no prompt token
 
 
 class Answerer(Asker):
@@ -154,7 +155,10 @@ class Answerer(Asker):
     def _prepare(self, items: Sequence[Item], specs: Specs, options: Mapping[str, Any] | None = None) -> _Ready:
         inputs = self.processed(items, options)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1)
+        visual = torch.isin(ids, torch.tensor(self._visual, device=ids.device)).sum(dim=1).tolist()
+        memory, beside = adapter_for(self.model).memory(self.model, inputs), [0] * len(ids)
+        if memory is not None:
+            visual, beside = zip(*((memory.tokens(row), memory.whole(row)) for row in range(len(ids))), strict=True)
         if (
             self._takes_encoded and specs is not None
         ):  # the tower runs once for all methods and all questions about one thing
@@ -169,7 +173,7 @@ class Answerer(Asker):
             text = {name: value for name, value in inputs.items() if value.shape == ids.shape}
             order = list(first)
             inputs = {**text, **encoded.take([order.index(item.question.media.name) for item in items])}
-        return _Ready(inputs, ids.shape[1], mask.sum(dim=1).tolist(), visual.tolist())
+        return _Ready(inputs, ids.shape[1], mask.sum(dim=1).tolist(), [*visual], [*beside])
 
     @torch.inference_mode()
     def _generate(self, items: Sequence[Item], ready: _Ready, spec: Spec, limit: int) -> list[Line]:
@@ -190,10 +194,11 @@ class Answerer(Asker):
             if rows is None:
                 own = ready.visual[i]
                 whole = item.resized.whole if item.resized else own
-                lengths = ready.tokens[i] - own + whole, ready.tokens[i]  # of the prompt, uncompressed and as it is
+                beside, now = ready.beside[i], ready.tokens[i]
+                lengths = now if beside else now - own + whole, now  # of the prompt, uncompressed and as it is
                 line |= {"tokens_in": whole, "tokens_out": own, "tokens_mean": own}
-                line |= {"flops": [self._cost.prefill_flops(n) for n in lengths]}
-                line |= {"kv_bytes": [self._cost.kv_bytes(n) for n in lengths]}
+                line |= {"flops": [self._cost.prefill_flops(n, beside) for n in lengths]}
+                line |= {"kv_bytes": [self._cost.kv_bytes(n, beside) for n in lengths]}
                 if item.resized and item.resized.full_cost:
                     line["full_cost"] = True
                 if item.resized and item.resized.least:

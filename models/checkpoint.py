@@ -47,6 +47,7 @@ def complete(processor: Any, config: Any) -> list[str]:
     numbers transformers fails in a division, or in the middle of the model. Without a pad token no batch can be made.
     """
     filled = [*_placeholders(processor, config), *_told(processor), *_padding(getattr(processor, "tokenizer", None))]
+    _tiles(processor, config)
     said = []
     if filled:
         said.append(f"does not say everything; filled in: {', '.join(filled)}.")
@@ -81,6 +82,13 @@ def _told(processor: Any) -> list[str]:
     processor.return_mm_token_type_ids = True
     processor.videos_kwargs = {"return_metadata": True}
     return ["return_mm_token_type_ids=True", "return_metadata=True"]
+
+
+def _tiles(processor: Any, config: Any) -> None:
+    """Mllama's processor has no word for how large patches are, which `vtc.downsample` counts tokens by: no fault of
+    the checkpoint's, and nothing to be said about."""
+    if type(processor).__name__ == "MllamaProcessor" and not hasattr(processor, "patch_size"):
+        processor.patch_size = config.vision_config.patch_size
 
 
 def _padding(tokenizer: Any) -> list[str]:

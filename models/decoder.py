@@ -22,8 +22,10 @@ Tables = tuple[Tensor, ...]
 SEEING = frozenset({"full_attention", "sliding_attention"})
 #: kinds of layers that keep a state of one size, however many tokens they have read; kinds that keep nothing
 RECURRENT, STATELESS = frozenset({"linear_attention", "conv"}), frozenset({"moe", "mlp"})
-#: kinds of layers that do not attend
-APART = RECURRENT | STATELESS
+#: kinds of layers that attend to a memory beside the row (`models/cross.py`)
+CROSSING = frozenset({"cross_attention"})
+#: kinds of layers that do not attend to the row
+APART = RECURRENT | STATELESS | CROSSING
 
 
 def own_function(attention: nn.Module, name: str) -> Any:

@@ -518,7 +518,19 @@ _LATE = (
         video=True,
     ),
 )
-_ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE)
+_CROSS = (
+    _carried(
+        "mllama",
+        "Llama 3.2 Vision",
+        _TILES,
+        "Visual tokens stand in a memory beside the row, which some decoder layers attend to: methods act on it before "
+        "the language model, and its keys and values are made of what is left. Each tile has a CLS token in front; "
+        "room for tiles that a picture does not fill is no visual token, and leaves with the first one that does.",
+        "meta-llama/Llama-3.2-11B-Vision-Instruct",
+        stages=("input",),
+    ),
+)
+_ALL = (*_WRITTEN, *_LISTED, *_HYBRID, *_MORE, *_LATE, *_CROSS)
 SHIPPED = {info.model_type: info for info in sorted(_ALL, key=lambda info: info.model_type)}
 
 

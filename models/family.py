@@ -118,6 +118,44 @@ class Blocks(NamedTuple):
     gaps: bool = False
 
 
+class Held(NamedTuple):
+    """A picture in a memory beside the row: `tokens` columns of that of batch row `row`, from `first` on."""
+
+    row: int
+    first: int
+    tokens: int
+
+
+class Memory(NamedTuple):
+    """The memory that a model makes of a call's pictures, before anything is left out; all of main memory.
+
+    Attributes:
+        rows, length: its shape [B, M]. pictures: in reading order; columns of none of them are padding.
+        each: how many columns a picture takes up, padding included.
+    """
+
+    rows: int
+    length: int
+    pictures: tuple[Held, ...]
+    each: int
+
+    @property
+    def visual(self) -> Tensor:
+        """BoolTensor [B, M], True at the tokens of pictures."""
+        found = torch.zeros(self.rows, self.length, dtype=torch.bool)
+        for row, first, tokens in self.pictures:
+            found[row, first : first + tokens] = True
+        return found
+
+    def tokens(self, row: int) -> int:
+        """Visual tokens of a row."""
+        return sum(one.tokens for one in self.pictures if one.row == row)
+
+    def whole(self, row: int) -> int:
+        """Columns that a row has in the plain model, asked alone: those of its own pictures."""
+        return self.each * sum(one.row == row for one in self.pictures)
+
+
 class Adapter:
     """Facts about a family; subclasses fill in what differs. All paths are those of transformers."""
 
@@ -134,15 +172,13 @@ class Adapter:
     frames_alone: ClassVar[bool] = False
     #: whether get_image_features and its like hand out an output of their own, with the tower's last hidden states in it
     rebuilds: ClassVar[bool] = False
-    #: what somebody is told who gives it a video that the model reads and vtc does not compress; None = it does
-    unread_videos: ClassVar[str | None] = None
     #: whether the crops of pictures are all that one run of its tower sees
     counts_crops: ClassVar[bool] = True
     #: whether its code makes its tower's output anew of that output's own fields, which has no room for more
     remakes: ClassVar[bool] = False
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
-    #: where its visual tokens live, a key of `vtc.engine.flow.PLACEMENTS`: "row", among the text
+    #: where its visual tokens live: "row", among the text; "memory", beside it (`models/cross.py`)
     placement: ClassVar[str] = "row"
     #: of which modalities tokens are mixed from neighbouring patches behind the tower, by pooling or interpolation
     mixes: ClassVar[tuple[str, ...]] = ()
@@ -317,6 +353,11 @@ class Adapter:
         Only families that cannot tell from the tokens alone (any-resolution pictures) list any.
         """
         return []
+
+    def memory(self, model: nn.Module, given: Mapping[str, Any]) -> Memory | None:
+        """Where the pictures of a call with the arguments `given` will lie in a memory beside the row; None = not
+        known, or they stand in the row."""
+        return None
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         """Arrangement of the visual tokens `features` [N, D] of one image or, if `known.modality` says so, video."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from vtc.models import text_models as text_models
-from vtc.models.decoder import RECURRENT, SEEING, STATELESS, decoder_for
+from vtc.models.cross import CROSS
+from vtc.models.decoder import APART, SEEING, decoder_for
 from vtc.models.default import AutoAdapter
 from vtc.models.family import Adapter
 from vtc.models.hybrid import HYBRID
@@ -58,6 +59,7 @@ for _family in (
     *SLIDING,
     *LISTED_MORE,
     *LISTED_LATE,
+    *CROSS,
 ):
     register_adapter(_family)
 
@@ -125,7 +127,7 @@ def adapter_for(model: nn.Module, family: str | None = None) -> Adapter:
     adapter.check(model)
     lm = adapter.language_model(model)
     kinds = set(decoder_for(lm).kinds(lm.config))
-    if unknown := kinds - SEEING - RECURRENT - STATELESS:
+    if unknown := kinds - SEEING - APART:
         raise ValueError(
             f"the language model of this {model_type} has layers of the kind {', '.join(sorted(unknown))}, which is "
             "not supported: their state cannot leave tokens out."

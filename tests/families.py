@@ -196,6 +196,8 @@ def model_of(family: str, attention: str = "sdpa") -> Any:
     for name, parameter in model.named_parameters():
         if name.endswith(("image_newline", "class_embedding", "cls_token")):
             torch.nn.init.normal_(parameter, std=0.5)
+        if name.endswith(("gate", "gate_attn", "gate_ffn")) and parameter.shape == (1,):  # closed, Mllama sees nothing
+            torch.nn.init.constant_(parameter, 0.8)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.generation_config.suppress_tokens = [
@@ -242,4 +244,6 @@ def batch(family: str, rows: Sequence[Sequence[int | str]], side: str = "left") 
                 inputs["pixel_values"][r, i] = next(pixels)
     if made.more is not None:
         inputs |= made.more(ids)
+    if made.arranged is not None:
+        inputs = made.arranged(inputs, ids, [[seed for seed in row if isinstance(seed, int)] for row in rows])
     return inputs

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
+from tests.listed_cross import CROSS
 from tests.listed_hybrid import HYBRID
 from tests.listed_late import LISTED_LATE
 from tests.listed_more import LISTED_MORE
@@ -349,4 +350,4 @@ _MADE: dict[str, Callable[[], Family]] = {
 }
 #: those that the installed transformers has
 LISTED: dict[str, Family] = {name: made() for name, made in _MADE.items() if name in CONFIG_MAPPING}
-LISTED |= HYBRID | SLIDING | LISTED_MORE | LISTED_LATE
+LISTED |= HYBRID | SLIDING | LISTED_MORE | LISTED_LATE | CROSS

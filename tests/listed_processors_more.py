@@ -1,4 +1,5 @@
-"""Real processors of the families of `tests.listed_sliding` and `tests.listed_hybrid`, and of one more."""
+"""Real processors of the families of `tests.listed_sliding`, `tests.listed_hybrid` and `tests.listed_cross`, and of one
+more."""
 
 from __future__ import annotations
 
@@ -138,6 +139,18 @@ def _lfm2() -> Any:
     )
 
 
+def _mllama() -> Any:
+    return hf.MllamaProcessor(
+        hf.MllamaImageProcessor(size={"height": 16, "width": 16}, max_image_tiles=4),
+        tokenizer_of(
+            {"<|image|>": IMAGE, "<|python_tag|>": END},
+            {"image_token": "<|image|>"},
+            bos_token="<s>",
+        ),
+        chat_template=Chat("user\n", "assistant\n", "<|image|>", "\n").template,
+    )
+
+
 MORE: dict[str, Callable[[], Any]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
@@ -149,4 +162,5 @@ MORE: dict[str, Callable[[], Any]] = {
     "minicpmv4_6": _minicpm,
     "nemotron_h_omni": _nemotron,
     "lfm2_vl": _lfm2,
+    "mllama": _mllama,
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from tests.memory_oracle import memory_oracle
 from vtc.proof.recurrent import fed_directly
 
 
@@ -79,10 +80,11 @@ class Decisions:
     )  # (length, layer, lost[row][head])
     merged: list[Merge] = field(default_factory=list)
     resting: dict[tuple[int, int], list[list[int]]] = field(default_factory=dict)  # (length before, layer): likewise
+    beside: bool = False  # places are those of a memory, and nothing leaves the row
 
     def visual(self) -> list[tuple[int, list[int], list[int]]]:
-        """Per span: its row, all its places, and those left at the end."""
-        if not self.steps:
+        """Per span in the row: its row, all its places, and those left at the end."""
+        if not self.steps or self.beside:
             return []
         pairs = zip(self.steps[0][1], self.steps[-1][1], strict=True)
         return [(first.row, first.index, last.slots) for first, last in pairs]
@@ -92,7 +94,7 @@ def decisions(model: Any) -> Decisions:
     """The decisions of the last forward or generate of a wrapped model."""
     record = model._vtc_engine.trace
     now = [s.index.tolist() for s in record.spans]  # places of each span's tokens, in reading order
-    made = Decisions()
+    made = Decisions(beside=hasattr(record, "beside"))
     for layer, selections in record.steps:
         choices = []
         for i, (span, c) in enumerate(zip(record.spans, selections, strict=True)):
@@ -145,6 +147,10 @@ def oracle(model: Any, made: Decisions, rows: int, compact: bool, earlier: Decis
     Rows repeated by beam search follow each other, so row r of a longer batch is row r // (batch // rows). `earlier`
     are the decisions of a first turn that is in the cache; only with positions as they were.
     """
+    if getattr(lm_of(model).config, "cross_attention_layers", None):
+        with memory_oracle(model, made, rows):
+            yield model
+        return
     play = _Play(model, made, rows, compact, earlier)
     lm = lm_of(model)
     handles = [model.register_forward_pre_hook(play.before_model, with_kwargs=True)]

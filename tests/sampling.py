@@ -23,7 +23,7 @@ SHARE = 0.012
 UNKNOWN = re.compile(
     r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"
     r"lets neighbouring layers share keys|assisted generation is not supported with stateful models|"
-    r"hand on several states of each token"
+    r"hand on several states of each token|stand in no row of its language model|not to lie among its words"
 )
 
 

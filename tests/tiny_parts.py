@@ -40,7 +40,8 @@ class Family:
     `videos(seeds)` the same for videos, where the family reads them. `typed`: whether its processor says of what kind
     each token is (mm_token_type_ids), and positions are (t, h, w) rows; `video`: the placeholder of a video's token;
     `more(ids)`: what else it says of each token; `by_row`: pixels are [rows, most pictures, ...], padded with zeros;
-    `rows`: positions are rows that the model makes of the ids alone.
+    `rows`: positions are rows that the model makes of the ids alone; `arranged(inputs, ids, seeds of each row)`: the
+    inputs as a processor arranges them that says of each word what it sees.
     """
 
     config: Callable[[], Any]
@@ -51,6 +52,7 @@ class Family:
     more: Callable[[Tensor], dict[str, Tensor]] | None = None
     by_row: bool = False
     rows: bool = False
+    arranged: Callable[[dict[str, Tensor], Tensor, Sequence[Sequence[int]]], dict[str, Tensor]] | None = None
 
 
 def noise(seed: int, *shape: int) -> Tensor:

@@ -260,7 +260,7 @@ def _new_engine(
     family: str | None,
 ) -> Engine | TowerEngine | DenoisingEngine:
     from vtc.methods.late_step import DENOISING
-    from vtc.models.registry import is_alone
+    from vtc.models.registry import adapter_for, is_alone
 
     if is_alone(model):
         from vtc.engine.tower_engine import TowerEngine
@@ -271,8 +271,10 @@ def _new_engine(
 
         return DenoisingEngine(model, methods)
     from vtc.engine.engine import Engine
+    from vtc.engine.memory import MemoryEngine
 
-    return Engine(model, methods, processor, around, family)
+    kind = MemoryEngine if adapter_for(model, family).placement == "memory" else Engine
+    return kind(model, methods, processor, around, family)
 
 
 def _engine(model: nn.Module) -> Engine | TowerEngine | DenoisingEngine | None:

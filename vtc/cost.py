@@ -50,31 +50,33 @@ class DecoderCost:
             bytes_per_value=bytes_per_value,
         )
 
-    def layer_flops(self, layer: int, tokens: int, pairs: float | None = None) -> int:
+    def layer_flops(self, layer: int, tokens: int, pairs: float | None = None, memory: int = 0) -> int:
         """Of one layer; multiply-adds count twice, attention counts its causal half, within the layer's window.
 
         Args:
             pairs: how many pairs of a query and a key there are, as `LayerCost.pairs` counts; None = of that many
                 tokens in a row.
+            memory: tokens that stand beside the row, for layers that attend to those (Llama 3.2 Vision).
         """
-        return self.each[layer].flops(tokens, pairs)
+        return self.each[layer].flops(tokens, pairs, memory)
 
     def head_flops(self) -> int:
         """FLOPs of one row of logits."""
         return 2 * self.hidden * self.vocab
 
-    def prefill_flops(self, tokens: int) -> int:
-        """FLOPs to read a prompt of `tokens` and emit one logit row."""
-        return sum(layer.flops(tokens) for layer in self.each) + self.head_flops()
+    def prefill_flops(self, tokens: int, memory: int = 0) -> int:
+        """FLOPs to read a prompt of `tokens`, and a `memory` beside it, and emit one logit row."""
+        return sum(layer.flops(tokens, memory=memory) for layer in self.each) + self.head_flops()
 
-    def layer_kv_bytes(self, layer: int, tokens: float) -> int:
+    def layer_kv_bytes(self, layer: int, tokens: float, memory: float = 0) -> int:
         """Bytes that `tokens` of one sequence leave in one layer's cache: keys and values, the mean over its heads
-        where these hold unequally many; or the states of a recurrent layer, whatever the number."""
-        return self.each[layer].kv_bytes(tokens, self.bytes_per_value)
+        where these hold unequally many; or the states of a recurrent layer, whatever the number; or those of a `memory`
+        beside it."""
+        return self.each[layer].kv_bytes(tokens, self.bytes_per_value, memory)
 
-    def kv_bytes(self, tokens: int) -> int:
-        """Bytes that `tokens` of one sequence leave in the cache, all layers."""
-        return sum(layer.kv_bytes(tokens, self.bytes_per_value) for layer in self.each)
+    def kv_bytes(self, tokens: int, memory: int = 0) -> int:
+        """Bytes that `tokens` of one sequence, and a `memory` beside it, leave in the cache, all layers."""
+        return sum(layer.kv_bytes(tokens, self.bytes_per_value, memory) for layer in self.each)
 
 
 @dataclass(frozen=True)

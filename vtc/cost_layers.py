@@ -1,5 +1,5 @@
 """What one decoder layer costs, read from a language model's config: attention, latent attention, linear attention,
-convolutions, state spaces; dense feed-forward parts and experts."""
+convolutions, state spaces, a memory beside the row; dense feed-forward parts and experts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class LayerCost:
             together.
         scan: multiply-adds of a token with a recurrent state, and with its neighbours in a chunk.
         cached: numbers that a token leaves in the cache.
+        beside: of a layer that attends to a memory beside the row, multiply-adds of one of its tokens with weights; 0 =
+            it attends to the row. `cached` is then what each of these leaves, and `pair` is of a token and one of them.
         window: how many tokens back it sees, itself included; None = all.
         state: numbers that are kept whatever the length; state32: those of them that are kept in fp32.
     """
@@ -30,6 +32,7 @@ class LayerCost:
     cached: int = 0
     state: int = 0
     state32: int = 0
+    beside: int = 0
     window: int | None = None
 
     def pairs(self, tokens: int) -> float:
@@ -37,13 +40,20 @@ class LayerCost:
         beyond = 0 if self.window is None else max(0, tokens - self.window)
         return (tokens * tokens - beyond * beyond) / 2
 
-    def flops(self, tokens: int, pairs: float | None = None) -> int:
-        """Of so many tokens, and, where some between them are gone, so many pairs: multiply-adds count twice."""
+    def flops(self, tokens: int, pairs: float | None = None, memory: int = 0) -> int:
+        """Of so many tokens, and, where some between them are gone, so many pairs: multiply-adds count twice.
+
+        Args:
+            memory: tokens that stand beside the row; without any, a layer that attends to them is left out.
+        """
+        if self.beside:
+            return 2 * (tokens * (self.weights + memory * self.pair) + memory * self.beside) if memory else 0
         pairs = self.pairs(tokens) if pairs is None else pairs
         return 2 * tokens * (self.weights + self.scan) + round(2 * pairs * self.pair)
 
-    def kv_bytes(self, tokens: float, bytes_per_value: int) -> int:
-        """Bytes that so many tokens of one sequence leave in the layer's cache."""
+    def kv_bytes(self, tokens: float, bytes_per_value: int, memory: float = 0) -> int:
+        """Bytes that so many tokens of one sequence leave in the layer's cache, or those of a memory beside it."""
+        tokens = memory if self.beside else tokens
         tokens = tokens if self.window is None else min(tokens, self.window - 1)
         return round(self.cached * tokens * bytes_per_value) + self.state * bytes_per_value + 4 * self.state32
 
@@ -57,10 +67,11 @@ def layer_costs(config: Any, latents: bool) -> list[LayerCost]:
     gate = hidden if _first(config, "shared_expert_intermediate_size") else 0  # of the expert that all share
     made = {"linear_attention": _delta_network, "conv": _convolution}
     windows, reused = _windows(config), _reused(config)
-    found = []
+    crossing, found = {*(getattr(config, "cross_attention_layers", None) or ())}, []
     for i, (kind, (width, experts)) in enumerate(zip(kinds, parts, strict=True)):
         own = layer_config(config, i)
         mixer = made[kind](config) if kind in made else _attention(own, latents, kind, i in reused)
+        mixer = _across(config) if i in crossing else mixer
         around = hidden * (3 * width + experts) + (gate if experts else 0)  # gate, up, down; router
         around += _beside(config, i)
         found.append(replace(mixer, weights=mixer.weights + around, window=windows[i]))
@@ -123,6 +134,13 @@ def _attention(config: Any, latents: bool, kind: str = "full_attention", reused:
         return LayerCost(2 * hidden * inner, pair=2 * inner)
     alike = kind == "full_attention" and getattr(config, "attention_k_eq_v", False)  # Gemma 4: one makes both
     return LayerCost(hidden * (2 * inner + (2 - alike) * kv + gate), pair=2 * inner, cached=2 * kv)
+
+
+def _across(config: Any) -> LayerCost:
+    """Attention to a memory beside the row, which keys and values are made of (Llama 3.2 Vision)."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    kv = hidden // heads * config.num_key_value_heads
+    return LayerCost(2 * hidden * hidden, pair=2 * hidden, cached=2 * kv, beside=2 * hidden * kv)
 
 
 def _latent_attention(config: Any, rank: int, latents: bool) -> LayerCost:

@@ -22,7 +22,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # name in lmms-eval: `config.model_typ
         *("deepseek_vl_hybrid", "emu3", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3", "gemma3n", "gemma4"),
         *("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "got_ocr2", "granite4_vision", "granite_docling"),
         *("hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "idefics3", "janus", "kimi_k25", "lfm2_vl", "lighton_ocr"),
-        *("minicpmv4_6", "mistral3", "molmo2", "nemotron_h_omni", "ovis2", "paddleocr_vl", "paligemma"),
+        *("minicpmv4_6", "mistral3", "mllama", "molmo2", "nemotron_h_omni", "ovis2", "paddleocr_vl", "paligemma"),
         *("perception_lm", "pp_chart2table", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_5_moe"),
         *("qwen3_omni_moe_thinker", "qwen3_vl_moe", "smolvlm", "step3p7", "video_llama_3", "video_llava", "vipllava"),
     ),

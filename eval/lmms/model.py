@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import vtc
 from vtc.eval.lmms import FAMILIES, INSTALL, rows
 from vtc.eval.lmms.arguments import check_model, parse
 from vtc.media.prompts import visual_ids
+from vtc.models import adapter_for
 
 try:
     from accelerate import Accelerator
@@ -176,18 +177,20 @@ class VTCModel(lmms):
         out = self._model.generate(**inputs, pad_token_id=self._pad, **options)
         new = out[:, begin:].cpu()  # waits for the device
         self._seen["seconds"] += time.perf_counter() - start
-        self._count(batch, inputs["input_ids"])
+        self._count(batch, inputs)
         return new
 
-    def _count(self, batch: Sequence[rows.Row], ids: Tensor) -> None:
+    def _count(self, batch: Sequence[rows.Row], inputs: Mapping[str, Any]) -> None:
         """Add up pictures and videos, their tokens before and after compression, and the mean over decoder layers."""
         if self.settings.methods:
             report = vtc.report(self._model)
             visuals, *tokens = len(report.spans), report.tokens_in, report.tokens_out, report.tokens_average
         else:
+            ids, memory = inputs["input_ids"], adapter_for(self._model).memory(self._model, inputs)
             visual = torch.tensor(visual_ids(self.processor), device=ids.device)
             visuals = sum(len(row.pictures) + len(row.clips) for row in batch)
-            tokens = [int(torch.isin(ids, visual).sum())] * 3
+            found = torch.isin(ids, visual).sum() if memory is None else memory.visual.sum()
+            tokens = [int(found)] * 3
         self._seen.update(dict(zip(("visuals", "in", "out", "mean"), (visuals, *tokens), strict=True)))
 
     def _stopped(self, ids: Tensor, scores: Tensor, stops: Sequence[str], begin: int) -> Tensor:

@@ -93,7 +93,7 @@ def test_what_is_said_of_families_is_so():
         if info.listed:  # as the tests of listed families find it
             ways = {"pixels": "before", "encoder": "inside"}
             own = [stage for stage, how in ways.items() if name in KNOWN[how][1]]
-            inside = ["input", "cache"] if name == "gemma3n" else ["input", "layer", "cache"]
+            inside = {"gemma3n": ["input", "cache"], "mllama": ["input"]}.get(name, ["input", "layer", "cache"])
             assert [*info.stages] == [*own, *inside]
             assert info.read == (name in KNOWN["read"][1])
             assert info.grid == (name not in ("aria", "deepseek_ocr2", "idefics2"))

@@ -27,6 +27,11 @@ STAGES: dict[str, Callable[[tuple[int, ...]], Any]] = {
     "layer, compact": lambda attending: vtc.PyramidDrop(keep=0.2, layers=attending[-2:], positions="compact"),
     "cache": lambda _: vtc.H2O(keep=0.4),
 }
+#: what methods inside the language model are told that cannot be there
+INSIDE = {
+    "gemma3n": "hand on several states of each token",
+    "mllama": r"works at stage '(layer|cache)', and the visual tokens of mllama stand in no row of its language model",
+}
 VIDEOS = [name for name, family in LISTED.items() if family.videos is not None]
 
 
@@ -40,8 +45,9 @@ def made(family: str, stage: str) -> Any:
 def test_oracle(family: str, stage: str) -> None:
     compare = equal_to_oracle if stage in ("input", "input, compact", "merge") else None
     method = made(family, stage)
-    if stage.startswith("layer") and "layer" not in SHIPPED[family].stages:
-        with pytest.raises(ValueError, match="hand on several states of each token"):
+    where = next((name for name in ("layer", "cache") if stage.startswith(name)), "input")
+    if where not in SHIPPED[family].stages:
+        with pytest.raises(ValueError, match=INSIDE[family]):
             vtc.wrap(model_of(family), method)
         return
     if compare is not None:
@@ -196,9 +202,10 @@ ARRANGED: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "granite4_vision": ((1, 4, 10), 60, 4),  # a thumbnail, and three tiles side by side
     "step3p7": ((1, 4, 4), 25, 2),
     "molmo2": ((1, 3, 9), 36, 2),
+    "mllama": ((1, 4, 4), 68, 4),
 }
 #: how many tokens stand for no place
-ENDS = {"emu3": 8, "hunyuan_vl": 7, "granite4_vision": 4}
+ENDS = {"emu3": 8, "hunyuan_vl": 7, "granite4_vision": 4, "mllama": 4}
 
 
 @pytest.mark.parametrize("family", LISTED)

@@ -78,13 +78,13 @@ def _encode(model: Any, signals: TowerSignals, vision_inputs: dict[str, Any]) ->
     from vtc.media.prompts import as_named
 
     adapter, vision_inputs = signals.adapter, as_named(vision_inputs)
-    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
-        raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
     if not adapter.apart:
         family = getattr(model.config, "model_type", "this model")
         raise ValueError(
             f"vtc.encode does not know how the features of {family} lie together: hand in pixels, not features."
         )
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise RuntimeError("vtc.encode needs transformers >= 5.18, whose models take mm_encoder_outputs.")
     given = [m for m, name in PIXELS.items() if vision_inputs.get(name) is not None]
     if len(given) != 1:
         wrong = "both" if given else "neither"

@@ -35,7 +35,7 @@ from vtc.engine.compiled import OLD_GRAPH, forget_graphs
 from vtc.engine.context import uncompiled
 from vtc.engine.find_layout import Found, Seen, find_layout
 from vtc.engine.find_prompts import brought, find_prompts, on_host
-from vtc.engine.flow import PLACEMENTS, Flow
+from vtc.engine.flow import Flow
 from vtc.engine.forward import CARRIED, Forward, Traces
 from vtc.engine.kv_cache import compressed
 from vtc.engine.kv_tags import settle
@@ -195,7 +195,7 @@ class Engine:
     def _open(self, rank: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward: Forward | None = context.top(self)
         if forward is None or forward.done or rank <= forward.inside:  # not within it: an interruption left it open
-            context.push(self, Forward(_bind(module, args, kwargs), rank, rank))
+            context.push(self, Forward(bind(module, args, kwargs), rank, rank))
         else:
             forward.inside = rank
 
@@ -220,7 +220,7 @@ class Engine:
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward: Forward = context.top(self)
         forward.asked = True
-        given = forward.given = {**forward.given, **_bind(module, args, kwargs)}
+        given = forward.given = {**forward.given, **bind(module, args, kwargs)}
         past = forward.cache
         forward.known = {id(layer) for layer in getattr(past, "layers", None) or ()}
         decoding = length_of(past) > 0
@@ -343,8 +343,8 @@ class Engine:
         family, ends = self.family, None
         if found is not None:
             ends = forward.ends(torch.stack([one.visual for one in seen]).any(dim=0))
-        placement, mask = PLACEMENTS[family.placement], forward.host.get("attention_mask")
-        flow = forward.flow = placement(
+        mask = forward.host.get("attention_mask")
+        flow = forward.flow = Flow(
             lm, kwargs, found, self.compact, family.axes(self.model), ends, mask, self._blocks(forward)
         )
         if found is not None:
@@ -504,7 +504,7 @@ def hooked_by(module: nn.Module) -> Engine | None:
     return None
 
 
-def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name."""
     if not args:
         return kwargs

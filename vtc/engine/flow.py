@@ -4,9 +4,8 @@ The batch starts as one Part; every stage that drops tokens adds another one, fr
 mask, positions and rotary tables of its Part and of its own KV cache, which earlier forwards may have left with fewer
 rows than its neighbours'.
 
-This is the placement "row": visual tokens lie in the row of the batch, between the text. A family whose visual tokens
-lie in a memory that some layers attend to (cross-attention) is another placement: another class with the methods that
-the engine and the stages call here, named in `PLACEMENTS` by `Adapter.placement`.
+Visual tokens lie in the row of the batch, between the text. What becomes of those that lie in a memory, which some
+layers attend to, is in `memory.py`.
 """
 
 from __future__ import annotations
@@ -661,7 +660,3 @@ def padded(mask: Tensor, most: int) -> Tensor:
     """
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, most)]
     return torch.where(mask.gather(1, order), order, -1)
-
-
-#: where visual tokens live -> what carries a forward's rows past the layers
-PLACEMENTS: dict[str, type[Flow]] = {"row": Flow}

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from vtc.engine.companions import CompanionRows
     from vtc.engine.find_prompts import Prompt
     from vtc.engine.flow import Flow
+    from vtc.engine.memory_cache import Columns
     from vtc.engine.stage import Run, Stage
     from vtc.layout import VisualSpan
     from vtc.methods.base.method import Method
+    from vtc.models.family import Memory
 
 #: keyword argument by which decoder layers carry their Forward under gradient checkpointing
 CARRIED = "vtc_forward"
@@ -56,6 +58,8 @@ class Forward:
         flow: its way through the language model, once that runs and there is anything to do.
         early: what stages know of it before the language model runs. runs: what they know from then on.
         companions: rows that travel beside the visual tokens and are ours to add.
+        memory, columns: of a family with a memory beside its row, where the pictures of this call lie in it, and what
+            the cache is going to hold of it; None = all, or there is none.
         tower: gives a method its reader of the tower's signals for a span.
         trace: what the report will say. done: it is over (recomputation for gradients comes later).
     """
@@ -75,6 +79,8 @@ class Forward:
     early: dict[Stage, Any] = field(default_factory=dict)
     runs: dict[Stage, Run] = field(default_factory=dict)
     companions: CompanionRows | None = None
+    memory: Memory | None = None
+    columns: Columns | None = None
     tower: Callable[[Method, VisualSpan], Callable[[str], Tensor]] = _nothing
     trace: Trace = field(default_factory=Trace)
     done: bool = False

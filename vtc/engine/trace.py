@@ -154,8 +154,7 @@ class Trace:
         """The report, with the cost model's account for this language model."""
         if self.rows_full is None or not self.rows_kept:
             return Report(notes=self._notes())
-        table: Any = language_model.get_input_embeddings
-        cost = DecoderCost.of(language_model.config, table().weight.element_size(), caches_latents())
+        cost = cost_of(language_model)
         full = self.rows_full.tolist()
         kept = [(first, rows.tolist()) for first, rows in self.rows_kept]
         rows = [next(r for first, r in reversed(kept) if first <= i) for i in range(cost.layers)]  # [layers][B]
@@ -168,23 +167,7 @@ class Trace:
             for i, own in enumerate(rows)
         ]
         return Report(
-            spans=[
-                ReportSpan(
-                    s.row,
-                    s.modality,
-                    s.grid,
-                    c.anchor.cpu().clone(),
-                    c.source.cpu().clone(),
-                    s.tiles,
-                    s.boxes(),
-                    self._steps_of(number),
-                    self._evicted_from(s),
-                    self._held_of(s),
-                    None if self.whole is None else self.whole[number],
-                    s.crop,
-                )
-                for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
-            ],
+            spans=self._spans(),
             stages=[stage.report() for stage in self.stages],
             tokens_by_layer=[visual_full - sum(full) + sum(own) for own in rows],
             flops_by_layer=[(sum(cost.layer_flops(i, n) for n in full), sum(own)) for i, own in enumerate(flops)],
@@ -197,6 +180,25 @@ class Trace:
             notes=self._notes(),
             tower=reduce(TowerReport.then, [told() for told in self.towers]) if self.towers else None,
         )
+
+    def _spans(self) -> list[ReportSpan]:
+        return [
+            ReportSpan(
+                s.row,
+                s.modality,
+                s.grid,
+                c.anchor.cpu().clone(),
+                c.source.cpu().clone(),
+                s.tiles,
+                s.boxes(),
+                self._steps_of(number),
+                self._evicted_from(s),
+                self._held_of(s),
+                None if self.whole is None else self.whole[number],
+                s.crop,
+            )
+            for number, (s, c) in enumerate(zip(self.spans, self.selections, strict=True))
+        ]
 
     def _row(
         self,
@@ -257,6 +259,12 @@ class Trace:
                     ]
                     found[event.layer] = tuple(made)
         return found
+
+
+def cost_of(language_model: nn.Module) -> DecoderCost:
+    """The cost model's account of a language model."""
+    lm: Any = language_model
+    return DecoderCost.of(lm.config, lm.get_input_embeddings().weight.element_size(), caches_latents())
 
 
 def _among(selection: Selection, numbers: list[int], total: int) -> Selection:

@@ -79,7 +79,7 @@ def downsample(media: Media, processor: Any, keep: int | float) -> Resized[Media
 
     * grids that follow the picture (Qwen's): the grid of the whole picture, made smaller in proportion. The processor's
       least number of pixels is lifted by `options`;
-    * tiles and any-resolution crops: fewer of them, by a smaller picture (LLaVA-NeXT, LLaVA-OneVision) or by
+    * tiles and any-resolution crops: fewer of them, by a smaller picture (LLaVA-NeXT, LLaVA-OneVision, Mllama) or by
       `options` (InternVL, whose tiles follow the shape of the picture alone);
     * fixed grids (LLaVA-1.5), and where the least that the above can do is still more than `keep`: a picture of as many
       pixels as `keep` tokens stand for, which the processor makes larger again. That costs what it did, and
@@ -158,7 +158,34 @@ def _tokens(
     of them has."""
     given: dict[str, Any] = {"clips" if isinstance(media, Clip) else "pictures": [media] * copies}
     made = prepare(processor, "?", **given, **(options or {}))
+    if "aspect_ratio_mask" in made:  # they stand beside the row
+        return made, _of_tile(processor) * int(_filled(made).sum()) // copies
     return made, int(np.isin(np.asarray(made["input_ids"]), visual_ids(processor)).sum()) // copies
+
+
+def _filled(made: Any) -> np.ndarray:
+    """[1, pictures, tiles], which of Mllama's tiles hold something; a picture that is not there has no shape."""
+    return np.asarray(made["aspect_ratio_mask"]) * (np.asarray(made["aspect_ratio_ids"]) > 0)[..., None]
+
+
+def _of_tile(processor: Any) -> int:
+    """Tokens of one of Mllama's tiles, its CLS token included."""
+    patch = getattr(processor, "patch_size", None)
+    if patch is None:
+        raise ValueError(
+            f"{type(processor).__name__} does not say how large the patches of a tile are: load it with vtc.load, or "
+            "set processor.patch_size = model.config.vision_config.patch_size."
+        )
+    return (_tile(processor) // patch) ** 2 + 1
+
+
+def _tile(processor: Any) -> int:
+    """Pixels along a side of one of Mllama's tiles."""
+    return _side(processor.image_processor.size, "height")
+
+
+def _side(size: Any, name: str) -> int:
+    return size[name] if isinstance(size, dict) else getattr(size, name)
 
 
 def _grid(made: Any, media: Image.Image | Clip) -> list[int] | None:
@@ -192,7 +219,8 @@ def _packed(
 def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) -> tuple[Image.Image, dict[str, Any]]:
     """A picture, or options, of the most tokens up to `wanted`; of the fewest there are, where all are more."""
     width, height = picture.size
-    if not hasattr(processor, "_get_num_multimodal_tokens"):
+    tiled = hasattr(processor.image_processor, "max_image_tiles")
+    if not tiled and not hasattr(processor, "_get_num_multimodal_tokens"):
         return picture, {}
     most = getattr(processor.image_processor, "max_patches", None)
     if most is not None:  # InternVL's tiles follow the shape of the picture, not its size
@@ -209,7 +237,14 @@ def _fewer_tiles(processor: Any, picture: Image.Image, whole: int, wanted: int) 
 
 
 def _count(processor: Any, sizes: Sequence[tuple[int, int]], **options: Any) -> list[int]:
-    """Tokens of pictures of such sizes (width, height), as the processor foretells them."""
+    """Tokens of pictures of such sizes (width, height), as the processor foretells them; Mllama's, which does not, is
+    asked how it would cut them into tiles."""
+    if hasattr(processor.image_processor, "max_image_tiles"):
+        from transformers.models.mllama.image_processing_mllama import get_optimal_tiled_canvas
+
+        most, tile = processor.image_processor.max_image_tiles, _tile(processor)
+        areas = [math.prod(get_optimal_tiled_canvas(height, width, most, tile)) for width, height in sizes]
+        return [int(area) // tile**2 * _of_tile(processor) for area in areas]
     return processor._get_num_multimodal_tokens([(height, width) for width, height in sizes], **options)[
         "num_image_tokens"
     ]
@@ -224,7 +259,8 @@ def _less_in_it(processor: Any, media: Image.Image | Clip, made: Any, share: flo
     clip = isinstance(media, Clip)
     made = as_named(made)
     pixels = made["pixel_values_videos" if clip and "pixel_values_videos" in made else "pixel_values"]
-    pictures = math.prod(pixels.shape[:-3]) / (len(media) if clip else copies)  # tiles or crops, of each frame
+    tiles = int(_filled(made).sum()) if "aspect_ratio_mask" in made else math.prod(pixels.shape[:-3])
+    pictures = tiles / (len(media) if clip else copies)  # tiles or crops, of each frame
     width, height = _size(media) if clip else seen(media, processor).size
     scale = math.sqrt(share * pictures * pixels.shape[-1] * pixels.shape[-2] / (width * height))
     if scale >= 1:

@@ -66,6 +66,7 @@ def check(
         ValueError: in one sentence, if the model cannot be wrapped so, or neither processor nor inputs came.
     """
     from vtc.media.prompts import as_named
+    from vtc.proof.memory import MemoryProof
 
     inner, _ = look_through(model)
     methods = [_placed(one) for one in _resolved(method, keep)]
@@ -87,7 +88,8 @@ def check(
     if show is not None:
         show(title)
     with torch.inference_mode(), _bare(model):
-        proof = _Proof(inner, methods, given, how, 1e-4 if dtype in ("float32", "float64") else 5e-2)
+        kind = MemoryProof if adapter.placement == "memory" else Proof
+        proof = kind(inner, methods, given, how, 1e-4 if dtype in ("float32", "float64") else 5e-2)
         with wrapped(inner, methods, **how):  # refuses, in its own words
             pass
         for name, compare in proof.comparisons.items():
@@ -101,7 +103,7 @@ def check(
     return checked
 
 
-class _Proof:
+class Proof:
     """The comparisons of one model, method and prompt; `limit` is relative to the largest logit."""
 
     def __init__(
@@ -170,17 +172,23 @@ class _Proof:
                 theirs = self.model(**self.given, **self._cache()).logits
         except ValueError as error:
             return Comparison(name, f"not compared: {error}", None)
-        there = self.real.clone()
-        for row, places in self.made.visual:
-            there[row, places] = False
-        for row, places in self.made.kept:
-            there[row, places] = True
+        there = self._left()
         error = _gap(ours[there], theirs[there])
         whole, lost = sum(len(x) for _, x in self.made.visual), sum(len(x) for *_, x in self.made.lost)
         what = f", {lost} cached rows hidden" if lost else f", {self.made.count} of {whole} tokens hidden"
         if not (self.made.count or self.made.lost or self.made.sums or self.entered):
             return Comparison(name, "not compared: nothing was dropped here", None)
         return _judged(name, what, error, self.limit)
+
+    def _left(self) -> Tensor:
+        """BoolTensor [B, L]: the tokens of the prompt whose logits are compared."""
+        assert self.made is not None
+        there = self.real.clone()
+        for row, places in self.made.visual:
+            there[row, places] = False
+        for row, places in self.made.kept:
+            there[row, places] = True
+        return there
 
     def generation(self) -> Comparison:
         name, greedy = "generation", dict(max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -235,7 +243,8 @@ class _Proof:
         """Notes what goes into the language model, before anything is left out of it."""
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append({**kwargs, "inputs_embeds": kwargs["inputs_embeds"].clone()})
+            embeds = kwargs.get("inputs_embeds")
+            seen.append({**kwargs, "inputs_embeds": None if embeds is None else embeds.clone()})
 
         handle = self._lm().register_forward_pre_hook(before, with_kwargs=True, prepend=True)
         try:
