@@ -216,7 +216,13 @@ def earlier(file: Path, about: Mapping[str, str]) -> list[Point]:
                 )
     wide = WIDTH * getattr(torch, about["dtype"]).itemsize
     return [
-        Point(row["method"], int(row["tokens"]), float(row["ms"]) / 1000, int(row["peak_bytes"]), int(row["tokens"]) * wide)
+        Point(
+            row["method"],
+            int(row["tokens"]),
+            float(row["ms"]) / 1000,
+            int(row["peak_bytes"]),
+            int(row["tokens"]) * wide,
+        )
         for row in found
     ]
 
