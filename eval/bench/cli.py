@@ -40,8 +40,12 @@ def add_command(parsers: Any) -> None:
     own.add_argument("--only", type=arguments.listed(str), default=[], metavar="A,B", help="these ops; default: all")
     limited(own, "each case gets its share; default: 20 a case")
     own.add_argument("--growth", action="store_true", help="methods instead of ops, by the number of tokens")
-    about = "with --growth: numbers of tokens; default: 576 to 36864, doubling"
+    about = "with --growth: numbers of tokens; default: 576 to 36864, doubling, 73728, 131040"
     own.add_argument("--tokens", type=arguments.listed(arguments.count), metavar="N,N", help=about)
+    about = "with --growth: seconds of one method at one number of tokens, what takes longer is left out; default: 60"
+    own.add_argument("--limit", type=arguments.positive, metavar="S", help=about)
+    about = "with --growth: go on from what the file of --csv has already"
+    own.add_argument("--resume", action="store_true", help=about)
     own = kind("model", commands.model, "prefill and decoding of whole models with random weights")
     shapes = f"one of {', '.join(archs.ARCHS)}"
     about = f"{shapes}; default: a suite for the device"

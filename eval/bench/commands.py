@@ -81,6 +81,9 @@ def ops(options: argparse.Namespace) -> None:
         return
     if options.tokens is not None:
         raise ValueError("--tokens goes with --growth: other shapes are those of real models")
+    for word in ("limit", "resume"):
+        if getattr(options, word):
+            raise ValueError(f"--{word} goes with --growth")
     unknown = set(options.only) - {*suites.OPS}
     if unknown:
         raise ValueError(f"--only {','.join(sorted(unknown))}: no such op here; there are {', '.join(suites.OPS)}")
@@ -110,21 +113,30 @@ def _growth(options: argparse.Namespace) -> None:
     if len(sizes) < 2 or any(size % suites.FRAME for size in sizes):
         frames = f"{suites.FRAME} tokens a frame"
         raise ValueError(f"--tokens {','.join(map(str, sizes))}: give two numbers or more of whole frames ({frames})")
+    if options.resume and not options.csv:
+        raise ValueError("--resume goes on from the file of --csv: say which")
     device, dtype = where(options)
-    from vtc.eval.bench import growth
+    from vtc.eval.bench import growth, table
     from vtc.eval.bench.roofs import machine
 
-    names = options.only or [*known, *suites.SCOPED]
+    names, limit = options.only or [*known, *suites.SCOPED], options.limit or growth.LIMIT
+    about = {"dtype": _name(dtype), **machine(device)}
+    before = growth.earlier(Path(options.csv), about) if options.resume else []
+    arguments.existing_folders(options.csv)
+    points = list[growth.Point]()
     with Progress() as progress:
         show = partial(progress.show, "methods")
-        points = growth.measure(names, device, dtype, sizes, _limit(options), show)
-        found = growth.rows(list(points))
+        for point in growth.measure(names, device, dtype, sizes, _limit(options), limit, before, show):
+            points.append(point)
+            if options.csv:
+                table.write_csv(growth.rows(points), about, Path(options.csv))
+    found = growth.rows(points)
     kind = " of the processor" if device.type == "cpu" else ""
     heading = (
         f"{_name(dtype)}, ms{kind} by the number of tokens; at the last one memory, by that of the\n"
-        "features, and time, by that of all products of all tokens; time ~ tokens^exponent"
+        "features, and time, by that of all products of all tokens; time ~ tokens^exponent; empty: more\n"
+        f"than {limit:g} s, or than half of the memory, to be expected"
     )
-    about = {"dtype": _name(dtype), **machine(device)}
     finish(options, {heading: growth.cells(found, sizes)}, growth.columns(sizes), found, about, growth.plot)
 
 

@@ -7,12 +7,15 @@ methods stands what many of them are made of: all products of all tokens, tile b
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from vtc.layout import single_span
 from vtc.signals import SIGNALS, VisualTokens, given_signals
 
 KEEP, SIDE, WIDTH = 0.1, math.isqrt(FRAME), 896
+LIMIT = 60.0  # seconds of one method at one number of tokens
 GRAM = "(all products)"
 TILE = 1024  # rows of products at a time
 SLOW = 5.0  # seconds; what is expected to take longer runs once, its memory being watched
@@ -81,26 +85,59 @@ def measure(
     dtype: torch.dtype,
     sizes: Sequence[int] = SIZES,
     seconds: float = math.inf,
+    limit: float = LIMIT,
+    known: Sequence[Point] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[list[Point]]:
+) -> Iterator[Point]:
     """The points of each method, the products first; it goes on to more tokens while that fits in its share.
 
     Args:
         seconds: for everything together; each method has an equal share of what is left.
+        limit: what is expected to take longer at one number of tokens, or more than half of the memory, is left out.
+        known: points of an earlier run, which are not measured again.
     """
-    began, wanted = time.perf_counter(), [GRAM, *names]
+    began, wanted, there = time.perf_counter(), [GRAM, *names], {(point.method, point.tokens): point for point in known}
+    x, room = features_of(FRAME, device, dtype), memory(device) / 2
     for number, name in enumerate(wanted):
         share = (began + seconds - time.perf_counter()) / (len(wanted) - number)
-        start, last, points = time.perf_counter(), 0.0, list[Point]()
-        for size, before in zip(sizes, (sizes[0], *sizes), strict=False):
-            expected = last * (size / before) ** 2
-            cost = expected if expected >= SLOW else 4 * expected
-            if points and time.perf_counter() - start + cost > share:
-                break
-            points.append(_point(name, features_of(size, device, dtype), expected))
-            last = points[-1].seconds
-        yield points
+        start, points = time.perf_counter(), list[Point]()
+        for size in sizes:
+            expected, peak = ahead(points, size)
+            point = there.get((name, size))
+            if point is None:
+                cost = expected if expected >= SLOW else 4 * expected
+                late = time.perf_counter() - start + cost > share
+                if points and (late or expected > limit or peak > room):
+                    break
+                x = x if len(x) >= size else features_of(size, device, dtype)
+                point = _point(name, x[:size], expected)
+            points.append(point)
+            yield point
         progress(number + 1, len(wanted))
+
+
+def ahead(points: Sequence[Point], size: int) -> tuple[float, float]:
+    """(seconds, bytes) that a method with these points is expected to take at `size` tokens: as it has grown from the
+    last but one to the last, at least in proportion to the tokens, at most to their square; 0 without points.
+
+    Example: 1 s at 144 tokens and 3 s at 288 make 9 s at 576, and 12 s if they were 5; with one point 4 of it.
+    """
+    if not points:
+        return 0.0, 0.0
+    last, before, found = points[-1], points[-2:][0], list[float]()
+    for now, then in ((last.seconds, before.seconds), (last.peak, before.peak)):
+        power = 2.0
+        if then > 0 < now and last.tokens > before.tokens:
+            power = min(2.0, max(1.0, math.log(now / then) / math.log(last.tokens / before.tokens)))
+        found.append(now * (size / last.tokens) ** power)
+    return found[0], found[1]
+
+
+def memory(device: torch.device) -> float:
+    """Bytes of a GPU's memory that are free, or of the machine's that there are."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _point(name: str, x: Tensor, expected: float) -> Point:
@@ -138,9 +175,12 @@ def steepest(points: Sequence[Point]) -> float:
     return max(steps, default=math.nan)
 
 
-def rows(found: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
+def rows(found: Sequence[Point]) -> list[dict[str, Any]]:
     """A row per point; how it grows is said in each of a method's."""
-    gram = {point.tokens: point.seconds for points in found for point in points if point.method == GRAM}
+    gram = {point.tokens: point.seconds for point in found if point.method == GRAM}
+    grown = dict[str, list[Point]]()
+    for point in found:
+        grown.setdefault(point.method, []).append(point)
     return [
         {
             "method": point.method,
@@ -152,18 +192,48 @@ def rows(found: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
             "exponent": round(exponent(points), 2),
             "steepest": round(steepest(points), 2),
         }
-        for points in found
+        for points in grown.values()
         for point in points
     ]
 
 
+def earlier(file: Path, about: Mapping[str, str]) -> list[Point]:
+    """The points of a table that `rows` made, to go on from; none if there is no such file.
+
+    Raises:
+        ValueError: it is another table, or comes from elsewhere, by `about` (device, versions), the day aside.
+    """
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        found = list(csv.DictReader(lines))
+    for row in found:
+        for key in (key for key in about if key != "date"):
+            if row.get(key) != about[key]:
+                raise ValueError(
+                    f"--resume: {file} has {key} {row.get(key)}, this run has {about[key]}: go on where it was "
+                    "measured, or begin another file"
+                )
+    wide = WIDTH * getattr(torch, about["dtype"]).itemsize
+    return [
+        Point(
+            row["method"],
+            int(row["tokens"]),
+            float(row["ms"]) / 1000,
+            int(row["peak_bytes"]),
+            int(row["tokens"]) * wide,
+        )
+        for row in found
+    ]
+
+
 def columns(sizes: Sequence[int]) -> list[str]:
-    """Titles of the table: milliseconds at the first, middle and last of `sizes`, then the last one's memory."""
+    """Titles of the table: milliseconds at four of `sizes`, first and last among them, then the last one's memory."""
     return ["method", *(f"{size:,}" for size in _shown(sizes)), "memory", "products", "exponent", "steepest"]
 
 
 def _shown(sizes: Sequence[int]) -> list[int]:
-    return sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
+    return sorted({sizes[0], sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3], sizes[-1]})
 
 
 def cells(found: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[list[str]]:

@@ -17,7 +17,7 @@ OPS = (
     "attention_rows",
     "received_attention",
 )
-SIZES = (576, 1152, 2304, 4608, 9216, 18_432, 36_864)  # tokens whose choice `ops --growth` times
+SIZES = (576, 1152, 2304, 4608, 9216, 18_432, 36_864, 73_728, 131_040)  # tokens whose choice `ops --growth` times
 SCOPED = ("divprune(scope=frame)", "todre(scope=frame)", "tome(scope=frame)", "pitome(scope=frame)")
 FRAME = 144  # of them in a frame, 12 x 12
 FEW = ("random", "vtc-cls", "divprune", "todre", "visionzip", "fastv", "sparsevlm", "transprune", "h2o")

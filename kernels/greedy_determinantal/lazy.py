@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.kernels.greedy_diversity.reference import numbers
+from vtc.kernels.greedy_diversity.reference import all_products, numbers
 from vtc.kernels.pictures import at_least_zero, one_by_one, ranks
 
 WHOLE = (
@@ -54,15 +54,10 @@ def _choose(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
 
 
 class AllProducts:
-    """Rows of x x^T, all of which are made at once: those below the diagonal, and what is above is a copy."""
+    """Rows of x x^T, all of which are made at once."""
 
     def __init__(self, x: Tensor) -> None:
-        n = len(x)
-        self.rows, step = x.new_empty(n, n), max(96, -(-n // 8))
-        for start in range(0, n, step):
-            end = min(n, start + step)
-            torch.mm(x[start:end], x[:end].T, out=self.rows[start:end, :end])
-            self.rows[:start, start:end] = self.rows[start:end, :start].T
+        self.rows = all_products(x)
 
     def row(self, pick: int, left: Tensor) -> Tensor:
         """[N], of token `pick`."""

@@ -1,21 +1,16 @@
-"""Greedy diversity without a Gram matrix, exact: most steps look at a few tokens only, as the others cannot be next.
+"""Greedy diversity without a Gram matrix, exact: products with all tokens are made for many steps at once.
 
-What is minimised is a token's similarity to the chosen set. What is known of the other tokens is a lower bound; while
-the best of those looked at lies below it, the choice is that of the full search. Work is N D per *update*, of which
-there are far fewer than steps; memory is a few numbers per token.
+What is minimised is a token's similarity to the chosen set, the largest or the sum. The largest only rises, which makes
+what is known of the other tokens a bound; the next of the sums can be guessed. Memory is a few numbers per token.
 """
 
 import torch
 from torch import Tensor
 
 POOL = 512  # tokens that steps of maxmin look at between two updates
-NEAR = 1024  # the same of maxsum
-DIRECTIONS = 64  # along which maxsum knows all tokens
-LONGEST = 63  # steps without a pool after pools that have given one row only
-ROUNDING = 2e-6  # of the products of unit rows in fp32, and of sums of them, relative
-HALVED = (
-    2**23
-)  # numbers that a processor does not hold near itself: from there on steps without a pool read half of them
+NEAR = 512  # tokens among which maxsum guesses what is next
+FEWEST, MOST = 4, 64  # guesses at a time
+ROUNDING = 1e-6  # of sums of products in fp32, by the length of what is added up
 
 
 def maxmin(x: Tensor, k: int, first: int) -> Tensor:
@@ -74,90 +69,58 @@ def _largest(x: Tensor, rows: Tensor) -> Tensor:
 def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     """Rows x [N, D] of length 1 (or 0) -> LongTensor [k], each with the least sum of similarities to those before it.
 
-    The sum is a product with the sum of what is chosen. After an update the NEAR lowest form a pool, whose sums every
-    step brings up to date. What is chosen since adds up to d; along the leading DIRECTIONS of the rows its product with
-    every other row is known, and what is left of d and of a row, c and r long, gives no less than -c r. While the
-    pool's best is below all of these bounds, it is the least of all. Where pools give one row only, as of noise, whose
-    sum stays near 0 whatever is chosen, steps go without, each with one product with all rows (`Halves`).
+    The sum is a product with the total of what is chosen, and any choice may move any sum, so that every step has to
+    look at all of them. But what it adds need not be multiplied step by step: the next choices are guessed, and one
+    product has the sums of all rows and what each guess would add to them. Then a step takes the lowest and adds a row
+    of N numbers, as long as it was among the guesses. Where it was not, it is chosen nevertheless, and more is guessed;
+    what was made for guesses that may still come true is held.
+
+    Example: rows a = (1, 0), b = (-1, 0), c = (0, 1), d = (-.6, .8), the first is a. The guesses are b and c. Of one
+    product come the sums, 1 -1 0 -.6, what b adds, -1 1 0 .6, and what c does. b is lowest, and as guessed; with what
+    it adds c and d stand at 0 both, and c is next, as it comes first.
     """
-    chosen = torch.empty(k, dtype=torch.long, device=x.device)
-    basis = directions(x)  # [D, R]
-    along = x @ basis  # [N, R]
-    rest = (torch.linalg.vector_norm(x, dim=1).square() - along.square().sum(dim=1)).clamp(min=0).sqrt()
-    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    gone = torch.zeros(len(x), device=x.device)  # inf for what is chosen
-    halves = Halves(x) if x.device.type == "cpu" and x.numel() >= HALVED else None
-    chosen[0], done = first, 1
-    fresh = chosen[:1]
-    alone, plain = 0, 0  # while pools give one row only, such as of noise, ever more steps go without
-    while True:
-        total += x[fresh].sum(dim=0)
-        gone.index_fill_(0, fresh, torch.inf)
-        if done == k:
-            return chosen
-        if plain and halves is not None:
-            fresh, plain = halves.lowest(total.float(), gone)[None], plain - 1
-        elif plain:
-            fresh, plain = (x @ total.float()).add_(gone).argmin()[None], plain - 1
-        else:
-            fresh = _from_near(x, along, rest, (x @ total.float()).add_(gone), basis, k - done)
-            alone = plain = min(2 * alone + 1, LONGEST) if len(fresh) == 1 else 0
-        chosen[done : done + len(fresh)] = fresh
-        done += len(fresh)
+    chosen, done = torch.tensor([first], device=x.device), 1
+    total, sums = x[first].double(), torch.zeros(len(x), device=x.device)
+    sums[first], run, added = torch.inf, FEWEST, dict[int, Tensor]()
+    while done < k:
+        guesses = _ahead(x, sums, chosen[-1], min(run, k - done - 1)).tolist()
+        added = {guess: added[guess].clone() for guess in guesses if guess in added}
+        new = [guess for guess in dict.fromkeys(guesses) if guess not in added]
+        sums, *rows = torch.cat([total.float()[None], x[new]]) @ x.T
+        sums.index_fill_(0, chosen, torch.inf)
+        added.update(zip(new, rows, strict=True))
+        fresh = list[int]()
+        while len(fresh) < k - done:
+            fresh.append(_lowest(x, sums, total))
+            total += x[fresh[-1]]
+            sums[fresh[-1]] = torch.inf
+            if fresh[-1] not in added:
+                break
+            sums += added.pop(fresh[-1])
+        chosen, done = torch.cat([chosen, torch.tensor(fresh, device=x.device)]), done + len(fresh)
+        run = min(MOST, max(FEWEST, 2 * len(fresh)))
+    return chosen
 
 
-class Halves:
-    """All rows in half precision, and how far each is from what it was: products with them take half of the time, and
-    bounds of them leave few rows that can be the lowest."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x, self.near = x, x.bfloat16()
-        parts = zip(x.split(1024), self.near.split(1024), strict=True)
-        self.off = torch.cat([torch.linalg.vector_norm(own - near, dim=1) for own, near in parts])
-
-    def lowest(self, total: Tensor, gone: Tensor) -> Tensor:
-        """Of x @ total [D] + gone [N] the place of the lowest; of equal ones the first."""
-        half = total.bfloat16()
-        rough = (self.near @ half).float()
-        lost = 1.01 * float((total - half).norm()) + 1e-5 * float(total.norm())  # the latter: of adding up
-        margin = torch.add(lost, self.off, alpha=float(total.norm())).add_(rough.abs(), alpha=2**-8)
-        highest = float(torch.add(rough, margin).add_(gone).min())
-        able = (rough.sub_(margin).add_(gone) <= highest).nonzero()[:, 0]
-        if 8 * len(able) > len(gone):  # sums that are large beside their differences
-            return (self.x @ total).add_(gone).argmin()
-        exact = (self.x[able] * total).sum(dim=1)
-        return able[exact.argmin()]
-
-
-def _from_near(x: Tensor, along: Tensor, rest: Tensor, sums: Tensor, basis: Tensor, most: int) -> Tensor:
-    """The next ones by sums [N] that are up to date, at least one and at most so many: LongTensor [<= most]."""
-    pick = sums.argmin()
-    found = [pick]
+def _ahead(x: Tensor, sums: Tensor, last: Tensor, most: int) -> Tensor:
+    """What is likely to be next by sums [N], which lack what `last` adds: LongTensor [<= most], as if there were none
+    but the NEAR lowest."""
+    if most < 1:
+        return last.new_zeros(0)
     pool = sums.topk(min(NEAR, len(x)), largest=False).indices.sort().values
-    at = (pool == pick).nonzero()[:, 0]  # not there where more than the pool holds are equal
-    if len(pool) == len(x) or not len(at) or most == 1:
-        return pick[None]
-    outside = sums.index_fill(0, pool, torch.inf)
-    own, rows, place, grown = sums[pool], x[pool], at[0], torch.zeros_like(x[0])
-    while len(found) < most:
-        new = rows[place]
-        own, grown = (own + rows @ new).index_fill_(0, place, torch.inf), grown + new
-        part = grown @ basis
-        left = (grown - basis @ part).norm()
-        bound = torch.addcmul(torch.addmv(outside, along, part), rest, left, value=-1).amin()
-        least, place = own.min(dim=0)
-        if not bool(least < bound - ROUNDING * (least.abs() + grown.norm())):
-            break
-        found.append(pool[place])
-    return torch.stack(found)
+    rows, places = x[pool], list[Tensor]()
+    own = sums[pool] + rows @ x[last]
+    for _ in range(most):
+        places.append(own.argmin())
+        own = (own + rows @ rows[places[-1]]).index_fill_(0, places[-1], torch.inf)
+    return pool[torch.stack(places)]
 
 
-def directions(x: Tensor) -> Tensor:
-    """Orthonormal [D, R] that hold most of the rows x [N, D]: subspace iteration on a part of them."""
-    some = x[:: max(1, len(x) // 2048)]
-    count = min(DIRECTIONS, *some.shape)
-    start = torch.randn(x.shape[1], count, generator=torch.Generator().manual_seed(0)).to(x.device)
-    basis = torch.linalg.qr(start).Q
-    for _ in range(3):
-        basis = torch.linalg.qr(some.T @ (some @ basis)).Q
-    return basis
+def _lowest(x: Tensor, sums: Tensor, total: Tensor) -> int:
+    """The place of the lowest of sums [N]; what rounding may have put in order is looked at in float64, by its product
+    with `total` [D], and of equal ones the first is the lowest."""
+    able = (sums <= sums.min() + ROUNDING * total.norm()).nonzero()[:, 0]
+    if len(able) == 1:
+        return int(able)
+    exact = torch.cat([(x[part].double() * total).sum(dim=1) for part in able.split(1024)])
+    return int(able[exact.argmin()])

@@ -51,6 +51,17 @@ def cosines(features: Tensor) -> Tensor:
     return x @ x.transpose(-1, -2)
 
 
+def all_products(x: Tensor) -> Tensor:
+    """[N, N] of rows x [N, D]: those below the diagonal are made, and what is above is a copy."""
+    n = len(x)
+    found, step = x.new_empty(n, n), max(96, -(-n // 8))
+    for start in range(0, n, step):
+        end = min(n, start + step)
+        torch.mm(x[start:end], x[:end].T, out=found[start:end, :end])
+        found[:start, start:end] = found[start:end, :start].T
+    return found
+
+
 def absent(lengths: Tensor | None, count: int, device: torch.device) -> Tensor | None:
     """BoolTensor [B, N], True for what fills up the shorter rows of a batch; None if nothing does."""
     return None if lengths is None else torch.arange(count, device=device) >= lengths.to(device)[:, None]

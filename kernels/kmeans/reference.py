@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vtc.kernels.greedy_diversity.reference import absent, unit
+from vtc.kernels.greedy_diversity.reference import absent, all_products, unit
 from vtc.kernels.segment_sum.reference import segment_sum
 
 SEED_TOKENS = 8  # per centroid, evenly strided: seeding looks at no more of them
+MANY = 1024  # tokens of which seeding may look at all
 LARGEST_MATRIX = 1024  # tokens all of whose distances are held at once on a CPU; of more, those that are asked for
 RUN, RUNS = 16, 48  # tokens whose distances are computed together, and how many such runs are held
 BLOCK, IN_CACHE = 2**24, 2**20  # scores of the assignment held at a time: on a GPU; on a CPU
@@ -31,11 +32,13 @@ def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
     """Greedy k-means++ without chance: LongTensor [B, k] of tokens; see Arthur and Vassilvitskii 2007, section 2.2.
 
     The first is the token nearest to the mean. Each later one is the best of a few candidates, which lie at evenly
-    spread quantiles of the squared distance to the nearest seed. With fewer different tokens than k some repeat.
+    spread quantiles of the squared distance to the nearest seed. With fewer different tokens than k some repeat. Of
+    many tokens no more are looked at than have, all with all, as many products as an assignment, or MANY.
     """
     b, n = x.shape[:2]
-    few = lengths.clamp(max=SEED_TOKENS * k)  # [B]
-    place = torch.arange(min(n, SEED_TOKENS * k), device=x.device)
+    most = (lengths * k).double().sqrt().long().clamp(min=max(MANY, 2 * k))
+    few = torch.minimum(lengths.clamp(max=SEED_TOKENS * k), most)  # [B]
+    place = torch.arange(min(n, SEED_TOKENS * k, max(MANY, 2 * k, math.isqrt(n * k))), device=x.device)
     there = place < few[:, None]
     at = (place * lengths[:, None] // few[:, None].clamp(min=1)).clamp(max=n - 1)  # [B, F], evenly strided
     if x.device.type == "cpu" and len(place) > LARGEST_MATRIX:
@@ -45,7 +48,10 @@ def seed(x: Tensor, k: int, lengths: Tensor) -> Tensor:
     some = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * there.unsqueeze(-1)
     rows = torch.arange(b, device=x.device)
     spread = _spread(k, x.device)
-    products = torch.bmm(some, some.transpose(1, 2))  # [B, F, F]
+    if x.device.type == "cpu":
+        products = torch.stack([all_products(own) for own in some])  # [B, F, F]
+    else:
+        products = torch.bmm(some, some.transpose(1, 2))
     squares = products.diagonal(dim1=-2, dim2=-1).clone()
     apart = products.mul_(-2).add_(squares[:, None]).add_(squares[:, :, None]).clamp_(min=0.0)
     apart.masked_fill_(~there[:, None], 0.0)  # what is not there is never drawn, and never missed

@@ -109,6 +109,7 @@ def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, m
         score[chosen] = -1.0
         chosen.append(int(score.argmax()))
         covered = covered.maximum(cover[chosen[-1]])
+    monkeypatch.setattr(lazy, "SMALL", 0)
     monkeypatch.setattr(lazy, "TURNED", turned)
     monkeypatch.setattr(lazy, "IN_CACHE", 5000)
     looked = []
@@ -117,6 +118,11 @@ def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, m
     found = ops.greedy_coverage(cover[None], 80, None if weight is None else weight[None])[0].tolist()
     assert found == chosen
     assert sum(looked) <= 80 * 400 / 5  # and works a fifth of the gains out, or fewer
+    looked.clear()
+    monkeypatch.setattr(lazy, "SMALL", 2**19)
+    found = ops.greedy_coverage(cover[None], 80, None if weight is None else weight[None])[0].tolist()
+    assert found == chosen
+    assert looked == 80 * [400]  # where that is sooner done
 
 
 @pytest.mark.large

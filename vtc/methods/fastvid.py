@@ -9,15 +9,15 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.checks import check_number
-from vtc.methods.base.method import Method, Paper, rest_of, top_k
-from vtc.methods.shared.clips import absorbed, frame_rows, share_out
-from vtc.methods.shared.segments import cut, frame_means
+from vtc.methods.base.method import Paper, rest_of, top_k
+from vtc.methods.shared.clips import absorbed, share_out
+from vtc.methods.shared.segmented import SegmentMethod
 from vtc.selection import Selection
 from vtc.signals import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastVID(Method):
+class FastVID(SegmentMethod):
     """Salient tokens; density peaks take the rest.
 
     Of each frame what the tower attends to; the rest of a segment merges into density peaks of a few of its frames.
@@ -36,60 +36,44 @@ class FastVID(Method):
     than the segment's budget, all its frames are anchors.
 
     Args:
-        segments: at least so many, as far as there are frames.
         tau: cosine of neighbouring frames below which the clip is cut; 0.84 for Qwen2.5-VL in the code.
         context: share of a frame's budget that goes to density peaks.
         step: of how many frames of a segment one is an anchor.
         beta: least weight of a peak itself.
-        neighbours: k of DPC-KNN.
     """
 
     name = "fastvid"
     keep: int | float = 0.25
-    segments: int = 8
     tau: float = 0.9
     context: float = 0.4
     step: int = 4
     beta: float = 0.6
     neighbours: int = 4
-    needs = ("grid", "received_attention")
-    merges = True
-    modality = ("video",)
-    scopes = ("clip",)
     paper = Paper("FastVID: Dynamic Density Pruning for Fast Video Large Language Models", "2503.11187")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.segments, "segments", 1, integer=True, what="a number of segments")
         check_number(self.tau, "tau", -1, 1, what="a cosine")
         check_number(self.context, "context", 0, 1, what="a share of a frame's budget")
         check_number(self.step, "step", 1, integer=True, what="a number of frames")
         check_number(self.beta, "beta", 0, 1, what="the least weight of a density peak itself")
-        check_number(self.neighbours, "neighbours", 1, integer=True, what="a number of tokens")
 
     def select(self, tokens: VisualTokens) -> Selection:
-        rows, budget = frame_rows(tokens), self.count(tokens)
-        x = tokens.features.detach().float().nan_to_num(0.0, 0.0, 0.0)
-        heard = tokens.signal("received_attention").sum(dim=0)
-        frames = [row[row >= 0] for row in rows]
-        sizes = [len(frame) for frame in frames]
-        counts = share_out(budget, sizes, sizes)
-        target = torch.full((len(x),), -1, dtype=torch.long, device=rows.device)
-        for first, last in cut(frame_means(x, rows), self.segments, self.tau):
-            few = [int(self.context * count) for count in counts[first:last]]
-            best = [
-                top_k(heard[frame], count - less)
-                for frame, count, less in zip(frames[first:last], counts[first:last], few, strict=True)
-            ]
-            salient = [frame[top] for frame, top in zip(frames[first:last], best, strict=True)]
-            rest = [frame[rest_of(top, len(frame))] for frame, top in zip(frames[first:last], best, strict=True)]
-            target[torch.cat(salient)] = torch.cat(salient)
+        clip = self._clip(tokens, self.tau)
+        x, spare = clip.x, clip.spare
+        target = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
+        for _, frames, counts in clip.segments:
+            few = [int(self.context * count) for count in counts]
+            members = list(zip(frames, counts, few, strict=True))
+            best = [top_k(clip.heard[frame], count - less) for frame, count, less in members]
+            salient = torch.cat([frame[top] for frame, top in zip(frames, best, strict=True)])
+            rest = [frame[rest_of(top, len(frame))] for frame, top in zip(frames, best, strict=True)]
+            target[salient] = salient
             peaks = self._peaks(x, rest, sum(few))
             if len(peaks):
                 others = torch.cat(rest)
                 target[others] = peaks[ops.nearest(x[others][None], x[peaks][None])[0]]
                 target[peaks] = peaks
-        spare = tokens.separators.nonzero()[:, 0][: max(0, budget - sum(sizes))]
         target[spare] = spare
         return self._weighed(target)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import ops
-from vtc.budget import check_layer
 from vtc.checks import check_number
 from vtc.methods.base.layer import LayerMethod
-from vtc.methods.base.method import Method, Paper, rest_of, top_k
+from vtc.methods.base.method import Paper, rest_of, top_k
 from vtc.methods.shared.clips import cosines
+from vtc.methods.shared.inner import InnerMethod
 from vtc.methods.shared.segments import Run, most_still
 from vtc.methods.shared.still import StillMethod
 from vtc.selection import Selection
@@ -21,7 +21,7 @@ from vtc.signals import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoliTom(StillMethod):
+class HoliTom(InnerMethod, StillMethod):
     """Segments, whose still places are averaged.
 
     Segments by dynamic programming, still places averaged over time, then every part shares the budget.
@@ -55,7 +55,6 @@ class HoliTom(StillMethod):
     context: float = 0.0
     longest: int | None = None
     centre: float | None = None
-    inner: float | None = None
     layer: int | float = 18 / 28
     needs = ("grid", "received_attention")
     positions_default = "compact"
@@ -68,21 +67,10 @@ class HoliTom(StillMethod):
             check_number(self.longest, "longest", 1, integer=True, what="a number of frames")
         if self.centre is not None:
             check_number(self.centre, "centre", 0, 1, what="the weight of a cluster's centre (None = as its others)")
-        if self.inner is not None:
-            check_number(self.inner, "inner", above=0, below=1, what="the share that merges (None = nothing does)")
-        check_layer(self.layer, "layer")
 
-    def parts(self) -> tuple[Method, ...]:
-        if self.inner is None:
-            return (self,)
-        left = 1 - self.inner
-        keep = self.keep * left if isinstance(self.keep, float) else max(1, round(self.keep * left))
-        inner = MergeInside(keep=keep, share=self.inner, layers=(self.layer,), positions=self.positions)
-        return replace(self, inner=None), inner
-
-    def keeps_all(self) -> bool:
-        """Not if a share merges inside the language model, whatever the budget."""
-        return self.inner is None
+    def _inside(self, inner: float) -> MergeInside:
+        keep = self._left(1 - inner)
+        return MergeInside(keep=keep, share=inner, layers=(self.layer,), positions=self.positions)
 
     def _still(self, tokens: VisualTokens, rows: Tensor, save: int) -> tuple[list[Run], Tensor]:
         alike = cosines(tokens, rows, (1,))[1:]  # [T - 1, P], a gap ends what is still
