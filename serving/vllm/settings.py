@@ -3,7 +3,8 @@
 vLLM admits pictures to the vision tower by the tokens that the tower hands over, as many in a step as
 `max_num_encoder_input_tokens`, which is `--max-num-batched-tokens`. Pruned pictures hand over few and cost the tower as
 much as ever: by their own count all that wait would go through it in one step, whose memory is theirs together, and in
-which nobody gets a first token. So the bound shrinks as pictures do.
+which nobody gets a first token. So the bound shrinks as pictures do, and the room for what the tower has handed over
+with it: vLLM refuses what is larger than that room, and would wait for ever for what is within it and above the bound.
 """
 
 # pyright: reportMissingImports=false
@@ -19,7 +20,7 @@ class PrunedSettings(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Shrink the bound on what the tower hands over in a step."""
+        """Shrink what the tower may hand over in a step, and the room for it."""
         from vllm.multimodal import MULTIMODAL_REGISTRY
 
         try:
@@ -28,4 +29,5 @@ class PrunedSettings(VerifyAndUpdateConfig):
         except (TypeError, ValueError):
             return  # what cannot be served is refused where the model is made, which comes next
         scheduler = vllm_config.scheduler_config
-        scheduler.max_num_encoder_input_tokens = spec.tower_tokens(scheduler.max_num_encoder_input_tokens, most)
+        for bound in ("max_num_encoder_input_tokens", "encoder_cache_size"):
+            setattr(scheduler, bound, spec.tower_tokens(getattr(scheduler, bound), most))

@@ -48,8 +48,8 @@ def test_the_bound_of_an_engine(monkeypatch, refused, left):
     monkeypatch.delitem(sys.modules, "vtc.serving.vllm.settings", raising=False)
     settings = importlib.import_module("vtc.serving.vllm.settings")
     monkeypatch.delitem(sys.modules, "vtc.serving.vllm.settings")  # the next test makes its own
-    scheduler = SimpleNamespace(max_num_encoder_input_tokens=2048, max_num_batched_tokens=2048)
+    scheduler = SimpleNamespace(max_num_encoder_input_tokens=2048, encoder_cache_size=2048, max_num_batched_tokens=2048)
     config = SimpleNamespace(model_config=None, scheduler_config=scheduler)
     settings.PrunedSettings.verify_and_update_config(config)
-    assert scheduler.max_num_encoder_input_tokens == left
+    assert scheduler.max_num_encoder_input_tokens == scheduler.encoder_cache_size == left
     assert scheduler.max_num_batched_tokens == 2048

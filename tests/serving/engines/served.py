@@ -114,8 +114,20 @@ class Served:
         self.llm.llm_engine.model_config.hf_config.vtc = given
         self.served.prune_with(read_spec(given, family_of(self.family.model_type)))
         assert str(spec_of(self.served.config)) == str(self.served.vtc.spec)  # one configuration for both ends
+        self._make_room()
         if forget:
             self.forget()
+
+    def _make_room(self) -> None:
+        """Let the vision tower hand over one picture under any budget, as an engine has it that is started with one."""
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        engine, scheduler = self.llm.llm_engine, self.core.scheduler
+        most = MULTIMODAL_REGISTRY.get_processing_info(engine.model_config).most_tokens()
+        if self.served.vtc.spec.count(most) > scheduler.max_num_encoder_input_tokens:
+            scheduler.max_num_encoder_input_tokens = most
+            scheduler.encoder_cache_manager.cache_size = most
+            engine.input_processor.mm_encoder_cache_size = most
 
     def forget(self) -> None:
         """Empty all caches."""
