@@ -1,12 +1,8 @@
-"""Killed at any moment, or shared by two processes: the end is the same as of one undisturbed run.
-
-Processes are forks of this one, which has imported everything already.
-"""
+"""Killed at any moment, or shared by two processes: the end is the same as of one undisturbed run."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -18,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval.runs import few
+from tests.forks import fork
 from vtc.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,17 +47,9 @@ def undisturbed(data, tmp_path_factory):
     return contents(out)
 
 
-def work(arguments, log, environment):
-    os.environ |= environment
-    sys.stdout = sys.stderr = log.open("w", buffering=1)
-    sys.exit(main(["eval", *arguments]))
-
-
 def start(arguments, log, **environment):
     """A process of its own that evaluates; what it says goes to the file `log`."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=(arguments, log, environment))
-    process.start()
-    return process
+    return fork(log, lambda: main(["eval", *arguments]), **environment)
 
 
 def when_there(file, process, log, lines=1, seconds=300):
