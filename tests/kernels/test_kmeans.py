@@ -22,7 +22,8 @@ def similarity(x, centroids, metric):
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize(
-    ("n", "k", "d"), [(1, 1, 17), (2, 2, 17), (3, 2, 64), (63, 5, 17), (127, 40, 9), pytest.param(577, 12, 33, marks=pytest.mark.large)]
+    ("n", "k", "d"),
+    [(1, 1, 17), (2, 2, 17), (3, 2, 64), (63, 5, 17), (127, 40, 9), pytest.param(577, 12, 33, marks=pytest.mark.large)],
 )
 def test_labels_and_centroids_agree(metric, n, k, d):
     x = torch.randn(1, n, d, generator=torch.Generator().manual_seed(n))
