@@ -79,10 +79,17 @@ def _anyres(family: str) -> Callable[[Sequence[int]], tuple[dict[str, Tensor], l
         for i, (seed, n) in enumerate(zip(seeds, crops, strict=True)):
             pixels[i, :n] = noise(seed, n, 3, 24, 24)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
-        features = model_of(family).model.get_image_features(**inputs, return_dict=True).pooler_output
-        return inputs, [[IMAGE] * len(f) for f in features]
+        return inputs, [[IMAGE] * _tokens(family, *each) for each in zip(sizes, crops, strict=True)]
 
     return images
+
+
+@cache
+def _tokens(family: str, size: tuple[int, int], crops: int) -> int:
+    """How many a picture of that size has; the model says it, with the ends of rows and without what was padded."""
+    inputs = {"pixel_values": torch.zeros(1, crops, 3, 24, 24), "image_sizes": torch.tensor([size])}
+    with torch.no_grad():
+        return len(model_of(family).model.get_image_features(**inputs, return_dict=True).pooler_output[0])
 
 
 def _qwen(family: str) -> Any:

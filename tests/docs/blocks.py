@@ -18,8 +18,8 @@ from vtc.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"python", "bash"}
 SHOWN = {"text", "json", "console"}  # output and contents of files; tests/cli/shown.py prints what "console" shows
-#: questions that an evaluation is asked here where it says how many: what is shown works the same with a few
-QUESTIONS = 4
+#: how much is done here where a command says how much: what is shown works the same with little
+MOST = {"limit": 4, "steps": 2, "trials": 2}
 NOT_RUN = re.compile(r"<!--\s*not run:(.*?)-->")
 
 
@@ -89,10 +89,10 @@ def commands(code: str) -> list[list[str] | str] | None:
     return found
 
 
-def fewer(code: str) -> str:
-    """The block with at most `QUESTIONS` where a command, or a file of settings, has a limit."""
-    limit = re.compile(r"(--limit |^limit = )(\d+)", re.MULTILINE)
-    return limit.sub(lambda found: f"{found[1]}{min(int(found[2]), QUESTIONS)}", code)
+def less(code: str) -> str:
+    """The block with at most `MOST` questions, steps or trials where a command, or a file of settings, has more."""
+    said = re.compile(rf"(--|^)({'|'.join(MOST)})( | = )(\d+)", re.MULTILINE)
+    return said.sub(lambda found: f"{''.join(found.groups()[:3])}{min(int(found[4]), MOST[found[2]])}", code)
 
 
 def run(
@@ -112,7 +112,7 @@ def run(
         padded = "\n" * block.line + block.code  # so that a traceback shows the page's line numbers
         exec(compile(padded, page, "exec", dont_inherit=True), namespace)  # not with this file's __future__
         return
-    code = fewer(block.code)
+    code = less(block.code)
     for step in commands(code) or [code]:
         if isinstance(step, str):
             status, said = _in_shell(step)

@@ -1,8 +1,8 @@
 """Every code block of the README and of the pages in docs/ runs as written, as a reader would run it in a fresh clone.
 
-The blocks of a page run once, one after another, and its Python blocks share one namespace. Evaluations that say how
-many questions they ask are asked fewer (`blocks.QUESTIONS`). A block that a test cannot
-run has `<!-- not run: reason -->` on the line above it.
+The blocks of a page run once, one after another, and its Python blocks share one namespace; commands that say how many
+questions, steps or trials they want get fewer (`blocks.MOST`). A block that a test cannot run has
+`<!-- not run: reason -->` on the line above it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.blocks import ROOT, RUN, SHOWN, Block, blocks, commands, fewer, pages, run
+from tests.docs.blocks import ROOT, RUN, SHOWN, Block, blocks, commands, less, pages, run
 from vtc import signals, stages
 from vtc.engine import stage
 from vtc.methods.base import registry as methods
@@ -147,7 +147,7 @@ def test_which_shell_blocks_run_in_this_process() -> None:
         assert commands(code) is None
 
 
-def test_how_many_questions_are_asked() -> None:
-    assert fewer("vtc eval --limit 100 --keep 64\nlimit = 12\nno limit = 12\n--limit 2") == (
-        "vtc eval --limit 4 --keep 64\nlimit = 4\nno limit = 12\n--limit 2"
+def test_how_much_is_done() -> None:
+    assert less("vtc eval --limit 100 --steps 5 --keep 64\nlimit = 12\nno limit = 12\n--limit 2") == (
+        "vtc eval --limit 4 --steps 2 --keep 64\nlimit = 4\nno limit = 12\n--limit 2"
     )

@@ -39,8 +39,7 @@ def answers(model: Any, prompts: list[list[int]]) -> list[Any]:
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_requests(family: str, method: str) -> None:
     model = model_of(family)
-    alone = [model.generate(input_ids=torch.tensor([text]), generation_config=HOW) for text in TEXTS]
-    expected = [ids[0, len(text) :].tolist() for ids, text in zip(alone, TEXTS, strict=True)]
+    expected = [one.generated_tokens for one in answers(model, TEXTS)]
     assert [len(tokens) for tokens in expected] == [4, 4, 4]
     with vtc.wrapped(model, method, keep=0.3):
         for placeholder in (IMAGE, VIDEO) if FAMILIES[family].videos else (IMAGE,):

@@ -1,12 +1,8 @@
-"""Killed at any moment, or shared by two processes: the end is the same as of one undisturbed run.
-
-Processes are forks of this one, which has imported everything already.
-"""
+"""Killed at any moment, or shared by two processes: the end is the same as of one undisturbed run."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -50,38 +46,36 @@ def undisturbed(data, tmp_path_factory):
     return contents(out)
 
 
-def work(arguments, log, environment):
-    os.environ |= environment
-    sys.stdout = sys.stderr = log.open("w", buffering=1)
-    sys.exit(main(["eval", *arguments]))
+def start(arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-def start(arguments, log, **environment):
-    """A process of its own that evaluates; what it says goes to the file `log`."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=(arguments, log, environment))
-    process.start()
-    return process
-
-
-def when_there(file, process, log, lines=1, seconds=300):
+def when_there(file, process, lines=1, seconds=300):
     """Wait until a file has so many lines."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and process.is_alive():
+    while time.monotonic() < end and process.poll() is None:
         if file.exists() and file.read_bytes().count(b"\n") >= lines:
             return
         time.sleep(0.005)
-    raise AssertionError(f"{file} never came: {log.read_text()}")
+    raise AssertionError(f"{file} never came: {process.communicate()[0]}")
 
 
 def test_killed_and_going_on(data, undisturbed, tmp_path, capsys):
     out = tmp_path / "killed"
-    process = start(command(data, out), log := tmp_path / "log")
-    when_there(out / "tiny-llava" / "random@16" / "samples.jsonl", process, log)
-    os.kill(process.pid, signal.SIGSTOP)  # at work, for as long as the next line takes
+    process = start(["vtc.eval", *command(data, out)])
+    when_there(out / "tiny-llava" / "random@16" / "samples.jsonl", process)
+    process.send_signal(signal.SIGSTOP)  # at work, for as long as the next line takes
     assert main(["eval", *command(data, out)]) == 2
     assert f"another `vtc eval` is at work in {out}: wait until" in capsys.readouterr().err
-    process.kill()
-    process.join()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     files = [out / "tiny-llava" / name / "samples.jsonl" for name in NAMES]
     assert not list(out.rglob("metrics.json")), "killed too late to tell anything"
     before = {file: file.read_text().splitlines() for file in files if file.exists()}
@@ -95,39 +89,32 @@ def test_killed_and_going_on(data, undisturbed, tmp_path, capsys):
         assert len(set(ids)) == len(ids) == 7
 
 
-def free_port():
+def side_by_side(arguments):
+    """Two processes with what `accelerate launch` tells each of its own; what they say."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def forked(arguments, folder):
-    """Two of them, as `accelerate launch` would start them; what they say."""
-    port, logs = free_port(), [folder / "log0", folder / "log1"]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    processes = [start(arguments, log, **world, **rank) for log, rank in zip(logs, ranks, strict=True)]
-    for process in processes:
-        process.join(timeout=300)
-    said = "".join(log.read_text() for log in logs)
-    assert [process.exitcode for process in processes] == [0, 0], said
+        port = str(probe.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [start(["vtc.eval", *arguments], **world, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    said = "".join(process.communicate(timeout=550)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
     return said
 
 
-def launched(arguments, folder):
+def launched(arguments):
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    line = [sys.executable, "-m", *launch, "-m", "vtc.eval", *arguments]
-    done = subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    process = start([*launch, "-m", "vtc.eval", *arguments])
+    said = process.communicate(timeout=550)[0]
+    assert process.returncode == 0, said
+    return said
 
 
-@pytest.mark.parametrize("how", [forked, pytest.param(launched, marks=pytest.mark.full)])
+@pytest.mark.parametrize("how", [side_by_side, pytest.param(launched, marks=pytest.mark.full)])
 def test_two_processes_find_what_one_finds(data, undisturbed, tmp_path, how):
     pytest.importorskip("accelerate")
     out = tmp_path / "two"
-    said = how(command(data, out), tmp_path)
+    said = how(command(data, out))
     assert contents(out) == undisturbed
     assert json.loads((out / "tiny-llava" / "full" / "config.json").read_text())["how"]["processes"] == 2
     assert said.count("results: ") == 1

@@ -31,8 +31,10 @@ def read(path: Path) -> Any:
 
 
 def execute(path: Path, turns: int | None = None) -> Any:
-    """The notebook after a run in a fresh kernel of this Python; CellExecutionError if a cell fails. What is measured is
-    measured in so many `turns`, if they are given, and not as often as the cell says."""
+    """The notebook after a run in a fresh kernel of this Python; CellExecutionError if a cell fails.
+
+    What is measured is measured in so many `turns`, if they are given, and not as often as the cell says.
+    """
     notebook = read(path)
     for cell in notebook.cells:
         if turns is not None and "measured" in cell.metadata.get("tags", []):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Collection, Iterable
 from dataclasses import MISSING, fields, replace
+from functools import cache
 from importlib import import_module
 from inspect import formatannotation, get_annotations
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,18 @@ def is_registered(cls: type[Method]) -> bool:
 
 def discover() -> dict[str, type[Method]]:
     """All methods by name, in alphabetical order; imports the modules of all that ship."""
+    return dict(sorted({**_shipping(), **_METHODS}.items()))
+
+
+@cache
+def _shipping() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for entry in pkgutil.iter_modules(import_module(_PACKAGE).__path__):
         if not entry.ispkg:
             module = import_module(f"{_PACKAGE}.{entry.name}")
             own = [cls for cls in vars(module).values() if getattr(cls, "__module__", None) == module.__name__]
             found |= {cls.name: cls for cls in own if isinstance(cls, type) and cls.__dict__.get("name")}
-    return dict(sorted({**found, **_METHODS}.items()))
+    return found
 
 
 def find(name: str) -> type[Method]:
