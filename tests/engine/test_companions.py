@@ -94,7 +94,7 @@ def test_handed_back_as_they_came() -> None:
         found.hand(kwargs, ours=False)
         assert kwargs["where"].flatten().tolist() == [False, True, False]
         assert kwargs["where"].dim() == (3 if names.before else 2)
-        made = kwargs["added"]
+        made: Any = kwargs["added"]
         assert type(made) is (dict if names.before else list)
         assert [x.tolist() for x in (made.values() if names.before else made)] == [[[20.0 + i]] for i in layers]
         found.hand(kwargs, ours=True)
