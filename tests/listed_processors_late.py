@@ -25,7 +25,8 @@ def _granite() -> Any:
 
 
 def _step() -> Any:
-    pictures: Any = hf.Step3p7ImageProcessor(size=PAGE, patch_size=48, max_image_size=192)
+    sizes: Any = {"size": PAGE, "patch_size": 48, "max_image_size": 192}
+    pictures: Any = hf.Step3p7ImageProcessor(**sizes)
     pictures.vision_patch_size = 4
     words = {"<im_patch>": IMAGE, "<im_start>": START, "<im_end>": END}
     words |= {"<patch_start>": 6, "<patch_end>": 7, "<patch_newline>": 8}

@@ -123,7 +123,7 @@ def test_which_methods_have_to_be_calibrated_first(capsys):
         else:
             vtc.resolve(name).check_checkpoint("llava", lambda: "")
     page = shown(capsys, "methods", "razor")
-    text = "razor(keep=0.25, induction=0.14"
+    text = listing.example_text(shipped()["razor"]).removesuffix(")")
     assert f'vtc calibrate --data tiny --method "{text})" --pairs 1 --out razor.json\n' in page
     assert f'--question "What is this?" --method "{text}, calibration=razor.json)"' in page
     assert f'vtc.wrap(model, "{text})", calibration="razor.json")' in page

@@ -145,8 +145,8 @@ TOWERS = {
 NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
     "no module around its blocks|hides some patches from others|in a way that leaves no room|"
-    "makes tokens of whole pictures|several of its blocks|learned queries|is not known; choose|within windows, and by|"
-    "but for its last stages|words of a codebook"
+    "makes tokens of whole pictures|several of its blocks|of several patches each|learned queries|is not known; choose|"
+    "within windows, and by|but for its last stages|words of a codebook"
 )
 
 

@@ -7,7 +7,7 @@ to go with them; then the hooks here add them, and the language model is handed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompanionRows:
-    """Rows [visual tokens, D] that some decoder layers add, by layer, as they are from some layer on.
+    """Rows [visual tokens, D] that some decoder layers add, by layer, as they are when the first layer begins.
 
-    `stages` holds (first layer, rows by layer, mask [B, S] of the visual slots), one entry per shortening, so that a
-    layer that is computed again for its gradients finds what was there the first time.
+    `plans` holds (first layer, Plan, mask [B, S] of the visual slots), one per shortening inside: rows follow it where
+    they are added, so that a layer that is computed again for its gradients does the same again.
 
     Example: tokens go before layer 2, after the rows have been added that layer 2 itself adds before it begins:
 
@@ -33,8 +33,10 @@ class CompanionRows:
     """
 
     names: Companions
-    stages: list[tuple[int, dict[int, Tensor], Tensor]]
-    several: bool = False  # whether the mask has a place for the width, [B, S, 1]
+    rows: dict[int, Tensor]
+    mask: Tensor
+    several: bool = False  # whether the mask came with a place for the width, [B, S, 1]
+    plans: list[tuple[int, Plan, Tensor]] = field(default_factory=list)
 
     @classmethod
     def take(cls, names: Companions | None, kwargs: dict[str, Any]) -> CompanionRows | None:
@@ -45,7 +47,7 @@ class CompanionRows:
         if mask is None or rows is None:
             return None
         several = mask.dim() == 3
-        return cls(names, [(0, named(rows), mask[..., 0] if several else mask)], several)
+        return cls(names, named(rows), mask[..., 0] if several else mask, several)
 
     def _behind(self, layer: int) -> int:
         """The layer behind which rows are added that are those of `layer`: -1 = before the first one."""
@@ -54,41 +56,48 @@ class CompanionRows:
     @property
     def last(self) -> int:
         """Tokens may go before all layers behind this one without a row of theirs."""
-        return max(map(self._behind, self.stages[-1][1]), default=-1)
+        return max(map(self._behind, self.rows), default=-1)
 
     def shorten(self, plan: Plan, first: int) -> None:
         """Tokens have gone before layer `first`; 0 = before the language model began."""
-        _, rows, _ = self.stages[-1]
-        made = {i: plan.merged(x) if first == 0 or self._behind(i) >= first else x for i, x in rows.items()}
-        self.stages.append((first, made, plan.visual()))
+        if first:
+            self.plans.append((first, plan, plan.visual()))
+            return
+        self.rows = {i: plan.merged(x) for i, x in self.rows.items()}
+        self.mask = plan.visual()
 
     def enter(self, plan: Plan, embeds: Tensor) -> Tensor:
         """Tokens have gone before the language model began, and of its embeddings [B, S, D] these are left: the same,
         but for rows that a method has written itself, where these stand in for the first that is added."""
         self.shorten(plan, 0)
-        _, rows, mask = self.stages[-1]
-        if not (self.names.before and rows and any(one.features is not None for one in plan.selections)):
+        if not (self.names.before and self.rows and any(one.features is not None for one in plan.selections)):
             return embeds
-        entering = zip(plan.selections, plan.outputs.split(rows[min(rows)]), strict=True)
-        rows[min(rows)] = torch.cat([x if one.features is None else one.features.to(x) for one, x in entering])
-        return embeds.masked_fill(mask[..., None].to(embeds.device), 0)
+        first = min(self.rows)
+        entering = zip(plan.selections, plan.outputs.split(self.rows[first]), strict=True)
+        self.rows[first] = torch.cat([x if one.features is None else one.features.to(x) for one, x in entering])
+        return embeds.masked_fill(self.mask[..., None].to(embeds.device), 0)
 
     def add(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Hidden states [B, S, D] with the rows of `layer` added, before or behind it; None if it has none."""
-        from_here = max(self._behind(layer), 0)
-        _, rows, mask = next(stage for stage in reversed(self.stages) if stage[0] <= from_here)
-        return None if layer not in rows else added(hidden, mask, rows[layer])
+        rows, mask = self.rows.get(layer), self.mask
+        if rows is None:
+            return None
+        for first, plan, left in self.plans:
+            if first <= self._behind(layer):
+                rows, mask = plan.merged(rows), left
+        return added(hidden, mask, rows)
 
     def entering(self, embeds: Tensor) -> Tensor:
         """Embeddings [B, L, D] with visual tokens as they are when they mean something: where rows are added before
         layers, with the first of these."""
-        _, rows, mask = self.stages[-1]
-        return added(embeds, mask, rows[min(rows)]) if self.names.before and rows else embeds
+        if not self.names.before or not self.rows:
+            return embeds
+        return added(embeds, self.mask, self.rows[min(self.rows)])
 
     def hand(self, kwargs: dict[str, Any], ours: bool) -> None:
         """Give the language model what is left of them, or nothing if they are `ours` to add."""
-        _, rows, mask = self.stages[-1]
-        given = [rows[i] for i in sorted(rows)] if isinstance(kwargs[self.names.rows], list | tuple) else rows
+        listed, mask = isinstance(kwargs[self.names.rows], list | tuple), self.mask
+        given = [self.rows[i] for i in sorted(self.rows)] if listed else self.rows
         kwargs[self.names.mask] = None if ours else mask[..., None] if self.several else mask
         kwargs[self.names.rows] = None if ours else given
 

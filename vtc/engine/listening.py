@@ -88,8 +88,8 @@ class Listening(Run):
             own = own[:, None].expand(-1, before.shape[1], -1) if heads else own
             there = (part >= 0)[:, None] if heads else part >= 0
             visible = torch.where(there, before.gather(-1, own) + 1, 0)  # real keys up to each query
-            if view.sight.place is not None:  # but for words in gaps of a block that come behind it
-                skipped = view.begins(part)
+            skipped = None if view.sight.place is None else view.begins(part)
+            if skipped is not None:  # words in gaps of a block that come behind it
                 visible = visible - (skipped[:, None] if heads else skipped) * there
             rows = view.by_head(part) if heads else view.rows(part)
             if weights is not None:
