@@ -273,3 +273,25 @@ def test_a_grid_is_no_thinner_than_its_processor_takes():
     processor.image_processor.size = {"shortest_edge": 4 * 64, "longest_edge": 1000 * 64}
     small = vtc.downsample(thin, processor, 250)
     assert (small.tokens, small.media.size) == (200, (1600, 8))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 20), (40, 40), (12, 9)])
+def test_fewer_tiles_beside_the_row(size):
+    """Mllama: the tiles that the processor itself makes, 17 tokens each, of every size in those proportions."""
+    processor, whole = processor_of("mllama"), picture(*size)
+
+    def tokens(media):
+        found = made(processor, media)
+        return 17 * int((found["aspect_ratio_mask"] * (found["aspect_ratio_ids"] > 0)[..., None]).sum())
+
+    with pytest.raises(ValueError, match="does not say how large the patches of a tile are: load it with vtc.load"):
+        vtc.downsample(whole, processor, 17)
+    processor.patch_size = 4
+    every = [picture(max(1, size[0] * n // 32), max(1, size[1] * n // 32)) for n in range(1, 33)]
+    fewest = min(map(tokens, every))
+    for keep in (5, 17, 40, 0.5, 1.0):
+        small = vtc.downsample(whole, processor, keep)
+        assert (small.whole, small.wanted) == (tokens(whole), wanted(keep, tokens(whole)))
+        assert small.tokens == tokens(small.media)
+        assert small.full_cost == (small.tokens > small.wanted)
+        assert small.tokens <= max(small.wanted, fewest)

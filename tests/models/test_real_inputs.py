@@ -26,7 +26,7 @@ ODD, WIDE, TALL = (53, 37), (71, 30), (24, 61)
 FAMILY = [name for name in FAMILIES if name != "llava_siglip"] + [*LISTED]
 #: those whose checkpoints have no chat template; whose processors want a picture in every prompt; or all alike
 WITHOUT_CHAT = {"got_ocr2", "paligemma"}
-ALWAYS = {"got_ocr2", "pp_chart2table", "paligemma"}
+ALWAYS = {"got_ocr2", "pp_chart2table", "paligemma", "mllama"}
 ALIKE = {"perception_lm"}
 
 

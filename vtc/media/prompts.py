@@ -59,7 +59,7 @@ def picture_inputs(processor, rows: Sequence[Sequence[Image.Image]]) -> dict[str
     if hasattr(processor, "multi_page"):
         return {"images": [picture for row in rows for picture in row]}
     # these, and Idefics', count the pictures of each prompt, also of one without
-    each = hasattr(processor, "fake_image_token") or type(processor).__name__.startswith(("Gemma", "Lfm2Vl", "Mllama"))
+    each = hasattr(processor, "fake_image_token") or type(processor).__name__.startswith(("Gemma", "Lfm2Vl"))
     return {"images": [list(row) for row in rows if row or each]}
 
 
