@@ -26,7 +26,7 @@ def second() -> Any:
     config = AutoConfig.for_model(
         "paligemma",
         vision_config=first.vision_config.to_dict(),
-        text_config={"model_type": "gemma2", "query_pre_attn_scalar": 8, **text},
+        text_config={"model_type": "gemma2", "query_pre_attn_scalar": 8, "attn_logit_softcapping": None, **text},
         image_token_index=IMAGE,
         hidden_size=32,
         projection_dim=32,
