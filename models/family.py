@@ -123,7 +123,7 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
     frames_alone: ClassVar[bool] = False
-    #: whether get_image_features and its like hand out an output of their own, with the tower's last hidden states in it
+    #: whether get_image_features and its like make an output of their own, with the tower's last hidden states in it
     rebuilds: ClassVar[bool] = False
     #: whether `vtc.encode` can take features apart, picture by picture, and hand them in again
     apart: ClassVar[bool] = True
@@ -248,8 +248,8 @@ class Adapter:
 
     def frame_numbers(self, ids: Tensor, visual: Tensor) -> Tensor | None:
         """Of families that hand out a video's features as those of one picture after another: which of them are one
-        video. LongTensor [B, L], k at tokens of a video's frame number k (from 1), -k at those of its parts, 0 elsewhere;
-        None = what is handed out together is a video.
+        video. LongTensor [B, L], k at tokens of a video's frame number k (from 1), -k at those of its parts, 0
+        elsewhere; None = what is handed out together is a video.
 
         Args:
             ids: LongTensor [B, L]. visual: BoolTensor [B, L], the tokens of videos. Both in main memory.

@@ -92,9 +92,7 @@ class MiniCpmV46Adapter(FramesAdapter):
         patches = sum(h * w for _, h, w in grids) // max(1, sum(sizes))  # that make a token
         videos = shared(grids, [tokens * patches for tokens in sizes])
         alike = [all(unit == units[0] for unit in units) for units in videos]
-        return [
-            (len(units), *(units[0][1:] if same else (0, 0))) for units, same in zip(videos, alike, strict=True)
-        ]
+        return [(len(units), *(units[0][1:] if same else (0, 0))) for units, same in zip(videos, alike, strict=True)]
 
     def layout(self, model: nn.Module, features: Tensor, known: Known) -> ImageLayout:
         if known.thw is None:
@@ -107,8 +105,8 @@ class MiniCpmV46Adapter(FramesAdapter):
 
 
 class Unit(NamedTuple):
-    """A frame of a video, or a slice of one: its row, where its tokens end, the number of its frame, and what opened the
-    frame."""
+    """A frame of a video, or a slice of one: its row, where its tokens end, the number of its frame, and what opened
+    the frame."""
 
     row: int
     end: int
@@ -147,8 +145,8 @@ class NemotronOmniAdapter(FramesAdapter):
         whole: Any = model
         if modality == "video" and whole.video_pruning_rate > 0:
             raise ValueError(
-                f"this nemotron_h_omni leaves out {whole.video_pruning_rate:.0%} of a video's tokens by itself, in a way "
-                "that vtc cannot follow: set model.video_pruning_rate = 0, and choose how many stay by keep=, of evs, "
+                f"this nemotron_h_omni leaves out {whole.video_pruning_rate:.0%} of a video's tokens by itself, in a "
+                "way that vtc cannot follow: set model.video_pruning_rate = 0, and choose how many stay by keep=, of evs, "
                 "say, which is the same method."
             )
         return super().token_id(model, "image")  # of both

@@ -81,9 +81,15 @@ WINDOWED = {
 def windowed(case):
     """The language model of a tiny one."""
     family, changes = case.partition(",")[0], WINDOWED[case]
-    whole = LISTED[family].config() if family != "gemma4" else gemma4(**{"use_double_wide_mlp": True, **NARROW, **changes}).config()
+    whole = (
+        LISTED[family].config()
+        if family != "gemma4"
+        else gemma4(**{"use_double_wide_mlp": True, **NARROW, **changes}).config()
+    )
     if changes and family == "paligemma":
-        whole = AutoConfig.for_model("paligemma", vision_config=whole.vision_config.to_dict(), text_config={**TEXT, "head_dim": 8, **changes})
+        whole = AutoConfig.for_model(
+            "paligemma", vision_config=whole.vision_config.to_dict(), text_config={**TEXT, "head_dim": 8, **changes}
+        )
     whole.get_text_config()._experts_implementation = "eager"
     model = AutoModelForImageTextToText.from_config(whole, attn_implementation="eager").eval()
     return model.model.language_model
@@ -91,7 +97,7 @@ def windowed(case):
 
 @pytest.mark.parametrize("case", [case for case in WINDOWED if case.partition(",")[0] in LISTED])
 def test_flops_of_layers_with_a_window_are_those_counted(case):
-    """Eager attention multiplies all queries with all keys, whatever their window hides; what the window leaves of these
+    """Eager attention multiplies all queries with all keys, whatever their window hides; what that leaves of these
     pairs is counted in tests/engine/test_windows.py."""
     lm, tokens = windowed(case), 40
     config = lm.config

@@ -87,7 +87,11 @@ def _reused(config: Any) -> set[int]:
 def _beside(config: Any, layer: int) -> int:
     """Multiply-adds of a token with weights beside its attention and its feed-forward part: what Gemma 3n and 4 make of
     an embedding per layer, and the bypass of low rank and the states side by side that the former has."""
-    hidden, each, rank = config.hidden_size, _first(config, "hidden_size_per_layer_input"), _first(config, "laurel_rank")
+    hidden, each, rank = (
+        config.hidden_size,
+        _first(config, "hidden_size_per_layer_input"),
+        _first(config, "laurel_rank"),
+    )
     known = hidden * (3 * (each or 0) + 2 * (rank or 0))  # of the embedding: its projection, gate, way back
     return known + _alternating(config, layer)
 
@@ -95,8 +99,8 @@ def _beside(config: Any, layer: int) -> int:
 def _alternating(config: Any, layer: int) -> int:
     """n states of each token, of which a layer works on one (AltUp, arXiv 2301.13310, section 3).
 
-    The others are predicted before and corrected behind it, by n scores of the token each time, which make n x n numbers
-    and then n; and they are made of the first one before all layers, and made one with it behind them.
+    The others are predicted before and corrected behind it, by n scores of the token each time, which make n x n
+    numbers and then n; and they are made of the first one before all layers, and made one with it behind them.
     """
     n, hidden = _first(config, "altup_num_inputs") or 1, config.hidden_size
     if n == 1:
@@ -220,9 +224,7 @@ def _beside_experts(config: Any) -> list[tuple[int, int]]:
     wide = _reused(config) if config.use_double_wide_mlp else set()
     experts = config.num_experts if getattr(config, "enable_moe_block", False) else 0
     chosen = config.top_k_experts * config.moe_intermediate_size if experts else 0
-    return [
-        (config.intermediate_size * (1 + (i in wide)) + chosen, experts) for i in range(config.num_hidden_layers)
-    ]
+    return [(config.intermediate_size * (1 + (i in wide)) + chosen, experts) for i in range(config.num_hidden_layers)]
 
 
 def _dense_width(config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""PaliGemma 2: the prompt sees itself whole, in layers with a window, too, and the answer sees what its window reaches."""
+"""PaliGemma 2: the prompt sees itself whole, in layers with a window, too; an answer sees what its window reaches."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_cache_method() -> None:
 
 
 def test_what_is_given_of_an_answer_does_not_see_ahead() -> None:
-    """Types of 1 stand for an answer that is scored: a token of it sees the prompt through its window, and no later one."""
+    """Types of 1 stand for an answer that is scored: a token of it sees no later one."""
     model, inputs = second(), inputs_of([[0]])
     inputs["token_type_ids"][0, -4:] = 1
     proved(model, inputs, 1, "right", METHODS["before"])

@@ -52,7 +52,9 @@ def test_oracle(method: Any) -> None:
     assert report.tokens_out < report.tokens_in
 
 
-@pytest.mark.parametrize("method", [vtc.DivPrune(keep=0.3), vtc.FastV(keep=0.4, layers=(1,))], ids=["before", "between"])
+@pytest.mark.parametrize(
+    "method", [vtc.DivPrune(keep=0.3), vtc.FastV(keep=0.4, layers=(1,))], ids=["before", "between"]
+)
 def test_videos(method: Any) -> None:
     """Their frames see themselves in no layer of the small models; an embedding per layer goes along."""
     report = proved(small(), batch("gemma4", [["v0"], ["v1", 0], []]), 3, "left", method)

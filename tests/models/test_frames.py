@@ -107,7 +107,12 @@ def test_slices_of_frames_lie_on_no_grid() -> None:
     with torch.no_grad(), vtc.wrapped(model, "divprune", keep=6):
         model(**inputs)
         (span,) = vtc.report(model).spans
-    assert (span.modality, span.grid, span.tokens_in, span.tokens_out) == ("video", (1, 1, 20), 20, 6)  # 2 x (6 + 2 x 2)
+    assert (span.modality, span.grid, span.tokens_in, span.tokens_out) == (
+        "video",
+        (1, 1, 20),
+        20,
+        6,
+    )  # 2 x (6 + 2 x 2)
     with torch.no_grad(), vtc.wrapped(model, "pool", keep=6), pytest.raises(ValueError, match="works on the grid"):
         model(**inputs)
 
@@ -141,7 +146,9 @@ def test_a_model_that_leaves_tokens_out_itself(monkeypatch: Any) -> None:
     model, inputs = model_of("nemotron_h_omni"), batch("nemotron_h_omni", [["v0"]])
     monkeypatch.setattr(model, "video_pruning_rate", 0.7)
     with torch.no_grad(), vtc.wrapped(model, "evs", keep=0.3):
-        with pytest.raises(ValueError, match=r"leaves out 70% of a video's tokens by itself.* set model.video_pruning_rate"):
+        with pytest.raises(
+            ValueError, match=r"leaves out 70% of a video's tokens by itself.* set model.video_pruning_rate"
+        ):
             model(**inputs)
         model(**batch("nemotron_h_omni", [[0]]))  # pictures are none of its business
 
@@ -158,7 +165,9 @@ def test_generate_finds_the_same_pictures(family: str) -> None:
 
 
 @pytest.mark.parametrize("seeds", [[[0], [1]], [["v0"], ["v1"]]], ids=["pictures", "videos"])
-@pytest.mark.parametrize("family", [name for name in ("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "aria") if name in LISTED])
+@pytest.mark.parametrize(
+    "family", [name for name in ("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "aria") if name in LISTED]
+)
 def test_encoded_pictures_and_videos(family: str, seeds: Any) -> None:
     """GLM's placeholders are of either: what was encoded says which."""
     if family == "aria" and seeds[0] == ["v0"]:

@@ -256,7 +256,9 @@ def test_flops_are_those_counted(family: str, tokens: int) -> None:
         wide = config.linear_key_head_dim + config.linear_value_head_dim
         solved = 2 * 2 * tokens * config.linear_num_value_heads * 32 * wide
     convolved = counter.get_total_flops() - rotary
-    assert convolved == cost.prefill_flops(tokens) - cost.head_flops() + square - solved + _padded(lm) + _scanned(lm, tokens)
+    assert convolved == cost.prefill_flops(tokens) - cost.head_flops() + square - solved + _padded(lm) + _scanned(
+        lm, tokens
+    )
 
 
 def _scanned(lm: Any, tokens: int) -> int:

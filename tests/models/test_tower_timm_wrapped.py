@@ -33,7 +33,9 @@ def test_queries_and_keys_are_those_that_timm_multiplies(family: str, monkeypatc
     for attention in facts.attentions(tower):
         for module in facts.projections(attention):
             handles.append(module.register_forward_hook(lambda _, args, out: made.append(out)))
-        handles.append(attention.register_forward_hook(lambda m, args, kwargs, out: made.append((m, kwargs)), with_kwargs=True))
+        handles.append(
+            attention.register_forward_hook(lambda m, args, kwargs, out: made.append((m, kwargs)), with_kwargs=True)
+        )
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     with torch.no_grad():
         model.model.get_image_features(pixel_values=inputs["pixel_values"])

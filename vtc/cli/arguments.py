@@ -45,7 +45,9 @@ def check_general(names: Sequence[str], where: str) -> None:
     """Refuse methods that models of one kind alone can run, `where` such models are not."""
     for info in vtc.list_methods():
         if info.name in names and info.only:
-            raise ValueError(f"{info.name} is for models of {' and '.join(info.only)} alone, which {where} does not run")
+            raise ValueError(
+                f"{info.name} is for models of {' and '.join(info.only)} alone, which {where} does not run"
+            )
 
 
 def known_name(name: str, known: Collection[str], what: str) -> str:
