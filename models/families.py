@@ -359,8 +359,8 @@ _HYBRID = (
         "minicpmv4_6",
         "MiniCPM-V 4.6",
         _PACKED,
-        f"Linear attention in three layers of four. {_RECURRENT} Slices of a picture stand apart, between words: each is "
-        "a picture with a budget of its own. Frames of a video that are cut into slices lie on no grid.",
+        f"Linear attention in three layers of four. {_RECURRENT} Slices of a picture stand apart, between words: each "
+        "is a picture with a budget of its own. Frames of a video that are cut into slices lie on no grid.",
         "openbmb/MiniCPM-V-4.6",
         video=True,
     ),
@@ -368,8 +368,8 @@ _HYBRID = (
         "nemotron_h_omni",
         "Nemotron 3 Omni",
         _PACKED,
-        f"State spaces, experts and a few layers that attend, without positions. {_RECURRENT} Two frames of a video become "
-        "one.",
+        f"State spaces, experts and a few layers that attend, without positions. {_RECURRENT} Two frames of a video "
+        "become one.",
         "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
         video=True,
     ),

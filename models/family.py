@@ -170,7 +170,7 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
     frames_alone: ClassVar[bool] = False
-    #: whether get_image_features and its like hand out an output of their own, with the tower's last hidden states in it
+    #: whether get_image_features and its like make an output of their own, with the tower's last hidden states in it
     rebuilds: ClassVar[bool] = False
     #: whether the crops of pictures are all that one run of its tower sees
     counts_crops: ClassVar[bool] = True
@@ -304,8 +304,8 @@ class Adapter:
 
     def frame_numbers(self, ids: Tensor, visual: Tensor) -> Tensor | None:
         """Of families that hand out a video's features as those of one picture after another: which of them are one
-        video. LongTensor [B, L], k at tokens of a video's frame number k (from 1), -k at those of its parts, 0 elsewhere;
-        None = what is handed out together is a video.
+        video. LongTensor [B, L], k at tokens of a video's frame number k (from 1), -k at those of its parts, 0
+        elsewhere; None = what is handed out together is a video.
 
         Args:
             ids: LongTensor [B, L]. visual: BoolTensor [B, L], the tokens of videos. Both in main memory.

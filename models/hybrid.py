@@ -105,8 +105,8 @@ class MiniCpmV46Adapter(FramesAdapter):
 
 
 class Unit(NamedTuple):
-    """A frame of a video, or a slice of one: its row, where its tokens end, the number of its frame, and what opened the
-    frame."""
+    """A frame of a video, or a slice of one: its row, where its tokens end, the number of its frame, and what opened
+    the frame."""
 
     row: int
     end: int
@@ -145,8 +145,8 @@ class NemotronOmniAdapter(FramesAdapter):
         whole: Any = model
         if modality == "video" and whole.video_pruning_rate > 0:
             raise ValueError(
-                f"this nemotron_h_omni leaves out {whole.video_pruning_rate:.0%} of a video's tokens by itself, in a way "
-                "that vtc cannot follow: set model.video_pruning_rate = 0, and choose how many stay by keep=, of evs, "
+                f"this nemotron_h_omni leaves out {whole.video_pruning_rate:.0%} of a video's tokens by itself, in a "
+                "way that vtc cannot follow: set model.video_pruning_rate = 0, and choose how many stay by keep=, of evs, "
                 "say, which is the same method."
             )
         return super().token_id(model, "image")  # of both

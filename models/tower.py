@@ -295,8 +295,9 @@ def tower_for(tower: nn.Module) -> Tower:
     for cls in type(tower).__mro__:
         if found := _CLASSES.get(f"{cls.__module__}.{cls.__qualname__}"):
             return found
-    if why := no_patches(tower):
-        raise ValueError(f"{type(tower).__name__} {why}.")
+    inner = getattr(tower, "timm_model", tower)  # of timm, in transformers' wrapper
+    if why := no_patches(inner):
+        raise ValueError(f"{type(inner).__name__} {why}.")
     raise ValueError(
         f"{type(tower).__name__} (model type {model_type!r}) is no vision tower that vtc knows; "
         f"it knows {', '.join(known_towers())}, the vision transformers of timm and open_clip, and what "

@@ -198,7 +198,7 @@ class SamTower(Tower):
     """SAM's image encoder (GOT-OCR 2), of square pages: most blocks attend within windows, padded where the page ends,
     and all add something for how far a key is above or below, and to the side."""
 
-    model_types = ("got_ocr2_vision",)
+    model_types = ("got_ocr2_vision", "pp_chart2table_vision")
 
     def blocks(self, tower: Any) -> Any:
         return tower.layers

@@ -97,12 +97,15 @@ def windowed(case):
 
 @pytest.mark.parametrize("case", [case for case in WINDOWED if case.partition(",")[0] in LISTED])
 def test_flops_of_layers_with_a_window_are_those_counted(case):
-    """Eager attention multiplies all queries with all keys, whatever their window hides; what the window leaves of these
+    """Eager attention multiplies all queries with all keys, whatever their window hides; what that leaves of these
     pairs is counted in tests/engine/test_windows.py."""
     lm, tokens = windowed(case), 40
     config = lm.config
+    each, more = getattr(config, "hidden_size_per_layer_input", 0), {}
+    if each and "gemma4" in case:
+        more["per_layer_inputs"] = torch.randn(1, tokens, config.num_hidden_layers, each)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        lm(inputs_embeds=torch.randn(1, tokens, config.hidden_size), use_cache=False)
+        lm(inputs_embeds=torch.randn(1, tokens, config.hidden_size), use_cache=False, **more)
     by_module = counter.get_flop_counts()
     rotary = sum(sum(f.values()) for name, f in by_module.items() if name.endswith("rotary_emb"))
     cost = DecoderCost.of(config)

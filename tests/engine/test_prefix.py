@@ -1,4 +1,4 @@
-"""PaliGemma 2: the prompt sees itself whole, in layers with a window, too, and the answer sees what its window reaches."""
+"""PaliGemma 2: the prompt sees itself whole, in layers with a window, too; an answer sees what its window reaches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def second() -> Any:
     config = AutoConfig.for_model(
         "paligemma",
         vision_config=first.vision_config.to_dict(),
-        text_config={"model_type": "gemma2", "query_pre_attn_scalar": 8, **text},
+        text_config={"model_type": "gemma2", "query_pre_attn_scalar": 8, "attn_logit_softcapping": None, **text},
         image_token_index=IMAGE,
         hidden_size=32,
         projection_dim=32,
@@ -81,7 +81,7 @@ def test_a_cache_method() -> None:
 
 
 def test_what_is_given_of_an_answer_does_not_see_ahead() -> None:
-    """Types of 1 stand for an answer that is scored: a token of it sees the prompt through its window, and no later one."""
+    """Types of 1 stand for an answer that is scored: a token of it sees no later one."""
     model, inputs = second(), inputs_of([[0]])
     inputs["token_type_ids"][0, -4:] = 1
     proved(model, inputs, 1, "right", METHODS["before"])

@@ -24,7 +24,6 @@ TEMPORAL: dict[str, Any] = {
     "evs": vtc.EVS(keep=0.4),
     "uniform-frames": vtc.UniformFrames(keep=0.4),
     "dycoke": vtc.DyCoke(keep=0.5, p=None),
-    "framefusion": vtc.FrameFusion(keep=0.3, similar=0.2),
     "frame by frame": vtc.DivPrune(keep=0.5, scope="frame"),
 }
 

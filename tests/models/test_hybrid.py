@@ -277,8 +277,7 @@ def _padded(lm: Any) -> int:
     """What convolutions compute behind the last token, and throw away."""
     found = 0
     for layer in lm.layers:
-        mixer = getattr(layer, "linear_attn", getattr(layer, "conv", None))
-        if mixer is not None:
-            (weight,) = [x for name, x in mixer.named_parameters() if name in ("conv1d.weight", "conv.weight")]
+        mixer = getattr(layer, "linear_attn", getattr(layer, "conv", getattr(layer, "mixer", layer)))
+        for weight in [x for name, x in mixer.named_parameters() if name in ("conv1d.weight", "conv.weight")]:
             found += 2 * (weight.shape[-1] - 1) * weight.numel()
     return found

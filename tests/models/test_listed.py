@@ -128,7 +128,8 @@ TOWERS = {
     "ovis2": "ovis2_vision",
     "aria": "idefics3_vision",
     "idefics2": "idefics2_vision",
-    **dict.fromkeys(("got_ocr2", "pp_chart2table"), "got_ocr2_vision"),
+    "got_ocr2": "got_ocr2_vision",
+    "pp_chart2table": "pp_chart2table_vision",
     **dict.fromkeys(("perception_lm", "fast_vlm"), "timm_wrapper"),
     "idefics3": "idefics3_vision",
     "smolvlm": "smolvlm_vision",
@@ -146,7 +147,7 @@ NOT_KNOWN = (
     "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
     "no module around its blocks|hides some patches from others|in a way that leaves no room|"
     "makes tokens of whole pictures|several of its blocks|of several patches each|learned queries|is not known; choose|"
-    "within windows, and by|but for its last stages|words of a codebook"
+    "within windows, and by|but for its last stages|words of a codebook|is convolutional: it has no patch tokens"
 )
 
 

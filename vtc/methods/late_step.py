@@ -48,7 +48,8 @@ class LateStep(CacheMethod):
     needs = ("attention_record",)
     only = DENOISING
     paper = Paper(
-        "A Comprehensive Study on Visual Token Redundancy for Discrete Diffusion-based Multimodal Large Language Models",
+        "A Comprehensive Study on Visual Token Redundancy for Discrete Diffusion-based Multimodal Large Language "
+        "Models",
         "2511.15098",
     )
 

@@ -72,7 +72,7 @@ def test_methods_run_on_what_they_are_for():
     assert {"glm4v", "glm_ocr", "hyperclovax_vision_v2", "llava"} & {*resized} == {"glm4v"}
     assert "glm4v" in methods.runs_on(shipped()["vtc-cls"])
     assert "glm4v" not in methods.runs_on(shipped()["framededupe"])
-    assert "got_ocr2" not in methods.runs_on(shipped()["vtc-cls"])
+    assert "emu3" not in methods.runs_on(shipped()["vtc-cls"])
     assert "aria" not in methods.runs_on(shipped()["pool"])
     assert "llava" not in methods.runs_on(shipped()["evs"])
     assert methods.runs_on(shipped()["fastv"]) == list(SHIPPED)
