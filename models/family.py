@@ -50,9 +50,9 @@ class TowerCall:
 
 class Known(NamedTuple):
     """What is known of one image or video besides its tokens: (t, h, w) grid of patches, number of crops, modality;
-    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; of a video that is written as one picture
-    after another (`Adapter.frame_numbers`), how many frames these are of, None elsewhere; and how many of its tokens
-    stand together in the prompt, one unbroken run after another."""
+    which of its tokens are `Adapter.separator`, BoolTensor [N] in main memory; of a video that is written as one
+    picture after another (`Adapter.frame_numbers`), how many frames these are of, None elsewhere; and how many of its
+    tokens stand together in the prompt, one unbroken run after another."""
 
     thw: tuple[int, int, int] | None = None
     crops: int | None = None
