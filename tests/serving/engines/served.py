@@ -119,7 +119,7 @@ class Served:
             self.forget()
 
     def _make_room(self) -> None:
-        """Let the vision tower hand over as much as in an engine that is started with this budget, if it is a larger one."""
+        """Let the vision tower hand over as much as in an engine that is started with this budget."""
         from vllm.multimodal import MULTIMODAL_REGISTRY
 
         engine, scheduler = self.llm.llm_engine, self.core.scheduler
