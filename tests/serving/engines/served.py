@@ -119,15 +119,17 @@ class Served:
             self.forget()
 
     def _make_room(self) -> None:
-        """Let the vision tower hand over one picture under any budget, as an engine has it that is started with one."""
+        """Let the vision tower hand over as much as in an engine that is started with this budget."""
         from vllm.multimodal import MULTIMODAL_REGISTRY
 
         engine, scheduler = self.llm.llm_engine, self.core.scheduler
+        spec, whole = self.served.vtc.spec, scheduler.scheduler_config.max_num_batched_tokens
         most = MULTIMODAL_REGISTRY.get_processing_info(engine.model_config).most_tokens()
-        if self.served.vtc.spec.count(most) > scheduler.max_num_encoder_input_tokens:
-            scheduler.max_num_encoder_input_tokens = most
-            scheduler.encoder_cache_manager.cache_size = most
-            engine.input_processor.mm_encoder_cache_size = most
+        room = max(spec.count(most), spec.tower_tokens(whole, most))
+        if room > scheduler.max_num_encoder_input_tokens:
+            scheduler.max_num_encoder_input_tokens = room
+            scheduler.encoder_cache_manager.cache_size = room
+            engine.input_processor.mm_encoder_cache_size = room
 
     def forget(self) -> None:
         """Empty all caches."""
