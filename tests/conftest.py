@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,52 +27,23 @@ def _no_grad() -> Any:
         yield
 
 
-def _kinds(nodeid: str, params: Mapping[str, Any], marks: Sequence[pytest.Mark]) -> tuple[bool, bool]:
-    """(whether a cell is core, whether it is full), by its parameters and its marks, nearest first.
-
-    `core_cells(name=[values])` makes core those cells of a matrix whose parameters are among the values; `sampled`
-    makes full those of listed families that are not drawn (`sampling.py`), and of the other families' those outside
-    the share `most` that are no core cells.
-    """
-    names = {mark.name for mark in marks}
-    if "sampled" in names and params.get("family") in LISTED:
-        return False, "full" in names or not drawn(nodeid)
-    cells = [mark.kwargs for mark in marks if mark.name == "core_cells"]
-    core = "core" in names or any(all(params[name] in values for name, values in one.items()) for one in cells)
-    most = next((mark.kwargs.get("most", 1.0) for mark in marks if mark.name == "sampled"), 1.0)
-    return core, "full" in names or (bool(params) and not core and not drawn(nodeid, most))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_generate_tests(metafunc: Any) -> Any:
-    """Of a matrix, cells that would be deselected are not even made, but for one where none is left: there are many
-    times more of them than of the others."""
-    result = yield
-    if "not full" in metafunc.config.option.markexpr and metafunc._calls:
-        of_all, name = [*metafunc.definition.iter_markers()], metafunc.definition.nodeid
-        made = [
-            call
-            for call in metafunc._calls
-            if not _kinds(f"{name}[{call.id}]", call.params, [*map(_mark, call.marks), *of_all])[1]
-        ]
-        metafunc._calls[:] = made or metafunc._calls[:1]
-    return result
-
-
-def _mark(given: Any) -> pytest.Mark:
-    return getattr(given, "mark", given)
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """`core_cells(name=[values])` marks as core those cells of a matrix whose parameters are among the values;
+    `sampled` marks as full those of listed families that are not drawn (`sampling.py`), and of the other families'
+    those outside the share `most` and no core cells."""
     for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        core, full = _kinds(item.nodeid, params, [*item.iter_markers()])
         if _is_sampled(item):
             item.own_markers = [mark for mark in item.own_markers if not mark.name.startswith("core")]
-        if core:
-            item.add_marker("core")
-        if full:
+            if not drawn(item.nodeid):
+                item.add_marker("full")
+            continue
+        for mark in item.iter_markers("core_cells"):
+            if all(item.callspec.params[name] in values for name, values in mark.kwargs.items()):
+                item.add_marker("core")
+        sampled = item.get_closest_marker("sampled")
+        share = 1.0 if sampled is None else sampled.kwargs.get("most", 1.0)
+        if hasattr(item, "callspec") and not item.get_closest_marker("core") and not drawn(item.nodeid, share):
             item.add_marker("full")
 
 
