@@ -496,8 +496,7 @@ _LATE = (
         "granite4_vision",
         "Granite 4 Vision",
         "crops, a thumbnail",
-        f"{_CROPS} With SigLIP for a tower, as it is published, received attention stands in for that of a CLS token. "
-        "Features that it adds to visual tokens before decoder layers leave with them.",
+        f"{_CROPS} {_NO_CLS} Features that it adds to visual tokens before decoder layers leave with them.",
         "ibm-granite/granite-vision-4.1-4b",
         stages=("encoder", *_INSIDE),
         read=True,

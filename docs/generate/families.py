@@ -18,6 +18,8 @@ _TAKES = {
 }
 # By which option a method acts inside a tower that packs pictures into one row.
 _PACKED = {"tome": "order=raster", "pitome": "mode=protected"}
+# Towers of published checkpoints, where transformers' own default is another.
+_PUBLISHED = {"granite4_vision": "siglip_vision_model"}
 # What is refused. That it is, tests/engine, tests/models and tests/methods hold, under the same words.
 REFUSED = (
     (
@@ -87,12 +89,13 @@ def facts() -> list[Facts]:
         config: Any = AutoConfig.for_model(model_type)
         vision = getattr(config, "vision_config", None) or getattr(config, "vq_config", None)
         vision = vision or config.sub_configs["vision_config"]()  # Gemma 4's is optional
-        tower = facts_of(vision.model_type) if vision.model_type in known_towers() else None
+        kind = _PUBLISHED.get(model_type, vision.model_type)
+        tower = facts_of(kind) if kind in known_towers() else None
         packed = tower is not None and tower.takes == "packed"
         found.append(
             Facts(
                 model_type,
-                vision.model_type,
+                kind,
                 config.text_config.model_type,
                 None if tower is None else tower.has_cls,
                 packed,
