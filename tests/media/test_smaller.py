@@ -284,7 +284,7 @@ def test_fewer_tiles_beside_the_row(size):
         found = made(processor, media)
         return 17 * int((found["aspect_ratio_mask"] * (found["aspect_ratio_ids"] > 0)[..., None]).sum())
 
-    with pytest.raises(ValueError, match="does not say how large the patches of a tile are: load it with vtc.load"):
+    with pytest.raises(ValueError, match=r"does not say how large the patches of a tile are: load it with vtc\.load"):
         vtc.downsample(whole, processor, 17)
     processor.patch_size = 4
     every = [picture(max(1, size[0] * n // 32), max(1, size[1] * n // 32)) for n in range(1, 33)]
