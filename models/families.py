@@ -523,7 +523,7 @@ _CROSS = (
         "Llama 3.2 Vision",
         _TILES,
         "Visual tokens stand in a memory beside the row, which some decoder layers attend to: methods act on it before "
-        "the language model, and its keys and values are made of what is left. Each tile has a CLS token in front; "
+        "the language model, and keys and values are made of what is left. Each tile has a CLS token in front; "
         "room for tiles that a picture does not fill is no visual token, and leaves with the first one that does.",
         "meta-llama/Llama-3.2-11B-Vision-Instruct",
         stages=("input",),

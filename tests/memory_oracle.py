@@ -25,6 +25,9 @@ def memory_oracle(model: Any, made: Any, rows: int, left: list[set[int]] | None 
     Args:
         left: by row, the columns that are there, where more than one turn has a say in it.
     """
+    if left is None and not any(choice.slots != choice.index for _, choices in made.steps for choice in choices):
+        yield model  # nothing is left out, padding neither
+        return
     play = _Play(model, made, rows)
     play.columns = play.columns if left is None else left
     lm = model.model.language_model

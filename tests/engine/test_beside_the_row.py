@@ -119,6 +119,66 @@ def test_a_second_picture_on_the_cache_of_the_first(keeps: tuple[float, float]) 
     assert found.sequences.equal(expected.sequences)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["with a mask", "without"])
+def test_more_words_on_the_cache(told: bool) -> None:
+    """A second turn without a picture; what the processor makes of it alone has no mask for the pictures before."""
+    model, first = model_of(FAMILY), batch(FAMILY, [[0], [1, 2]])
+    more = torch.tensor([[40, 41, 42], [43, 44, 45]])
+
+    def talk() -> Tensor:
+        one = model.generate(**first, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        ids = torch.cat([one.sequences, more], dim=1)
+        new = ids.shape[1] - first["input_ids"].shape[1]
+        mask = torch.nn.functional.pad(first["attention_mask"], (0, new), value=1)
+        seen = first["cross_attention_mask"]
+        also = {"cross_attention_mask": torch.cat([seen, seen[:, -1:].expand(-1, new, -1, -1)], dim=1)} if told else {}
+        return model.generate(ids, attention_mask=mask, past_key_values=one.past_key_values, **also, **GREEDY)
+
+    with vtc.wrapped(model, "divprune", keep=0.3):
+        model(**first)
+        made = decisions(model)
+        ids = talk()
+    with oracle(model, made, 2, False):
+        assert ids.equal(talk())
+
+
+def test_embeddings_handed_in() -> None:
+    model, inputs = model_of(FAMILY), batch(FAMILY, [[0], [1]])
+    embeds = {**inputs, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
+    del embeds["input_ids"]
+    with vtc.wrapped(model, "divprune", keep=0.3):
+        assert model(**embeds).logits.equal(model(**inputs).logits)
+
+
+def test_gradients() -> None:
+    """Those of the oracle, layers computed again for theirs or not."""
+    model, inputs = model_of(FAMILY), batch(FAMILY, [[0], [1, 2]])
+    weight = model.model.multi_modal_projector.weight
+
+    def gradient() -> Tensor:
+        with torch.enable_grad():
+            model.zero_grad()
+            model(**inputs, use_cache=False).logits.square().mean().backward()
+        found = weight.grad.clone()
+        model.zero_grad()
+        return found
+
+    with vtc.wrapped(model, "divprune", keep=0.3):
+        model(**inputs)
+        made, plain = decisions(model), gradient()
+        model.train()
+        model.gradient_checkpointing_enable()
+        try:
+            again = gradient()
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
+    with oracle(model, made, 2, False):
+        expected = gradient()
+    for found in (plain, again):
+        assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+
+
 def test_no_row_depends_on_its_neighbours() -> None:
     """Words before a picture, to which transformers shows everything, see none of the padding that others bring along;
     and a row without a picture is what it is alone."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from vtc.engine.kv_cache import CompressedLayer
 
@@ -125,7 +125,7 @@ def whole_of(cache: Any, crossing: Sequence[int], rows: int, device: torch.devic
     return Columns.all(rows, int(held), device) if held else None
 
 
-def hold(cache: Cache, crossing: Sequence[int], columns: Columns, text: int) -> None:
+def hold(cache: Any, crossing: Sequence[int], columns: Columns, text: int) -> None:
     """Tell a cache which columns its layers hold.
 
     Args:
