@@ -10,6 +10,8 @@ from torch import Tensor
 POOL = 512  # tokens that steps of maxmin look at between two updates
 NEAR = 512  # tokens among which maxsum guesses what is next
 FEWEST, MOST = 4, 64  # guesses at a time
+DIRECTIONS, MOST_OF = 64, 0.75  # along which maxsum knows all tokens, if these have so much of their squared length
+AT_ONCE = 1024  # tokens that a processor multiplies a few rows with at a time
 ROUNDING = 1e-6  # of sums of products in fp32, by the length of what is added up
 
 
@@ -80,13 +82,14 @@ def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     it adds c and d stand at 0 both, and c is next, as it comes first.
     """
     chosen, done = torch.tensor([first], device=x.device), 1
-    total, sums = x[first].double(), torch.zeros(len(x), device=x.device)
+    total, sums, basis = x[first].double(), torch.zeros(len(x), device=x.device), directions(x)
+    along = x @ basis
     sums[first], run, added = torch.inf, FEWEST, dict[int, Tensor]()
     while done < k:
-        guesses = _ahead(x, sums, chosen[-1], min(run, k - done - 1)).tolist()
+        guesses = _ahead(x, sums, chosen[-1], along, basis, min(run, k - done - 1)).tolist()
         added = {guess: added[guess].clone() for guess in guesses if guess in added}
         new = [guess for guess in dict.fromkeys(guesses) if guess not in added]
-        sums, *rows = torch.cat([total.float()[None], x[new]]) @ x.T
+        sums, *rows = _products(torch.cat([total.float()[None], x[new]]), x)
         sums.index_fill_(0, chosen, torch.inf)
         added.update(zip(new, rows, strict=True))
         fresh = list[int]()
@@ -102,18 +105,30 @@ def maxsum(x: Tensor, k: int, first: int) -> Tensor:
     return chosen
 
 
-def _ahead(x: Tensor, sums: Tensor, last: Tensor, most: int) -> Tensor:
-    """What is likely to be next by sums [N], which lack what `last` adds: LongTensor [<= most], as if there were none
-    but the NEAR lowest."""
+def _products(rows: Tensor, x: Tensor) -> Tensor:
+    """[M, N] of a few rows [M, D] with x [N, D]."""
+    return torch.cat([rows @ part.T for part in x.split(AT_ONCE if x.device.type == "cpu" else len(x))], dim=1)
+
+
+def _ahead(x: Tensor, sums: Tensor, last: Tensor, along: Tensor, basis: Tensor, most: int) -> Tensor:
+    """What is likely to be next by sums [N], which lack what `last` adds: LongTensor [most].
+
+    What each choice adds is multiplied for the NEAR lowest; of the others what is known
+    is what they have in common `along` [N, R] the `basis` [D, R].
+    """
     if most < 1:
         return last.new_zeros(0)
-    pool = sums.topk(min(NEAR, len(x)), largest=False).indices.sort().values
-    rows, places = x[pool], list[Tensor]()
-    own = sums[pool] + rows @ x[last]
-    for _ in range(most):
-        places.append(own.argmin())
-        own = (own + rows @ rows[places[-1]]).index_fill_(0, places[-1], torch.inf)
-    return pool[torch.stack(places)]
+    rough = torch.addmv(sums, along, x[last] @ basis)
+    pool = rough.topk(min(NEAR, len(x)), largest=False).indices.sort().values
+    rows, pick, found = x[pool], last, list[Tensor]()
+    own = sums[pool]
+    while True:
+        own = (own + rows @ x[pick]).masked_fill_(pool == pick, torch.inf)
+        found.append(rough.index_copy_(0, pool, own).argmin())
+        if len(found) == most:
+            return torch.stack(found)
+        pick = found[-1]
+        rough.addmv_(along, x[pick] @ basis).index_fill_(0, pick, torch.inf)
 
 
 def _lowest(x: Tensor, sums: Tensor, total: Tensor) -> int:
@@ -124,3 +139,15 @@ def _lowest(x: Tensor, sums: Tensor, total: Tensor) -> int:
         return int(able)
     exact = torch.cat([(x[part].double() * total).sum(dim=1) for part in able.split(1024)])
     return int(able[exact.argmin()])
+
+
+def directions(x: Tensor) -> Tensor:
+    """Orthonormal [D, R] that hold most of the rows x [N, D], by subspace iteration on a part of them; R = 0 where
+    DIRECTIONS do not."""
+    some = x[:: max(1, len(x) // 2048)]
+    start = torch.randn(x.shape[1], min(DIRECTIONS, *some.shape), generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(start.to(x.device)).Q
+    for _ in range(3):
+        basis = torch.linalg.qr(some.T @ (some @ basis)).Q
+    held = (some @ basis).square().sum() >= MOST_OF * some.square().sum()
+    return basis if bool(held) else basis[:, :0]
