@@ -146,8 +146,7 @@ class NemotronOmniAdapter(FramesAdapter):
         if modality == "video" and whole.video_pruning_rate > 0:
             raise ValueError(
                 f"this nemotron_h_omni leaves out {whole.video_pruning_rate:.0%} of a video's tokens by itself, in a "
-                "way that vtc cannot follow: set model.video_pruning_rate = 0, and choose how many stay by keep=, of "
-                "evs, say, which is the same method."
+                "way that vtc cannot follow: set model.video_pruning_rate = 0, and give keep= of evs, the same method."
             )
         return super().token_id(model, "image")  # of both
 

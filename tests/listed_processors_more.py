@@ -119,9 +119,10 @@ def _minicpm() -> Any:
 
 def _nemotron() -> Any:
     sizes: Any = {"patch_size": 4, "min_num_patches": 16, "max_num_patches": 144}
+    films: Any = {"patch_size": 4, "video_target_num_patches": 32, "norm_mean": [0.5] * 3, "norm_std": [0.25] * 3}
     return hf.NemotronH_Omni_Reasoning_V3Processor(
         hf.NemotronH_Omni_Reasoning_V3ImageProcessor(**sizes),
-        hf.NemotronH_Omni_Reasoning_V3VideoProcessor(patch_size=4),
+        hf.NemotronH_Omni_Reasoning_V3VideoProcessor(**films),
         tokenizer_of({"<image>": IMAGE, "<video>": VIDEO, "<img>": START, "</img>": END}),
         hf.ParakeetFeatureExtractor(),
         chat_template=Chat("user\n", "assistant\n", "<image>", "\n", "<video>").template,

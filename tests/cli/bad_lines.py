@@ -245,6 +245,16 @@ LINES: list[tuple[list[str], str]] = [
     (["demo", "--model", "tiny-lava"], "Did you mean 'tiny-llava'?"),
     (["demo", "--method", "divprun"], "Did you mean 'divprune'?"),
     (["demo", "--method", "pool + fastv"], "are several methods"),
+    (
+        ["demo", "--method", "late-step"],
+        "late-step is for models of diffusion_gemma alone, which the demo does not run",
+    ),
+    (["bench", "model", "--methods", "late-step"], "diffusion_gemma alone, which vtc bench does not run"),
+    (["eval", "--methods", "late-step"], "late-step is for models of diffusion_gemma alone, which are not measured"),
+    (
+        ["ask", "--image", "a.png", "--question", "?", "--method", "late-step"],
+        "late-step is for models of diffusion_gemma alone, which tiny-llava does not run",
+    ),
     (["demo", "--method", "todre(keep=0.1)"], "leave keep out, which the page has a slider for"),
     (["demo", *(["--method", "pool"] * 6)], "6 times --method, and 5 fit side by side"),
     (["demo", "--allow-host", "http://a.org/"], "'http://a.org/' is not the name of a host"),

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ask(options: argparse.Namespace) -> None:
     """Answer one question with all visual tokens and, if a method is given, with fewer."""
     trained = {"weights": options.weights} if options.weights is not None else {}
+    names: list[str] = []
     if options.method is not None:
         alone = options.keep is not None or bool(trained)  # these are for one method
         names = arguments.check_methods([options.method], trained, several=not alone)
@@ -64,6 +65,8 @@ def _ask(options: argparse.Namespace) -> None:
     check_question(options.question)
     name = (_FOR_VIDEOS if options.video else _FOR_PICTURES) if options.model is None else options.model
     check(name, options.device)
+    if name in tiny.names():
+        arguments.check_general(names, name)
     if options.video and tiny.reads_videos(name) is False:
         raise ValueError(f"{name} does not read videos: leave --model out for {_FOR_VIDEOS}, or give one that does")
     pictures = media.pictures(options.image)
