@@ -116,6 +116,19 @@ def test_flops_of_layers_with_a_window_are_those_counted(case):
     assert within < whole
 
 
+@pytest.mark.parametrize("family", [x for x in ("granite4_vision", "step3p7", "molmo2") if x in LISTED])
+def test_flops_of_layers_that_differ(family):
+    """Step's layers with a window have more heads; each head has a gate, and all experts one beside them."""
+    whole = LISTED[family].config()
+    model = AutoModelForImageTextToText.from_config(whole, attn_implementation="eager").eval()
+    lm, tokens = model.model.language_model, 33
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        lm(inputs_embeds=torch.randn(1, tokens, lm.config.hidden_size), use_cache=False)
+    rotary = sum(sum(f.values()) for name, f in counter.get_flop_counts().items() if ".rotary_emb" in name)
+    ours = sum(layer.flops(tokens, tokens**2) for layer in DecoderCost.of(lm.config).each)  # eager: the whole square
+    assert counter.get_total_flops() - rotary == ours
+
+
 def test_active_experts_of_published_models():
     """Qwen3-VL-30B-A3B: 8 of 128 experts of 768; GLM-4.5V: one dense layer, then 8 and a shared one of 1408."""
     qwen = AutoConfig.for_model("qwen3_vl_moe_text", num_hidden_layers=48, num_experts=128, num_experts_per_tok=8)
