@@ -9,7 +9,7 @@ BLOCK = 16  # candidates whose gains are brought up to date at once
 TURNED = 2**25  # numbers of which a copy is made that has targets in rows
 IN_CACHE = 2**18  # numbers that differences are taken of at once
 ROUNDING = 1e-5  # of a gain and of all that has been taken off it, relative to what it was
-SMALL = 2**19  # numbers of which all gains are worked out sooner than it is found out which have changed
+SMALL = 3 * 2**18  # numbers of which all gains are worked out sooner than it is found out which have changed
 FALLEN = 16  # how many times the highest gain falls until all are worked out anew
 
 

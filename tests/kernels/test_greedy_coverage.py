@@ -119,7 +119,7 @@ def test_lazy_steps_choose_what_the_loop_over_all_does(kind, weighted, turned, m
     assert found == chosen
     assert sum(looked) <= 80 * 400 / 5  # and works a fifth of the gains out, or fewer
     looked.clear()
-    monkeypatch.setattr(lazy, "SMALL", 2**19)
+    monkeypatch.setattr(lazy, "SMALL", 2**20)
     found = ops.greedy_coverage(cover[None], 80, None if weight is None else weight[None])[0].tolist()
     assert found == chosen
     assert looked == 80 * [400]  # where that is sooner done

@@ -183,7 +183,7 @@ def test_what_rounding_puts_in_order_is_looked_at_again():
     true = x.double() @ total
     first = int(true.argmin())
     for copies in ([], [2999, first + 1], range(3000)):
-        x[list(copies)] = x[first]
+        x[list(copies)] = x[first].clone()
         off = (torch.rand(3000, generator=g) - 0.5) * 1e-6 * total.norm()
         assert _lowest(x, (x.double() @ total + off).float(), total) == min([first, *copies])
 
