@@ -162,8 +162,9 @@ class NemotronOmniAdapter(FramesAdapter):
         sizes = kwargs.get("image_grid_hw")
         if sizes is not None:
             return of_pictures(sizes)
+        radio: Any = tower
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]  # [frames, channels, height, width]
-        sides = [side // tower.patch_size for side in pixels.shape[-2:]]
+        sides = [side // radio.patch_size for side in pixels.shape[-2:]]
         return of_pictures([sides] * len(pixels))
 
 

@@ -199,6 +199,7 @@ class SamTower(Tower):
     and all add something for how far a key is above or below, and to the side."""
 
     model_types = ("got_ocr2_vision", "pp_chart2table_vision")
+    takes = "rectangle"
 
     def blocks(self, tower: Any) -> Any:
         return tower.layers

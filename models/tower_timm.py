@@ -83,6 +83,7 @@ class WrappedTower(Tower):
     """One of timm's in transformers' wrapper, as a part of a vision-language model."""
 
     model_types = ("timm_wrapper",)
+    takes = "rectangle"
 
     def of(self, tower: Any) -> Tower:
         inner, found = tower.timm_model, tower_for(tower.timm_model)
@@ -97,6 +98,7 @@ class WrappedEva(EvaTower):
     """Perception Encoder: patches of square crops."""
 
     class_names = ()
+    takes = "rectangle"
     mean = deviation = (0.5, 0.5, 0.5)
 
     def blocks(self, tower: Any) -> Any:
@@ -130,6 +132,7 @@ class FastVitTower(Tower):
     token."""
 
     class_names: ClassVar[tuple[str, ...]] = ("timm.models.fastvit.FastVit",)
+    takes = "rectangle"
     mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
     def blocks(self, tower: Any) -> Any:

@@ -92,12 +92,13 @@ def facts() -> list[Facts]:
         kind = _PUBLISHED.get(model_type, vision.model_type)
         tower = facts_of(kind) if kind in known_towers() else None
         packed = tower is not None and tower.takes == "packed"
+        cls = tower is not None and (tower.has_cls or getattr(config, "vision_use_cls_token", False))
         found.append(
             Facts(
                 model_type,
                 kind,
                 config.text_config.model_type,
-                None if tower is None else tower.has_cls,
+                cls if SHIPPED[model_type].read else None,
                 packed,
                 packed and adapter_of(model_type).mrope and "pixels" in SHIPPED[model_type].stages,
                 tower is not None and adapter_of(model_type).projects_cls and tower.has_cls,
@@ -211,7 +212,8 @@ def _towers() -> list[str]:
     for name in known_towers():
         tower = facts_of(name)
         own = ", ".join(code(one.model_type) for one in facts() if one.tower == name)
-        rows.append((code(name), _TAKES[tower.takes], "yes" if tower.has_cls else "no", own))
+        cls = "yes" if tower.has_cls else "Perception Encoder's" if name == "timm_wrapper" else "no"
+        rows.append((code(name), _TAKES[tower.takes], cls, own))
     return [
         *("## Vision towers", ""),
         "Methods ask the tower, not the family. LLaVA's checkpoints have one of square pictures (CLIP, SigLIP);",

@@ -89,8 +89,7 @@ def received(model: Any, inputs: Any, layer: int) -> Tensor:
         for x in range(side):
             own = weights[(y // window) * across + x // window]
             key = (y % window) * window + x % window
-            heard = [float(own[h, q, key]) for h in range(heads) for q in range(window * window)]
-            table[y, x] = sum(heard) / len(heard) / across**2
+            table[y, x] = float(own[:, :, key].mean()) / across**2  # of all heads and queries of its window
     tokens = [table[y : y + 4, x : x + 4].sum() for y in range(0, side, 4) for x in range(0, side, 4)]
     return torch.stack(tokens)
 

@@ -173,6 +173,7 @@ def _example(info: MethodInfo) -> list[str]:
 def example_text(info: MethodInfo) -> str:
     """The method in its string form, with a budget and the first of its own options that has a value."""
     shared = (*_EVERYWHERE, *_IN_TOWER, *_IN_PARTS, *_OF_CROPS)
+    shared = (*shared, "first") if info.only else shared  # which does nothing there
     own = {name: value for name, value in info.defaults.items() if name not in shared and value is not None}
     first = dict([*own.items()][:1])
     drops = info.stage != "cache" or info.default_keep != 1.0  # else layers share what all of them hold
