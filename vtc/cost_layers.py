@@ -108,7 +108,7 @@ def _beside(config: Any, layer: int) -> int:
 
 
 def _alternating(config: Any, layer: int) -> int:
-    """n states of each token, of which a layer works on one (AltUp, arXiv 2301.13310, section 3).
+    """n states of each token, of which a layer works on one (AltUp, arXiv 2301.13310; sizes are its weights').
 
     The others are predicted before and corrected behind it, by n scores of the token each time, which make n x n
     numbers and then n; and they are made of the first one before all layers, and made one with it behind them.
