@@ -121,6 +121,22 @@ def test_seeds_are_the_same_without_the_matrix_of_distances(monkeypatch, n, k, r
             assert torch.equal(reference.seed(filled, k, lengths), expected)
 
 
+@pytest.mark.parametrize(("n", "k", "looked"), [(90, 10, 80), (90, 12, 90), (90, 30, 60), (90, 20, 42), (90, 2, 13)])
+def test_of_many_tokens_seeding_looks_at_few(monkeypatch, n, k, looked):
+    """At eight a seed, but at no more than sqrt(n k), unless these are fewer than two a seed, or than MANY."""
+    monkeypatch.setattr(reference, "MANY", 80 if k == 10 else 90 if k == 12 else 1)
+    sizes = []
+    plain = reference.all_products
+    monkeypatch.setattr(reference, "all_products", lambda x: sizes.append(len(x)) or plain(x))
+    x = torch.randn(1, n, 6, generator=torch.Generator().manual_seed(0))
+    seeds = reference.seed(x, k, torch.tensor([n]))[0].tolist()
+    assert sizes == [looked]
+    assert len(set(seeds)) == k
+    both = reference.seed(x.expand(2, -1, -1), k, torch.tensor([n, 60]))
+    assert both[0].tolist() == seeds
+    assert both[1].tolist() == reference.seed(x[:, :60], k, torch.tensor([60]))[0].tolist()
+
+
 def test_blocks_of_the_assignment_are_the_whole(monkeypatch):
     x = torch.randn(2, 97, 6, generator=torch.Generator().manual_seed(1))
     expected = ops.kmeans(x, 7, "cosine")[1]

@@ -130,10 +130,11 @@ def test_parts_of_flashvid():
         assert two.keep == pytest.approx(left)
 
 
-def test_what_an_instance_of_flashvid_is():
-    assert (vtc.FlashVID().query_aware, vtc.FlashVID().exact_count) == (False, True)
-    inner = vtc.FlashVID(inner=0.3)
-    assert (inner.query_aware, inner.exact_count) == (True, False)
+@pytest.mark.parametrize("method", [vtc.FlashVID, vtc.HoliTom])
+def test_what_an_instance_is_that_may_act_inside_the_language_model(method):
+    assert (method().query_aware, method().exact_count, method().keeps_all()) == (False, True, True)
+    inner = method(inner=0.3)
+    assert (inner.query_aware, inner.exact_count, inner.keeps_all()) == (True, False, False)
     first, second = inner.parts()
     assert (first.query_aware, second.query_aware) == (False, True)
 
