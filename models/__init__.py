@@ -49,6 +49,13 @@ def enter_those_that_ship() -> None:
     import_module(f"{__name__}.registry")
 
 
+def enter_before(cls: type) -> None:
+    """Enter those that ship before a user's class, which may stand in for one of them; before one that ships there is
+    nothing to enter, and its module is still being imported."""
+    if not cls.__module__.startswith(f"{__name__}."):
+        enter_those_that_ship()
+
+
 def __getattr__(name: str) -> Any:
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

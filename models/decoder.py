@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.models import enter_those_that_ship
+from vtc.models import enter_before, enter_those_that_ship
 
 #: What a rotary embedding made for some tokens, each [B or 1, T, r]: (cos, sin), or one complex table.
 Tables = tuple[Tensor, ...]
@@ -184,7 +184,7 @@ def register_decoder(cls: type[Decoder]) -> type[Decoder]:
     """Make a kind of language model known; usable as a class decorator in a user's own file."""
     if not cls.model_types:
         raise ValueError(f"{cls.__name__} names no language model: give it model_types, as in config.model_type.")
-    enter_those_that_ship()  # before the user's, which may stand in for one of them
+    enter_before(cls)
     for model_type in cls.model_types:
         _DECODERS[model_type] = cls()
     return cls

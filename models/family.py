@@ -170,7 +170,7 @@ class Adapter:
     joins_pieces: ClassVar[bool] = False
     #: whether the frames of a video are packed into the tower one by one, each as if it were a picture
     frames_alone: ClassVar[bool] = False
-    #: whether get_image_features and its like make an output of their own, with the tower's last hidden states in it
+    #: whether get_image_features and its like make an output of their own, with the tower's hidden states in it
     rebuilds: ClassVar[bool] = False
     #: whether the crops of pictures are all that one run of its tower sees
     counts_crops: ClassVar[bool] = True

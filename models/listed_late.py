@@ -26,6 +26,7 @@ class Granite4VisionAdapter(LlavaNextAdapter):
     companions = Companions(mask="vision_mask", rows="deepstack_features", before=True)
     mixes = ("image",)
     projects_cls = False
+    rebuilds = True
     apart = False
 
     def _rate(self, model: nn.Module) -> Fraction:

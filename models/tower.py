@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from vtc.models import enter_those_that_ship
+from vtc.models import enter_before, enter_those_that_ship
 from vtc.transfer import upload
 
 Takes = Literal["square", "rectangle", "row", "packed"]
@@ -259,7 +259,7 @@ _CLASSES: dict[str, Tower] = {}  # by class, "module.Class"
 
 def register_tower(cls: type[Tower]) -> type[Tower]:
     """Make a kind of tower known; usable as a class decorator in a user's own file."""
-    enter_those_that_ship()  # before the user's, which may stand in for one of them
+    enter_before(cls)
     for model_type in cls.model_types:
         _TOWERS[model_type] = cls()
     for name in cls.class_names:

@@ -54,6 +54,21 @@ def test_a_name_imports_the_module_of_its_method_alone():
     assert not loaded & {"vtc.methods.divprune", "vtc.methods.todre", "vtc.methods.vqtoken", "vtc.api"}
 
 
+def test_any_module_may_be_the_first():
+    """Those of families, towers and language models enter each other by turns."""
+    code = """
+import importlib, pkgutil, sys
+import vtc.models
+for one in pkgutil.iter_modules(vtc.models.__path__, "vtc.models."):
+    if one.ispkg:
+        continue
+    for name in [name for name in sys.modules if name.split(".")[0] == "vtc"]:
+        del sys.modules[name]
+    importlib.import_module(one.name)
+"""
+    assert "vtc.models.unsupported" in loaded_after(code)  # the last of them
+
+
 def test_what_ships_is_named_and_files_are_read_without_torch():
     code = "from vtc.models import tiny; assert tiny.names(); import vtc; vtc.read_samples; vtc.load_clip; vtc.overlay"
     assert "torch" not in loaded_after(code)

@@ -96,7 +96,8 @@ def test_handed_back_as_they_came() -> None:
         assert kwargs["where"].dim() == (3 if names.before else 2)
         made: Any = kwargs["added"]
         assert type(made) is (dict if names.before else list)
-        assert [x.tolist() for x in (made.values() if names.before else made)] == [[[20.0 + i]] for i in layers]
+        rows_made = list(made.values()) if isinstance(made, dict) else made
+        assert [x.tolist() for x in rows_made] == [[[20.0 + i]] for i in layers]
         found.hand(kwargs, ours=True)
         assert kwargs == {"where": None, "added": None}
 

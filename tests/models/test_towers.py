@@ -223,7 +223,9 @@ class DinoTower(Tower):
 
 def test_an_unknown_tower_is_refused_with_the_known_ones():
     model = llava_with_dinov2()
-    known = "clip_vision_model, granite_docling_vision, idefics2_vision, .*janus_vision_model, .*siglip_vision_model, .*"
+    known = (
+        "clip_vision_model, granite_docling_vision, idefics2_vision, .*janus_vision_model, .*siglip_vision_model, .*"
+    )
     message = f"llava with tower 'dinov2' is not supported; with {known} it is."
     with pytest.raises(ValueError, match=message):
         vtc.wrap(model, "divprune", keep=4)

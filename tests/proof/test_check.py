@@ -149,7 +149,9 @@ def test_a_fault_of_what_travels(family: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fault_of_where_it_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are added before layers, said to be added behind them."""
-    told = replace(registry.adapter_of("granite4_vision").companions, before=False)
+    true = registry.adapter_of("granite4_vision").companions
+    assert true is not None
+    told = replace(true, before=False)
     monkeypatch.setattr(type(registry.adapter_of("granite4_vision")), "companions", told)
     assert "placeholders" in wrong(checked("granite4_vision"))
 

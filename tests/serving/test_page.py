@@ -35,7 +35,13 @@ def test_tables_are_those_of_the_kept_results():
 
 def test_tables_are_written_between_the_marks(monkeypatch, tmp_path):
     row = {"model": "tiny-llava", "method": "plain", "prompt_tokens": 591.0, "clients": 4, "ttft_p50_ms": 100.4}
-    row |= {"ttft_p95_ms": 200.0, "ttft_gain": 1.0, "requests_per_s": 9.0, "throughput_gain": 1.0}
+    row |= {
+        "ttft_p95_ms": 200.0,
+        "ttft_gain": 1.0,
+        "answer_p50_ms": 300.0,
+        "requests_per_s": 9.0,
+        "throughput_gain": 1.0,
+    }
     row |= {"throughput_gain_min": 1.0, "throughput_gain_max": 1.0}
     pruned = row | {"method": "divprune", "prompt_tokens": 79.0, "ttft_gain": 1.5, "throughput_gain": 1.8}
     kept = tmp_path / "kept.json"
@@ -43,7 +49,7 @@ def test_tables_are_written_between_the_marks(monkeypatch, tmp_path):
     monkeypatch.setattr(serve, "KEPT", kept)
     written = serve.write(f"before\n{serve.START}\nold\n{serve.END}\nbehind\n")
     assert written.startswith(f"before\n{serve.START}\n\ntiny-llava:\n\n| method | prompt tokens | clients |")
-    assert "| divprune | 79 | 4 | 100 | 200 | 1.50 | 9.00 | 1.80 (1.00–1.00) |" in written
-    assert "| plain | 591 | 4 | 100 | 200 |  | 9.00 |  |" in written
+    assert "| divprune | 79 | 4 | 100 | 200 | 1.50 | 300 | 9.00 | 1.80 (1.00–1.00) |" in written
+    assert "| plain | 591 | 4 | 100 | 200 |  | 300 | 9.00 |  |" in written
     assert written.endswith(f"(vllm 0.32.0)\n\n{serve.END}\nbehind\n")
     assert serve.write(written) == written

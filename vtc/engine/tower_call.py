@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.models.family import TowerCall
+from vtc.models.family import Adapter, TowerCall
 
 ITEM = "vtc"  # the item of a tower's output that holds its TowerCall
 ROWS_ITEM = "vtc_rows"  # that says what has become of each patch inside of it
@@ -21,19 +21,17 @@ def pack(call: TowerCall) -> dict[str, Any]:
     return {**vars(call), "signals": signals}
 
 
-def note(output: Any, name: str, item: dict[str, Any], lend: bool = False) -> None:
-    """Have `item` travel with a tower's output, and with its hidden states: families that hand out their features in an
-    output of their own take these along, and nothing else.
-
-    Args:
-        lend: whether the memory of the last hidden states takes it along, too, of which somebody makes features.
-    """
+def note(output: Any, name: str, item: dict[str, Any], adapter: Adapter) -> None:
+    """Have `item` travel with a tower's output. With a family that makes an output of its own of that and hands on
+    nothing but hidden states (`Adapter.rebuilds`) it travels with these, too: on the tensors, and with the memory of
+    the last of them."""
     output[name] = item
+    if not adapter.rebuilds:
+        return
     for state in getattr(output, "hidden_states", None) or ():
         if isinstance(state, Tensor):
             setattr(state, name, item)
-    if lend:
-        setattr(output.last_hidden_state.untyped_storage(), name, item)
+    setattr(output.last_hidden_state.untyped_storage(), name, item)
 
 
 def noted(output: Any, name: str) -> dict[str, Any] | None:

@@ -254,7 +254,7 @@ class TowerSignals:
             output[ITEM]["signals"].update(pack(run.call)["signals"])
             output[ITEM]["crop_tokens"] = output[ITEM]["crop_tokens"] or run.call.crop_tokens
         else:
-            note(output, ITEM, pack(run.call), lend=self.adapter.rebuilds)
+            note(output, ITEM, pack(run.call), self.adapter)
         if self.done is not None:
             self.done(output)
         if self.adapter.crop_projector(self.model) is not None:

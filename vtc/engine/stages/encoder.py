@@ -124,7 +124,8 @@ class EncoderStage(Stage):
         frame: dict[str, TowerTrace] | None = context.top(self)
         if frame and hasattr(output, "last_hidden_state"):  # no bare tuple
             trace = frame["trace"]
-            note(output, ROWS_ITEM, {"rows": moves(trace, output.last_hidden_state.device), "trace": trace})
+            item = {"rows": moves(trace, output.last_hidden_state.device), "trace": trace}
+            note(output, ROWS_ITEM, item, self.facts.family)
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

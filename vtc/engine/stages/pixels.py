@@ -289,7 +289,7 @@ class PixelStage(Stage):
         output["pooler_output"] = spread(output.pooler_output)
         if getattr(output, "deepstack_features", None) is not None:
             output["deepstack_features"] = [spread(x) for x in output.deepstack_features]
-        note(output, PIXEL_ITEM, before.as_item())
+        note(output, PIXEL_ITEM, before.as_item(), self.facts.family)
 
     # -- around a tower of a fixed grid ------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class PixelStage(Stage):
         if before.rows is not None:
             facts, fold = tower_for(module), self.facts.family.fold(self.facts.model)
             put_back(output, before.rows, int(facts.has_cls) + before.chosen.last.numel() // len(before.rows) * fold**2)
-        note(output, PIXEL_ITEM, before.as_item())
+        note(output, PIXEL_ITEM, before.as_item(), self.facts.family)
 
     @uncompiled
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
