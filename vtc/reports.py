@@ -165,7 +165,8 @@ class Report:
     """What happened: spans in reading order, stages in order of execution, and the cost model's account.
 
     Attributes:
-        tokens_by_layer: visual tokens that each decoder layer sees, over all rows.
+        tokens_by_layer: visual tokens that each decoder layer sees, over all rows; those of a memory beside the row,
+            which some layers attend to, stand for every layer.
         flops_by_layer: (uncompressed, compressed) FLOPs of each decoder layer's prefill, over all rows.
         kv_bytes_by_layer: (uncompressed, compressed) bytes of each layer's KV cache, padding left out.
         head_flops: FLOPs of one row of logits per row.
