@@ -19,9 +19,16 @@ from pathlib import Path
 
 #: of a listed family's cells
 SHARE = 0.012
+#: what a method that reads or changes the vision tower is told where that is not for it
+NOT_KNOWN = (
+    "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
+    "no module around its blocks|hides some patches from others|in a way that leaves no room|"
+    "makes tokens of whole pictures|several of its blocks|of several patches each|learned queries|is not known; choose|"
+    "within windows, and by|but for its last stages|words of a codebook|is convolutional: it has no patch tokens"
+)
 #: what a method is told where a family's towers, grids or layers are not for it; not wrong, and counts as skipped
 UNKNOWN = re.compile(
-    r"is no vision tower that vtc knows|is not known; choose a method|reads attention in decoder layer|"
+    f"{NOT_KNOWN}|reads attention in decoder layer|"
     r"lets neighbouring layers share keys|assisted generation is not supported with stateful models|"
     r"hand on several states of each token|stand in no row of its language model|not to lie among its words"
 )

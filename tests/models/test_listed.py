@@ -13,6 +13,7 @@ from tests.engine.test_oracle import equal_to_oracle
 from tests.engine.test_oracle_inside import equal_to_oracle as equal_inside
 from tests.families import EVERY, batch, model_of
 from tests.listed import LISTED
+from tests.sampling import NOT_KNOWN
 from tests.sweep import refused
 from vtc.models.decoder import decoder_for
 from vtc.models.families import SHIPPED
@@ -143,12 +144,6 @@ TOWERS = {
     "hunyuan_vl": "hunyuan_vl_vision",
     **dict.fromkeys((*SIGLIP, "granite4_vision"), "siglip_vision_model"),
 }
-NOT_KNOWN = (
-    "is no vision tower that vtc knows|pictures of any size in one row|cut into patches and padded|"
-    "no module around its blocks|hides some patches from others|in a way that leaves no room|"
-    "makes tokens of whole pictures|several of its blocks|of several patches each|learned queries|is not known; choose|"
-    "within windows, and by|but for its last stages|words of a codebook|is convolutional: it has no patch tokens"
-)
 
 
 @pytest.mark.parametrize("how", KNOWN)
