@@ -30,8 +30,8 @@ GREEDY: dict[str, Any] = dict(max_new_tokens=5, do_sample=False)
 
 def apart(family: str) -> list[int]:
     """A row's two pictures; one of GLM's, as transformers 5.24 repeats the pictures of its rows one by one for beams:
-    A A B B for two rows of A B; so does Granite's own code."""
-    return [1] if family.startswith(("glm", "granite4")) else [1, 2]
+    A A B B for two rows of A B; so it does with Nemotron's, and so does Granite's own code."""
+    return [1] if family.startswith(("glm", "granite4", "nemotron_h_omni")) else [1, 2]
 
 
 def equal_to_oracle(family: str, attention: str, rows: Any, side: str, method: Any, **wrap: Any) -> Any:

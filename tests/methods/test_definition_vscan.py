@@ -88,6 +88,7 @@ def test_the_layers_that_are_read():
     assert layers(24, 22) == (5, 22)  # as released for LLaVA
     assert layers(32, 31) == (7, 31)  # the first of Qwen2.5-VL's blocks in which all patches see each other
     assert layers(24, 22, shallow=3) == (3, 22)
+    assert vtc.VScan(keep=0.5).parts()[0].tower_layers(1, 0) == (0, 0)  # a share of one layer is that layer
     with pytest.raises(ValueError, match=r"shallow=24 is outside the vision tower's 24 layers\.$"):
         layers(24, 22, shallow=24)
 

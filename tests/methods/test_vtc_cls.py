@@ -38,6 +38,7 @@ def test_layers_of_clip_large():
     assert vtc.VTCCLS(start_layer=20).tower_layers(24, 22) == (20, 21, 22)
     assert vtc.VTCCLS(start_layer=0.5).tower_layers(24, 22) == tuple(range(12, 23))
     assert vtc.VTCCLS(start_layer=23).tower_layers(24, 22) == (22,)
+    assert vtc.VTCCLS().tower_layers(1, 0) == (0,)  # a share of one layer is that layer
 
 
 def test_a_start_beyond_the_tower_is_refused():

@@ -71,7 +71,7 @@ class VScan(Method):
         return scan, Cut(keep=self.keep, average=self.average, positions=self.positions, layers=(self.cut,))
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
-        layer = self.shallow if isinstance(self.shallow, int) else round(self.shallow * depth)
+        layer = self.shallow if isinstance(self.shallow, int) else min(depth - 1, round(self.shallow * depth))
         if layer >= depth:
             raise ValueError(f"shallow={self.shallow} is outside the vision tower's {depth} layers.")
         return layer, feature_layer

@@ -48,8 +48,8 @@ class VTCCLS(DroppingMethod):
 
     def tower_layers(self, depth: int, feature_layer: int) -> tuple[int, ...]:
         start = self.start_layer
-        first = start if isinstance(start, int) else round(start * depth)
-        if not 0 <= first < depth:
+        first = start if isinstance(start, int) else min(depth - 1, round(start * depth))
+        if first >= depth:
             raise ValueError(f"start_layer={start} is outside the vision tower's {depth} layers.")
         return tuple(range(min(first, feature_layer), feature_layer + 1))
 
