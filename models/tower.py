@@ -44,6 +44,8 @@ class Tower:
     takes: ClassVar[Takes] = "square"
     #: whether its pictures come cut into patches, instead of as pixels
     patches_given: ClassVar[bool] = False
+    #: whether how many of its patches become a token is said picture by picture
+    varies: ClassVar[bool] = False
     #: what the published processors of its family subtract from each channel's pixels in [0, 1], and divide them by
     mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
     deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)

@@ -86,6 +86,7 @@ class VideoLlama3Tower(ApartTower):
     grid here, (t, h, w, merge)."""
 
     model_types = ("video_llama_3_vision",)
+    varies = True
     mean = deviation = (0.5, 0.5, 0.5)
 
     def blocks(self, tower: Any) -> Any:

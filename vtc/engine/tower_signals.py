@@ -118,12 +118,17 @@ class TowerSignals:
 
     def _check_pixels(self) -> None:
         """Raise ValueError if the pixels under each patch cannot be told from what the tower is given."""
-        if self.facts.takes == "row" or self.facts.patches_given:
-            titles = dict.fromkeys(method.title for method in self.methods)
-            raise ValueError(
-                f"{' and '.join(titles)} looks at the pixels under patches, and the "
-                f"vision tower of {self.adapter.model_types[0]} is given pictures of any size, padded: choose another."
-            )
+        if self.facts.varies:
+            why = "says of each picture how many patches are a token"
+        elif self.facts.takes == "row" or self.facts.patches_given:
+            why = "is given pictures of any size, padded"
+        else:
+            return
+        titles = dict.fromkeys(method.title for method in self.methods)
+        raise ValueError(
+            f"{' and '.join(titles)} looks at the pixels under patches, and the vision tower of "
+            f"{self.adapter.model_types[0]} {why}: choose another."
+        )
 
     def _check_cls(self, method: Method) -> None:
         """Raise ValueError if there is no CLS token, or none that could be passed on."""
