@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 import vtc
-from tests.engine.test_oracle import BATCHES, DECODERS, GREEDY, apart, assert_rows_equal
+from tests.engine.test_oracle import BATCHES, DECODERS, GREEDY, apart, assert_rows_equal, own_cache
 from tests.families import EVERY, batch, model_of
 from tests.oracle import decisions, oracle, round_off
-from vtc.engine.versions import cache_name
 from vtc.models.registry import adapter_for
 from vtc.models.tower import tower_for
 
@@ -53,11 +51,6 @@ ALL = LAYERS | CACHES | COMPOSED
 MIXED = BATCHES["left padded, unequal, text-only row"]
 PROMPTS: dict[str, tuple[Any, str]] = {name: (rows, "sdpa") for name, rows in BATCHES.items()}
 PROMPTS["left padded, unequal, text-only row; eager"] = (MIXED, "eager")
-
-
-def own_cache(family: str, model: Any) -> dict[str, Any]:
-    """A cache for Granite 4 Vision, which makes none of its own unless it generates."""
-    return {cache_name(): DynamicCache(config=model.config.get_text_config())} if family == "granite4_vision" else {}
 
 
 def equal_to_oracle(family: str, method: Any, prompts: Any, attention: str = "sdpa", **how: Any) -> Any:
