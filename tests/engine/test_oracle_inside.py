@@ -175,7 +175,7 @@ def test_a_second_picture(family: str, method: str) -> None:
         late["position_ids"] = torch.arange(length, length + second["input_ids"].shape[1])[None]
         two = model(**late, past_key_values=one.past_key_values, use_cache=True)
         told.append(decisions(model))
-        held = [layer.keys.shape[2] for layer in two.past_key_values.layers if hasattr(layer, "keys")]
+        held = [layer.keys.shape[2] for layer in two.past_key_values.layers if getattr(layer, "keys", None) is not None]
     with oracle(model, told[0], 1, False):
         cache = model(**first, use_cache=True, **own_cache(family, model)).past_key_values
     with oracle(model, told[1], 1, False, told[0]):
